@@ -1,0 +1,42 @@
+"""Build step: turns protos/ into Python modules, type stubs and Envoy's descriptor set."""
+
+from importlib.metadata import distribution
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from grpc_tools import protoc
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class ProtoBuildHook(BuildHookInterface):
+    """Runs protoc before a wheel or an editable install is built."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  the interface's
+        """Write `*_pb2.py`, `*_pb2.pyi`, `*_pb2_grpc.py(i)` and `descriptors.binpb` into `orchestrator/v1`."""
+        root = Path(self.root)
+        out = root / "src"
+        sources = sorted((root / "protos/orchestrator/v1").glob("*.proto"))
+        include = [
+            f"-I{root / 'protos'}",
+            f"-I{distribution('googleapis-common-protos').locate_file('')}",
+            f"-I{files('grpc_tools').joinpath('_proto')}",
+        ]
+        generate = [
+            f"--python_out={out}",
+            f"--grpc_python_out={out}",
+            f"--mypy_out={out}",
+            f"--mypy_grpc_out={out}",
+            *map(str, sources),
+        ]
+        describe = [
+            "--include_imports",
+            "--include_source_info",
+            f"--descriptor_set_out={out / 'orchestrator/v1/descriptors.binpb'}",
+            *map(str, sources),
+            # Envoy shows an error's details as JSON only when it knows their types.
+            "google/rpc/error_details.proto",
+        ]
+        for arguments in (generate, describe):
+            if protoc.main(["protoc", *include, *arguments]) != 0:
+                raise RuntimeError(f"protoc failed on {len(sources)} files of protos/; its message is above")

@@ -1,0 +1,153 @@
+"""A plan: its JSON schema, its validation, and how it is read from a planner's text."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Final
+
+from orchestrator.core.state import Subtask
+
+ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+"""What an instance's or a subtask's id must match in full."""
+
+MAX_INSTRUCTIONS_BYTES: Final = 64 * 1024
+MAX_TITLE_CHARACTERS: Final = 200
+
+
+class PlanError(ValueError):
+    """A plan cannot be used; the message tells its author what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the planner hands to the workers."""
+
+    summary: str
+    subtasks: tuple[Subtask, ...]
+
+
+def schema(max_subtasks: int) -> Mapping[str, object]:
+    """The JSON schema of a plan with at most so many subtasks."""
+    text = {"type": "string"}
+    subtask = {
+        "id": text,
+        "title": text,
+        "instructions": text,
+        "depends_on": {"type": "array", "items": text},
+        "worker": text,
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "summary": text,
+            "subtasks": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": max_subtasks,
+                "items": {
+                    "type": "object",
+                    "properties": subtask,
+                    "required": list(subtask),
+                    "additionalProperties": False,
+                },
+            },
+        },
+        "required": ["summary", "subtasks"],
+        "additionalProperties": False,
+    }
+
+
+def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, ...]:
+    """Return the subtasks as they are, or raise PlanError.
+
+    Ids are unique and well formed, instructions are there and bounded, dependencies are known and without a
+    cycle, and there are 1 to `max_subtasks` of them.
+    """
+    subtasks = tuple(subtasks)
+    if not 1 <= len(subtasks) <= max_subtasks:
+        raise PlanError(f"a plan needs 1 to {max_subtasks} subtasks; this one has {len(subtasks)}")
+    known: set[str] = set()
+    for subtask in subtasks:
+        if not ID.fullmatch(subtask.id):
+            raise PlanError(f"subtask id {subtask.id[:120]!r} does not match ^{ID.pattern}$")
+        if subtask.id in known:
+            raise PlanError(f"subtask id {subtask.id!r} is there twice: ids must be unique")
+        if not subtask.instructions.strip():
+            raise PlanError(f"subtask {subtask.id!r} has no instructions")
+        if len(subtask.instructions.encode()) > MAX_INSTRUCTIONS_BYTES:
+            raise PlanError(f"subtask {subtask.id!r} has instructions of over 64 KiB: shorten them")
+        if len(subtask.title) > MAX_TITLE_CHARACTERS:
+            raise PlanError(f"subtask {subtask.id!r} has a title of over {MAX_TITLE_CHARACTERS} characters")
+        known.add(subtask.id)
+    for subtask in subtasks:
+        if unknown := [name for name in subtask.depends_on if name not in known]:
+            raise PlanError(f"subtask {subtask.id!r} depends on {unknown[0]!r}, which is not in the plan")
+    try:
+        TopologicalSorter({subtask.id: subtask.depends_on for subtask in subtasks}).prepare()
+    except CycleError as error:
+        cycle = " → ".join(error.args[1])
+        raise PlanError(f"the subtasks depend on each other in a cycle: {cycle}") from None
+    return subtasks
+
+
+def parse(text: str, max_subtasks: int) -> Plan:
+    """Read and validate the plan in a planner's answer; raise PlanError.
+
+    Survives a fence or prose around the JSON. A missing title is taken from the id, missing ids are
+    counted (`t1`, `t2`, …), missing lists are empty.
+    """
+    value = json_object(text)
+    entries = value.get("subtasks")
+    if not isinstance(entries, list):
+        raise PlanError('the answer has no "subtasks" list')
+    subtasks = validate((_subtask(entry, number) for number, entry in enumerate(entries, 1)), max_subtasks)
+    return Plan(summary=_text(value.get("summary")), subtasks=subtasks)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The first JSON object in a text; raise PlanError where there is none."""
+    decoder = json.JSONDecoder()
+    problem = "it holds no JSON object"
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, _ = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            problem = f"its JSON breaks at character {error.pos}: {error.msg}"
+        except RecursionError:
+            problem = "its JSON is nested too deeply"
+            break
+        else:
+            if isinstance(value, dict):
+                return value
+        start = text.find("{", start + 1) if text.count("{", 0, start + 1) < _MAX_CANDIDATES else -1
+    raise PlanError(f"the answer is not a plan: {problem}")
+
+
+_MAX_CANDIDATES: Final = 16
+"""How many opening braces are tried, so that a long text of braces costs little."""
+
+
+def _subtask(entry: object, number: int) -> Subtask:
+    if not isinstance(entry, dict):
+        raise PlanError(f"subtask {number} is not a JSON object")
+    subtask_id = _text(entry.get("id")) or f"t{number}"
+    depends_on = entry.get("depends_on") or []
+    if not isinstance(depends_on, list):
+        raise PlanError(f'subtask {subtask_id!r} has a "depends_on" that is not a list')
+    title = " ".join(_text(entry.get("title")).split())[:MAX_TITLE_CHARACTERS]
+    return Subtask(
+        id=subtask_id,
+        title=title or subtask_id,
+        instructions=_text(entry.get("instructions")) or title,
+        depends_on=tuple(dict.fromkeys(_text(name) for name in depends_on)),
+        worker=_text(entry.get("worker")),
+    )
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,544 @@
+"""What an instance is: the transition table, `evolve` and `fold`.
+
+Everything that changes an instance's state lives in this file. An instance is its events, folded; `evolve`
+is pure, so a state can be kept, compared and handed out without copying. Times are seconds since the epoch.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from orchestrator.v1 import event_pb2 as pb_event
+from orchestrator.v1 import instance_pb2 as pb
+
+State: TypeAlias = pb.State.ValueType
+SubtaskState: TypeAlias = pb.SubtaskState.ValueType
+
+QUEUED: Final = pb.STATE_QUEUED
+RUNNING: Final = pb.STATE_RUNNING
+PAUSED: Final = pb.STATE_PAUSED
+WAITING_FOR_PAUSE: Final = pb.STATE_WAITING_FOR_PAUSE
+WAITING: Final = pb.STATE_WAITING
+COMPLETE: Final = pb.STATE_COMPLETE
+ERRORED: Final = pb.STATE_ERRORED
+TERMINATED: Final = pb.STATE_TERMINATED
+TERMINAL: Final = frozenset({COMPLETE, ERRORED, TERMINATED})
+
+PENDING: Final = pb.SUBTASK_STATE_PENDING
+AT_WORK: Final = pb.SUBTASK_STATE_RUNNING
+DONE: Final = pb.SUBTASK_STATE_COMPLETED
+FAILED: Final = pb.SUBTASK_STATE_FAILED
+SKIPPED: Final = pb.SUBTASK_STATE_SKIPPED
+SETTLED: Final = frozenset({DONE, FAILED, SKIPPED})
+
+INTERRUPTED: Final = "INTERRUPTED"
+"""The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
+
+
+_WORK_BEGINS = ("planning_started", "subtask_started", "synthesis_started")
+_WORK_ENDS = (
+    "planning_failed",
+    "subtask_planned",
+    "subtask_completed",
+    "subtask_failed",
+    "subtask_skipped",
+    "synthesis_failed",
+    "synthesis_completed",
+)
+
+
+def _to(states: tuple[State, ...], *kinds: str) -> dict[str, tuple[State, ...]]:
+    return dict.fromkeys(kinds, states)
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
+    pb.STATE_UNSPECIFIED: _to((QUEUED,), "instance_created"),
+    QUEUED: {
+        **_to((RUNNING,), *_WORK_BEGINS, *_WORK_ENDS),
+        **_to((RUNNING, WAITING), "plan_completed"),
+        **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
+        **_to((ERRORED,), "instance_errored"),
+        **_to((TERMINATED,), "instance_terminated"),
+    },
+    RUNNING: {
+        **_to((RUNNING,), *_WORK_BEGINS, *_WORK_ENDS),
+        **_to((RUNNING, WAITING), "plan_completed"),
+        **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
+        **_to((COMPLETE,), "instance_completed"),
+        **_to((ERRORED,), "instance_errored"),
+        **_to((TERMINATED,), "instance_terminated"),
+    },
+    WAITING_FOR_PAUSE: {
+        **_to((WAITING_FOR_PAUSE,), *_WORK_ENDS, "plan_completed"),
+        **_to((PAUSED,), "instance_paused"),
+        **_to((QUEUED, RUNNING, WAITING), "instance_resumed"),
+        **_to((COMPLETE,), "instance_completed"),
+        **_to((ERRORED,), "instance_errored"),
+        **_to((TERMINATED,), "instance_terminated"),
+    },
+    PAUSED: {
+        **_to((QUEUED, RUNNING, WAITING), "instance_resumed"),
+        **_to((ERRORED,), "instance_errored"),
+        **_to((TERMINATED,), "instance_terminated"),
+    },
+    WAITING: {
+        **_to((RUNNING,), "plan_reviewed"),
+        **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
+        **_to((ERRORED,), "instance_errored"),
+        **_to((TERMINATED,), "instance_terminated"),
+    },
+    COMPLETE: _to((QUEUED,), "instance_restarted"),
+    ERRORED: _to((QUEUED,), "instance_retried", "instance_restarted"),
+    TERMINATED: _to((QUEUED,), "instance_retried", "instance_restarted"),
+}
+"""For each state, the events that may follow and the states they may lead to. Where there are several,
+`WAITING` holds while the plan awaits review, `QUEUED` while no work has begun, `RUNNING` otherwise."""
+
+
+class IllegalEventError(ValueError):
+    """The event cannot follow; the state is unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What model calls have used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model_calls: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.model_calls + other.model_calls,
+            self.cost_usd + other.cost_usd,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something failed; `reason` is UPPER_SNAKE_CASE."""
+
+    reason: str
+    message: str
+    subtask_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One piece of work and the model calls that carry it out: planning, a subtask, or the synthesis."""
+
+    state: SubtaskState = PENDING
+    attempt: int = 0
+    """The number of the latest attempt, from 1; 0: none yet."""
+    failures: int = 0
+    """Attempts that failed of themselves; interrupted ones do not count."""
+    model: str = ""
+    error: Failure | None = None
+    retry_time_s: float = 0.0
+    """The next attempt must not begin earlier."""
+    start_time_s: float = 0.0
+    """When the first attempt began; 0: not yet."""
+    end_time_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+
+    def renewed(self) -> "Work":
+        """The same work, to be tried afresh: attempts go on counting, failures begin anew."""
+        return Work(attempt=self.attempt, usage=self.usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Subtask:
+    """One part of the plan."""
+
+    id: str
+    title: str
+    instructions: str
+    depends_on: tuple[str, ...] = ()
+    worker: str = ""
+    work: Work = field(default_factory=Work)
+    output: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An instance as its events tell it."""
+
+    id: str = ""
+    state: State = pb.STATE_UNSPECIFIED
+    prompt: str = ""
+    config: pb.InstanceConfig = field(default_factory=pb.InstanceConfig)
+    """Resolved; never changed in place."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    forked_from: str = ""
+    request_id: str = ""
+    request_digest: bytes = b""
+    planning: Work = field(default_factory=Work)
+    planned: bool = False
+    reviewed: bool = False
+    feedback: str = ""
+    """What a reviewer wants of the next plan."""
+    summary: str = ""
+    subtasks: Mapping[str, Subtask] = field(default_factory=dict)
+    synthesis: Work = field(default_factory=Work)
+    final_result: str = ""
+    usage: Usage = field(default_factory=Usage)
+    error: Failure | None = None
+    create_time_s: float = 0.0
+    start_time_s: float = 0.0
+    end_time_s: float = 0.0
+    update_time_s: float = 0.0
+    last_sequence: int = 0
+
+    @property
+    def awaits_review(self) -> bool:
+        """Whether a person has to look at the plan before work goes on."""
+        return self.planned and self.config.review_plan and not self.reviewed and not self.config.subtasks
+
+    @property
+    def at_work(self) -> bool:
+        """Whether any model call is under way."""
+        return AT_WORK in (self.planning.state, self.synthesis.state) or any(
+            subtask.work.state == AT_WORK for subtask in self.subtasks.values()
+        )
+
+
+def fold(events: Iterable[pb_event.Event], instance: Instance | None = None) -> Instance:
+    """Evolve from the beginning, or from a given instance, through the events in order."""
+    instance = instance or Instance()
+    for event in events:
+        instance = evolve(instance, event)
+    return instance
+
+
+def evolve(instance: Instance, event: pb_event.Event) -> Instance:
+    """The instance after one more event; raise IllegalEventError where it cannot follow."""
+    kind = event.WhichOneof("payload")
+    if kind is None:
+        raise IllegalEventError(f"event {event.sequence} has no payload that this version knows")
+    if event.sequence != instance.last_sequence + 1:
+        raise IllegalEventError(f"event {event.sequence} cannot follow event {instance.last_sequence}")
+    targets = TRANSITIONS[instance.state].get(kind)
+    if targets is None:
+        raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(instance.state)}")
+    time_s = event.event_time.seconds + event.event_time.nanos / 1e9
+    changed = _EVOLVE[kind](instance, getattr(event, kind), time_s)
+    state = targets[0] if len(targets) == 1 else _choose(changed)
+    begins = state == RUNNING and not changed.start_time_s
+    return replace(
+        changed,
+        id=event.instance_id,
+        state=state,
+        start_time_s=time_s if begins else changed.start_time_s,
+        end_time_s=time_s if state in TERMINAL else 0.0,
+        update_time_s=time_s,
+        last_sequence=event.sequence,
+    )
+
+
+def _choose(instance: Instance) -> State:
+    if instance.awaits_review:
+        return WAITING
+    return RUNNING if instance.start_time_s or instance.planned else QUEUED
+
+
+def _seconds(time: Timestamp) -> float:
+    return time.seconds + time.nanos / 1e9
+
+
+def usage_of(message: pb.Usage) -> Usage:
+    """Read the wire's usage."""
+    return Usage(message.input_tokens, message.output_tokens, message.model_calls, message.cost_usd)
+
+
+def subtask_of(message: pb.Subtask) -> Subtask:
+    """Read what a client or a planner may say of a subtask."""
+    return Subtask(
+        id=message.id,
+        title=message.title or message.id,
+        instructions=message.instructions,
+        depends_on=tuple(message.depends_on),
+        worker=message.worker,
+    )
+
+
+def _failure_of(message: pb.Failure) -> Failure:
+    return Failure(message.reason, message.message, message.subtask_id)
+
+
+# One function per kind of event: what it changes besides state and times. They raise IllegalEventError
+# where the piece of work is not in the state that the event speaks of.
+
+
+def _created(_: Instance, payload: pb_event.InstanceCreated, time_s: float) -> Instance:
+    return Instance(
+        prompt=payload.prompt,
+        config=payload.config,
+        labels=dict(payload.labels),
+        request_id=payload.request_id,
+        request_digest=payload.request_digest,
+        forked_from=payload.forked_from,
+        create_time_s=time_s,
+    )
+
+
+_Started = pb_event.PlanningStarted | pb_event.SubtaskStarted | pb_event.SynthesisStarted
+_Failed = pb_event.PlanningFailed | pb_event.SubtaskFailed | pb_event.SynthesisFailed
+
+
+def _begin(work: Work, payload: _Started, time_s: float) -> Work:
+    if work.state != PENDING or payload.attempt != work.attempt + 1:
+        raise IllegalEventError(f"attempt {payload.attempt} cannot start after attempt {work.attempt}")
+    return Work(
+        state=AT_WORK,
+        attempt=payload.attempt,
+        failures=work.failures,
+        model=payload.model,
+        error=work.error,
+        start_time_s=work.start_time_s or time_s,
+        usage=work.usage,
+    )
+
+
+def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
+    if work.state != AT_WORK or attempt != work.attempt:
+        raise IllegalEventError(f"attempt {attempt} cannot end: it is not under way")
+    return Work(
+        state=state,
+        attempt=attempt,
+        failures=work.failures,
+        model=work.model,
+        start_time_s=work.start_time_s,
+        end_time_s=time_s,
+        usage=work.usage + usage,
+    )
+
+
+def _fail(work: Work, payload: _Failed, time_s: float) -> Work:
+    again = payload.HasField("retry_time")
+    ended = _end(work, payload.attempt, PENDING if again else FAILED, usage_of(payload.usage), time_s)
+    interrupted = payload.error.reason == INTERRUPTED
+    return replace(
+        ended,
+        failures=work.failures if interrupted else work.failures + 1,
+        error=_failure_of(payload.error),
+        retry_time_s=_seconds(payload.retry_time) if again else 0.0,
+        end_time_s=0.0 if again else time_s,
+    )
+
+
+def _planning_started(instance: Instance, payload: pb_event.PlanningStarted, time_s: float) -> Instance:
+    return replace(instance, planning=_begin(instance.planning, payload, time_s), subtasks={})
+
+
+def _planning_failed(instance: Instance, payload: pb_event.PlanningFailed, time_s: float) -> Instance:
+    return replace(
+        instance,
+        planning=_fail(instance.planning, payload, time_s),
+        subtasks={},
+        usage=instance.usage + usage_of(payload.usage),
+    )
+
+
+def _subtask_planned(instance: Instance, payload: pb_event.SubtaskPlanned, _: float) -> Instance:
+    subtask = subtask_of(payload.subtask)
+    if instance.planned or subtask.id in instance.subtasks:
+        raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
+    return replace(instance, subtasks={**instance.subtasks, subtask.id: subtask})
+
+
+def _plan_completed(instance: Instance, payload: pb_event.PlanCompleted, time_s: float) -> Instance:
+    if instance.planned:
+        raise IllegalEventError("the plan is complete already")
+    usage = usage_of(payload.usage)
+    planning = instance.planning
+    planning = (
+        _end(planning, payload.attempt, DONE, usage, time_s)
+        if payload.attempt
+        else replace(planning, state=DONE)
+    )
+    return replace(
+        instance, planning=planning, planned=True, summary=payload.summary, usage=instance.usage + usage
+    )
+
+
+def _plan_reviewed(instance: Instance, payload: pb_event.PlanReviewed, _: float) -> Instance:
+    if payload.decision == pb_event.DECISION_REJECT:
+        return replace(
+            instance,
+            planning=instance.planning.renewed(),
+            planned=False,
+            summary="",
+            subtasks={},
+            feedback=payload.feedback,
+        )
+    if not payload.subtasks:
+        return replace(instance, reviewed=True)
+    return replace(
+        instance, reviewed=True, subtasks={message.id: subtask_of(message) for message in payload.subtasks}
+    )
+
+
+def _subtask(instance: Instance, subtask_id: str) -> Subtask:
+    try:
+        return instance.subtasks[subtask_id]
+    except KeyError:
+        raise IllegalEventError(f"there is no subtask {subtask_id}") from None
+
+
+def _with(instance: Instance, subtask: Subtask, work: Work, output: str = "") -> dict[str, Subtask]:
+    return {
+        **instance.subtasks,
+        subtask.id: Subtask(
+            subtask.id,
+            subtask.title,
+            subtask.instructions,
+            subtask.depends_on,
+            subtask.worker,
+            work,
+            output,
+        ),
+    }
+
+
+def _subtask_started(instance: Instance, payload: pb_event.SubtaskStarted, time_s: float) -> Instance:
+    subtask = _subtask(instance, payload.subtask_id)
+    return replace(instance, subtasks=_with(instance, subtask, _begin(subtask.work, payload, time_s)))
+
+
+def _subtask_completed(instance: Instance, payload: pb_event.SubtaskCompleted, time_s: float) -> Instance:
+    subtask = _subtask(instance, payload.subtask_id)
+    usage = usage_of(payload.usage)
+    work = _end(subtask.work, payload.attempt, DONE, usage, time_s)
+    return replace(
+        instance,
+        subtasks=_with(instance, subtask, work, payload.output),
+        usage=instance.usage + usage,
+    )
+
+
+def _subtask_failed(instance: Instance, payload: pb_event.SubtaskFailed, time_s: float) -> Instance:
+    subtask = _subtask(instance, payload.subtask_id)
+    return replace(
+        instance,
+        subtasks=_with(instance, subtask, _fail(subtask.work, payload, time_s)),
+        usage=instance.usage + usage_of(payload.usage),
+    )
+
+
+def _subtask_skipped(instance: Instance, payload: pb_event.SubtaskSkipped, time_s: float) -> Instance:
+    subtask = _subtask(instance, payload.subtask_id)
+    if subtask.work.state != PENDING:
+        raise IllegalEventError(f"subtask {subtask.id} has begun and cannot be skipped")
+    work = replace(subtask.work, state=SKIPPED, error=_failure_of(payload.error), end_time_s=time_s)
+    return replace(instance, subtasks=_with(instance, subtask, work))
+
+
+def _synthesis_started(instance: Instance, payload: pb_event.SynthesisStarted, time_s: float) -> Instance:
+    return replace(instance, synthesis=_begin(instance.synthesis, payload, time_s))
+
+
+def _synthesis_failed(instance: Instance, payload: pb_event.SynthesisFailed, time_s: float) -> Instance:
+    return replace(
+        instance,
+        synthesis=_fail(instance.synthesis, payload, time_s),
+        usage=instance.usage + usage_of(payload.usage),
+    )
+
+
+def _synthesis_completed(instance: Instance, payload: pb_event.SynthesisCompleted, time_s: float) -> Instance:
+    usage = usage_of(payload.usage)
+    return replace(
+        instance,
+        synthesis=_end(instance.synthesis, payload.attempt, DONE, usage, time_s),
+        final_result=payload.final_result,
+        usage=instance.usage + usage,
+    )
+
+
+def _unchanged(instance: Instance, _payload: object, _time_s: float) -> Instance:
+    return instance
+
+
+def _retried(instance: Instance, payload: pb_event.InstanceRetried, _: float) -> Instance:
+    return replace(
+        instance,
+        config=payload.config,
+        planning=instance.planning if instance.planned else instance.planning.renewed(),
+        subtasks={
+            subtask.id: subtask
+            if subtask.work.state == DONE
+            else replace(subtask, work=subtask.work.renewed())
+            for subtask in instance.subtasks.values()
+        },
+        synthesis=instance.synthesis.renewed(),
+        error=None,
+    )
+
+
+def _restarted(instance: Instance, payload: pb_event.InstanceRestarted, _: float) -> Instance:
+    return Instance(
+        prompt=instance.prompt,
+        config=payload.config,
+        labels=instance.labels,
+        forked_from=instance.forked_from,
+        request_id=instance.request_id,
+        request_digest=instance.request_digest,
+        create_time_s=instance.create_time_s,
+    )
+
+
+def _errored(instance: Instance, payload: pb_event.InstanceErrored, time_s: float) -> Instance:
+    return replace(_interrupted(instance, time_s), error=_failure_of(payload.error))
+
+
+def _terminated(instance: Instance, _: pb_event.InstanceTerminated, time_s: float) -> Instance:
+    return _interrupted(instance, time_s)
+
+
+def _interrupted(instance: Instance, time_s: float) -> Instance:
+    """The instance with whatever was under way cut off: no event of it will follow."""
+
+    def cut(work: Work) -> Work:
+        if work.state != AT_WORK:
+            return work
+        cause = Failure(INTERRUPTED, "stopped together with the instance")
+        return replace(work, state=FAILED, error=cause, end_time_s=time_s)
+
+    return replace(
+        instance,
+        planning=cut(instance.planning),
+        subtasks={
+            subtask.id: replace(subtask, work=cut(subtask.work)) for subtask in instance.subtasks.values()
+        },
+        synthesis=cut(instance.synthesis),
+    )
+
+
+_EVOLVE: Final[Mapping[str, Callable[..., Instance]]] = {
+    "instance_created": _created,
+    "planning_started": _planning_started,
+    "planning_failed": _planning_failed,
+    "subtask_planned": _subtask_planned,
+    "plan_completed": _plan_completed,
+    "plan_reviewed": _plan_reviewed,
+    "subtask_started": _subtask_started,
+    "subtask_completed": _subtask_completed,
+    "subtask_failed": _subtask_failed,
+    "subtask_skipped": _subtask_skipped,
+    "synthesis_started": _synthesis_started,
+    "synthesis_failed": _synthesis_failed,
+    "synthesis_completed": _synthesis_completed,
+    "instance_pause_requested": _unchanged,
+    "instance_paused": _unchanged,
+    "instance_resumed": _unchanged,
+    "instance_retried": _retried,
+    "instance_restarted": _restarted,
+    "instance_completed": _unchanged,
+    "instance_errored": _errored,
+    "instance_terminated": _terminated,
+}

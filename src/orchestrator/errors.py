@@ -1,0 +1,119 @@
+"""Everything this service raises on purpose.
+
+What the caller can do about it decides the type; each message names the thing, the value and the mend.
+
+OrchestratorError
+├── SettingsError                 start-up: change a setting, then start again
+├── StorageError                  start-up: the event log cannot be opened
+├── RequestError                  one RPC is refused; `reason` is the wire's
+│   ├── InvalidArgumentError      PROMPT_EMPTY, CONFIG_INVALID, PLAN_INVALID, …
+│   ├── InstanceNotFoundError     INSTANCE_NOT_FOUND
+│   ├── AlreadyExistsError        INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED
+│   ├── StateForbidsError         STATE_FORBIDS
+│   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
+│   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY
+└── ModelError                    one model call failed; becomes a *Failed event
+"""
+
+
+class OrchestratorError(Exception):
+    """The root: `str()` of it is fit to show to a person."""
+
+
+class SettingsError(OrchestratorError):
+    """A setting cannot be used."""
+
+
+class StorageError(OrchestratorError):
+    """The event log cannot be opened, or is another server's."""
+
+
+class RequestError(OrchestratorError):
+    """A request is refused; nothing was changed.
+
+    `reason` is ErrorInfo's reason, `metadata` its metadata, `field` the path of the request's field at
+    fault (empty: none), `retry_after_s` how many seconds to wait where waiting helps.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        field: str = "",
+        metadata: dict[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.field = field
+        self.metadata = metadata or {}
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgumentError(RequestError):
+    """The request itself is wrong: mend it, then send it again."""
+
+
+class InstanceNotFoundError(RequestError):
+    """There is no such instance."""
+
+    def __init__(self, instance_id: str) -> None:
+        super().__init__("INSTANCE_NOT_FOUND", f"no instance {instance_id!r}", metadata={"id": instance_id})
+
+
+class AlreadyExistsError(RequestError):
+    """The id or the request id is taken."""
+
+
+class StateForbidsError(RequestError):
+    """The instance's state does not allow the action."""
+
+    def __init__(self, instance_id: str, *, state: str, action: str) -> None:
+        super().__init__(
+            "STATE_FORBIDS",
+            f"instance {instance_id!r} is {state}: it cannot be asked to {action}",
+            metadata={"state": state, "action": action},
+        )
+
+
+class SequenceOutOfRangeError(RequestError):
+    """A reader asks for what has not been written."""
+
+    def __init__(self, after: int, last: int) -> None:
+        super().__init__(
+            "SEQUENCE_OUT_OF_RANGE",
+            f"after_sequence {after} is past the last event, {last}: resume with a sequence you have seen",
+            field="after_sequence",
+            metadata={"last_sequence": str(last)},
+        )
+
+
+class UnavailableError(RequestError):
+    """The service cannot take this now: try again."""
+
+
+class ModelError(OrchestratorError):
+    """A model call failed.
+
+    `reason` is the Failure's reason. `retryable` says whether the same call may succeed later;
+    `retry_after_s` is how many seconds the endpoint asked to wait. The tokens are those that the endpoint
+    said the failed call used.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after_s: float | None = None,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens

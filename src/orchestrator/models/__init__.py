@@ -1,0 +1,1 @@
+"""The language models, each provider behind one protocol."""

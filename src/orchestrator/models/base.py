@@ -1,0 +1,63 @@
+"""What a language model is to the rest of the service."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.core.prompts import Profile, Prompt
+from orchestrator.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One call: what is said, to which of the provider's models, and its bounds."""
+
+    model: str
+    """The provider's own name for the model, without the `provider/` in front."""
+    prompt: Prompt
+    max_output_tokens: int
+    timeout_s: float
+    """The longest the whole call may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """What a model answered, and what it used by the endpoint's own count (0 where it gave none)."""
+
+    text: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Provider(Protocol):
+    """A place where models run."""
+
+    @property
+    def profile(self) -> Profile:
+        """What its models are asked, and how they sample."""
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
+
+    async def aclose(self) -> None:
+        """Let go of connections and processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """All providers by name; resolves `provider/model`."""
+
+    providers: Mapping[str, Provider]
+
+    def resolve(self, name: str) -> tuple[Provider, str]:
+        """Split `provider/model` and find the provider; raise SettingsError that says what would do."""
+        provider, _, model = name.partition("/")
+        if provider not in self.providers or not model:
+            known = ", ".join(f"{known}/…" for known in sorted(self.providers))
+            raise SettingsError(f"no model {name!r}: it must be provider/model, one of {known}")
+        return self.providers[provider], model
+
+    async def aclose(self) -> None:
+        """Close every provider."""
+        for provider in self.providers.values():
+            await provider.aclose()

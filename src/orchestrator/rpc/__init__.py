@@ -1,0 +1,1 @@
+"""gRPC: the methods of the Orchestrator service and the server around them."""

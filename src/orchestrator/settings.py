@@ -1,0 +1,93 @@
+"""The service's settings: `ORCHESTRATOR_*` variables, then `orchestrator.toml`, then flags; the later wins."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Final, Self
+
+from orchestrator.errors import SettingsError
+
+PREFIX: Final = "ORCHESTRATOR_"
+FILE: Final = "orchestrator.toml"
+EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting with its default; the field's name in upper case, prefixed, is the variable's."""
+
+    grpc_address: str = "127.0.0.1:50051"
+    """Where gRPC listens: `host:port`, port 0 picks a free one. Loopback only."""
+    rest_address: str = "127.0.0.1:8787"
+    """Where Envoy listens for REST: `host:port`."""
+    database: str = "data/orchestrator.db"
+    """The event log: a path, made with its folder when it is not there."""
+    engine: str = "local"
+    """What runs instances: `local`, asyncio in this process."""
+    big_model: str = EMBEDDED_MODEL
+    """Plans and synthesises, as `provider/model`."""
+    small_model: str = EMBEDDED_MODEL
+    """Works on subtasks, as `provider/model`."""
+    max_active_instances: int = 1000
+    """How many instances run at once; the rest are queued."""
+    max_concurrent_calls: int = 64
+    """How many model calls are open at once, over all instances."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    def __post_init__(self) -> None:
+        if self.engine != "local":
+            raise SettingsError(f"{PREFIX}ENGINE is {self.engine!r}: this version has the engine 'local'")
+        if self.database.startswith("postgresql:"):
+            raise SettingsError(f"{PREFIX}DATABASE must be a path: this version keeps its log in SQLite")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise SettingsError(f"{PREFIX}LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
+        for name in ("max_active_instances", "max_concurrent_calls"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
+        for name in ("grpc_address", "rest_address"):
+            split_address(getattr(self, name), f"{PREFIX}{name.upper()}")
+
+    @classmethod
+    def load(
+        cls, environment: Mapping[str, str] = os.environ, folder: Path = Path(), **flags: object
+    ) -> Self:
+        """Read the settings; a flag that is None counts as not given. Raise SettingsError."""
+        found: dict[str, object] = {}
+        known = {field.name: field for field in fields(cls)}
+        for name in known:
+            if value := environment.get(PREFIX + name.upper()):
+                found[name] = value
+        file = folder / FILE
+        if file.exists():
+            try:
+                table = tomllib.loads(file.read_text())
+            except (tomllib.TOMLDecodeError, OSError) as error:
+                raise SettingsError(f"{file} cannot be read: {error}") from None
+            if unknown := sorted(set(table) - set(known)):
+                raise SettingsError(f"{file}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+            found |= table
+        found |= {name: value for name, value in flags.items() if value is not None}
+        typed = {name: _typed(name, value, type(known[name].default)) for name, value in found.items()}
+        return replace(cls(), **typed)
+
+
+def _typed(name: str, value: object, kind: type) -> object:
+    if kind is int and not isinstance(value, int):
+        try:
+            return int(str(value))
+        except ValueError:
+            raise SettingsError(f"{PREFIX}{name.upper()} is {value!r}: it must be a whole number") from None
+    if not isinstance(value, kind):
+        raise SettingsError(f"{name} is {value!r}: it must be a {kind.__name__}")
+    return value
+
+
+def split_address(address: str, name: str) -> tuple[str, int]:
+    """Split `host:port`; raise SettingsError that names the setting."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004  the last port
+        raise SettingsError(f"{name} is {address!r}: it must be host:port, as in 127.0.0.1:8787")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,1 @@
+"""The wire's messages, generated from `protos/orchestrator/v1` when the package is built."""
