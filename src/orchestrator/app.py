@@ -1,0 +1,86 @@
+"""Where everything is wired together; nothing else knows all the parts."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator import edge as envoy
+from orchestrator.core import config
+from orchestrator.engine.local import LocalEngine
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.models import providers
+from orchestrator.rpc.server import serving
+from orchestrator.rpc.service import OrchestratorService
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service that answers, and where."""
+
+    grpc_address: str
+    rest_address: str
+    """Empty: without Envoy."""
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
+    """Run the service while the block runs, with Envoy in front of it when `edge` is true.
+
+    Raise SettingsError or StorageError when it cannot start.
+    """
+    async with AsyncExitStack() as stack:
+        models = providers.from_environment(os.environ)
+        stack.push_async_callback(models.aclose)
+        for name in (settings.big_model, settings.small_model):
+            models.resolve(name)
+        log = await SqliteEventLog.open(Path(settings.database))
+        stack.push_async_callback(log.aclose)
+        engine = await stack.enter_async_context(
+            LocalEngine.running(
+                log,
+                models,
+                max_active=settings.max_active_instances,
+                max_calls=settings.max_concurrent_calls,
+            )
+        )
+        defaults = config.default(settings.big_model, settings.small_model)
+        service = OrchestratorService(engine, log, defaults)
+        address = await stack.enter_async_context(serving(service, log.wakeups, settings.grpc_address))
+        if edge:
+            await stack.enter_async_context(
+                envoy.running(rest_address=settings.rest_address, grpc_address=address)
+            )
+        yield Running(address, settings.rest_address if edge else "")
+
+
+async def serve(settings: Settings) -> None:
+    """Run the gRPC service until SIGTERM or SIGINT."""
+    await _until_signalled(settings, edge=False)
+
+
+async def up(settings: Settings) -> None:
+    """Run the gRPC service with Envoy in front of it until SIGTERM or SIGINT."""
+    await _until_signalled(settings, edge=True)
+
+
+async def _until_signalled(settings: Settings, *, edge: bool) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, edge=edge) as service:
+        rest = f"REST on http://{service.rest_address}, " if service.rest_address else ""
+        sys.stdout.write(f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}\n")
+        sys.stdout.flush()
+        await stop.wait()

@@ -1,0 +1,182 @@
+"""The command as a whole, and the commands that run a service: run, up, serve, doctor."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import instances
+from orchestrator.cli import options as opt
+from orchestrator.cli.exits import ExitCode, ends_well
+from orchestrator.cli.options import examples
+from orchestrator.settings import Settings
+
+app = typer.Typer(
+    name="orchestrator",
+    help="One hard prompt, planned by a big model, worked on by small ones, synthesised by the big one.",
+    epilog=examples(
+        'orchestrator run "Compare three ways to shard a counter"',
+        "orchestrator up",
+        "orchestrator doctor",
+    )
+    + "\n\n\b\nExit codes: 0 done, 1 the instance failed, 2 bad usage, 3 no service.",
+    rich_markup_mode=None,  # plain help needs no import of Rich: it is there at once
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Say which.")] = False
+) -> None:
+    if version:
+        from importlib.metadata import version as installed  # noqa: PLC0415
+
+        typer.echo(f"orchestrator {installed('orchestrator')}")
+        raise typer.Exit(ExitCode.DONE)
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)
+
+
+@app.command(
+    epilog=examples(
+        'orchestrator run "Write a URL shortener in Go, with tests"',
+        "orchestrator run --prompt-file task.md > answer.md",
+        "git diff | orchestrator run --max-subtasks 4 --json",
+    )
+)
+@ends_well
+def run(
+    prompt: opt.Prompt = None,
+    *,
+    prompt_file: opt.PromptFile = None,
+    big_model: opt.BigModel = None,
+    small_model: opt.SmallModel = None,
+    instance_id: opt.NewId = "",
+    request_id: opt.RequestId = "",
+    label: opt.Labels = None,
+    instructions: opt.Instructions = None,
+    max_subtasks: opt.MaxSubtasks = None,
+    max_parallel_subtasks: opt.MaxParallelSubtasks = None,
+    max_output_tokens: opt.MaxOutputTokens = None,
+    max_attempts: opt.MaxAttempts = None,
+    tolerated_failures: opt.ToleratedFailures = None,
+    max_tokens: opt.MaxTokens = None,
+    max_cost_usd: opt.MaxCostUsd = None,
+    grpc_address: opt.GrpcAddress = None,
+    rest_address: opt.RestAddress = None,
+    database: opt.Database = None,
+    log_level: opt.LogLevel = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Create an instance, show its progress and print its answer.
+
+    Uses the service that answers, or starts one of its own and stops it at the end. Progress goes to stderr,
+    the answer to stdout.
+    """
+    settings = Settings.load(
+        grpc_address=grpc_address,
+        rest_address=rest_address,
+        database=database,
+        big_model=big_model,
+        small_model=small_model,
+        log_level=log_level,
+    )
+    config = opt.config_of(
+        big_model=big_model,
+        small_model=small_model,
+        instructions=instructions,
+        max_subtasks=max_subtasks,
+        max_parallel_subtasks=max_parallel_subtasks,
+        max_output_tokens=max_output_tokens,
+        max_attempts=max_attempts,
+        tolerated_failures=tolerated_failures,
+        max_tokens=max_tokens,
+        max_cost_usd=max_cost_usd,
+    )
+    request = opt.request_of(
+        opt.read_prompt(prompt, prompt_file),
+        config,
+        instance_id=instance_id,
+        request_id=request_id,
+        labels=label,
+    )
+    from orchestrator.cli.run import Run, quiet  # noqa: PLC0415
+
+    performance = Run(request, settings if log_level else quiet(settings), as_json=as_json)
+    try:
+        code = asyncio.run(performance.perform())
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        if performance.parting_words:
+            typer.echo(performance.parting_words, err=True)
+        stopped = isinstance(error, asyncio.CancelledError)
+        raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED) from None
+    raise typer.Exit(code)
+
+
+@app.command(epilog=examples("orchestrator up", "orchestrator up --rest-address 127.0.0.1:9000"))
+@ends_well
+def up(
+    *,
+    grpc_address: opt.GrpcAddress = None,
+    rest_address: opt.RestAddress = None,
+    database: opt.Database = None,
+    big_model: opt.BigModel = None,
+    small_model: opt.SmallModel = None,
+    log_level: opt.LogLevel = None,
+) -> None:
+    """Run the service with REST in front, until Ctrl-C."""
+    settings = Settings.load(
+        grpc_address=grpc_address,
+        rest_address=rest_address,
+        database=database,
+        big_model=big_model,
+        small_model=small_model,
+        log_level=log_level,
+    )
+    from orchestrator import app as service  # noqa: PLC0415
+
+    asyncio.run(service.up(settings))
+
+
+@app.command(epilog=examples("orchestrator serve", "orchestrator serve --database /var/lib/orchestrator.db"))
+@ends_well
+def serve(
+    *,
+    grpc_address: opt.GrpcAddress = None,
+    database: opt.Database = None,
+    big_model: opt.BigModel = None,
+    small_model: opt.SmallModel = None,
+    log_level: opt.LogLevel = None,
+) -> None:
+    """Run the gRPC service alone, until Ctrl-C."""
+    settings = Settings.load(
+        grpc_address=grpc_address,
+        database=database,
+        big_model=big_model,
+        small_model=small_model,
+        log_level=log_level,
+    )
+    from orchestrator import app as service  # noqa: PLC0415
+
+    asyncio.run(service.serve(settings))
+
+
+@app.command(epilog=examples("orchestrator doctor", "orchestrator doctor --json"))
+@ends_well
+def doctor(*, as_json: opt.Json = False) -> None:
+    """Say what is missing and how to mend it.
+
+    Exit code 1 when the service cannot do its work like this.
+    """
+    from orchestrator.cli import doctor as practice  # noqa: PLC0415
+
+    findings = asyncio.run(practice.examine(Settings.load()))
+    practice.print_findings(findings, as_json=as_json)
+    if any(finding.is_broken for finding in findings):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+app.add_typer(instances.app)

@@ -1,0 +1,103 @@
+"""How a command ends: its exit code, and one line on stderr that says what to do."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from orchestrator.cli.text import one_line
+from orchestrator.errors import OrchestratorError, SettingsError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ExitCode(IntEnum):
+    """What the shell is told."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NO_SERVICE = 3
+    TIMED_OUT = 124  # as timeout(1)
+    INTERRUPTED = 130  # 128 + SIGINT
+    BROKEN_PIPE = 141  # 128 + SIGPIPE
+    STOPPED = 143  # 128 + SIGTERM
+
+
+class UsageError(OrchestratorError):
+    """What was asked cannot be done."""
+
+
+class NoServiceError(OrchestratorError):
+    """No service answers, or it cannot take the request now."""
+
+
+def complain(message: str) -> None:
+    """Say in one line on stderr what is wrong."""
+    print(f"error: {one_line(message)}", file=sys.stderr)  # noqa: T201  the command's own voice
+
+
+def ends_well(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn whatever a command may run into into a line and an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # Whoever read has seen enough. What is still buffered must not fail at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+        except (OrchestratorError, OSError) as error:
+            raise _ending(error) from None
+        except ExceptionGroup as group:
+            first = _first(group)
+            if not isinstance(first, OrchestratorError | OSError):
+                raise
+            raise _ending(first) from None
+
+    return wrapped
+
+
+def _ending(error: OrchestratorError | OSError) -> typer.Exit:
+    if isinstance(error, OSError):
+        complain(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    else:
+        complain(str(error))
+    return typer.Exit(_code_of(error))
+
+
+def _first(error: Exception) -> Exception:
+    """What went wrong first: the service's task groups wrap what stops them."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _code_of(error: OrchestratorError | OSError) -> ExitCode:
+    if isinstance(error, UsageError | SettingsError):
+        return ExitCode.USAGE
+    if isinstance(error, NoServiceError) or "grpc" not in sys.modules:
+        return ExitCode.NO_SERVICE
+    import grpc  # noqa: PLC0415  only looked at when a command has imported it
+
+    from orchestrator.client import ServiceError  # noqa: PLC0415
+
+    refusals = (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    )
+    refused = isinstance(error, ServiceError) and error.code in refusals
+    return ExitCode.USAGE if refused else ExitCode.NO_SERVICE

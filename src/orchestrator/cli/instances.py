@@ -1,0 +1,275 @@
+"""The commands that are one call to a service each: create, get, list, events, wait, terminate."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from orchestrator.cli import options as opt
+from orchestrator.cli.exits import ExitCode, NoServiceError, complain, ends_well
+from orchestrator.cli.options import examples
+from orchestrator.settings import Settings
+
+if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from orchestrator.client import Client
+    from orchestrator.v1.instance_pb2 import Instance
+
+T = TypeVar("T")
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        'orchestrator create "Write a URL shortener in Go" --label team=infra',
+        'id=$(orchestrator create "…") && orchestrator wait $id',
+    )
+)
+@ends_well
+def create(
+    prompt: opt.Prompt = None,
+    *,
+    prompt_file: opt.PromptFile = None,
+    big_model: opt.BigModel = None,
+    small_model: opt.SmallModel = None,
+    instance_id: opt.NewId = "",
+    request_id: opt.RequestId = "",
+    label: opt.Labels = None,
+    instructions: opt.Instructions = None,
+    max_subtasks: opt.MaxSubtasks = None,
+    max_parallel_subtasks: opt.MaxParallelSubtasks = None,
+    max_output_tokens: opt.MaxOutputTokens = None,
+    max_attempts: opt.MaxAttempts = None,
+    tolerated_failures: opt.ToleratedFailures = None,
+    max_tokens: opt.MaxTokens = None,
+    max_cost_usd: opt.MaxCostUsd = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Create an instance, print its id and leave it to the service."""
+    config = opt.config_of(
+        big_model=big_model,
+        small_model=small_model,
+        instructions=instructions,
+        max_subtasks=max_subtasks,
+        max_parallel_subtasks=max_parallel_subtasks,
+        max_output_tokens=max_output_tokens,
+        max_attempts=max_attempts,
+        tolerated_failures=tolerated_failures,
+        max_tokens=max_tokens,
+        max_cost_usd=max_cost_usd,
+    )
+    text = opt.read_prompt(prompt, prompt_file)
+    labels = opt.read_labels(label)
+
+    async def call(client: "Client") -> None:
+        created = await client.create(
+            text, instance_id=instance_id, request_id=request_id, config=config, labels=labels
+        )
+        if as_json:
+            from orchestrator.cli.reporters import print_json  # noqa: PLC0415
+
+            print_json(created)
+        else:
+            typer.echo(created.id)
+
+    _call(address, call)
+
+
+@app.command(epilog=examples("orchestrator get 01J9Z", "orchestrator get 01J9Z --full --json"))
+@ends_well
+def get(
+    instance_id: opt.InstanceId,
+    *,
+    full: Annotated[
+        bool, typer.Option("--full", help="With the subtasks' instructions and outputs.")
+    ] = False,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Show one instance."""
+
+    async def call(client: "Client") -> None:
+        found = await client.get(instance_id, full=full)
+        from orchestrator.cli import reporters, tables  # noqa: PLC0415
+
+        if as_json:
+            reporters.print_json(found)
+        else:
+            tables.print_instance(found.instance, full=full)
+
+    _call(address, call)
+
+
+@app.command(
+    "list", epilog=examples("orchestrator list", "orchestrator list --state errored --label team=infra")
+)
+@ends_well
+def list_(
+    *,
+    state: Annotated[
+        list[opt.StateName] | None, typer.Option(help="Only in this state; repeatable.", show_default=False)
+    ] = None,
+    label: opt.Labels = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The most to show.")] = 50,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """List instances, newest first."""
+    labels = opt.read_labels(label)
+
+    async def call(client: "Client") -> None:
+        from orchestrator.cli import reporters, tables  # noqa: PLC0415
+        from orchestrator.v1 import instance_pb2, orchestrator_pb2  # noqa: PLC0415
+
+        states = [
+            instance_pb2.State.Value(f"STATE_{name.value.upper().replace('-', '_')}") for name in state or ()
+        ]
+        found = orchestrator_pb2.ListInstancesResponse()
+        while len(found.instances) < limit:
+            page = await client.list(
+                page_size=min(limit - len(found.instances), 1000),
+                page_token=found.next_page_token,
+                states=states,
+                labels=labels,
+            )
+            found.instances.extend(page.instances)
+            found.next_page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        if as_json:
+            reporters.print_json(found)
+        else:
+            tables.print_instances(found.instances)
+
+    _call(address, call)
+
+
+@app.command(
+    epilog=examples(
+        "orchestrator events 01J9Z --follow", "orchestrator events 01J9Z --after 12 --no-follow --json"
+    )
+)
+@ends_well
+def events(
+    instance_id: opt.InstanceId,
+    *,
+    after: Annotated[int, typer.Option(min=0, metavar="N", help="Only events after this sequence.")] = 0,
+    follow: Annotated[bool, typer.Option(help="Go on until the instance has ended.")] = True,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Show an instance's events as they happen, one a line."""
+
+    async def call(client: "Client") -> None:
+        await client.get(
+            instance_id
+        )  # a stream goes on trying; whether anybody answers is to be known at once
+        from orchestrator.cli import reporters  # noqa: PLC0415
+        from orchestrator.cli.progress import Progress  # noqa: PLC0415
+
+        progress = Progress()
+        async for event in client.stream_events(instance_id, after_sequence=after, follow=follow):
+            progress.apply(event)
+            if as_json:
+                reporters.print_json(event)
+            else:
+                reporters.print_event(event, progress)
+
+    _call(address, call)
+
+
+@app.command(
+    epilog=examples("orchestrator wait 01J9Z", "orchestrator wait 01J9Z --timeout 60")
+    + f"\n\n\b\nExit codes: 0 complete, 1 errored or terminated, {ExitCode.TIMED_OUT} the time is up."
+)
+@ends_well
+def wait(
+    instance_id: opt.InstanceId,
+    *,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="How long to wait. [default: without limit]"),
+    ] = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Wait until an instance has ended."""
+
+    async def call(client: "Client") -> "Instance":
+        if not await client.is_serving():
+            raise _no_service(_address(address))
+        answer = await client.wait(instance_id, timeout_s=timeout)
+        if as_json:
+            from orchestrator.cli.reporters import print_json  # noqa: PLC0415
+
+            print_json(answer)
+        else:
+            typer.echo(answer.status.status)
+        return answer.instance
+
+    instance = _call(address, call)
+    from orchestrator.core.state import COMPLETE, TERMINAL  # noqa: PLC0415
+
+    if instance.state not in TERMINAL:
+        raise typer.Exit(ExitCode.TIMED_OUT)
+    if instance.state != COMPLETE:
+        if instance.HasField("error"):
+            complain(f"{instance.error.reason}: {instance.error.message}")
+        raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command(epilog=examples("orchestrator terminate 01J9Z"))
+@ends_well
+def terminate(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+    """Stop an instance for good."""
+
+    async def call(client: "Client") -> None:
+        answer = await client.terminate(instance_id)
+        if as_json:
+            from orchestrator.cli.reporters import print_json  # noqa: PLC0415
+
+            print_json(answer)
+        else:
+            typer.echo(f"{answer.instance.id} is terminated")
+
+    _call(address, call)
+
+
+def _address(address: str | None) -> str:
+    return Settings.load(grpc_address=address).grpc_address
+
+
+def _no_service(address: str) -> NoServiceError:
+    return NoServiceError(
+        f"no service answers at {address}: start one with `orchestrator up`, or name another with --address"
+    )
+
+
+def _call(address: str | None, call: "Callable[[Client], Awaitable[T]]") -> T:
+    """Call the service at the address, or at the settings' own."""
+    where = _address(address)
+
+    async def connected() -> T:
+        async with _connection(where) as client:
+            return await call(client)
+
+    return asyncio.run(connected())
+
+
+@asynccontextmanager
+async def _connection(address: str) -> "AsyncIterator[Client]":
+    import grpc  # noqa: PLC0415
+
+    from orchestrator.client import Client, ServiceError  # noqa: PLC0415
+
+    async with Client(address) as client:
+        try:
+            yield client
+        except ServiceError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                raise _no_service(address) from None
+            raise

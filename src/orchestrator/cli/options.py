@@ -1,0 +1,167 @@
+"""The options that several commands share, and how they become a request."""
+
+import sys
+import uuid
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from orchestrator.cli.exits import UsageError
+
+if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
+    from orchestrator.v1.instance_pb2 import InstanceConfig
+    from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
+
+Prompt: TypeAlias = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="What is to be done; - or nothing reads stdin.")
+]
+PromptFile: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Read the prompt from a file.", show_default=False)
+]
+InstanceId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The instance's id.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Answer with JSON, for programs.")]
+Address: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where the service listens. [default: 127.0.0.1:50051]"),
+]
+GrpcAddress: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens. [default: 127.0.0.1:50051]")
+]
+RestAddress: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Where REST listens. [default: 127.0.0.1:8787]")
+]
+Database: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="PATH", help="The event log. [default: data/orchestrator.db]")
+]
+LogLevel: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [default: info]")
+]
+BigModel: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="PROVIDER/MODEL", help="Plans and synthesises.", show_default=False)
+]
+SmallModel: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="PROVIDER/MODEL", help="Works on subtasks.", show_default=False)
+]
+NewId: TypeAlias = Annotated[
+    str, typer.Option("--id", metavar="ID", help="The new instance's id. [default: made by the service]")
+]
+RequestId: TypeAlias = Annotated[
+    str, typer.Option(metavar="KEY", help="Repeating a create with the same key makes no second instance.")
+]
+Labels: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A mark of your own; repeatable.")
+]
+MaxSubtasks: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="The most subtasks a plan may have.", show_default=False)
+]
+MaxParallelSubtasks: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="The most subtasks at work at once.", show_default=False)
+]
+MaxOutputTokens: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="The most tokens one call may write.", show_default=False)
+]
+MaxAttempts: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="The most attempts at one model call.", show_default=False)
+]
+ToleratedFailures: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="How many subtasks may fail.", show_default=False)
+]
+MaxTokens: TypeAlias = Annotated[
+    int | None, typer.Option(metavar="N", help="Stop when so many tokens are used.", show_default=False)
+]
+MaxCostUsd: TypeAlias = Annotated[
+    float | None, typer.Option(metavar="USD", help="Stop when so much is spent.", show_default=False)
+]
+Instructions: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Told to every model beside the prompt.", show_default=False),
+]
+
+
+class StateName(Enum):
+    """The states of an instance, as typed by a person."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    WAITING_FOR_PAUSE = "waiting-for-pause"
+    WAITING = "waiting"
+    COMPLETE = "complete"
+    ERRORED = "errored"
+    TERMINATED = "terminated"
+
+
+def examples(*lines: str) -> str:
+    """An epilogue for --help that keeps its lines."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from wherever it was given; raise UsageError where it was not."""
+    if prompt is not None and file is not None:
+        raise UsageError("give the prompt itself or --prompt-file, not both")
+    try:
+        if file is not None:
+            text = file.read_text(encoding="utf-8")
+        elif prompt is not None and prompt != "-":
+            text = prompt.encode().decode()
+        elif prompt is None and sys.stdin.isatty():
+            raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
+        else:
+            text = sys.stdin.buffer.read().decode()
+    except UnicodeError:
+        raise UsageError("the prompt is not UTF-8 text") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the prompt from {file}: {error.strerror}") from None
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def read_labels(labels: Sequence[str] | None) -> dict[str, str]:
+    """Split `key=value`; raise UsageError where there is no `=`."""
+    split = [label.partition("=") for label in labels or ()]
+    for key, equals, value in split:
+        if not key or not equals:
+            raise UsageError(f"--label {key + equals + value!r} must be KEY=VALUE, as in --label team=infra")
+    return {key: value for key, _, value in split}
+
+
+def config_of(
+    *,
+    max_attempts: int | None = None,
+    max_tokens: int | None = None,
+    max_cost_usd: float | None = None,
+    **plain: str | float | None,
+) -> "InstanceConfig":
+    """What was given, and nothing else: the rest is the service's to fill in."""
+    from orchestrator.v1.instance_pb2 import Budget, InstanceConfig, RetryPolicy  # noqa: PLC0415
+
+    budget = Budget(max_tokens=max_tokens, max_cost_usd=max_cost_usd)
+    given = {name: value for name, value in plain.items() if value is not None}
+    try:
+        return InstanceConfig(
+            **given,  # type: ignore[arg-type]  # the options' types are the fields'
+            retry=RetryPolicy(max_attempts=max_attempts) if max_attempts is not None else None,
+            budget=budget if budget.ListFields() else None,
+        )
+    except ValueError as error:  # beyond 32 bits
+        raise UsageError(f"a number is out of range: {error}") from None
+
+
+def request_of(
+    prompt: str, config: "InstanceConfig", *, instance_id: str, request_id: str, labels: Sequence[str] | None
+) -> "CreateInstanceRequest":
+    """The request; without a key of the caller's it gets one, so that it can be sent again."""
+    from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
+
+    return CreateInstanceRequest(
+        prompt=prompt,
+        id=instance_id,
+        request_id=request_id or uuid.uuid4().hex,
+        config=config if config.ListFields() else None,
+        labels=read_labels(labels),
+    )

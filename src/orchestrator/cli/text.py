@@ -1,0 +1,41 @@
+"""Text as a person reads it. What models and other people wrote must not steer a terminal."""
+
+import re
+from typing import Final
+
+_CONTROLS: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all of C0 and C1 but tab and newline
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what reverses the order of letters
+    "\u2028\u2029]"
+)
+_MINUTE_S: Final = 60
+_HOUR_S: Final = 3600
+
+
+def neutral(text: str) -> str:
+    r"""The text with control characters spelt out: an escape becomes `\x1b`. Tabs and newlines stay."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """The neutral text on one line, cut to `limit` characters."""
+    line = neutral(" ".join(text.split()))
+    return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def duration(seconds: float) -> str:
+    """A time span at the precision one cares about: `4.2s`, `14s`, `2m05s`, `1h02m`."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:  # noqa: PLR2004  what rounds to 10.0 is shown without its decimal
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < _MINUTE_S:
+        return f"{whole}s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S}m{whole % _MINUTE_S:02}s"
+    return f"{whole // _HOUR_S}h{whole % _HOUR_S // _MINUTE_S:02}m"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 subtask`, `12,340 tokens`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,305 @@
+"""A small typed client that resumes streams by itself.
+
+    from orchestrator.client import Client
+
+    async with Client("127.0.0.1:50051") as client:
+        created = await client.create("Compare three ways to shard a counter", labels={"team": "infra"})
+        async for event in client.stream_events(created.id):
+            print(event.sequence, event.WhichOneof("payload"))
+        answer = await client.get(created.id)
+        print(answer.status.output.final_result)
+
+Every failure is a `ServiceError`. Reading survives a restart of the service; what changes something is sent
+once, so give `create` a `request_id` where you want to repeat it safely.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from orchestrator.core.state import TERMINAL, State
+from orchestrator.errors import OrchestratorError
+from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""The largest message either side may send: a page of events with long outputs fits."""
+UNARY_TIMEOUT_S: Final = 30.0
+KEEP_TRYING_S: Final = 60.0
+"""How long reading goes on trying to reconnect before it gives up."""
+SILENCE_S: Final = 45.0
+"""Three heartbeats missed: the connection is dead though nobody closed it."""
+
+_HEALTH_TIMEOUT_S: Final = 2.0
+_WAIT_STEP_S: Final = 300.0
+_FIRST_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 5.0
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # The channel's own patience between connections must not outlast ours.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # The service is near; a company's HTTP proxy would answer for 127.0.0.1.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class ServiceError(OrchestratorError):
+    """An RPC failed.
+
+    `reason` is ErrorInfo's reason and `metadata` its metadata; both are empty where the failure is not the
+    service's own answer, as when nothing listens.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+
+    @classmethod
+    def of(cls, error: grpc.aio.AioRpcError) -> Self:
+        """Read what the service said of the failure."""
+        try:
+            status = rpc_status.from_call(error)
+        except ValueError:  # details that contradict the status are a proxy's; the status stands
+            status = None
+        info = ErrorInfo()
+        for detail in status.details if status else ():
+            if detail.Unpack(info):
+                break
+        return cls(error.code(), error.details() or "", reason=info.reason, metadata=info.metadata)
+
+    @property
+    def is_a_cut(self) -> bool:
+        """Whether the connection or the service went away, so that reading on later makes sense."""
+        if self.code is grpc.StatusCode.UNAVAILABLE:
+            return True
+        # A stopping server and proxies cut streams with these; with a reason they are the service's word.
+        return not self.reason and self.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+
+
+class Client:
+    """A connection to one service, for one event loop. Use it as an async context manager."""
+
+    def __init__(self, address: str, *, timeout_s: float = UNARY_TIMEOUT_S) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = orchestrator_pb2_grpc.OrchestratorStub(self._channel)
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def is_serving(self) -> bool:
+        """Whether a service answers here and says that it serves: gRPC's standard health check."""
+        try:
+            answer = await health_pb2_grpc.HealthStub(self._channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def create(
+        self,
+        prompt: str,
+        *,
+        instance_id: str = "",
+        request_id: str = "",
+        config: instance_pb2.InstanceConfig | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> orchestrator_pb2.CreateInstanceResponse:
+        """Record a new instance; it is durable when this returns."""
+        request = orchestrator_pb2.CreateInstanceRequest(
+            prompt=prompt, id=instance_id, request_id=request_id, config=config, labels=labels
+        )
+        with _translated():
+            return await self._stub.CreateInstance(request, timeout=self._timeout_s)
+
+    async def get(self, instance_id: str, *, full: bool = False) -> orchestrator_pb2.GetInstanceResponse:
+        """Show one instance; `full` adds the subtasks' instructions and outputs."""
+        view = orchestrator_pb2.VIEW_FULL if full else orchestrator_pb2.VIEW_BASIC
+        request = orchestrator_pb2.GetInstanceRequest(id=instance_id, view=view)
+        with _translated():
+            return await self._stub.GetInstance(request, timeout=self._timeout_s)
+
+    async def list(
+        self,
+        *,
+        page_size: int = 0,
+        page_token: str = "",
+        states: Sequence[State] = (),
+        labels: Mapping[str, str] | None = None,
+    ) -> orchestrator_pb2.ListInstancesResponse:
+        """Show one page of instances, newest first."""
+        request = orchestrator_pb2.ListInstancesRequest(
+            page_size=page_size,
+            page_token=page_token,
+            states=states,
+            labels=[f"{key}={value}" for key, value in (labels or {}).items()],
+        )
+        with _translated():
+            return await self._stub.ListInstances(request, timeout=self._timeout_s)
+
+    async def wait(
+        self, instance_id: str, *, timeout_s: float | None = None, keep_trying_s: float = KEEP_TRYING_S
+    ) -> orchestrator_pb2.WaitInstanceResponse:
+        """Wait for a terminal state, through restarts of the service; None waits without limit.
+
+        When the time is up, the answer is the instance as it then is.
+        """
+        end = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
+        patience = _Patience(keep_trying_s)
+        while True:
+            step_s = min(_WAIT_STEP_S, max(0.0, end - time.monotonic()))
+            request = orchestrator_pb2.WaitInstanceRequest(id=instance_id, timeout=_duration(step_s))
+            try:
+                with _translated():
+                    answer = await self._stub.WaitInstance(request, timeout=step_s + self._timeout_s)
+            except ServiceError as error:
+                await patience.outlast(error)
+                continue
+            patience.renew()
+            if answer.instance.state in TERMINAL or time.monotonic() >= end:
+                return answer
+
+    async def terminate(self, instance_id: str) -> orchestrator_pb2.TerminateInstanceResponse:
+        """Stop an instance for good."""
+        request = orchestrator_pb2.TerminateInstanceRequest(id=instance_id)
+        with _translated():
+            return await self._stub.TerminateInstance(request, timeout=self._timeout_s)
+
+    async def stream_events(
+        self,
+        instance_id: str,
+        *,
+        after_sequence: int = 0,
+        follow: bool = True,
+        keep_trying_s: float = KEEP_TRYING_S,
+    ) -> AsyncGenerator[event_pb2.Event, None]:
+        """Give each event after `after_sequence` once and in order, until the instance has ended.
+
+        With `follow` false: until what is recorded now has been read. When the connection is cut, reading
+        goes on by itself after the last event given, for up to `keep_trying_s` seconds without any sign of
+        life; then the last failure is raised. An order that the service must never show is DATA_LOSS.
+        """
+        last = after_sequence
+        patience = _Patience(keep_trying_s)
+        while True:
+            request = orchestrator_pb2.StreamEventsRequest(id=instance_id, after_sequence=last, follow=follow)
+            call = self._stub.StreamEvents(request)
+            try:
+                async for message in _messages(call):
+                    match message.WhichOneof("kind"):
+                        case "batch":
+                            patience.renew()
+                            for event in message.batch.events:
+                                _check_order(event, last)
+                                last = event.sequence
+                                yield event
+                        case "heartbeat":
+                            patience.renew()
+                        case "caught_up" if not follow:
+                            return
+                        case "end":
+                            return
+                        case _:  # deltas are not asked for; kinds of later versions are not ours to judge
+                            pass
+            except ServiceError as error:
+                await patience.outlast(error)
+            finally:
+                call.cancel()
+
+
+class _Patience:
+    """How long to go on after cuts: from the first one without a sign of life since."""
+
+    def __init__(self, keep_trying_s: float) -> None:
+        self._keep_trying_s = keep_trying_s
+        self.renew()
+
+    def renew(self) -> None:
+        """There is life: begin anew."""
+        self._tries = 0
+        self._end: float | None = None
+
+    async def outlast(self, error: ServiceError) -> None:
+        """Pause before the next try; raise the error when it is no cut or the time is up."""
+        now = time.monotonic()
+        self._end = self._end or now + self._keep_trying_s
+        if not error.is_a_cut or now >= self._end:
+            raise error
+        longest = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._tries)
+        self._tries += 1
+        jittered = longest * random.uniform(0.5, 1)  # noqa: S311  spreads clients out, keeps no secret
+        await asyncio.sleep(min(jittered, self._end - now))
+
+
+_Stream = grpc.aio.UnaryStreamCall[
+    orchestrator_pb2.StreamEventsRequest, orchestrator_pb2.StreamEventsResponse
+]
+
+
+async def _messages(call: _Stream) -> AsyncIterator[orchestrator_pb2.StreamEventsResponse]:
+    while True:
+        try:
+            with _translated():
+                async with asyncio.timeout(SILENCE_S):
+                    message = await call.read()
+        except TimeoutError:
+            raise _cut(f"the service has been silent for {SILENCE_S:.0f} s") from None
+        if not isinstance(message, orchestrator_pb2.StreamEventsResponse):
+            raise _cut("the stream closed before its end")  # grpc.aio.EOF
+        yield message
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise ServiceError.of(error) from None
+
+
+def _cut(message: str) -> ServiceError:
+    return ServiceError(grpc.StatusCode.UNAVAILABLE, message)
+
+
+def _check_order(event: event_pb2.Event, last: int) -> None:
+    if event.sequence != last + 1:
+        raise ServiceError(
+            grpc.StatusCode.DATA_LOSS,
+            f"event {event.sequence} of {event.instance_id} came after {last}: the service broke its promise",
+        )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(int(seconds * 1e9))
+    return duration

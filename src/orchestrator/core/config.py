@@ -1,0 +1,107 @@
+"""An instance's configuration: its defaults, and what a client may ask for."""
+
+from datetime import timedelta
+from typing import Final, NoReturn
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from orchestrator.core import plan
+from orchestrator.core.state import subtask_of
+from orchestrator.errors import InvalidArgumentError
+from orchestrator.v1 import instance_pb2 as pb
+
+_RANGES: Final = {
+    "max_subtasks": (1, 64),
+    "max_parallel_subtasks": (1, 64),
+    "max_output_tokens": (1, 1_000_000),
+    "tolerated_failures": (0, 64),
+    "retry.max_attempts": (1, 100),
+    "retry.multiplier": (1, 10),
+    "budget.max_tokens": (1, 2**62),
+}
+_DURATIONS_S: Final = {
+    "retry.initial_delay": (0, 3600),
+    "retry.max_delay": (0, 24 * 3600),
+    "retry.attempt_timeout": (0.001, 24 * 3600),
+    "budget.max_duration": (0.001, 365 * 24 * 3600),
+}
+_MAX_INSTRUCTIONS_BYTES: Final = 32 * 1024
+
+
+def default(big_model: str, small_model: str) -> pb.InstanceConfig:
+    """The configuration of an instance whose client asks for nothing."""
+    return pb.InstanceConfig(
+        big_model=big_model,
+        small_model=small_model,
+        max_subtasks=16,
+        max_parallel_subtasks=8,
+        max_output_tokens=8192,
+        retry=pb.RetryPolicy(
+            max_attempts=6,
+            initial_delay=Duration(seconds=1),
+            max_delay=Duration(seconds=60),
+            multiplier=2,
+            attempt_timeout=Duration(seconds=600),
+        ),
+        tolerated_failures=0,
+        review_plan=False,
+    )
+
+
+def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.InstanceConfig:
+    """Lay what is requested over `base`; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
+    _check(requested)
+    config = pb.InstanceConfig()
+    config.CopyFrom(base)
+    _overlay(config, requested)
+    if config.subtasks:
+        try:
+            plan.validate(map(subtask_of, config.subtasks), config.max_subtasks)
+        except plan.PlanError as error:
+            raise InvalidArgumentError("PLAN_INVALID", str(error), field="config.subtasks") from None
+    return config
+
+
+def _overlay(target: Message, source: Message) -> None:
+    # Unlike MergeFrom, a duration or a list replaces the old one instead of being added to it.
+    for field, value in source.ListFields():
+        if field.is_repeated:
+            target.ClearField(field.name)
+            getattr(target, field.name).extend(value)
+        elif isinstance(value, Duration):
+            getattr(target, field.name).CopyFrom(value)
+        elif isinstance(value, Message):
+            _overlay(getattr(target, field.name), value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _check(config: pb.InstanceConfig) -> None:
+    for path, (least, most) in _RANGES.items():
+        owner, name = _find(config, path)
+        if owner.HasField(name) and not least <= getattr(owner, name) <= most:
+            _refuse(path, f"is {getattr(owner, name)}: it must be {least} to {most}")
+    for path, (least_s, most_s) in _DURATIONS_S.items():
+        owner, name = _find(config, path)
+        if owner.HasField(name) and not least_s <= _seconds(getattr(owner, name)) <= most_s:
+            _refuse(path, f"must be {timedelta(seconds=least_s)} to {timedelta(seconds=most_s)} (h:mm:ss)")
+    if len(config.instructions.encode()) > _MAX_INSTRUCTIONS_BYTES:
+        _refuse("instructions", "are over 32 KiB: shorten them")
+    if config.budget.HasField("max_cost_usd"):
+        _refuse(
+            "budget.max_cost_usd", "needs models whose price is known, and none is: set budget.max_tokens"
+        )
+
+
+def _find(config: pb.InstanceConfig, path: str) -> tuple[Message, str]:
+    owner, _, name = path.rpartition(".")
+    return (getattr(config, owner) if owner else config), name
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _refuse(path: str, fault: str) -> NoReturn:
+    raise InvalidArgumentError("CONFIG_INVALID", f"config.{path} {fault}", field=f"config.{path}")

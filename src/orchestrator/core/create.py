@@ -1,0 +1,93 @@
+"""What a client may ask for when it creates an instance."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from orchestrator.core import config, plan
+from orchestrator.errors import InvalidArgumentError
+from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
+
+MAX_PROMPT_BYTES: Final = 256 * 1024
+MAX_REQUEST_ID_CHARACTERS: Final = 200
+MAX_LABELS: Final = 64
+MAX_LABEL_VALUE_CHARACTERS: Final = 256
+_LABEL_KEY: Final = re.compile(r"[A-Za-z0-9_./-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class NewInstance:
+    """A validated wish for an instance; `config` is resolved."""
+
+    id: str
+    prompt: str
+    config: pb.InstanceConfig
+    labels: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
+    request_digest: bytes = b""
+    """SHA-256 of the request without its request_id."""
+
+
+def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str) -> NewInstance:
+    """Validate a request; raise InvalidArgumentError that names the field and the mend."""
+    size = len(request.prompt.encode())
+    if not request.prompt.strip():
+        raise InvalidArgumentError("PROMPT_EMPTY", "prompt is empty: say what is to be done", field="prompt")
+    if size > MAX_PROMPT_BYTES:
+        raise InvalidArgumentError(
+            "PROMPT_TOO_LARGE",
+            f"prompt has {size} bytes and may have {MAX_PROMPT_BYTES}: shorten it",
+            field="prompt",
+        )
+    if request.id:
+        check_id(request.id)
+    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
+        raise InvalidArgumentError(
+            "ID_INVALID",
+            f"request_id has {len(request.request_id)} characters and may have {MAX_REQUEST_ID_CHARACTERS}",
+            field="request_id",
+        )
+    _check_labels(request.labels)
+    return NewInstance(
+        id=request.id or fallback_id,
+        prompt=request.prompt,
+        config=config.resolve(request.config, base),
+        labels=dict(request.labels),
+        request_id=request.request_id,
+        request_digest=_digest(request),
+    )
+
+
+def check_id(instance_id: str, field: str = "id") -> None:
+    """Raise InvalidArgumentError (ID_INVALID) unless it can be an instance's id."""
+    if not plan.ID.fullmatch(instance_id):
+        raise InvalidArgumentError(
+            "ID_INVALID", f"{field} {instance_id[:120]!r} does not match ^{plan.ID.pattern}$", field=field
+        )
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID", f"there are {len(labels)} labels; there may be {MAX_LABELS}", field="labels"
+        )
+    for key, value in labels.items():
+        if not _LABEL_KEY.fullmatch(key) or len(value) > MAX_LABEL_VALUE_CHARACTERS:
+            raise InvalidArgumentError(
+                "CONFIG_INVALID",
+                f"label {key[:80]!r} must have a key matching ^{_LABEL_KEY.pattern}$ "
+                f"and a value of at most {MAX_LABEL_VALUE_CHARACTERS} characters",
+                field=f"labels[{key[:80]}]",
+            )
+
+
+def _digest(request: CreateInstanceRequest) -> bytes:
+    if not request.request_id:
+        return b""
+    bare = CreateInstanceRequest()
+    bare.CopyFrom(request)
+    bare.ClearField("request_id")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).digest()

@@ -1,0 +1,332 @@
+"""What happens next.
+
+`decide` looks at an instance and says what should be done now. The engine does it and tells what came of
+it with `begun`, `planned`, `worked`, `synthesized` or `failed`, each of which gives the events to append;
+after a crash, `interrupted` gives those that the crash left out. Nothing is remembered between calls:
+recovery is folding the log and asking again.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from orchestrator.core import budget, retry
+from orchestrator.core.plan import Plan
+from orchestrator.core.state import (
+    AT_WORK,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PAUSED,
+    SETTLED,
+    SKIPPED,
+    TERMINAL,
+    WAITING,
+    WAITING_FOR_PAUSE,
+    Failure,
+    Instance,
+    Subtask,
+    Usage,
+    Work,
+)
+from orchestrator.core.view import failure_message, timestamp, usage_message
+from orchestrator.errors import ModelError
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1 import instance_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """Call the big model for a plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSubtask:
+    """Call a worker for one subtask."""
+
+    subtask_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesize:
+    """Call the big model for the final result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Append these events: they follow from what happened, no call is needed."""
+
+    events: tuple[pb.Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Ask again at this time, in seconds since the epoch."""
+
+    time_s: float
+
+
+Call = MakePlan | RunSubtask | Synthesize
+Command = Call | Record | WakeAt
+
+_BIG_FAILURES: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND", "PLAN_INVALID")
+"""Reasons that tell a person what to change better than the name of the stage does."""
+
+
+def decide(instance: Instance, now_s: float, claimed: Collection[Call] = frozenset()) -> tuple[Command, ...]:
+    """What to do now, at `now_s` seconds since the epoch.
+
+    `claimed` are calls that were asked for before, wait for their turn and have not begun yet: they are not
+    asked for again, and count against `max_parallel_subtasks`.
+    """
+    if instance.state in TERMINAL or instance.state in (PAUSED, WAITING):
+        return ()
+    if instance.synthesis.state == DONE:
+        usage = usage_message(instance.usage)
+        return (Record((pb.Event(instance_completed=pb.InstanceCompleted(usage=usage)),)),)
+    if instance.state == WAITING_FOR_PAUSE:
+        return () if instance.at_work else (Record((pb.Event(instance_paused=pb.InstancePaused()),)),)
+    if not instance.planned:
+        return _decide_planning(instance, now_s, claimed)
+    unsettled = [subtask for subtask in instance.subtasks.values() if subtask.work.state not in SETTLED]
+    if unsettled:
+        return _decide_subtasks(instance, unsettled, now_s, claimed)
+    return _decide_synthesis(instance, now_s, claimed)
+
+
+def _decide_planning(instance: Instance, now_s: float, claimed: Collection[Call]) -> tuple[Command, ...]:
+    if instance.config.subtasks:
+        return (Record(_plan_events(0, "", instance.config.subtasks, "", None)),)
+    if instance.planning.state == FAILED:
+        return _error("PLANNING_FAILED", "planning", instance.planning)
+    return _call(instance, MakePlan(), instance.planning, now_s, claimed)
+
+
+def _decide_subtasks(
+    instance: Instance, unsettled: list[Subtask], now_s: float, claimed: Collection[Call]
+) -> tuple[Command, ...]:
+    skipped = []
+    ready = []
+    running = 0
+    for subtask in unsettled:
+        if subtask.work.state == AT_WORK:
+            running += 1
+            continue
+        needs = [instance.subtasks[name] for name in subtask.depends_on]
+        if lost := [needed for needed in needs if needed.work.state in (FAILED, SKIPPED)]:
+            skipped.append(_skip(subtask, lost[0]))
+        elif all(needed.work.state == DONE for needed in needs):
+            ready.append(subtask)
+    if skipped:
+        return (Record(tuple(skipped)),)
+    if ready and (failure := budget.exceeded(instance, now_s)):
+        # What runs has been paid for: it may finish before the instance errs.
+        return () if running else (_errored(failure),)
+    free = instance.config.max_parallel_subtasks - running - len(claimed)
+    commands: list[Command] = []
+    for subtask in ready:
+        command = RunSubtask(subtask.id)
+        if command in claimed:
+            continue
+        if subtask.work.retry_time_s > now_s:
+            commands.append(WakeAt(subtask.work.retry_time_s))
+        elif free > 0:
+            commands.append(command)
+            free -= 1
+    return tuple(commands)
+
+
+def _decide_synthesis(instance: Instance, now_s: float, claimed: Collection[Call]) -> tuple[Command, ...]:
+    failed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == FAILED]
+    done = any(subtask.work.state == DONE for subtask in instance.subtasks.values())
+    if len(failed) > instance.config.tolerated_failures or not done:
+        first = failed[0]
+        return _error("SUBTASK_FAILED", f"subtask {first.id} ({first.title})", first.work, first.id)
+    if instance.synthesis.state == FAILED:
+        return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
+    return _call(instance, Synthesize(), instance.synthesis, now_s, claimed)
+
+
+def _call(
+    instance: Instance, command: Call, work: Work, now_s: float, claimed: Collection[Call]
+) -> tuple[Command, ...]:
+    if work.state == AT_WORK or command in claimed:
+        return ()
+    if failure := budget.exceeded(instance, now_s):
+        return (_errored(failure),)
+    if work.retry_time_s > now_s:
+        return (WakeAt(work.retry_time_s),)
+    return (command,)
+
+
+def _skip(subtask: Subtask, lost: Subtask) -> pb.Event:
+    how = "failed" if lost.work.state == FAILED else "was skipped"
+    error = failure_message(Failure("DEPENDENCY_FAILED", f"it depends on {lost.id}, which {how}", subtask.id))
+    return pb.Event(subtask_skipped=pb.SubtaskSkipped(subtask_id=subtask.id, error=error))
+
+
+def _error(reason: str, what: str, work: Work, subtask_id: str = "") -> tuple[Record]:
+    cause = work.error or Failure(reason, "no cause was recorded")
+    attempts = "1 attempt" if work.attempt == 1 else f"{work.attempt} attempts"
+    failure = Failure(
+        cause.reason if cause.reason in _BIG_FAILURES else reason,
+        f"{what} failed after {attempts}: {cause.message}",
+        subtask_id,
+    )
+    return (_errored(failure),)
+
+
+def _errored(failure: Failure) -> Record:
+    return Record((pb.Event(instance_errored=pb.InstanceErrored(error=failure_message(failure))),))
+
+
+def model_for(instance: Instance, call: Call) -> str:
+    """The `provider/model` that a call goes to."""
+    return instance.config.small_model if isinstance(call, RunSubtask) else instance.config.big_model
+
+
+def work_of(instance: Instance, call: Call) -> Work:
+    """How the work stands that a call is for."""
+    match call:
+        case MakePlan():
+            return instance.planning
+        case RunSubtask(subtask_id):
+            return instance.subtasks[subtask_id].work
+        case Synthesize():
+            return instance.synthesis
+    assert_never(call)
+
+
+def begun(instance: Instance, call: Call) -> pb.Event:
+    """The call begins."""
+    attempt, model = work_of(instance, call).attempt + 1, model_for(instance, call)
+    match call:
+        case MakePlan():
+            return pb.Event(planning_started=pb.PlanningStarted(attempt=attempt, model=model))
+        case RunSubtask(subtask_id):
+            started = pb.SubtaskStarted(subtask_id=subtask_id, attempt=attempt, model=model)
+            return pb.Event(subtask_started=started)
+        case Synthesize():
+            return pb.Event(synthesis_started=pb.SynthesisStarted(attempt=attempt, model=model))
+    assert_never(call)
+
+
+def planned(instance: Instance, plan: Plan, usage: Usage) -> tuple[pb.Event, ...]:
+    """The planner answered."""
+    work = instance.planning
+    subtasks = [
+        instance_pb2.Subtask(
+            id=subtask.id,
+            title=subtask.title,
+            instructions=subtask.instructions,
+            depends_on=subtask.depends_on,
+            worker=subtask.worker,
+        )
+        for subtask in plan.subtasks
+    ]
+    return _plan_events(work.attempt, work.model, subtasks, plan.summary, usage)
+
+
+def _plan_events(
+    attempt: int, model: str, subtasks: Iterable[instance_pb2.Subtask], summary: str, usage: Usage | None
+) -> tuple[pb.Event, ...]:
+    completed = pb.PlanCompleted(
+        attempt=attempt, model=model, summary=summary, usage=usage_message(usage) if usage else None
+    )
+    return (
+        *(
+            pb.Event(subtask_planned=pb.SubtaskPlanned(attempt=attempt, subtask=subtask))
+            for subtask in subtasks
+        ),
+        pb.Event(plan_completed=completed),
+    )
+
+
+def worked(instance: Instance, subtask_id: str, output: str, usage: Usage) -> pb.Event:
+    """A worker answered."""
+    work = instance.subtasks[subtask_id].work
+    completed = pb.SubtaskCompleted(
+        subtask_id=subtask_id,
+        attempt=work.attempt,
+        model=work.model,
+        output=output,
+        usage=usage_message(usage),
+    )
+    return pb.Event(subtask_completed=completed)
+
+
+def synthesized(instance: Instance, final_result: str, usage: Usage) -> pb.Event:
+    """The synthesiser answered."""
+    completed = pb.SynthesisCompleted(
+        attempt=instance.synthesis.attempt,
+        model=instance.synthesis.model,
+        final_result=final_result,
+        usage=usage_message(usage),
+    )
+    return pb.Event(synthesis_completed=completed)
+
+
+def failed(instance: Instance, call: Call, error: ModelError, *, now_s: float, jitter: float) -> pb.Event:
+    """A call failed: it is tried again at the time in the event, or not at all.
+
+    `jitter`, 0 to 1, spreads retries; see `retry.retry_time_s`.
+    """
+    retry_s = None
+    if error.retryable:
+        retry_s = retry.retry_time_s(
+            instance.config.retry,
+            failures=work_of(instance, call).failures + 1,
+            now_s=now_s,
+            jitter=jitter,
+            retry_after_s=error.retry_after_s,
+        )
+    usage = Usage(error.input_tokens, error.output_tokens, 1)
+    return _failed(instance, call, Failure(error.reason, str(error)), retry_s, usage)
+
+
+def interrupted(instance: Instance, now_s: float) -> tuple[pb.Event, ...]:
+    """A crash cut off the calls under way: each is recorded as failed, and may begin again at once."""
+    calls: list[Call] = [RunSubtask(subtask.id) for subtask in instance.subtasks.values()]
+    calls += [MakePlan(), Synthesize()]
+    cause = Failure(INTERRUPTED, "the service stopped while the call was under way")
+    return tuple(
+        _failed(instance, call, cause, now_s, Usage())
+        for call in calls
+        if work_of(instance, call).state == AT_WORK
+    )
+
+
+def _failed(instance: Instance, call: Call, cause: Failure, retry_s: float | None, usage: Usage) -> pb.Event:
+    work = work_of(instance, call)
+    retry_time = None if retry_s is None else timestamp(retry_s)
+    spent = usage_message(usage) if usage.model_calls else None
+    match call:
+        case MakePlan():
+            planning = pb.PlanningFailed(
+                attempt=work.attempt,
+                model=work.model,
+                error=failure_message(cause),
+                retry_time=retry_time,
+                usage=spent,
+            )
+            return pb.Event(planning_failed=planning)
+        case RunSubtask(subtask_id):
+            subtask = pb.SubtaskFailed(
+                subtask_id=subtask_id,
+                attempt=work.attempt,
+                model=work.model,
+                error=failure_message(Failure(cause.reason, cause.message, subtask_id)),
+                retry_time=retry_time,
+                usage=spent,
+            )
+            return pb.Event(subtask_failed=subtask)
+        case Synthesize():
+            synthesis = pb.SynthesisFailed(
+                attempt=work.attempt,
+                model=work.model,
+                error=failure_message(cause),
+                retry_time=retry_time,
+                usage=spent,
+            )
+            return pb.Event(synthesis_failed=synthesis)
+    assert_never(call)

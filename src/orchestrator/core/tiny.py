@@ -1,0 +1,229 @@
+"""The profile of a very small model: SmolLM2-135M and its like.
+
+Such a model cannot fill in the plan's schema. Shown two worked examples and held by a grammar to three or
+four short titles, each beginning with a verb, it plans sensibly; ids and instructions are filled in here. It
+writes a short text on one title. It cannot put texts together: the final result is an opening of its own,
+then every output as it is.
+
+Whatever the client sends, a prompt fits into `CONTEXT_TOKENS`: texts are cut by their UTF-8 bytes, and a
+token is never less than a byte.
+"""
+
+import json
+import re
+from typing import Final
+
+from orchestrator.core import plan
+from orchestrator.core.plan import Plan, PlanError
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.state import DONE, Instance, Subtask
+
+CONTEXT_TOKENS: Final = 2048
+"""How much context a call needs: its prompt and its answer."""
+
+_MOST_SUBTASKS: Final = 4
+_TITLE_CHARACTERS: Final = 70
+_VERBS: Final = (
+    *("Add", "Build", "Choose", "Collect", "Compare", "Configure", "Create", "Define", "Describe", "Design"),
+    *("Document", "Explain", "Implement", "List", "Plan", "Prepare", "Research", "Set up", "Test", "Write"),
+)
+# Without commas, or a title becomes a list of everything.
+_TITLE: Final = rf"^({'|'.join(_VERBS)}) [A-Za-z][A-Za-z0-9 '-]{{6,{_TITLE_CHARACTERS - 12}}}$"
+_SAMPLING: Final = {"temperature": 0.2, "repeat_penalty": 1.1}
+_PLAN_TOKENS: Final = 200
+_WORK_TOKENS: Final = 220
+_OPENING_TOKENS: Final = 90
+
+_PLANNER: Final = "You split a task into a few short subtasks that different people do. Answer with JSON."
+_EXAMPLES: Final = (
+    (
+        "Build a Java web service for booking hotel rooms, with documentation and a database",
+        (
+            "Design the database tables for rooms and bookings",
+            "Write the Java endpoints to book and cancel a room",
+            "Write the documentation of the web service",
+        ),
+    ),
+    (
+        "Explain how volcanoes work to students",
+        (
+            "Explain what a volcano is and where volcanoes are",
+            "Describe how and why a volcano erupts",
+            "List famous eruptions and what they changed",
+            "Write five questions for the students",
+        ),
+    ),
+)
+_SYNTHESISER: Final = "You write short introductions in plain English."
+_DANGLING: Final = frozenset(
+    {
+        *(
+            "a",
+            "an",
+            "and",
+            "as",
+            "at",
+            "by",
+            "for",
+            "from",
+            "how",
+            "in",
+            "into",
+            "is",
+            "it",
+            "its",
+            "of",
+            "on",
+        ),
+        *(
+            "or",
+            "such",
+            "that",
+            "the",
+            "their",
+            "to",
+            "using",
+            "what",
+            "which",
+            "who",
+            "will",
+            "with",
+            "your",
+        ),
+    }
+)
+
+
+class Tiny:
+    """For a model that can fill in a few short strings and write a short text."""
+
+    def plan(self, instance: Instance) -> Prompt:
+        """Ask for the titles of one to four subtasks."""
+        messages = [Message("system", _PLANNER)]
+        for task, titles in _EXAMPLES:
+            answer = json.dumps({"subtasks": titles[: instance.config.max_subtasks]})
+            messages += [Message("user", f"Task: {task}"), Message("assistant", answer)]
+        wishes = " ".join(filter(None, (instance.config.instructions, instance.feedback)))
+        task = f"Task: {_brief(instance.prompt, 800)}{_wish(wishes)}"
+        return Prompt(
+            "planning",
+            (*messages, Message("user", task)),
+            schema=_schema(min(instance.config.max_subtasks, _MOST_SUBTASKS)),
+            sampling=_SAMPLING,
+            max_output_tokens=_PLAN_TOKENS,
+        )
+
+    def read_plan(self, instance: Instance, text: str) -> Plan:
+        """Make subtasks of the titles, each said once; raise PlanError where there is none."""
+        titles = plan.json_object(text).get("subtasks")
+        if not isinstance(titles, list):
+            raise PlanError('the answer has no "subtasks" list')
+        cleaned = {title.lower(): title for title in map(_clean, titles) if title}
+        subtasks = [
+            Subtask(id=f"t{number}", title=title, instructions=f"{title}.")
+            for number, title in enumerate(list(cleaned.values())[: instance.config.max_subtasks], 1)
+        ]
+        summary = "The parts: " + "; ".join(subtask.title for subtask in subtasks) + "."
+        return Plan(summary, plan.validate(subtasks, instance.config.max_subtasks))
+
+    def work(self, instance: Instance, subtask: Subtask) -> Prompt:
+        """Ask for a short text on one subtask; it may end at the token limit."""
+        needed = [instance.subtasks[name] for name in subtask.depends_on]
+        parts = [
+            f"For this project: {_brief(instance.prompt, 500)}{_wish(instance.config.instructions)}",
+            *(f"{_brief(each.title, 80)}: {_brief(each.output, 300 // len(needed))}" for each in needed),
+            _brief(subtask.instructions, 500),
+        ]
+        return Prompt(
+            "work",
+            # No system message: told that it is an expert, the model greets and offers help.
+            (Message("user", "\n\n".join(parts)),),
+            sampling=_SAMPLING,
+            max_output_tokens=_WORK_TOKENS,
+            may_be_cut=True,
+            subtask_id=subtask.id,
+        )
+
+    def synthesize(self, instance: Instance) -> Prompt:
+        """Ask for an opening of two sentences."""
+        titles = ", ".join(_brief(subtask.title, 80) for subtask in list(instance.subtasks.values())[:8])
+        task = f"{_brief(instance.prompt, 500)}{_wish(instance.config.instructions)}"
+        asked = (
+            f"A document answers this task: {task}\n"
+            f"It has these parts: {titles}.\nWrite two sentences that introduce the document."
+        )
+        return Prompt(
+            "synthesis",
+            (Message("system", _SYNTHESISER), Message("user", asked)),
+            sampling=_SAMPLING,
+            max_output_tokens=_OPENING_TOKENS,
+            may_be_cut=True,
+        )
+
+    def read_synthesis(self, instance: Instance, text: str) -> str:
+        """The opening, then each subtask's output verbatim under its title, then what is missing."""
+        sections = [_sentences(text)]
+        missing = []
+        for subtask in instance.subtasks.values():
+            if subtask.work.state == DONE:
+                sections.append(f"## {subtask.title}\n\n{_closed(subtask.output.strip())}")
+            else:
+                why = subtask.work.error.message if subtask.work.error else "it did not run"
+                missing.append(f"- {subtask.title}: {why}")
+        if missing:
+            sections.append("## Missing\n\n" + "\n".join(missing))
+        return "\n\n".join(filter(None, sections))
+
+
+TINY: Final = Tiny()
+
+
+def _schema(most: int) -> dict[str, object]:
+    titles = {
+        "type": "array",
+        "minItems": min(3, most),
+        "maxItems": most,
+        "items": {"type": "string", "pattern": _TITLE},
+    }
+    return {
+        "type": "object",
+        "properties": {"subtasks": titles},
+        "required": ["subtasks"],
+        "additionalProperties": False,
+    }
+
+
+def _clean(title: object) -> str:
+    """A title in one line that ends where a phrase may end; empty where there is none."""
+    words = title.split() if isinstance(title, str) else []
+    if len(" ".join(words)) >= _TITLE_CHARACTERS - len("Configure"):  # the grammar may have cut the last word
+        words.pop()
+    while words and words[-1].lower() in _DANGLING:
+        words.pop()
+    return " ".join(words).rstrip(" .,;:")[: plan.MAX_TITLE_CHARACTERS]
+
+
+def _brief(text: str, limit_bytes: int) -> str:
+    """So many bytes of a text at most, in one paragraph, with nothing in it that could pose as a turn."""
+    text = " ".join(text[: 2 * limit_bytes].replace("<|", "< |").split())
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    return encoded[: limit_bytes - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def _wish(wishes: str) -> str:
+    return f"\nMind this: {_brief(wishes, 200)}" if wishes else ""
+
+
+def _sentences(text: str) -> str:
+    """A text up to its last full sentence; all of it where it has none."""
+    text = text.strip()
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", text)]
+    return text[: ends[-1]] if ends else text
+
+
+def _closed(text: str) -> str:
+    """A Markdown text with its last code fence closed, so that what follows is no code."""
+    fences = sum(line.lstrip().startswith("```") for line in text.splitlines())
+    return f"{text}\n```" if fences % 2 else text

@@ -1,0 +1,224 @@
+"""One instance at work: asks the core what to do, does it, and appends what came of it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from orchestrator.core import decider
+from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
+from orchestrator.core.plan import PlanError
+from orchestrator.core.prompts import Profile
+from orchestrator.core.state import TERMINAL, TRANSITIONS, Instance, Usage, evolve
+from orchestrator.core.view import STATUS
+from orchestrator.errors import ModelError, SettingsError, StateForbidsError, UnavailableError
+from orchestrator.log.base import Entry, EventLog
+from orchestrator.models.base import ModelReply, ModelRequest, Models
+from orchestrator.v1.event_pb2 import Event, InstanceTerminated
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What all runs share: the log, the models, the bound on open calls, the time and the dice."""
+
+    log: EventLog
+    models: Models
+    calls: asyncio.Semaphore
+    tasks: asyncio.TaskGroup
+    now_s: Callable[[], float]
+    """Seconds since the epoch."""
+    jitter: Callable[[], float]
+    """A number from 0 to 1, another one each time."""
+
+
+@dataclass(slots=True)
+class Run:
+    """Carries one instance forward. It reacts: each change is appended, then `advance` starts what follows.
+
+    `instance` is ahead of the log by what is queued there; readers see only what is durable.
+    """
+
+    instance: Instance
+    shop: Workshop
+    on_end: Callable[[str], None]
+    """Told the id once the instance is finished, and that is durable."""
+    _claimed: set[Call] = field(default_factory=set)
+    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    _timer: asyncio.TimerHandle | None = None
+
+    def recover(self) -> None:
+        """Record that a crash cut off the calls under way."""
+        if events := decider.interrupted(self.instance, self.shop.now_s()):
+            self._append(events)
+
+    def advance(self) -> None:
+        """Start whatever is to be done now, and wake up when something is to be done later."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        wake_s: list[float] = []
+        now_s = self.shop.now_s()
+        for command in decider.decide(self.instance, now_s, self._claimed):
+            match command:
+                case Record(events):
+                    self._own(self._record(events))
+                case WakeAt(time_s):
+                    wake_s.append(time_s)
+                case MakePlan() | RunSubtask() | Synthesize():
+                    self._claimed.add(command)
+                    self._own(self._carry_out(command))
+                case _:
+                    assert_never(command)
+        if wake_s:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
+
+    async def terminate(self) -> Instance:
+        """Stop at once; raise StateForbidsError when there is nothing to stop."""
+        if "instance_terminated" not in TRANSITIONS[self.instance.state]:
+            raise StateForbidsError(self.instance.id, state=STATUS[self.instance.state], action="terminate")
+        durable = self._append([Event(instance_terminated=InstanceTerminated())])
+        self.cut()
+        instance = self.instance
+        await asyncio.shield(durable)
+        return instance
+
+    def cut(self) -> None:
+        """Close every open call."""
+        if self._timer:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = self.shop.tasks.create_task(self._contained(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _contained(self, work: Coroutine[None, None, None]) -> None:
+        """Keep one instance's trouble from the others."""
+        try:
+            await work
+        except UnavailableError:
+            pass  # the service stops: the log tells the next start how far this came
+        except Exception:
+            _LOGGER.exception("%s stands still until the service is started again", self.instance.id)
+            self.cut()
+
+    async def _record(self, events: Sequence[Event]) -> None:
+        await self._append(events)
+        self.advance()
+
+    def _append(self, events: Sequence[Event]) -> "asyncio.Future[None]":
+        """Append what happened, and with it whatever follows without a call; done when durable."""
+        appended: list[Event] = []
+        while events:
+            appended += self._evolve(events)
+            commands = decider.decide(self.instance, self.shop.now_s(), self._claimed)
+            events = [
+                event for command in commands if isinstance(command, Record) for event in command.events
+            ]
+        return self._write(appended)
+
+    def _evolve(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Give the events their place and time, and let the instance follow them."""
+        micros = round(self.shop.now_s() * 1e6)
+        for event in events:
+            event.instance_id = self.instance.id
+            event.sequence = self.instance.last_sequence + 1
+            event.event_time.seconds = micros // 1_000_000
+            event.event_time.nanos = micros % 1_000_000 * 1000
+            self.instance = evolve(self.instance, event)
+        return events
+
+    def _write(self, events: Sequence[Event]) -> "asyncio.Future[None]":
+        durable = self.shop.log.append(Entry(events, self.instance))
+        if self.instance.state in TERMINAL:
+            durable.add_done_callback(lambda _: self.on_end(self.instance.id))
+        return durable
+
+    async def _carry_out(self, call: Call) -> None:
+        """Wait for a turn, make the call, record what came of it, go on."""
+        async with self.shop.calls:
+            self._claimed.discard(call)
+            if call not in decider.decide(self.instance, self.shop.now_s(), self._claimed):
+                # Meanwhile the instance was paused or its budget spent, or another call came first.
+                self.advance()
+                return
+            # Not waited for: should the service stop now, the call will have left no trace, and no harm.
+            self._write(self._evolve([decider.begun(self.instance, call)]))
+            events = await self._attempt(call)
+        if self.instance.state not in TERMINAL:
+            await self._append(events)
+            self.advance()
+
+    async def _attempt(self, call: Call) -> Sequence[Event]:
+        """Make one call; the events that say how it went."""
+        try:
+            profile, reply = await self._ask(call)
+            usage = Usage(reply.input_tokens, reply.output_tokens, 1)
+            match call:
+                case MakePlan():
+                    plan = profile.read_plan(self.instance, reply.text)
+                    return decider.planned(self.instance, plan, usage)
+                case RunSubtask(subtask_id):
+                    return [decider.worked(self.instance, subtask_id, reply.text, usage)]
+                case Synthesize():
+                    result = profile.read_synthesis(self.instance, reply.text)
+                    return [decider.synthesized(self.instance, result, usage)]
+            assert_never(call)
+        except PlanError as fault:
+            error = ModelError(
+                "PLAN_INVALID",
+                str(fault),
+                retryable=True,
+                input_tokens=reply.input_tokens,
+                output_tokens=reply.output_tokens,
+            )
+        except ModelError as fault:
+            error = fault
+        except Exception:
+            _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, call)
+            error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
+        now_s = self.shop.now_s()
+        return [decider.failed(self.instance, call, error, now_s=now_s, jitter=self.shop.jitter())]
+
+    async def _ask(self, call: Call) -> tuple[Profile, ModelReply]:
+        instance = self.instance
+        try:
+            provider, model = self.shop.models.resolve(decider.model_for(instance, call))
+        except SettingsError as error:
+            raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
+        profile = provider.profile
+        match call:
+            case MakePlan():
+                prompt = profile.plan(instance)
+            case RunSubtask(subtask_id):
+                prompt = profile.work(instance, instance.subtasks[subtask_id])
+            case Synthesize():
+                prompt = profile.synthesize(instance)
+            case _:
+                assert_never(call)
+        timeout_s = instance.config.retry.attempt_timeout.ToTimedelta().total_seconds()
+        request = ModelRequest(
+            model=model,
+            prompt=prompt,
+            max_output_tokens=min(
+                instance.config.max_output_tokens,
+                prompt.max_output_tokens or instance.config.max_output_tokens,
+            ),
+            timeout_s=timeout_s,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                return profile, await provider.complete(request)
+        except TimeoutError:
+            raise ModelError(
+                "TIMEOUT",
+                f"{decider.model_for(instance, call)} gave no answer within {timeout_s:g} s "
+                "(config.retry.attempt_timeout)",
+                retryable=True,
+            ) from None

@@ -1,0 +1,154 @@
+"""What an event log is: events in order, appended durably, read in pages, watched without a buffer."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from orchestrator.core.state import Instance, State
+from orchestrator.errors import UnavailableError
+from orchestrator.log.framing import delimited, tag
+from orchestrator.v1.event_pb2 import Event
+from orchestrator.v1.orchestrator_pb2 import EventBatch
+
+PAGE_EVENTS: Final = 256
+"""The most events a page holds, unless asked for fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Events of one instance that are appended together, and the instance as it is after them."""
+
+    events: Sequence[Event]
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Events in order, as stored.
+
+    `data` is a serialised EventBatch: events of the wire's batch are length-prefixed, so a page is the
+    concatenation of its rows and needs no decoding. `places` are the events' sequences (of all instances:
+    their positions). `at_end` tells that nothing lay behind the page when it was read; `state` is the
+    instance's state at that moment (of all instances: unspecified).
+    """
+
+    data: bytes
+    places: Sequence[int]
+    at_end: bool
+    state: State
+
+    def events(self) -> Sequence[Event]:
+        """Decode the events."""
+        return EventBatch.FromString(self.data).events
+
+
+class EventLog(Protocol):
+    """The truth. Sequences are dense per instance from 1; positions grow in commit order over all of them."""
+
+    @property
+    def wakeups(self) -> "Wakeups":
+        """Tells readers that something was committed."""
+
+    def append(self, entry: Entry) -> "asyncio.Future[None]":
+        """Queue an entry; the future is done once it is durable.
+
+        Entries become durable in the order they were queued. An entry whose first event has sequence 1
+        creates the instance; its future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS,
+        REQUEST_ID_REUSED), or with DuplicateRequest where the same request has made an instance already.
+        While the storage takes no writes, creations fail with UnavailableError (STORAGE_READ_ONLY) and other
+        entries wait until it does.
+        """
+
+    async def load(self, instance_id: str) -> Instance:
+        """Fold an instance from its durable events; raise InstanceNotFoundError."""
+
+    async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
+        """Read events with a sequence over `after`; raise InstanceNotFoundError."""
+
+    async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
+        """Read events of all instances with a position over `after`."""
+
+    async def find(
+        self,
+        *,
+        states: Sequence[State] = (),
+        labels: Sequence[tuple[str, str]] = (),
+        before: int = 0,
+        limit: int,
+    ) -> Sequence[tuple[int, str]]:
+        """Find instances, newest first: `(key, id)` with a key under `before` (0: from the newest).
+
+        Keys grow in the order of creation. An instance matches when it is in one of `states` (empty: any)
+        and has all of `labels`.
+        """
+
+    async def unfinished(self) -> Sequence[str]:
+        """Ids of all instances in no terminal state, oldest first."""
+
+    async def aclose(self) -> None:
+        """Write what is queued, then let go of the storage."""
+
+
+class DuplicateRequest(Exception):  # noqa: N818  an answer rather than an error
+    """The request was made before; `instance_id` is the instance it made."""
+
+    def __init__(self, instance_id: str) -> None:
+        super().__init__(instance_id)
+        self.instance_id = instance_id
+
+
+class Wakeups:
+    """Tells readers that there is something new, not what: whoever wakes up reads the log.
+
+    A wake-up carries no data, so nothing is lost when several fall together and a slow reader costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._closed = False
+
+    def check_open(self) -> None:
+        """Raise UnavailableError (SHUTTING_DOWN) once the service stops: readers are to come back later."""
+        if self._closed:
+            raise UnavailableError(
+                "SHUTTING_DOWN", "the service is stopping: resume with the last sequence seen"
+            )
+
+    def close(self) -> None:
+        """Send every reader away."""
+        self._closed = True
+        for watchers in self._watchers.values():
+            for woken in watchers:
+                woken.set()
+
+    def watch(self, instance_id: str = "") -> AbstractContextManager[asyncio.Event]:
+        """Watch one instance, or all of them: the event is set whenever something was committed."""
+        return self._watch(instance_id)
+
+    @contextmanager
+    def _watch(self, instance_id: str) -> Iterator[asyncio.Event]:
+        woken = asyncio.Event()
+        watchers = self._watchers.setdefault(instance_id, set())
+        watchers.add(woken)
+        try:
+            yield woken
+        finally:
+            watchers.discard(woken)
+            if not watchers:
+                self._watchers.pop(instance_id, None)
+
+    def wake(self, instance_ids: Sequence[str]) -> None:
+        """Wake the watchers of these instances, and those of all."""
+        for instance_id in ("", *instance_ids) if self._watchers else ():
+            for woken in self._watchers.get(instance_id, ()):
+                woken.set()
+
+
+def framed(event: Event) -> bytes:
+    """Serialise an event as an EventBatch that holds only it."""
+    return delimited(_EVENTS_TAG, event.SerializeToString())
+
+
+_EVENTS_TAG: Final = tag(EventBatch, "events")

@@ -1,0 +1,25 @@
+"""The little of protobuf's encoding that lets stored events travel without being decoded."""
+
+from typing import Final
+
+from google.protobuf.message import Message
+
+_MORE: Final = 0x80
+"""The bit of a varint's byte that says another byte follows."""
+_LENGTH_DELIMITED: Final = 2
+
+
+def tag(message: type[Message], field: str) -> bytes:
+    """The tag of a message's length-delimited field with a number under 16."""
+    return bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED,))
+
+
+def delimited(field_tag: bytes, data: bytes) -> bytes:
+    """One length-delimited field: its tag, the data's size, the data."""
+    size = len(data)
+    prefix = bytearray(field_tag)
+    while size >= _MORE:
+        prefix.append(size & (_MORE - 1) | _MORE)
+        size >>= 7
+    prefix.append(size)
+    return bytes(prefix) + data

@@ -1,0 +1,80 @@
+"""The SQLite log's tables, and how an older file becomes a newer one."""
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import aiosqlite
+
+from orchestrator.core.state import TERMINAL
+from orchestrator.errors import StorageError
+
+_TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
+
+MIGRATIONS: Final = (
+    # 1: `event` is the truth; `instance` and `label` are derived from it in the same transaction, so that
+    # instances can be found without folding all of them. Keys and positions grow in commit order. `data` is
+    # an EventBatch that holds one event: rows joined are a page.
+    f"""
+    CREATE TABLE instance (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        state INTEGER NOT NULL,
+        request_id TEXT UNIQUE,
+        request_digest TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX instance_unfinished ON instance (key) WHERE state NOT IN ({_TERMINAL});
+    CREATE INDEX instance_state ON instance (state, key);
+    CREATE TABLE label (
+        instance INTEGER NOT NULL REFERENCES instance (key),
+        name TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (name, value, instance)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE event (
+        position INTEGER PRIMARY KEY,
+        instance INTEGER NOT NULL REFERENCES instance (key),
+        sequence INTEGER NOT NULL,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX event_sequence ON event (instance, sequence);
+    """,
+)
+"""Scripts by version: the first makes version 1 of an empty file, each next one the next version."""
+
+_APPLICATION_ID: Final = 0x6F726368  # "orch": tells our files from other SQLite databases
+
+
+async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
+    """Bring a database to the newest version; raise StorageError when it is not ours or newer than that."""
+    application = await _pragma(connection, "application_id")
+    version = await _pragma(connection, "user_version")
+    if application not in (0, _APPLICATION_ID) or (not application and await _has_tables(connection)):
+        raise StorageError(
+            f"database {path} belongs to another program: set ORCHESTRATOR_DATABASE to another path"
+        )
+    if version > len(MIGRATIONS):
+        raise StorageError(
+            f"database {path} has version {version} and this release knows up to {len(MIGRATIONS)}: "
+            "use the release that wrote it, or a newer one"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        try:
+            await connection.executescript(
+                f"BEGIN IMMEDIATE; {script} PRAGMA application_id = {_APPLICATION_ID};"
+                f" PRAGMA user_version = {number}; COMMIT;"
+            )
+        except sqlite3.Error:
+            await connection.rollback()
+            raise
+
+
+async def _pragma(connection: aiosqlite.Connection, name: str) -> int:
+    async with connection.execute(f"PRAGMA {name}") as cursor:
+        row = await cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+async def _has_tables(connection: aiosqlite.Connection) -> bool:
+    async with connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1") as cursor:
+        return await cursor.fetchone() is not None

@@ -1,0 +1,120 @@
+"""Replay, then live: a reader's way through the log.
+
+A subscription holds no cursor and no buffer. It reads a page, hands it over, and when there is nothing more
+it waits to be woken and reads again. The watch begins before the first read, so nothing falls between.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from orchestrator.core.state import TERMINAL, Instance, State
+from orchestrator.errors import SequenceOutOfRangeError
+from orchestrator.log.base import EventLog, Page, Wakeups
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """Everything recorded so far has been handed over; `last` is the last sequence."""
+
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nothing happened for a while; `last` is the last sequence."""
+
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The instance is finished and wholly read."""
+
+    state: State
+    last: int
+
+
+Step = Page | CaughtUp | Quiet | End
+
+
+async def follow(
+    log: EventLog, instance_id: str, *, after: int = 0, live: bool = True, quiet_s: float = 15.0
+) -> AsyncIterator[Step]:
+    """Yield an instance's events after a sequence: pages, CaughtUp once, then live pages, and End.
+
+    With `live` false it stops at CaughtUp or End. A Quiet comes whenever `quiet_s` seconds pass without
+    anything else. Raise InstanceNotFoundError, and SequenceOutOfRangeError when `after` is past the last
+    event, and UnavailableError when the service stops.
+    """
+    last_sequence = (await log.load(instance_id)).last_sequence
+    if not 0 <= after <= last_sequence:
+        raise SequenceOutOfRangeError(after, last_sequence)
+
+    async def read(last: int) -> Page:
+        return await log.read(instance_id, last)
+
+    async for step in _follow(log.wakeups, instance_id, read, after, live=live, quiet_s=quiet_s):
+        yield step
+
+
+async def follow_all(
+    log: EventLog, *, after: int = 0, live: bool = True, quiet_s: float = 15.0
+) -> AsyncIterator[Step]:
+    """Yield every instance's events after a position, as `follow` does; there is no End."""
+    async for step in _follow(log.wakeups, "", log.read_all, after, live=live, quiet_s=quiet_s):
+        yield step
+
+
+async def wait_for_end(log: EventLog, instance_id: str, timeout_s: float) -> Instance:
+    """Give the instance once it is finished, or as it is after so many seconds; errors as of `follow`."""
+    with log.wakeups.watch(instance_id) as woken:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (await log.load(instance_id)).state not in TERMINAL:
+                    log.wakeups.check_open()
+                    await woken.wait()
+                    woken.clear()
+        except TimeoutError:
+            pass
+    return await log.load(instance_id)
+
+
+async def _follow(
+    wakeups: Wakeups,
+    instance_id: str,
+    read: Callable[[int], Awaitable[Page]],
+    last: int,
+    *,
+    live: bool,
+    quiet_s: float,
+) -> AsyncIterator[Step]:
+    caught_up = False
+    with wakeups.watch(instance_id) as woken:
+        while True:
+            wakeups.check_open()
+            woken.clear()
+            page = await read(last)
+            if page.places:
+                last = page.places[-1]
+                yield page
+            if not page.at_end:
+                continue
+            if page.state in TERMINAL:
+                yield End(page.state, last)
+                return
+            if not caught_up:
+                caught_up = True
+                yield CaughtUp(last)
+            if not live:
+                return
+            while not await _set_within(woken, quiet_s):
+                yield Quiet(last)
+
+
+async def _set_within(woken: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await woken.wait()
+    except TimeoutError:
+        return False

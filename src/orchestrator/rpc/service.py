@@ -1,0 +1,195 @@
+"""The methods of the Orchestrator service: a request in, engine or log asked, an answer out."""
+
+import base64
+import binascii
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Final, assert_never
+from zlib import crc32
+
+import grpc.aio
+from google.api.httpbody_pb2 import HttpBody
+
+from orchestrator.core import create, view
+from orchestrator.core.state import TERMINAL
+from orchestrator.engine.base import Engine
+from orchestrator.errors import InvalidArgumentError
+from orchestrator.log import subscription
+from orchestrator.log.base import EventLog, Page
+from orchestrator.log.framing import delimited, tag
+from orchestrator.rpc import sse
+from orchestrator.v1 import instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as pb
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+HEARTBEAT_S: Final = 10.0
+"""A quiet stream says something this often; clients may rely on 15 s."""
+
+_DEFAULT_WAIT_S: Final = 30.0
+_LONGEST_WAIT_S: Final = 3600.0
+_DEFAULT_PAGE: Final = 50
+_LARGEST_PAGE: Final = 1000
+
+
+class OrchestratorService:
+    """One method for each RPC; `rpc.server` binds them by name. Every error is a RequestError."""
+
+    def __init__(self, engine: Engine, log: EventLog, defaults: instance_pb2.InstanceConfig) -> None:
+        self._engine = engine
+        self._log = log
+        self._defaults = defaults
+
+    async def CreateInstance(
+        self, request: pb.CreateInstanceRequest, _: Context
+    ) -> pb.CreateInstanceResponse:
+        """Record a new instance."""
+        new = create.new_instance(request, base=self._defaults, fallback_id=str(uuid.uuid4()))
+        instance = await self._engine.create(new)
+        return pb.CreateInstanceResponse(
+            id=instance.id, details=view.status(instance), instance=view.instance(instance)
+        )
+
+    async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> pb.GetInstanceResponse:
+        """Show one instance."""
+        create.check_id(request.id)
+        instance = await self._log.load(request.id)
+        full = request.view == pb.VIEW_FULL
+        return pb.GetInstanceResponse(
+            status=view.status(instance), instance=view.instance(instance, full=full)
+        )
+
+    async def WaitInstance(self, request: pb.WaitInstanceRequest, _: Context) -> pb.WaitInstanceResponse:
+        """Wait for an instance's end."""
+        create.check_id(request.id)
+        timeout_s = _DEFAULT_WAIT_S
+        if request.HasField("timeout"):
+            timeout_s = request.timeout.ToTimedelta().total_seconds()
+            if timeout_s < 0:
+                raise InvalidArgumentError(
+                    "CONFIG_INVALID", f"timeout is {timeout_s:g} s: it cannot be negative", field="timeout"
+                )
+        instance = await subscription.wait_for_end(self._log, request.id, min(timeout_s, _LONGEST_WAIT_S))
+        return pb.WaitInstanceResponse(status=view.status(instance), instance=view.instance(instance))
+
+    async def ListInstances(self, request: pb.ListInstancesRequest, _: Context) -> pb.ListInstancesResponse:
+        """Page through instances."""
+        if request.page_size < 0:
+            raise InvalidArgumentError(
+                "CONFIG_INVALID",
+                f"page_size is {request.page_size}: it must be 0 to {_LARGEST_PAGE}",
+                field="page_size",
+            )
+        size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
+        found = await self._log.find(
+            states=request.states,
+            labels=[_label(text) for text in request.labels],
+            before=_read_page_token(request),
+            limit=size + 1,
+        )
+        shown = found[:size]
+        instances = [view.instance(await self._log.load(instance_id)) for _, instance_id in shown]
+        token = _page_token(request, shown[-1][0]) if len(found) > size else ""
+        return pb.ListInstancesResponse(instances=instances, next_page_token=token)
+
+    async def TerminateInstance(
+        self, request: pb.TerminateInstanceRequest, _: Context
+    ) -> pb.TerminateInstanceResponse:
+        """Stop an instance."""
+        create.check_id(request.id)
+        instance = await self._engine.terminate(request.id)
+        return pb.TerminateInstanceResponse(instance=view.instance(instance))
+
+    async def StreamEvents(
+        self, request: pb.StreamEventsRequest, _: Context
+    ) -> AsyncIterator[pb.StreamEventsResponse | bytes]:
+        """Replay, then follow."""
+        create.check_id(request.id)
+        live = request.follow or not request.HasField("follow")
+        steps = subscription.follow(
+            self._log, request.id, after=request.after_sequence, live=live, quiet_s=HEARTBEAT_S
+        )
+        async for step in steps:
+            match step:
+                case Page():
+                    # A message made around the stored bytes: they are not decoded.
+                    yield delimited(_BATCH_TAG, step.data)
+                case subscription.CaughtUp(last):
+                    yield pb.StreamEventsResponse(caught_up=pb.CaughtUp(sequence=last))
+                case subscription.Quiet(last):
+                    yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(sequence=last))
+                case subscription.End(state, last):
+                    yield pb.StreamEventsResponse(end=pb.StreamEnd(state=state, sequence=last))
+
+    async def StreamServerSentEvents(
+        self, request: pb.StreamServerSentEventsRequest, context: Context
+    ) -> AsyncIterator[HttpBody]:
+        """Replay, then follow, for browsers and curl."""
+        seen = sse.parse_last_event_id(_header(context, sse.LAST_EVENT_ID))
+        after = request.after_sequence if seen is None else seen
+        if request.id:
+            create.check_id(request.id)
+            instance = await self._log.load(request.id)
+            if instance.state in TERMINAL and after == instance.last_sequence:
+                await context.send_initial_metadata((sse.NO_CONTENT,))
+                return
+            steps = subscription.follow(self._log, request.id, after=after, quiet_s=HEARTBEAT_S)
+        else:
+            steps = subscription.follow_all(self._log, after=after, quiet_s=HEARTBEAT_S)
+        opening = sse.OPENING
+        async for step in steps:
+            yield HttpBody(content_type=sse.CONTENT_TYPE, data=opening + _sse_frames(step))
+            opening = b""
+
+
+def _sse_frames(step: subscription.Step) -> bytes:
+    match step:
+        case Page():
+            return b"".join(map(sse.event_frame, step.events(), step.places))
+        case subscription.CaughtUp() | subscription.Quiet():
+            return sse.heartbeat_frame()
+        case subscription.End(state, last):
+            return sse.end_frame(pb.StreamEnd(state=state, sequence=last))
+    assert_never(step)
+
+
+def _header(context: Context, name: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else value.decode(errors="replace")
+    return ""
+
+
+_BATCH_TAG: Final = tag(pb.StreamEventsResponse, "batch")
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidArgumentError("CONFIG_INVALID", f"label {text[:80]!r} must be key=value", field="labels")
+    return name, value
+
+
+def _page_token(request: pb.ListInstancesRequest, before: int) -> str:
+    return base64.urlsafe_b64encode(f"{before}.{_filters(request)}".encode()).decode().rstrip("=")
+
+
+def _read_page_token(request: pb.ListInstancesRequest) -> int:
+    if not request.page_token:
+        return 0
+    try:
+        padded = request.page_token + "=" * (-len(request.page_token) % 4)
+        before, filters = base64.urlsafe_b64decode(padded).decode().split(".")
+        if int(filters) == _filters(request) and int(before) > 0:
+            return int(before)
+    except (ValueError, binascii.Error):
+        pass
+    raise InvalidArgumentError(
+        "PAGE_TOKEN_INVALID",
+        "page_token is not from a page with the same filters: leave it out to begin anew",
+        field="page_token",
+    )
+
+
+def _filters(request: pb.ListInstancesRequest) -> int:
+    return crc32(repr((sorted(request.states), sorted(request.labels))).encode())

@@ -1,0 +1,386 @@
+"""The command as a shell meets it: what it prints where, and the exit code it leaves."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from support.scripted_service import ScriptedService, play_badly, play_well
+
+from orchestrator.v1 import event_pb2, instance_pb2
+
+COMMAND = (sys.executable, "-m", "orchestrator")
+COMMANDS = ("run", "up", "serve", "doctor", "create", "get", "list", "events", "wait", "terminate")
+ANSWER = "# Answer\n\none \x1b[31mtwo\n"
+"""What `play_well` ends with, as a pipe gets it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def events(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs the command in a folder and environment of its own."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    async def start(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
+        return await asyncio.create_subprocess_exec(
+            *COMMAND, *arguments, cwd=self.folder, env=self.environment, **(pipes | options)
+        )
+
+    async def run(self, *arguments: str, stdin: str | None = "") -> Outcome:
+        process = await self.start(*arguments)
+        out, err = await process.communicate((stdin or "").encode())
+        return Outcome(process.returncode, out.decode(), err.decode())
+
+    def with_variables(self, **variables: str) -> "Shell":
+        return Shell(self.folder, {**self.environment, **variables})
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def no_service(tmp_path: Path) -> Shell:
+    """A shell whose settings point where nothing listens."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    addresses = {
+        "ORCHESTRATOR_GRPC_ADDRESS": free_address(),
+        "ORCHESTRATOR_REST_ADDRESS": free_address(),
+    }
+    return Shell(tmp_path, kept | addresses)
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[ScriptedService]:
+    async with ScriptedService(play_well) as service:
+        yield await service.start(rest_port=0)
+
+
+@pytest.fixture
+def shell(no_service: Shell, service: ScriptedService) -> Shell:
+    return no_service.with_variables(
+        ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
+    )
+
+
+def assert_one_line(outcome: Outcome) -> None:
+    assert outcome.err.startswith("error: "), outcome.err
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+
+
+async def test_help_has_examples_and_needs_no_slow_import(no_service: Shell) -> None:
+    outcomes = await asyncio.gather(*(no_service.run(name, "--help") for name in COMMANDS))
+    for name, outcome in zip(COMMANDS, outcomes, strict=True):
+        assert (outcome.code, outcome.err) == (0, "")
+        assert "Examples:" in outcome.out
+        assert f"orchestrator {name}" in outcome.out
+    look = (
+        "import sys, orchestrator.cli; print({'grpc', 'rich', 'httpx', 'google.protobuf'} & set(sys.modules))"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", look, stdout=asyncio.subprocess.PIPE)
+    assert (await process.communicate())[0] == b"set()\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("frobnicate",),
+        ("get",),
+        ("get", "i1", "--what"),
+        ("list", "--state", "odd"),
+        ("list", "--limit", "0"),
+        ("list", "--label", "team"),
+        ("create",),
+        ("create", "p", "--prompt-file", "p.md"),
+        ("create", "--prompt-file", "nowhere.md"),
+        ("create", "p", "--max-subtasks", "99999999999"),
+        ("run", " \n"),
+        ("get", "i1", "--address", "nonsense"),
+        ("serve", "--log-level", "loud"),
+        ("up", "--rest-address", "8787"),
+    ],
+    ids=" ".join,
+)
+async def test_bad_usage_is_told_in_a_line(no_service: Shell, arguments: Sequence[str]) -> None:
+    outcome = await no_service.run(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert_one_line(outcome)
+
+
+async def test_alone_it_shows_its_help(no_service: Shell) -> None:
+    outcome = await no_service.run()
+    assert outcome.code == 2
+    assert "Commands:" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("create", "p"), ("get", "i1"), ("list",), ("events", "i1"), ("wait", "i1"), ("terminate", "i1")],
+    ids=" ".join,
+)
+async def test_without_a_service_it_says_how_to_start_one(
+    no_service: Shell, arguments: Sequence[str]
+) -> None:
+    outcome = await no_service.run(*arguments)
+    assert (outcome.code, outcome.out) == (3, "")
+    assert_one_line(outcome)
+    assert "orchestrator up" in outcome.err
+
+
+async def test_what_the_service_refuses_is_bad_usage(shell: Shell, service: ScriptedService) -> None:
+    for arguments in (("get", "nix"), ("events", "nix"), ("wait", "nix"), ("terminate", "nix")):
+        outcome = await shell.run(*arguments)
+        assert (outcome.code, outcome.err) == (2, "error: no instance 'nix'\n")
+    service.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "ID_INVALID", "the id is\n\x1b[31mno id")
+    for arguments in (("create", "p"), ("run", "p")):
+        outcome = await shell.run(*arguments)
+        assert (outcome.code, outcome.err) == (2, "error: the id is \\x1b[31mno id\n")
+
+
+async def test_a_prompt_comes_from_the_argument_a_file_or_stdin(
+    shell: Shell, service: ScriptedService
+) -> None:
+    (shell.folder / "p.md").write_text("from a file: ü\n")
+    assert (await shell.run("create", "plain")).out == "i1\n"
+    assert (await shell.run("create", "--prompt-file", "p.md")).out == "i2\n"
+    assert (await shell.run("create", "-", stdin="from a dash\n")).out == "i3\n"
+    assert (await shell.run("create", stdin="from a pipe\n")).out == "i4\n"
+    prompts = [request.prompt for request in service.requests]
+    assert prompts == ["plain", "from a file: ü\n", "from a dash\n", "from a pipe\n"]
+
+
+async def test_create_passes_on_what_it_is_given_and_nothing_else(
+    shell: Shell, service: ScriptedService
+) -> None:
+    options = "--id mine --request-id k --label a=b --label c=d=e --max-subtasks 3 --max-attempts 2"
+    outcome = await shell.run("create", "p", *options.split(), "--max-cost-usd", "0.5", "--json")
+    assert outcome.json["id"] == "mine"
+    assert outcome.json["instance"]["config"]["maxSubtasks"] == 3
+    (request,) = service.requests
+    assert (request.request_id, dict(request.labels)) == ("k", {"a": "b", "c": "d=e"})
+    config = instance_pb2.InstanceConfig(max_subtasks=3)
+    config.retry.max_attempts = 2
+    config.budget.max_cost_usd = 0.5
+    assert request.config == config
+
+
+async def test_get_and_list_tell_people_and_programs(shell: Shell) -> None:
+    for _ in range(3):
+        await shell.run("create", "a prompt")
+    assert (await shell.run("wait", "i3")).out == "complete\n"
+    shown = await shell.run("get", "i1", "--full")
+    assert all(
+        words in shown.out for words in ("complete", "First [bold]part", "openai/big", "two", "# Answer")
+    )
+    assert "\x1b" not in shown.out
+    assert (await shell.run("get", "i1", "--json")).json["status"]["output"]["orchestratorTasks"]
+    lines = (await shell.run("list", "--limit", "2")).out.splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [["i3", "complete"], ["i2", "complete"]]
+    listed = (await shell.run("list", "--state", "complete", "--json")).json
+    assert [instance["id"] for instance in listed["instances"]] == ["i3", "i2", "i1"]
+
+
+async def test_events_are_lines_or_json(shell: Shell, service: ScriptedService) -> None:
+    await shell.run("create", "p")
+    told = await shell.run("events", "i1")
+    assert told.code == 0
+    assert len(told.out.splitlines()) == 12
+    assert "t1 First [bold]part done in" in told.out
+    found = await shell.run("events", "i1", "--after", "9", "--json")
+    assert [event["sequence"] for event in found.events] == ["10", "11", "12"]
+    await service.record("open", event_pb2.InstanceCreated(prompt="p"))
+    assert len((await shell.run("events", "open", "--no-follow")).out.splitlines()) == 1
+
+
+async def test_wait_tells_by_its_exit_code_how_it_went(shell: Shell, service: ScriptedService) -> None:
+    await service.record("open", event_pb2.InstanceCreated(prompt="p"))
+    assert (await shell.run("wait", "open", "--timeout", "0.1")).code == 124
+    assert (await shell.run("terminate", "open")).out == "open is terminated\n"
+    assert (await shell.run("wait", "open")).code == 1
+    await service.record("bad", event_pb2.InstanceCreated(prompt="p"))
+    await play_badly(service, "bad")
+    outcome = await shell.run("wait", "bad", "--json")
+    assert (outcome.code, outcome.json["status"]["status"]) == (1, "errored")
+    assert outcome.err == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY\n"
+
+
+async def test_run_prints_the_answer_alone_on_stdout(shell: Shell, service: ScriptedService) -> None:
+    outcome = await shell.run("run", "p", "--label", "a=b")
+    assert (outcome.code, outcome.out) == (0, ANSWER)
+    assert "openai/big plans, openai/small works" in outcome.err
+    assert "t2 Second started with openai/small" in outcome.err
+    assert "\x1b" not in outcome.err
+    assert service.requests[0].labels == {"a": "b"}
+    assert service.created_over_rest == 1
+
+
+async def test_run_gives_programs_the_events(shell: Shell) -> None:
+    outcome = await shell.run("run", "p", "--json")
+    assert outcome.code == 0
+    assert [int(event["sequence"]) for event in outcome.events] == list(range(1, 13))
+    assert outcome.events[10]["synthesisCompleted"]["finalResult"] == ANSWER.rstrip("\n")
+
+
+async def test_run_of_a_failing_instance_says_why(no_service: Shell) -> None:
+    async with ScriptedService(play_badly) as service:
+        await service.start(rest_port=0)
+        shell = no_service.with_variables(
+            ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
+        )
+        outcome = await shell.run("run", "p")
+    assert (outcome.code, outcome.out) == (1, "")
+    last = outcome.err.splitlines()[-1]
+    assert last == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY"
+
+
+async def test_run_does_without_rest_where_only_grpc_is_served(no_service: Shell) -> None:
+    async with ScriptedService(play_well) as service:
+        await service.start()
+        outcome = await no_service.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run("run", "p")
+    assert (outcome.code, outcome.out) == (0, ANSWER)
+    assert "over gRPC" in outcome.err
+
+
+async def test_run_survives_a_restart_of_the_service(shell: Shell, service: ScriptedService) -> None:
+    service.cut_after = 5
+    outcome = await shell.run("run", "p", "--json")
+    assert [int(event["sequence"]) for event in outcome.events] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal.Signals, code: int) -> None:
+    async with ScriptedService() as service:
+        await service.start(rest_port=0)
+        shell = no_service.with_variables(
+            ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
+        )
+        process = await shell.start("run", "p")
+        assert process.stderr
+        while b"created i1" not in await process.stderr.readline():
+            pass
+        process.send_signal(number)
+        _, err = await process.communicate()
+    assert process.returncode == code
+    assert err.decode().splitlines()[-1].startswith("detached: i1 goes on without you")
+    assert "orchestrator events i1 --follow" in err.decode()
+
+
+async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
+    ours, theirs = pty.openpty()
+    process = await shell.with_variables(TERM="xterm-256color", COLUMNS="60", LINES="20").start(
+        "run", "p", stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    text = (await asyncio.to_thread(read_all, ours)).decode()
+    assert await process.wait() == 0
+    assert "✓" in text
+    assert "First [bold]part" in text
+    assert "\\x1b[31mtwo" in text
+    assert "\x1b[31mtwo" not in text
+
+
+def read_all(descriptor: int) -> bytes:
+    read = b""
+    with (
+        suppress(OSError),
+        open(descriptor, "rb", buffering=0) as terminal,
+    ):  # EIO once nobody holds the other end
+        while more := terminal.read(65536):
+            read += more
+    return read
+
+
+async def test_a_reader_that_has_seen_enough_is_no_trouble(shell: Shell, service: ScriptedService) -> None:
+    await service.record("big", event_pb2.InstanceCreated(prompt="p" * 500_000))
+    await service.record("big", event_pb2.InstanceTerminated())
+    process = await shell.start("events", "big", "--json")
+    assert process.stdout
+    assert process.stderr
+    await process.stdout.read(1)
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    err = await process.stderr.read()
+    assert (await process.wait(), err) == (141, b"")
+
+
+async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service: Shell) -> None:
+    shell = no_service.with_variables(ORCHESTRATOR_BIG_MODEL="openai/gpt", ORCHESTRATOR_SMALL_MODEL="nix/x")
+    outcome = await shell.run("doctor", "--json")
+    assert (outcome.code, outcome.json["ok"]) == (1, False)
+    checks = {check["subject"]: check for check in outcome.json["checks"]}
+    assert "OPENAI_API_KEY" in checks["big model"]["mend"]
+    assert "openai/…" in checks["small model"]["mend"]
+    assert checks["grpc"]["status"] == checks["database"]["status"] == "ok"
+    outcome = await shell.with_variables(OPENAI_API_KEY="secret-1").run("doctor")
+    assert "openai/gpt at https://api.openai.com/v1, with a key" in outcome.out
+    assert "secret-1" not in outcome.out + outcome.err
+
+
+async def test_doctor_tries_whether_the_database_can_be_written(no_service: Shell) -> None:
+    for path in ("/proc/new/orchestrator.db", "/dev/null", "/etc"):
+        outcome = await no_service.with_variables(ORCHESTRATOR_DATABASE=path).run("doctor", "--json")
+        checks = {check["subject"]: check["status"] for check in outcome.json["checks"]}
+        assert (outcome.code, checks["database"]) == (1, "broken")
+
+
+async def test_doctor_tells_a_service_of_ours_from_another_program(
+    shell: Shell, service: ScriptedService
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        outcome = await shell.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run("doctor")
+    assert outcome.code == 1
+    assert f"{service.address} is answered by the service" in outcome.out
+    assert f"{address} cannot be listened on" in outcome.out
+    assert "ORCHESTRATOR_REST_ADDRESS" in outcome.out
+
+
+async def test_a_service_that_cannot_listen_says_so_in_a_line(shell: Shell, service: ScriptedService) -> None:
+    for arguments in (("serve",), ("up",)):
+        outcome = await shell.run(*arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert_one_line(outcome)
+        assert service.address in outcome.err
+        assert "ORCHESTRATOR_GRPC_ADDRESS" in outcome.err
+
+
+async def test_run_says_when_its_own_service_cannot_start(no_service: Shell) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        outcome = await no_service.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run("run", "p")
+    assert (outcome.code, outcome.out) == (2, "")
+    note, error = outcome.err.splitlines()
+    assert note.startswith("no service at")
+    assert error.startswith("error: ORCHESTRATOR_REST_ADDRESS")

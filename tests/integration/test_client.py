@@ -1,0 +1,188 @@
+"""The client keeps the stream's promises across whatever cuts it."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import grpc
+import pytest
+from support.scripted_service import ScriptedService, play_well
+
+from orchestrator import client as client_module
+from orchestrator.client import Client, ServiceError
+from orchestrator.v1 import event_pb2, instance_pb2
+
+PLAYED = 12
+"""The events of `play_well`, the first included."""
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[ScriptedService]:
+    async with ScriptedService() as service:
+        yield await service.start()
+
+
+@pytest.fixture
+async def client(service: ScriptedService) -> AsyncIterator[Client]:
+    async with Client(service.address) as client:
+        yield client
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+async def created(service: ScriptedService) -> str:
+    await service.record("i1", event_pb2.InstanceCreated(prompt="p"))
+    return "i1"
+
+
+async def sequences(client: Client, instance_id: str, after: int = 0) -> list[int]:
+    return [event.sequence async for event in client.stream_events(instance_id, after_sequence=after)]
+
+
+async def test_a_stream_gives_every_event_and_ends(service: ScriptedService, client: Client) -> None:
+    await play_well(service, await created(service))
+    assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
+    assert await sequences(client, "i1", after=5) == list(range(6, PLAYED + 1))
+    assert await sequences(client, "i1", after=PLAYED) == []
+
+
+async def test_a_stream_that_is_told_of_a_shutdown_resumes(service: ScriptedService, client: Client) -> None:
+    await play_well(service, await created(service))
+    service.cut_after = 4
+    assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
+    assert service.streams_opened == [0, 4]
+
+
+async def test_a_stream_survives_a_restart_of_the_service(service: ScriptedService, client: Client) -> None:
+    await created(service)
+    await service.record("i1", event_pb2.PlanningStarted(attempt=1, model="m/m"))
+    seen = []
+    async with aclosing(client.stream_events("i1")) as events:
+        async for event in events:
+            seen.append(event.sequence)
+            if event.sequence == 2:
+                await service.stop()
+                await service.record("i1", event_pb2.PlanCompleted(attempt=1, model="m/m"))
+                await service.start(port=service.port)
+            if event.sequence == 3:
+                await service.record("i1", event_pb2.InstanceTerminated())
+    assert seen == [1, 2, 3, 4]
+    assert service.streams_opened == [0, 2]
+
+
+async def test_without_follow_a_stream_ends_where_live_begins(
+    service: ScriptedService, client: Client
+) -> None:
+    await created(service)
+    assert [event.sequence async for event in client.stream_events("i1", follow=False)] == [1]
+
+
+async def test_a_silent_connection_counts_as_cut(
+    service: ScriptedService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "SILENCE_S", 0.05)
+    await created(service)
+    with pytest.raises(ServiceError, match="silent"):
+        async for _ in client.stream_events("i1", keep_trying_s=0.2):
+            pass
+    assert len(service.streams_opened) > 1
+
+
+async def test_it_gives_up_when_nobody_answers_for_so_long(nowhere: str) -> None:
+    began = time.monotonic()
+    async with Client(nowhere) as client:
+        with pytest.raises(ServiceError) as failure:
+            await anext(client.stream_events("i1", keep_trying_s=0.5))
+    assert failure.value.code is grpc.StatusCode.UNAVAILABLE
+    assert 0.5 <= time.monotonic() - began < 5
+
+
+async def test_an_order_that_must_never_be_is_an_error(service: ScriptedService, client: Client) -> None:
+    await play_well(service, await created(service))
+    service.events["i1"][3].sequence = 5
+    with pytest.raises(ServiceError) as failure:
+        await sequences(client, "i1")
+    assert failure.value.code is grpc.StatusCode.DATA_LOSS
+
+
+async def test_a_failure_says_everything_that_the_service_said(
+    service: ScriptedService, client: Client
+) -> None:
+    assert service.events == {}
+    for call in (client.get("nix"), client.wait("nix"), anext(client.stream_events("nix"))):
+        with pytest.raises(ServiceError) as failure:
+            await call
+        assert failure.value.code is grpc.StatusCode.NOT_FOUND
+        assert failure.value.reason == "INSTANCE_NOT_FOUND"
+        assert failure.value.metadata == {"id": "nix"}
+        assert str(failure.value) == "no instance 'nix'"
+
+
+async def test_a_refusal_is_not_tried_again(service: ScriptedService, client: Client) -> None:
+    service.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_EMPTY", "the prompt is empty")
+    with pytest.raises(ServiceError, match="the prompt is empty"):
+        await client.create(" ")
+    assert len(service.requests) == 1
+
+
+async def test_an_instance_is_created_shown_listed_and_terminated(
+    service: ScriptedService, client: Client
+) -> None:
+    config = instance_pb2.InstanceConfig(max_subtasks=3)
+    answer = await client.create("p", instance_id="mine", config=config, labels={"a": "b"})
+    assert (answer.id, answer.instance.config.max_subtasks, answer.instance.labels) == ("mine", 3, {"a": "b"})
+    assert (await client.get("mine")).status.status == "queued"
+    terminated = await client.terminate("mine")
+    assert terminated.instance.state == instance_pb2.STATE_TERMINATED
+    page = await client.list(states=[instance_pb2.STATE_TERMINATED])
+    assert [instance.id for instance in page.instances] == ["mine"]
+    assert service.requests[0].prompt == "p"
+
+
+async def test_a_result_of_many_megabytes_arrives(service: ScriptedService, client: Client) -> None:
+    await created(service)
+    output = "x" * (20 * 1024 * 1024)
+    await service.record(
+        "i1",
+        event_pb2.SubtaskPlanned(subtask=instance_pb2.Subtask(id="t1")),
+        event_pb2.PlanCompleted(),
+        event_pb2.SubtaskStarted(subtask_id="t1", attempt=1),
+        event_pb2.SubtaskCompleted(subtask_id="t1", attempt=1, output=output),
+    )
+    assert (await client.get("i1", full=True)).instance.subtasks[0].output == output
+    events = [event async for event in client.stream_events("i1", follow=False)]
+    assert events[-1].subtask_completed.output == output
+
+
+async def test_wait_answers_at_the_end_or_when_its_time_is_up(
+    service: ScriptedService, client: Client
+) -> None:
+    await created(service)
+    assert (await client.wait("i1", timeout_s=0.05)).status.status == "queued"
+    waiting = asyncio.create_task(client.wait("i1"))
+    await service.record("i1", event_pb2.InstanceTerminated())
+    assert (await waiting).status.status == "terminated"
+
+
+async def test_wait_survives_a_restart(service: ScriptedService, client: Client) -> None:
+    await created(service)
+    waiting = asyncio.create_task(client.wait("i1"))
+    await service.waited.wait()
+    await service.stop()
+    await service.record("i1", event_pb2.InstanceTerminated())
+    await service.start(port=service.port)
+    assert (await waiting).status.status == "terminated"
+
+
+async def test_health_tells_whether_a_service_answers(client: Client, nowhere: str) -> None:
+    assert await client.is_serving()
+    async with Client(nowhere) as other:
+        assert not await other.is_serving()

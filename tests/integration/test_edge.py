@@ -1,0 +1,402 @@
+"""Real Envoy with the real envoy.yaml, in front of a stub of the gRPC service."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from support import stub_service
+from support.stub_service import StubService
+
+from orchestrator import edge
+
+# grpc.aio does not bear a second event loop in one process.
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ANY_PORT = "127.0.0.1:0"
+LOOPBACK_PAGE = "http://localhost:3000"
+FOREIGN_PAGE = "https://app.example.com"
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def service() -> StubService:
+    return StubService()
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def address(service: StubService) -> AsyncIterator[str]:
+    async with (
+        stub_service.serving(service) as grpc_address,
+        edge.running(rest_address=ANY_PORT, grpc_address=grpc_address) as process,
+    ):
+        yield process.address
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client(address: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(address) as http:
+        yield http
+
+
+def client_of(address: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://{address}", timeout=20)
+
+
+def assert_error(response: httpx.Response, status: int, code: int) -> dict[str, Any]:
+    """Every failure has one shape, whoever it comes from."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert_nothing_leaks(response)
+    error: dict[str, Any] = response.json()
+    assert set(error) == {"code", "message", "details"}
+    assert error["code"] == code
+    assert error["message"]
+    assert isinstance(error["details"], list)
+    return error
+
+
+def assert_nothing_leaks(response: httpx.Response) -> None:
+    assert [name for name in response.headers if name.startswith(("grpc-", "x-envoy-", "x-http-"))] == []
+
+
+# What a client of the demo does
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded", None])
+async def test_post_creates_whatever_the_content_type(
+    client: httpx.AsyncClient, service: StubService, content_type: str | None
+) -> None:
+    body = json.dumps({"prompt": "Grüße", "labels": {"a": "b"}, "config": {"maxSubtasks": 3}}).encode()
+    headers = {"content-type": content_type} if content_type else {}
+    response = await client.post("/", content=body, headers=headers)
+    assert response.status_code == 200, response.text
+    assert_nothing_leaks(response)
+    answer = response.json()
+    assert (answer["id"], answer["details"], answer["instance"]["state"]) == (
+        "made",
+        {"status": "queued"},
+        "STATE_QUEUED",
+    )
+    request = service.created[-1]
+    assert (request.prompt, dict(request.labels), request.config.max_subtasks) == ("Grüße", {"a": "b"}, 3)
+
+
+async def test_get_answers_in_the_shape_of_the_demo(client: httpx.AsyncClient) -> None:
+    response = await client.get("/some-id_1")
+    assert response.status_code == 200
+    assert_nothing_leaks(response)
+    answer = response.json()
+    assert answer["status"] == {
+        "status": "complete",
+        "output": {"orchestratorTasks": ["one"], "workerResponses": ["eins"], "finalResult": "done"},
+    }
+    assert answer["instance"]["id"] == "some-id_1"
+    assert answer["instance"]["lastSequence"] == "12", "int64 is a string in protobuf's JSON"
+    assert answer["instance"]["subtasks"] == [], "what is empty is shown as empty"
+
+
+async def test_listing_takes_repeated_and_snake_case_parameters(
+    client: httpx.AsyncClient, service: StubService
+) -> None:
+    response = await client.get("/?labels=a%3Db&labels=c%3Dd&states=STATE_QUEUED&page_size=3&pageToken=x")
+    assert response.json() == {"instances": [], "nextPageToken": ""}
+    request = service.listed[-1]
+    assert (list(request.labels), request.page_size, request.page_token) == (["a=b", "c=d"], 3, "x")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/a:wait?timeout=3s", None),
+        ("POST", "/a:pause", None),
+        ("POST", "/a:pause", {}),
+        ("POST", "/-/instances:batchCreate", {"requests": [{"prompt": "x"}]}),
+        ("DELETE", "/a", None),
+    ],
+)
+async def test_verbs_reach_their_methods(
+    client: httpx.AsyncClient, method: str, path: str, body: object
+) -> None:
+    response = await client.request(method, path, json=body)
+    assert response.status_code == 200, response.text
+    assert_nothing_leaks(response)
+
+
+async def test_a_large_result_comes_through(client: httpx.AsyncClient) -> None:
+    answer = (await client.get(f"/{stub_service.LARGE}")).json()
+    assert len(answer["instance"]["finalResult"]) == 8 * 1024 * 1024
+
+
+async def test_a_batch_of_the_largest_prompts_comes_through(client: httpx.AsyncClient) -> None:
+    requests = [{"id": f"i{n}", "prompt": "x" * 256 * 1024} for n in range(100)]
+    response = await client.post("/-/instances:batchCreate", json={"requests": requests})
+    assert [each["id"] for each in response.json()["instances"]] == [f"i{n}" for n in range(100)]
+
+
+async def test_the_request_id_reaches_the_service_and_comes_back(
+    client: httpx.AsyncClient, service: StubService
+) -> None:
+    response = await client.get("/a", headers={"x-request-id": "mine"})
+    assert service.metadata["x-request-id"] == response.headers["x-request-id"] == "mine"
+
+
+# Errors
+
+
+async def test_the_services_errors_keep_their_details(client: httpx.AsyncClient) -> None:
+    error = assert_error(await client.post("/", json={"prompt": ""}), 400, 3)
+    assert error["message"] == "the prompt is empty: «say» what to do"
+    assert [each["@type"].rpartition(".")[2] for each in error["details"]] == ["ErrorInfo", "BadRequest"]
+    assert error["details"][0]["reason"] == "PROMPT_EMPTY"
+    assert error["details"][1]["fieldViolations"][0]["field"] == "prompt"
+
+
+async def test_an_error_without_details_has_the_same_shape(client: httpx.AsyncClient) -> None:
+    error = assert_error(await client.get(f"/{stub_service.MISSING}"), 404, 5)
+    assert error == {"code": 5, "message": "no instance 'missing'", "details": []}
+
+
+async def test_a_post_without_a_body_is_the_services_to_judge(client: httpx.AsyncClient) -> None:
+    assert assert_error(await client.post("/"), 400, 3)["details"][0]["reason"] == "PROMPT_EMPTY"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "said"),
+    [
+        ("POST", "/", b'{"prompt": ', 400, 3, "Unexpected end"),
+        ("POST", "/", b"prompt=x", 400, 3, "prompt=x"),
+        ("POST", "/", b'{"prompt": 1}', 400, 3, "prompt"),
+        ("POST", "/", b'{"config": {"maxSubtasks": "many"}}', 400, 3, "many"),
+        ("GET", "/a?viev=VIEW_FULL", None, 400, 3, "viev"),
+        ("GET", "/a?view=ALL", None, 400, 3, "view"),
+        ("GET", "/a:wait?timeout=soon", None, 400, 3, "timeout"),
+        ("GET", "/a/b/c", None, 404, 5, "/a/b/c"),
+        ("GET", "/-/nothing", None, 404, 5, "/-/nothing"),
+        ("POST", "/a:fly", b"{}", 404, 5, "/a:fly"),
+        ("PUT", "/a", b"{}", 404, 5, "/a"),
+        ("GET", "/favicon.ico", None, 404, 5, "no such path"),
+        ("GET", "/robots.txt", None, 404, 5, "no such path"),
+        ("POST", "/orchestrator.v1.Orchestrator/CreateInstance", b"{}", 404, 5, "no such path"),
+    ],
+)
+async def test_envoys_own_refusals_have_the_same_shape(
+    client: httpx.AsyncClient, method: str, path: str, body: bytes | None, status: int, code: int, said: str
+) -> None:
+    error = assert_error(await client.request(method, path, content=body), status, code)
+    assert said in error["message"]
+    assert error["details"] == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_over_32_mib_is_413(
+    client: httpx.AsyncClient, service: StubService, *, chunked: bool
+) -> None:
+    piece = b"x" * 1024 * 1024
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"prompt": "'
+        for _ in range(33):
+            yield piece
+
+    before = len(service.created)
+    content = pieces() if chunked else b'{"prompt": "' + piece * 33
+    error = assert_error(await client.post("/", content=content), 413, 3)
+    assert "32 MiB" in error["message"]
+    assert len(service.created) == before
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "code"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, 3),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, 3),
+        (b"GET /%ff%00 HTTP/1.1\r\nHost: x\r\n\r\n", 400, 3),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: odd\r\n\r\n", 501, 12),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 403, 7),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nLong: " + b"x" * 100_000 + b"\r\n\r\n", 431, 3),
+    ],
+)
+async def test_even_what_is_hardly_http_gets_json(address: str, raw: bytes, status: int, code: int) -> None:
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(raw)
+    head, _, body = (await reader.read(4096)).partition(b"\r\n\r\n")
+    writer.close()
+    assert int(head.split()[1]) == status
+    error = json.loads(body)
+    assert (set(error), error["code"]) == ({"code", "message", "details"}, code)
+    assert error["message"]
+
+
+async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:
+    async with stub_service.serving(StubService()) as grpc_address:
+        running = edge.running(rest_address=ANY_PORT, grpc_address=grpc_address)
+        process = await running.__aenter__()
+    try:
+        async with client_of(process.address) as client:
+            for request in (client.post("/", json={"prompt": "x"}), client.get("/a/events")):
+                error = assert_error(await request, 503, 14)
+                assert "cannot be reached" in error["message"]
+            async with asyncio.timeout(10):
+                while (response := await client.get("/-/ready")).status_code == 200:
+                    pass  # Envoy asks the service every second
+            assert_error(response, 503, 14)
+            assert (await client.get("/-/healthy")).status_code == 200
+    finally:
+        await running.__aexit__(None, None, None)
+
+
+async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    render = edge.render
+
+    def impatient(**addresses: str) -> str:
+        text = render(**addresses)
+        assert "timeout: 60s" in text
+        return text.replace("  timeout: 60s", "  timeout: 0.2s")
+
+    monkeypatch.setattr(edge, "render", impatient)
+    async with (
+        stub_service.serving(StubService()) as grpc_address,
+        edge.running(rest_address=ANY_PORT, grpc_address=grpc_address) as process,
+        client_of(process.address) as client,
+    ):
+        assert "too long" in assert_error(await client.get(f"/{stub_service.SLOW}"), 504, 4)["message"]
+
+
+async def test_a_clients_deadline_reaches_the_service(client: httpx.AsyncClient) -> None:
+    response = await client.get(f"/{stub_service.SLOW}", headers={"grpc-timeout": "100m"})
+    assert_error(response, 504, 4)
+
+
+# Streams
+
+
+@pytest.mark.parametrize(("path", "instance_id"), [("/a/events", "a"), ("/-/events", "")])
+async def test_server_sent_events_come_through_byte_by_byte(
+    client: httpx.AsyncClient, service: StubService, path: str, instance_id: str
+) -> None:
+    response = await client.get(path, params={"afterSequence": "3"})
+    assert response.headers["content-type"] == "text/event-stream"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert_nothing_leaks(response)
+    assert response.content == (
+        b": ok\n\nid: 1\nevent: instance_created\ndata: {}\n\nid: 2\nevent: instance_completed\ndata: {}\n\n"
+    )
+    assert (service.streams[-1].id, service.streams[-1].after_sequence) == (instance_id, 3)
+
+
+async def test_the_last_event_id_arrives_as_metadata(client: httpx.AsyncClient, service: StubService) -> None:
+    await client.get("/a/events", headers={"Last-Event-ID": "41"})
+    assert service.metadata["last-event-id"] == "41"
+
+
+async def test_the_service_can_answer_204(client: httpx.AsyncClient) -> None:
+    response = await client.get(f"/{stub_service.FINISHED}/events")
+    assert (response.status_code, response.content) == (204, b"")
+    assert_nothing_leaks(response)
+
+
+async def test_a_stream_of_nothing_known_is_404(client: httpx.AsyncClient) -> None:
+    assert_error(await client.get(f"/{stub_service.MISSING}/events"), 404, 5)
+
+
+async def test_a_quiet_stream_has_its_headers_at_once_and_ends_when_its_reader_leaves(
+    client: httpx.AsyncClient, service: StubService
+) -> None:
+    service.stream_closed.clear()
+    async with client.stream("GET", f"/{stub_service.QUIET}/events") as response:
+        assert await anext(response.aiter_bytes()) == b": ok\n\n"
+        assert not service.stream_closed.is_set()
+    async with asyncio.timeout(10):
+        await service.stream_closed.wait()
+
+
+async def test_stalled_readers_do_not_hold_up_the_others(
+    address: str, client: httpx.AsyncClient, service: StubService
+) -> None:
+    host, _, port = address.partition(":")
+    stalled = []
+    try:
+        for _ in range(40):
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+            writer.write(f"GET /{stub_service.FLOOD}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            stalled.append((reader, writer))  # reading is paused once 2 KiB wait
+        async with asyncio.timeout(60):
+            while await _floods(service):
+                pass
+        assert (await client.get("/a", timeout=5)).status_code == 200
+        assert (await client.get("/a/events", timeout=5)).status_code == 200
+    finally:
+        for _, writer in stalled:
+            writer.transport.abort()
+
+
+async def _floods(service: StubService) -> bool:
+    """Tell whether any stream still moves: within half a second one would say something."""
+    service.flooded.clear()
+    try:
+        async with asyncio.timeout(0.5):
+            await service.flooded.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+# Browsers
+
+
+@pytest.mark.parametrize(("path", "method"), [("/", "POST"), ("/a:pause", "POST"), ("/a", "DELETE")])
+async def test_a_preflight_from_this_machine_is_answered(
+    client: httpx.AsyncClient, path: str, method: str
+) -> None:
+    response = await client.options(
+        path,
+        headers={
+            "origin": LOOPBACK_PAGE,
+            "access-control-request-method": method,
+            "access-control-request-headers": "content-type",
+        },
+    )
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == LOOPBACK_PAGE
+    assert method in response.headers["access-control-allow-methods"]
+    assert "content-type" in response.headers["access-control-allow-headers"]
+
+
+async def test_a_page_of_this_machine_may_read_answers(client: httpx.AsyncClient) -> None:
+    for path in ("/a", f"/{stub_service.MISSING}", "/a/events"):
+        response = await client.get(path, headers={"origin": LOOPBACK_PAGE})
+        assert response.headers["access-control-allow-origin"] == LOOPBACK_PAGE
+
+
+@pytest.mark.parametrize(
+    "origin", [FOREIGN_PAGE, "null", "http://localhost.example.com", "http://127.0.0.1.example.com"]
+)
+async def test_a_foreign_page_can_neither_read_nor_start_anything(
+    client: httpx.AsyncClient, service: StubService, origin: str
+) -> None:
+    assert "access-control-allow-origin" not in (await client.get("/a", headers={"origin": origin})).headers
+    before = len(service.created)
+    # What a form of that page sends without asking first.
+    posted = await client.post(
+        "/", content=b'{"prompt": "x"}', headers={"origin": origin, "content-type": "text/plain"}
+    )
+    assert "origin" in assert_error(posted, 403, 7)["message"]
+    preflight = {"origin": origin, "access-control-request-method": "DELETE"}
+    assert_error(await client.options("/a", headers=preflight), 403, 7)
+    assert len(service.created) == before
+
+
+# Health
+
+
+@pytest.mark.parametrize("path", ["/-/healthy", "/-/ready"])
+async def test_health_is_json(client: httpx.AsyncClient, path: str) -> None:
+    response = await client.get(path)
+    assert response.status_code == 200
+    assert response.json() == {"status": path.removeprefix("/-/")}
+    assert_nothing_leaks(response)

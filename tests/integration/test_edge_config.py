@@ -1,0 +1,53 @@
+"""What envoy.yaml says, and what is made of it."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import edge
+from orchestrator.errors import SettingsError
+
+ROOT = Path(__file__).parents[2]
+
+
+def as_it_stands() -> Any:
+    return yaml.safe_load((ROOT / "envoy.yaml").read_text())
+
+
+def test_the_file_is_valid_as_it_stands() -> None:
+    command = [str(edge.find_envoy()), "--mode", "validate", "-c", "envoy.yaml", "--log-level", "warning"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "configuration 'envoy.yaml' OK"
+    assert done.stderr == "", "no deprecated options"
+
+
+def test_streams_and_waits_may_be_quiet_for_long() -> None:
+    listener = as_it_stands()["static_resources"]["listeners"][0]
+    connection_manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = connection_manager["route_config"]["virtual_hosts"][0]["routes"]
+    timeouts = {
+        route["match"]["path"].rpartition("/")[2]: (route["route"]["timeout"], route["route"]["idle_timeout"])
+        for route in routes
+        if "path" in route["match"]
+    }
+    assert timeouts == {"StreamServerSentEvents": ("0s", "0s"), "WaitInstance": ("3660s", "3660s")}
+
+
+def test_rendering_changes_the_addresses_and_the_path_only() -> None:
+    text = edge.render(rest_address="127.0.0.1:8787", grpc_address="127.0.0.1:50051")
+    rendered = yaml.safe_load(text.replace(f"{ROOT}/", ""))
+    assert rendered == as_it_stands()
+    moved = edge.render(rest_address="[::1]:1234", grpc_address="127.0.0.2:4321")
+    assert "address: ::1\n" in moved.replace("'", "")
+    assert "port_value: 1234" in moved
+    assert "address: 127.0.0.2\n" in moved
+    assert "port_value: 4321" in moved
+
+
+def test_a_host_without_an_address_names_its_setting() -> None:
+    with pytest.raises(SettingsError, match=r"ORCHESTRATOR_REST_ADDRESS.*nowhere\.invalid"):
+        edge.render(rest_address="nowhere.invalid:8787", grpc_address="127.0.0.1:50051")

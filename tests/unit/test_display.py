@@ -1,0 +1,196 @@
+"""What a person sees is the fold of the events, fits the terminal and cannot steer it."""
+
+import io
+import re
+from collections.abc import Sequence
+
+import pytest
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console, RenderableType
+from support.scripted_service import payload_event
+
+from orchestrator.cli.display import Answer, Mark, Row, rows, view, visible
+from orchestrator.cli.progress import Progress
+from orchestrator.cli.text import counted, duration, neutral, one_line
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1 import instance_pb2
+
+START_S = 1_800_000_000.0
+EVIL = "\x1b[31mred\x07 [bold]b[/bold] \x9b2J \u202egnp\r\n"
+STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def told(payloads: Sequence[Message], *, seconds_apart: float = 1.0) -> Progress:
+    progress = Progress()
+    for i, payload in enumerate(payloads):
+        progress.apply(payload_event("i1", i + 1, payload, START_S + i * seconds_apart))
+    return progress
+
+
+def planned(subtask_id: str, title: str = "", depends_on: Sequence[str] = ()) -> pb.SubtaskPlanned:
+    subtask = instance_pb2.Subtask(id=subtask_id, title=title, depends_on=depends_on)
+    return pb.SubtaskPlanned(attempt=1, subtask=subtask)
+
+
+def a_plan(*subtasks: pb.SubtaskPlanned, prompt: str = "Build it") -> list[Message]:
+    return [
+        pb.InstanceCreated(prompt=prompt),
+        pb.PlanningStarted(attempt=1, model="openai/big"),
+        *subtasks,
+        pb.PlanCompleted(attempt=1, model="openai/big"),
+    ]
+
+
+def failed(subtask_id: str, *, retry_at_s: float | None = None, message: str = "429") -> pb.SubtaskFailed:
+    error = instance_pb2.Failure(reason="RATE_LIMITED", message=message)
+    event = pb.SubtaskFailed(subtask_id=subtask_id, attempt=1, model="openai/small", error=error)
+    if retry_at_s is not None:
+        event.retry_time.CopyFrom(Timestamp(seconds=int(retry_at_s)))
+    return event
+
+
+def started(subtask_id: str, attempt: int = 1) -> pb.SubtaskStarted:
+    return pb.SubtaskStarted(subtask_id=subtask_id, attempt=attempt, model="openai/small")
+
+
+def drawn(renderable: RenderableType, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_subtask_waits_for_what_it_depends_on_until_that_is_settled() -> None:
+    plan = a_plan(planned("t1"), planned("t2", "Second", ["t1"]))
+    assert rows(told(plan).instance, START_S)[1] == Row(Mark.WAITING, "t2", "Second", "after t1")
+    done = pb.SubtaskCompleted(subtask_id="t1", attempt=1, output="x")
+    assert rows(told([*plan, started("t1"), done]).instance, START_S)[1].note == ""
+
+
+def test_a_running_subtask_shows_how_long_it_has_been_at_work() -> None:
+    progress = told([*a_plan(planned("t1", "First")), started("t1")])
+    (row,) = rows(progress.instance, START_S + 4 + 2.5)
+    assert row == Row(Mark.RUNNING, "t1", "First", "", 2.5)
+
+
+def test_a_clock_behind_the_services_shows_no_negative_time() -> None:
+    progress = told([*a_plan(planned("t1")), started("t1")])
+    assert rows(progress.instance, START_S)[0].elapsed_s == 0.0
+
+
+def test_a_retry_counts_down_and_says_why() -> None:
+    progress = told([*a_plan(planned("t1")), started("t1"), failed("t1", retry_at_s=START_S + 20)])
+    (row,) = rows(progress.instance, START_S + 13)
+    assert (row.mark, row.note, row.trouble) == (Mark.RETRYING, "attempt 2 in 7s", "rate limited: 429")
+
+
+def test_a_second_attempt_is_told_without_the_first_ones_trouble() -> None:
+    events = [*a_plan(planned("t1")), started("t1"), failed("t1", retry_at_s=START_S + 5), started("t1", 2)]
+    (row,) = rows(told(events).instance, START_S + 9)
+    assert (row.mark, row.note, row.trouble) == (Mark.RUNNING, "attempt 2", "")
+
+
+def test_a_failed_and_a_skipped_subtask_say_why() -> None:
+    skipped = pb.SubtaskSkipped(
+        subtask_id="t2", error=instance_pb2.Failure(reason="DEPENDENCY_FAILED", message="t1 failed")
+    )
+    plan = a_plan(planned("t1"), planned("t2", depends_on=["t1"]))
+    first, second = rows(told([*plan, started("t1"), failed("t1"), skipped]).instance, START_S + 60)
+    assert (first.mark, first.elapsed_s, first.trouble) == (Mark.FAILED, 1.0, "rate limited: 429")
+    assert (second.mark, second.trouble) == (Mark.SKIPPED, "dependency failed: t1 failed")
+
+
+def test_when_it_has_ended_time_stands_still() -> None:
+    progress = told([*a_plan(planned("t1")), started("t1"), pb.InstanceTerminated()])
+    assert drawn(view(progress.instance, START_S + 10)) == drawn(view(progress.instance, START_S + 999))
+
+
+def test_an_event_of_a_later_version_hinders_nothing() -> None:
+    progress = told([pb.InstanceCreated(prompt="p")])
+    unknown = pb.Event(instance_id="i1", sequence=2)
+    progress.apply(unknown)
+    progress.apply(payload_event("i1", 3, pb.PlanningStarted(attempt=1, model="m/m"), START_S))
+    assert progress.instance.planning.model == "m/m"
+    assert "later version" in progress.describe(unknown)
+
+
+def test_reading_from_the_middle_still_tells_each_event() -> None:
+    progress = Progress()
+    event = payload_event("i1", 9, started("t4", 2), START_S)
+    progress.apply(event)
+    assert progress.describe(event) == "t4 started with openai/small, attempt 2"
+
+
+@pytest.mark.parametrize(
+    "kind", [field.name for field in pb.Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
+)
+def test_every_kind_of_event_has_its_words(kind: str) -> None:
+    event = pb.Event(instance_id="i1", sequence=1)
+    getattr(event, kind).SetInParent()
+    progress = Progress()
+    progress.apply(event)
+    words = progress.describe(event)
+    assert words
+    assert kind not in words
+    assert "\n" not in words
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 100, 200])
+@pytest.mark.parametrize("title", ["Short", "日本語のドキュメントを書く" * 8, "long " * 40, EVIL])
+def test_no_line_is_wider_than_the_terminal_nor_steers_it(width: int, title: str) -> None:
+    plan = a_plan(planned("t1", title), planned("t2", title, ["t1"]), prompt=title)
+    again = failed("t1", retry_at_s=START_S + 100, message=title * 3)
+    progress = told([*plan, started("t1"), again])
+    text = drawn(view(progress.instance, START_S + 20, width=width), width)
+    plain = Console(width=1000)
+    assert all(plain.render_str(line, markup=False).cell_len <= width for line in text.splitlines())
+    assert len(text.splitlines()) == 10  # nothing has been wrapped
+    assert not STEERING.search(text)
+
+
+def test_markup_in_a_title_is_shown_as_it_is() -> None:
+    progress = told(a_plan(planned("t1", "[bold]x[/bold] [red]")))
+    assert "[bold]x[/bold] [red]" in drawn(view(progress.instance, START_S))
+
+
+@pytest.mark.parametrize("height", [10, 16, 24])
+def test_a_long_plan_fits_the_terminals_height(height: int) -> None:
+    plan = a_plan(*[planned(f"t{i}") for i in range(60)])
+    progress = told([*plan, *[started(f"t{i}") for i in range(40, 60)]])
+    text = drawn(view(progress.instance, START_S + 100, height=height))
+    assert len(text.splitlines()) <= max(height, 12)
+    assert "40 waiting" in text
+
+
+def test_where_room_is_short_what_moves_is_shown_and_what_is_done_gives_way() -> None:
+    marks = [Mark.DONE, Mark.WAITING, Mark.RUNNING, Mark.DONE, Mark.FAILED, Mark.RETRYING]
+    all_rows = [Row(mark, f"t{i}", "") for i, mark in enumerate(marks)]
+    assert [row.label for row in visible(all_rows, 3)] == ["t2", "t4", "t5"]
+    assert [row.label for row in visible(all_rows, 5)] == ["t1", "t2", "t3", "t4", "t5"]
+    assert visible(all_rows, 6) == all_rows
+
+
+def test_an_answer_cannot_steer_the_terminal() -> None:
+    text = drawn(Answer(f"# {EVIL}\n\n{EVIL} &#x202e;gnp &#27;[2J &#13;over\n\n```\n{EVIL}\n```\n"))
+    assert not STEERING.search(text)
+    assert "\\x1b[31mred" in text
+
+
+def test_an_answers_links_show_where_they_lead() -> None:
+    text = drawn(Answer("[your bank](https://elsewhere.example)"))
+    assert "https://elsewhere.example" in text
+    assert "\x1b]8" not in text
+
+
+def test_control_characters_are_spelt_out() -> None:
+    assert neutral("a\tb\r\nc\x1b[0m\x9b\u202e") == "a\tb\nc\\x1b[0m\\x9b\\u202e"
+    assert one_line(" a\n\tb\x00 ") == "a b\\x00"
+    assert one_line("abcdef", 4) == "abc…"
+
+
+def test_times_and_numbers_read_well() -> None:
+    spans = (-1, 0.04, 9.94, 9.96, 59.4, 59.6, 125, 3599.6, 3720)
+    expected = ["0.0s", "0.0s", "9.9s", "10s", "59s", "1m00s", "2m05s", "1h00m", "1h02m"]
+    assert [duration(span) for span in spans] == expected
+    assert (counted(1, "token"), counted(12340, "token")) == ("1 token", "12,340 tokens")

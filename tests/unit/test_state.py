@@ -1,0 +1,179 @@
+import pytest
+from support.lives import Life, part, states
+
+from orchestrator.core import view
+from orchestrator.core.state import (
+    TERMINAL,
+    TRANSITIONS,
+    IllegalEventError,
+    Instance,
+    Usage,
+    evolve,
+    fold,
+)
+from orchestrator.v1 import event_pb2, instance_pb2
+from orchestrator.v1.event_pb2 import Event
+
+PAYLOADS = [field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
+
+
+def bare(kind: str, sequence: int) -> Event:
+    event = Event(instance_id="a", sequence=sequence)
+    getattr(event, kind).SetInParent()
+    return event
+
+
+def test_a_whole_life_folds_to_its_result() -> None:
+    life = Life().planned().done("t1", "t2", "t3").completed()
+    instance = life.instance
+    assert instance.state == instance_pb2.STATE_COMPLETE
+    assert instance.final_result == "the result"
+    assert [subtask.output for subtask in instance.subtasks.values()] == [
+        "output of t1",
+        "output of t2",
+        "output of t3",
+    ]
+    assert instance.usage == Usage(16, 30, 5)
+    assert instance.last_sequence == len(life.events)
+    assert 0 < instance.create_time_s < instance.start_time_s < instance.end_time_s
+
+
+def test_folding_stored_bytes_gives_the_state_that_was_evolved() -> None:
+    life = Life().planned().done("t1").started("t2")
+    assert life.refolded() == life.instance
+
+
+@pytest.mark.parametrize("state", TRANSITIONS)
+def test_every_state_has_only_transitions_to_known_events_and_states(state: int) -> None:
+    for kind, targets in TRANSITIONS[state].items():
+        assert kind in PAYLOADS
+        assert targets
+        assert set(targets) <= set(instance_pb2.State.values())
+
+
+def test_a_terminal_state_is_left_only_by_retry_or_restart() -> None:
+    for state in TERMINAL:
+        assert set(TRANSITIONS[state]) <= {"instance_retried", "instance_restarted"}
+
+
+@pytest.mark.parametrize("state", TRANSITIONS)
+def test_what_the_table_forbids_raises(state: int) -> None:
+    instance = Instance(id="a", state=state, last_sequence=3)
+    for kind in set(PAYLOADS) - set(TRANSITIONS[state]):
+        with pytest.raises(IllegalEventError, match=kind):
+            evolve(instance, bare(kind, 4))
+
+
+@pytest.mark.parametrize("sequence", [0, 3, 5])
+def test_an_event_out_of_sequence_raises(sequence: int) -> None:
+    with pytest.raises(IllegalEventError, match="cannot follow event 3"):
+        evolve(Instance(state=instance_pb2.STATE_RUNNING, last_sequence=3), bare("instance_terminated", sequence))
+
+
+def test_an_event_of_a_future_version_raises() -> None:
+    with pytest.raises(IllegalEventError, match="no payload that this version knows"):
+        evolve(Instance(), Event(sequence=1))
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (event_pb2.SubtaskStarted(subtask_id="t9", attempt=1), "no subtask t9"),
+        (event_pb2.SubtaskStarted(subtask_id="t1", attempt=2), "attempt 2 cannot start after attempt 0"),
+        (event_pb2.SubtaskCompleted(subtask_id="t1", attempt=1), "not under way"),
+        (event_pb2.SubtaskFailed(subtask_id="t1", attempt=1), "not under way"),
+        (event_pb2.SubtaskPlanned(subtask=instance_pb2.Subtask(id="t1")), "cannot be planned now"),
+        (event_pb2.PlanCompleted(), "complete already"),
+        (event_pb2.SynthesisCompleted(attempt=1), "not under way"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_an_event_that_contradicts_its_piece_of_work_leaves_the_state_unchanged(payload, words) -> None:
+    life = Life().planned()
+    before = life.refolded()
+    name = next(
+        field.name
+        for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields
+        if field.message_type.name == type(payload).DESCRIPTOR.name
+    )
+    with pytest.raises(IllegalEventError, match=words):
+        life.then(Event(**{name: payload}))
+    assert life.instance == before
+
+
+def test_a_failed_planning_attempt_takes_its_subtasks_back() -> None:
+    life = Life()
+    life.then(
+        Event(planning_started=event_pb2.PlanningStarted(attempt=1)),
+        Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=instance_pb2.Subtask(id="t1"))),
+    )
+    assert list(life.instance.subtasks) == ["t1"]
+    failed = event_pb2.PlanningFailed(attempt=1)
+    failed.retry_time.seconds = 1
+    life.then(Event(planning_failed=failed))
+    assert not life.instance.subtasks
+
+
+def test_terminating_marks_what_ran_as_interrupted() -> None:
+    life = Life().planned().started("t1").then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    assert states(life.instance) == ["FAILED", "PENDING", "PENDING"]
+    assert life.instance.subtasks["t1"].work.error.reason == "INTERRUPTED"
+
+
+def test_retrying_keeps_completed_subtasks_and_renews_the_rest() -> None:
+    life = Life().planned().done("t1").started("t2")
+    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
+    assert states(life.instance) == ["COMPLETED", "PENDING", "PENDING"]
+    assert life.instance.subtasks["t2"].work.attempt == 1
+    assert life.instance.state == instance_pb2.STATE_RUNNING or life.instance.state == instance_pb2.STATE_QUEUED
+    assert not life.instance.end_time_s
+
+
+def test_restarting_forgets_all_but_the_wish() -> None:
+    life = Life().planned().done("t1", "t2", "t3").completed()
+    life.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=life.instance.config)))
+    assert not life.instance.subtasks
+    assert life.instance.prompt == "Build it"
+    assert life.instance.usage == Usage()
+
+
+def test_a_plan_that_awaits_review_waits_through_a_pause() -> None:
+    life = Life(review_plan=True).planned(part("t1"))
+    assert life.instance.state == instance_pb2.STATE_WAITING
+    life.then(
+        Event(instance_pause_requested=event_pb2.InstancePauseRequested()),
+        Event(instance_paused=event_pb2.InstancePaused()),
+        Event(instance_resumed=event_pb2.InstanceResumed()),
+    )
+    assert life.instance.state == instance_pb2.STATE_WAITING
+    reviewed = event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE)
+    assert life.then(Event(plan_reviewed=reviewed)).instance.state == instance_pb2.STATE_RUNNING
+
+
+def test_the_view_is_basic_unless_full_is_asked_for() -> None:
+    instance = Life().planned().done("t1").instance
+    basic, full = view.instance(instance), view.instance(instance, full=True)
+    assert not basic.subtasks[0].output
+    assert not basic.subtasks[0].instructions
+    assert full.subtasks[0].output == "output of t1"
+    assert full.subtasks[0].instructions == "Write t1."
+    assert basic.last_sequence == instance.last_sequence
+
+
+@pytest.mark.parametrize("state", [state for state in TRANSITIONS if state])
+def test_every_state_has_a_name_in_the_shape_of_cloudflare_workflows(state: int) -> None:
+    names = "queued running paused waitingForPause waiting complete errored terminated".split()
+    assert view.status(Instance(state=state)).status in names
+
+
+def test_the_status_of_a_complete_instance_has_its_output() -> None:
+    instance = Life().planned().done("t1", "t2", "t3").completed().instance
+    output = view.status(instance).output
+    assert list(output.orchestrator_tasks) == ["Part t1", "Part t2", "Part t3"]
+    assert list(output.worker_responses) == ["output of t1", "output of t2", "output of t3"]
+    assert output.final_result == "the result"
+
+
+def test_folding_nothing_gives_nothing() -> None:
+    assert fold([]) == Instance()
