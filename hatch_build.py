@@ -12,7 +12,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 class ProtoBuildHook(BuildHookInterface):
     """Runs protoc before a wheel or an editable install is built."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  the interface's
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         """Write `*_pb2.py`, `*_pb2.pyi`, `*_pb2_grpc.py(i)` and `descriptors.binpb` into `orchestrator/v1`."""
         root = Path(self.root)
         out = root / "src"

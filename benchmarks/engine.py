@@ -3,7 +3,7 @@
     python benchmarks/engine.py [--instances 3000] [--repeats 3]
 
 An instance is a plan, five subtasks and a synthesis by a scripted model that answers at once; fsync is on.
-Raw group commit writes the same bytes into the same tables, a thousand entries' rows a transaction, with nothing
+Raw group commit writes the same bytes into the same tables, thousands of rows a transaction, with nothing
 else to do. One instance alone stands beside as many bare fsyncs as it waits for.
 """
 

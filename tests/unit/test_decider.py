@@ -8,7 +8,7 @@ from support.lives import NOW_S, Life, part, states
 from orchestrator.core import decider
 from orchestrator.core.decider import MakePlan, Record, RunSubtask, Synthesize, WakeAt, decide
 from orchestrator.core.plan import Plan
-from orchestrator.core.state import TERMINAL, Usage
+from orchestrator.core.state import AT_WORK, DONE, TERMINAL, Subtask, Usage
 from orchestrator.errors import ModelError
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event
@@ -194,7 +194,7 @@ def plans(draw: st.DrawFn) -> tuple:
     data=st.data(),
 )
 def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
-    plan, parallel, tolerated, data
+    plan: tuple[Subtask, ...], parallel: int, tolerated: int, data: st.DataObject
 ) -> None:
     life = Life(max_parallel_subtasks=parallel, tolerated_failures=tolerated)
     now_s = NOW_S
@@ -215,7 +215,7 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
                 case call:
                     life.then(decider.begun(life.instance, call))
                     running.add(call)
-        at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == 2]
+        at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == AT_WORK]
         assert len(at_work) <= parallel
         if not running:
             continue
@@ -235,8 +235,8 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
             life.then(*decider.planned(life.instance, Plan("", plan), Usage(1, 1, 1)))
         elif isinstance(call, RunSubtask):
             paid.append(call.subtask_id)
-            done = [s for s in life.instance.subtasks[call.subtask_id].depends_on]
-            assert all(life.instance.subtasks[name].work.state == 3 for name in done)
+            needs = life.instance.subtasks[call.subtask_id].depends_on
+            assert all(life.instance.subtasks[name].work.state == DONE for name in needs)
             life.then(decider.worked(life.instance, call.subtask_id, "out", Usage(1, 1, 1)))
         else:
             life.then(decider.synthesized(life.instance, "result", Usage(1, 1, 1)))

@@ -57,11 +57,6 @@ def ends_well(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(ExitCode.BROKEN_PIPE) from None
         except (OrchestratorError, OSError) as error:
             raise _ending(error) from None
-        except ExceptionGroup as group:
-            first = _first(group)
-            if not isinstance(first, OrchestratorError | OSError):
-                raise
-            raise _ending(first) from None
 
     return wrapped
 
@@ -72,13 +67,6 @@ def _ending(error: OrchestratorError | OSError) -> typer.Exit:
     else:
         complain(str(error))
     return typer.Exit(_code_of(error))
-
-
-def _first(error: Exception) -> Exception:
-    """What went wrong first: the service's task groups wrap what stops them."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _code_of(error: OrchestratorError | OSError) -> ExitCode:

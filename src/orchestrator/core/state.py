@@ -102,8 +102,10 @@ if TYPE_CHECKING:
 else:
 
     def replace(value: Any, **changes: Any) -> Any:
-        """As dataclasses.replace, ten times faster: evolve is the hot path. The values here keep their
-        fields in `__dict__` (they have no slots) so that they can be copied whole."""
+        """As dataclasses.replace, ten times faster: evolve is the hot path.
+
+        The values here have no slots, so that their `__dict__` can be copied whole.
+        """
         copy = object.__new__(type(value))
         copy.__dict__.update(value.__dict__)
         copy.__dict__.update(changes)

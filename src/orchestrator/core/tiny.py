@@ -118,7 +118,9 @@ class Tiny:
         titles = plan.json_object(text).get("subtasks")
         if not isinstance(titles, list):
             raise PlanError('the answer has no "subtasks" list')
-        cleaned = {title.lower(): title for title in map(_clean, titles) if title}
+        cleaned: dict[str, str] = {}
+        for title in filter(None, map(_clean, titles)):
+            cleaned.setdefault(title.lower(), title)
         subtasks = [
             Subtask(id=f"t{number}", title=title, instructions=f"{title}.")
             for number, title in enumerate(list(cleaned.values())[: instance.config.max_subtasks], 1)
@@ -129,15 +131,16 @@ class Tiny:
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:
         """Ask for a short text on one subtask; it may end at the token limit."""
         needed = [instance.subtasks[name] for name in subtask.depends_on]
+        outputs = " ".join(f"{each.title}: {_brief(each.output, 300 // len(needed))}" for each in needed)
         parts = [
             f"For this project: {_brief(instance.prompt, 500)}{_wish(instance.config.instructions)}",
-            *(f"{_brief(each.title, 80)}: {_brief(each.output, 300 // len(needed))}" for each in needed),
+            _brief(outputs, 400),
             _brief(subtask.instructions, 500),
         ]
         return Prompt(
             "work",
             # No system message: told that it is an expert, the model greets and offers help.
-            (Message("user", "\n\n".join(parts)),),
+            (Message("user", "\n\n".join(filter(None, parts))),),
             sampling=_SAMPLING,
             max_output_tokens=_WORK_TOKENS,
             may_be_cut=True,

@@ -44,6 +44,7 @@ class LocalEngine:
 
         At its end open calls are cut off; the next start records and repeats them.
         """
+        failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
                 Workshop(log, models, asyncio.Semaphore(max_calls), tasks, now_s, jitter), max_active
@@ -52,9 +53,13 @@ class LocalEngine:
                 engine._enqueue(await log.load(instance_id))
             try:
                 yield engine
+            except Exception as error:  # noqa: BLE001  a task group would wrap what is not its own
+                failure = error
             finally:
                 for run in engine._runs.values():
                     run.cut()
+        if failure:
+            raise failure
 
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""

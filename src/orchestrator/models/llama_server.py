@@ -24,7 +24,10 @@ def main() -> None:
     os.dup2(2, 1)
     settings = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    server = _serve(settings)
+    try:
+        server = _serve(settings)
+    except RuntimeError as error:  # its cause has been printed
+        sys.exit(str(error))
     json.dump({"url": server.listening_address}, answers)
     answers.write("\n")
     answers.flush()

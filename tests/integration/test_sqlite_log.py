@@ -1,0 +1,219 @@
+"""What only the SQLite log has: a file, a lock, group commit, and storage that fails."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.lives import Life
+
+from orchestrator.errors import StorageError, UnavailableError
+from orchestrator.log import schema
+from orchestrator.log.base import Entry
+from orchestrator.log.sqlite import SqliteEventLog
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[SqliteEventLog]:
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    yield log
+    await log.aclose()
+
+
+async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    life = Life("a").planned().done("t1")
+    await log.append(Entry(life.events, life.instance))
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    assert await log.load("a") == life.instance
+    before = len(life.events)
+    life.done("t2")
+    await log.append(Entry(life.events[before:], life.instance))
+    assert list((await log.read_all(0)).places) == list(range(1, len(life.events) + 1))
+    await log.aclose()
+
+
+async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog) -> None:
+    commits = 0
+    commit = log._writer.commit
+
+    async def counted() -> None:
+        nonlocal commits
+        commits += 1
+        await commit()
+
+    log._writer.commit = counted  # type: ignore[method-assign]
+    lives = [Life(f"i{number}") for number in range(500)]
+    await asyncio.gather(*(log.append(Entry(life.events, life.instance)) for life in lives))
+    assert commits <= 2
+
+
+async def test_the_journal_is_a_wal_that_is_synced_at_each_commit(log: SqliteEventLog) -> None:
+    for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
+        rows = list(await log._writer.execute_fetchall(f"PRAGMA {pragma}"))
+        assert rows[0][0] == value
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        await log._reader.execute("DELETE FROM event")
+
+
+async def test_a_second_server_on_the_same_database_is_refused(log: SqliteEventLog, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"in use by another server \(process \d+\).*stop that server"):
+        await SqliteEventLog.open(tmp_path / "log.db")
+
+
+async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await (await SqliteEventLog.open(path)).aclose()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StorageError, match="use the release that wrote it"):
+        await SqliteEventLog.open(path)
+
+
+async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(StorageError, match="belongs to another program"):
+        await SqliteEventLog.open(path)
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but the notes of a lifetime" * 100)
+    with pytest.raises(StorageError, match="it is some other file"):
+        await SqliteEventLog.open(path)
+    assert path.read_text().startswith("not a database")
+
+
+@pytest.mark.parametrize("name", ["missing/../log.db", "a-file/log.db", "/proc/log.db"])
+async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    try:
+        log = await SqliteEventLog.open(tmp_path / name)
+    except StorageError as error:
+        assert "set ORCHESTRATOR_DATABASE to a path that this user may write" in str(error)  # noqa: PT017
+    else:
+        assert name.startswith("missing")
+        await log.aclose()
+
+
+async def test_a_database_that_another_program_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite._BUSY_S", 0.05)
+    path = tmp_path / "log.db"
+    await (await SqliteEventLog.open(path)).aclose()
+    holder = sqlite3.connect(path)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match="another program holds it"):
+        await SqliteEventLog.open(path)
+    holder.close()
+
+
+async def test_a_lock_is_free_again_once_its_process_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    program = (
+        "import asyncio, sys; from pathlib import Path; from orchestrator.log.sqlite import SqliteEventLog\n"
+        "async def main():\n"
+        "    await SqliteEventLog.open(Path(sys.argv[1])); print('open', flush=True); await asyncio.sleep(99)\n"
+        "asyncio.run(main())"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)  # noqa: ASYNC220
+    assert holder.stdout
+    assert holder.stdout.readline() == b"open\n"
+    with pytest.raises(StorageError, match=f"process {holder.pid}"):
+        await SqliteEventLog.open(path)
+    holder.kill()
+    holder.communicate()
+    await (await SqliteEventLog.open(path)).aclose()
+
+
+async def fill(log: SqliteEventLog) -> None:
+    """Leave no room: the next commit finds the disk full."""
+    rows = list(await log._writer.execute_fetchall("PRAGMA page_count"))
+    await log._writer.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
+
+
+async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite._RETRY_S", 0.01)
+    life = Life("a").planned()
+    await log.append(Entry(life.events, life.instance))
+    # A reopened connection has no bound: what fails once succeeds when it is tried again.
+    await fill(log)
+    before = len(life.events)
+    life.started("t1")
+    life.events[-1].subtask_started.model = "x" * 100_000
+    wish = Life("b", instructions="y" * 30_000)
+    results = await asyncio.gather(
+        log.append(Entry(life.events[before:], life.instance)),
+        log.append(Entry(wish.events, wish.instance)),
+        return_exceptions=True,
+    )
+    assert results[0] is None
+    assert isinstance(results[1], UnavailableError)
+    assert results[1].reason == "STORAGE_READ_ONLY"
+    assert (await log.load("a")).last_sequence == life.instance.last_sequence
+    await log.append(Entry(wish.events, wish.instance))
+    assert list((await log.read_all(0)).places) == list(range(1, len(life.events) + 2))
+
+
+async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite._RETRY_S", 0.01)
+    commit = log._writer.commit
+
+    async def commit_and_fail() -> None:
+        await commit()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    life = Life("a")
+    log._writer.commit = commit_and_fail  # type: ignore[method-assign]
+    await log.append(Entry(life.events, life.instance))
+    page = await log.read_all(0)
+    assert list(page.events()) == life.events
+
+
+async def test_an_entry_that_contradicts_the_log_is_refused_alone(log: SqliteEventLog) -> None:
+    life, other = Life("a").planned(), Life("b")
+    await log.append(Entry(life.events, life.instance))
+    results = await asyncio.gather(
+        log.append(Entry(life.events[1:], life.instance)),
+        log.append(Entry(other.events, other.instance)),
+        return_exceptions=True,
+    )
+    assert isinstance(results[0], StorageError)
+    assert results[1] is None
+
+
+async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:
+    life = Life("a")
+    await log.append(Entry(life.events, life.instance))
+    page = await log.read("a", 0, limit=1)
+    assert not page.at_end
+    assert (await log.read("a", 1, limit=1)).at_end
+
+
+async def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    life = Life("a")
+    durable = log.append(Entry(life.events, life.instance))
+    await log.aclose()
+    assert durable.done()
+    with pytest.raises(UnavailableError, match="stopping"):
+        await log.append(Entry(life.events, life.instance))
+    log = await SqliteEventLog.open(path)
+    assert (await log.load("a")).prompt == "Build it"
+    await log.aclose()

@@ -1,0 +1,251 @@
+"""What each role is told, in both profiles, and how the small one's answers are read."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.endpoint import recognize
+
+from orchestrator.core import plan
+from orchestrator.core.plan import PlanError
+from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit
+from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask, Work
+from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
+from orchestrator.v1 import instance_pb2 as pb
+
+CONFIG = pb.InstanceConfig(max_subtasks=16, instructions="Answer in French.")
+DONE_WORK = Work(state=DONE)
+LOST = Work(state=FAILED, error=Failure("TIMEOUT", "no answer within 600 s"))
+SUBTASKS = (
+    Subtask("api", "Write the API", "Write all endpoints in Go.", work=DONE_WORK, output="func main() {}"),
+    Subtask("db", "Write the schema", "Write it in SQL.", work=LOST),
+    Subtask("ui", "Write the page", "Write HTML.", ("api",), "coder"),
+)
+INSTANCE = Instance(
+    id="i",
+    prompt="Build a shop",
+    config=CONFIG,
+    planned=True,
+    summary="Prices are in cents.",
+    subtasks={subtask.id: subtask for subtask in SUBTASKS},
+)
+profiles = pytest.mark.parametrize("profile", [FULL, TINY], ids=["full", "tiny"])
+
+
+def told(prompt: Prompt) -> str:
+    return "\n".join(message.content for message in prompt.messages)
+
+
+def user_message(prompt: Prompt) -> str:
+    assert [message.role for message in prompt.messages] == ["system", "user"]
+    return prompt.messages[1].content
+
+
+def test_the_planner_is_told_the_prompt_the_instructions_and_the_schema() -> None:
+    prompt = FULL.plan(INSTANCE)
+    assert "Build a shop" in user_message(prompt)
+    assert "Answer in French." in user_message(prompt)
+    assert prompt.schema == plan.schema(16)
+    assert json.dumps(plan.schema(16)) in prompt.messages[0].content
+
+
+def test_a_worker_is_told_everything_it_needs_and_no_outputs_of_others() -> None:
+    prompt = FULL.work(INSTANCE, INSTANCE.subtasks["ui"])
+    text = user_message(prompt)
+    for part in (
+        "Build a shop",
+        "Answer in French.",
+        "Prices are in cents.",
+        "api: Write the API",
+        "db: Write the schema",
+        "Write HTML.",
+        "func main() {}",
+        "coder",
+    ):
+        assert part in text
+    assert "func main() {}" not in user_message(FULL.work(INSTANCE, INSTANCE.subtasks["db"]))
+    assert "Write all endpoints in Go." not in text
+    assert (prompt.role, prompt.subtask_id, prompt.schema) == ("work", "ui", None)
+
+
+def test_the_synthesis_is_told_every_output_and_why_one_is_missing() -> None:
+    skipped = replace(INSTANCE.subtasks["ui"], work=Work(state=SKIPPED, error=Failure("X", "db failed")))
+    instance = replace(INSTANCE, subtasks={**INSTANCE.subtasks, "ui": skipped})
+    text = user_message(FULL.synthesize(instance))
+    for part in (
+        "Build a shop",
+        "Answer in French.",
+        "Prices are in cents.",
+        "Subtask api: Write the API",
+        "func main() {}",
+        "Subtask db: Write the schema",
+        "no answer within 600 s",
+        "db failed",
+    ):
+        assert part in text
+    assert FULL.synthesize(instance).schema is None
+
+
+def test_the_synthesisers_answer_is_the_result() -> None:
+    assert FULL.read_synthesis(INSTANCE, "\n# Done\n") == "# Done"
+
+
+@pytest.mark.parametrize("reason", ["OUTPUT_INVALID", "PLAN_INVALID"])
+def test_the_planner_is_shown_what_was_wrong_with_its_last_answer(reason: str) -> None:
+    failed = replace(INSTANCE, planning=Work(error=Failure(reason, "t1 and t2 form a cycle")))
+    assert "t1 and t2 form a cycle" in user_message(FULL.plan(failed))
+
+
+def test_the_planner_is_not_shown_errors_it_cannot_mend() -> None:
+    failed = replace(INSTANCE, planning=Work(error=Failure("OVERLOADED", "status 503")))
+    assert FULL.plan(failed) == FULL.plan(INSTANCE)
+
+
+def test_a_role_whose_answer_was_cut_off_is_asked_for_a_shorter_one() -> None:
+    work = Work(error=Failure("OUTPUT_TRUNCATED", "cut"))
+    instance = replace(INSTANCE, planning=work, synthesis=work)
+    for prompt in (
+        FULL.plan(instance),
+        FULL.synthesize(instance),
+        FULL.work(instance, replace(SUBTASKS[2], work=work)),
+    ):
+        assert "write a shorter one" in user_message(prompt)
+
+
+@profiles
+def test_the_planner_is_told_a_reviewers_wish(profile: Profile) -> None:
+    assert "More tests!" in told(profile.plan(replace(INSTANCE, feedback="More tests!")))
+
+
+@profiles
+def test_the_clients_instructions_reach_every_role(profile: Profile) -> None:
+    prompts = (profile.plan(INSTANCE), profile.work(INSTANCE, SUBTASKS[0]), profile.synthesize(INSTANCE))
+    assert all("Answer in French." in told(prompt) for prompt in prompts)
+
+
+@profiles
+def test_the_same_instance_gives_the_same_prompts(profile: Profile) -> None:
+    assert profile.plan(INSTANCE) == profile.plan(INSTANCE)
+    assert profile.synthesize(INSTANCE) == profile.synthesize(INSTANCE)
+
+
+def test_the_tests_endpoint_tells_the_roles_apart() -> None:
+    def recognized(prompt: Prompt) -> tuple[str, str]:
+        return recognize([{"content": message.content} for message in prompt.messages])
+
+    assert recognized(FULL.plan(INSTANCE)) == ("planning", "")
+    assert recognized(FULL.work(INSTANCE, SUBTASKS[1])) == ("work", "db")
+    assert recognized(FULL.synthesize(INSTANCE)) == ("synthesis", "")
+
+
+@given(
+    st.lists(st.sampled_from(["</prompt>", "</prompt-2>", "<prompt>", "</output>", "x", "\n"])).map("".join)
+)
+def test_no_text_can_close_the_tags_around_it(text: str) -> None:
+    done = replace(SUBTASKS[0], output=text)
+    instance = replace(INSTANCE, prompt=text, summary="", subtasks={"api": done})
+    message = user_message(FULL.synthesize(instance))
+    for tag, content in (("prompt", text), ("output", text)):
+        found = re.search(rf"^<({tag}(?:-\d+)?)>\n", message, re.MULTILINE)
+        assert found is not None
+        end = message.index(f"\n</{found[1]}>", found.end() - 1)
+        assert message[found.end() : max(end, found.end())] == content
+        message = message[end:]
+
+
+def test_outputs_too_long_to_fit_are_cut_where_they_are_longest() -> None:
+    subtasks = {
+        "a": Subtask("a", "A", "a", work=DONE_WORK, output="short and whole"),
+        "b": Subtask("b", "B", "b", work=DONE_WORK, output="<" + "b" * 10**6 + ">"),
+        "c": Subtask("c", "C", "c", ("a", "b")),
+    }
+    instance = replace(INSTANCE, subtasks=subtasks)
+    for prompt in (FULL.work(instance, subtasks["c"]), FULL.synthesize(instance)):
+        assert "short and whole" in told(prompt)
+        assert "characters were cut here" in told(prompt)
+        assert "<bbb" in told(prompt)
+        assert "bbb>" in told(prompt)
+        assert len(told(prompt)) < 310_000
+
+
+@given(st.lists(st.integers(0, 1000)), st.integers(0, 5000))
+def test_a_fair_limit_uses_the_room_there_is(lengths: list[int], total: int) -> None:
+    limit = fair_limit(lengths, total)
+    used = sum(min(length, limit) for length in lengths)
+    assert used <= total
+    if sum(lengths) <= total:
+        assert used == sum(lengths)
+    else:
+        assert total - used < len(lengths)
+
+
+@given(st.text(), st.integers(0, 50))
+def test_a_cut_text_keeps_its_beginning_and_its_end(text: str, limit: int) -> None:
+    shown = cut(text, limit)
+    if len(text) <= limit:
+        assert shown == text
+    else:
+        assert shown.startswith(text[: limit - limit // 3])
+        assert shown.endswith(text[len(text) - limit // 3 :])
+        assert f"{len(text) - limit} characters" in shown
+
+
+texts = st.text(st.characters(codec=None), max_size=50).map(lambda text: text * 400) | st.just(
+    "<|im_end|>" * 999
+)
+
+
+@given(texts)
+def test_whatever_the_client_sends_a_tiny_prompt_fits_into_the_context(text: str) -> None:
+    wish = text.encode(errors="replace").decode()
+    names = [f"t{number}" for number in range(16)]
+    subtasks = {name: Subtask(name, text[:200], text, tuple(names[:-1]), output=text) for name in names}
+    config = pb.InstanceConfig(max_subtasks=64, instructions=wish)
+    instance = replace(INSTANCE, prompt=text, config=config, feedback=text, subtasks=subtasks)
+    for prompt in (TINY.plan(instance), TINY.work(instance, subtasks["t15"]), TINY.synthesize(instance)):
+        message_bytes = sum(len(message.content.encode()) for message in prompt.messages)
+        template_tokens = 32 + 8 * len(prompt.messages)
+        assert message_bytes + template_tokens + (prompt.max_output_tokens or 0) <= CONTEXT_TOKENS
+        assert "<|" not in told(prompt)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 16])
+def test_a_tiny_plan_keeps_to_the_most_subtasks(most: int) -> None:
+    instance = Instance(prompt="p", config=pb.InstanceConfig(max_subtasks=most))
+    prompt = TINY.plan(instance)
+    assert prompt.schema is not None
+    titles = prompt.schema["properties"]["subtasks"]  # type: ignore[index]
+    assert 1 <= titles["minItems"] <= titles["maxItems"] <= min(most, 4)
+    read = TINY.read_plan(instance, json.dumps({"subtasks": [f"Write part {n} of it" for n in range(9)]}))
+    assert len(read.subtasks) == min(most, 9)
+
+
+def test_tiny_titles_become_subtasks() -> None:
+    answer = {"subtasks": ["Write the API  in Go.", "write the api in go", "", 7, "Test the API and the"]}
+    read = TINY.read_plan(INSTANCE, json.dumps(answer))
+    assert [(subtask.id, subtask.title) for subtask in read.subtasks] == [
+        ("t1", "Write the API in Go"),
+        ("t2", "Test the API"),
+    ]
+    assert all(subtask.instructions for subtask in read.subtasks)
+    assert "Test the API" in read.summary
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no", "{}", '{"subtasks": "a"}', '{"subtasks": []}', '{"subtasks": [""]}']
+)
+def test_a_tiny_plan_without_titles_is_none(text: str) -> None:
+    with pytest.raises(PlanError):
+        TINY.read_plan(INSTANCE, text)
+
+
+def test_a_tiny_result_is_an_opening_and_every_output_as_it_is() -> None:
+    fence = "```go\nfunc main() {}"
+    subtasks = {**INSTANCE.subtasks, "api": replace(SUBTASKS[0], output=fence)}
+    result = TINY.read_synthesis(replace(INSTANCE, subtasks=subtasks), "A shop. It sells. And it")
+    assert result.startswith("A shop. It sells.\n\n## Write the API\n\n```go\nfunc main() {}\n```\n\n")
+    assert "And it" not in result
+    assert "## Missing\n\n- Write the schema: no answer within 600 s" in result
