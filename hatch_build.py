@@ -13,7 +13,7 @@ class ProtoBuildHook(BuildHookInterface):
     """Runs protoc before a wheel or an editable install is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write `*_pb2.py`, `*_pb2.pyi`, `*_pb2_grpc.py(i)` and `descriptors.binpb` into `orchestrator/v1`."""
+        """Write `*_pb2.py(i)`, `*_pb2_grpc.py(i)` and `descriptors.binpb` into `orchestrator/v1`."""
         root = Path(self.root)
         out = root / "src"
         sources = sorted((root / "protos/orchestrator/v1").glob("*.proto"))

@@ -83,7 +83,9 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("aiosqlite", "httpx", "httpcore", "asyncio", "grpc"):
+        # At debug level these write down what passes through them, prompts included.
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

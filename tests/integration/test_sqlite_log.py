@@ -61,7 +61,8 @@ async def test_the_journal_is_a_wal_that_is_synced_at_each_commit(log: SqliteEve
         await log._reader.execute("DELETE FROM event")
 
 
-async def test_a_second_server_on_the_same_database_is_refused(log: SqliteEventLog, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("log")
+async def test_a_second_server_on_the_same_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"in use by another server \(process \d+\).*stop that server"):
         await SqliteEventLog.open(tmp_path / "log.db")
 
@@ -124,7 +125,9 @@ async def test_a_lock_is_free_again_once_its_process_was_killed(tmp_path: Path) 
     program = (
         "import asyncio, sys; from pathlib import Path; from orchestrator.log.sqlite import SqliteEventLog\n"
         "async def main():\n"
-        "    await SqliteEventLog.open(Path(sys.argv[1])); print('open', flush=True); await asyncio.sleep(99)\n"
+        "    await SqliteEventLog.open(Path(sys.argv[1]))\n"
+        "    print('open', flush=True)\n"
+        "    await asyncio.sleep(99)\n"
         "asyncio.run(main())"
     )
     holder = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)  # noqa: ASYNC220

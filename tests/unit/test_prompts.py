@@ -223,6 +223,18 @@ def test_a_tiny_plan_keeps_to_the_most_subtasks(most: int) -> None:
     assert len(read.subtasks) == min(most, 9)
 
 
+def test_a_tiny_model_is_sampled_warmer_after_each_failure() -> None:
+    def temperatures(work: Work) -> list[float]:
+        instance = replace(INSTANCE, planning=work, synthesis=work)
+        worker = TINY.work(instance, replace(SUBTASKS[0], work=work))
+        prompts = (TINY.plan(instance), worker, TINY.synthesize(instance))
+        return [prompt.sampling["temperature"] for prompt in prompts]
+
+    assert temperatures(Work()) == [0.0, 0.2, 0.2]
+    assert temperatures(Work(failures=1)) == [0.2, 0.4, 0.4]
+    assert temperatures(Work(failures=99)) == [1.0, 1.0, 1.0]
+
+
 def test_tiny_titles_become_subtasks() -> None:
     answer = {"subtasks": ["Write the API  in Go.", "write the api in go", "", 7, "Test the API and the"]}
     read = TINY.read_plan(INSTANCE, json.dumps(answer))

@@ -16,7 +16,7 @@ from typing import Final
 from orchestrator.core import plan
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.core.state import DONE, Instance, Subtask
+from orchestrator.core.state import DONE, Instance, Subtask, Work
 
 CONTEXT_TOKENS: Final = 2048
 """How much context a call needs: its prompt and its answer."""
@@ -27,21 +27,21 @@ _VERBS: Final = (
     *("Add", "Build", "Choose", "Collect", "Compare", "Configure", "Create", "Define", "Describe", "Design"),
     *("Document", "Explain", "Implement", "List", "Plan", "Prepare", "Research", "Set up", "Test", "Write"),
 )
-# Without commas, or a title becomes a list of everything.
-_TITLE: Final = rf"^({'|'.join(_VERBS)}) [A-Za-z][A-Za-z0-9 '-]{{6,{_TITLE_CHARACTERS - 12}}}$"
-_SAMPLING: Final = {"temperature": 0.2, "repeat_penalty": 1.1}
-_PLAN_TOKENS: Final = 200
+# Without commas, or a title becomes a list of everything, and without quotes, or it breaks off after one.
+_TITLE: Final = rf"^({'|'.join(_VERBS)}) [A-Za-z][A-Za-z0-9 -]{{6,{_TITLE_CHARACTERS - 12}}}$"
+_PLAN_TOKENS: Final = 320  # four titles of the worst tokens there are
 _WORK_TOKENS: Final = 220
 _OPENING_TOKENS: Final = 90
 
 _PLANNER: Final = "You split a task into a few short subtasks that different people do. Answer with JSON."
 _EXAMPLES: Final = (
     (
-        "Build a Java web service for booking hotel rooms, with documentation and a database",
+        "Build a Java REST API for hotel bookings, with tests and a Dockerfile",
         (
-            "Design the database tables for rooms and bookings",
-            "Write the Java endpoints to book and cancel a room",
-            "Write the documentation of the web service",
+            "Design the data model of rooms and bookings",
+            "Write the REST API endpoints in Java",
+            "Write tests for the endpoints",
+            "Write the Dockerfile and explain how to run it",
         ),
     ),
     (
@@ -50,48 +50,19 @@ _EXAMPLES: Final = (
             "Explain what a volcano is and where volcanoes are",
             "Describe how and why a volcano erupts",
             "List famous eruptions and what they changed",
-            "Write five questions for the students",
         ),
     ),
 )
 _SYNTHESISER: Final = "You write short introductions in plain English."
 _DANGLING: Final = frozenset(
     {
-        *(
-            "a",
-            "an",
-            "and",
-            "as",
-            "at",
-            "by",
-            "for",
-            "from",
-            "how",
-            "in",
-            "into",
-            "is",
-            "it",
-            "its",
-            "of",
-            "on",
-        ),
-        *(
-            "or",
-            "such",
-            "that",
-            "the",
-            "their",
-            "to",
-            "using",
-            "what",
-            "which",
-            "who",
-            "will",
-            "with",
-            "your",
-        ),
+        *("a", "an", "and", "as", "at", "based", "be", "by", "called", "can", "for", "from", "has", "have"),
+        *("how", "in", "include", "including", "into", "is", "its", "named", "no", "of", "on", "or"),
+        *("specified", "such", "than", "that", "the", "their", "to", "using", "what", "when", "where"),
+        *("which", "who", "will", "with", "your"),
     }
 )
+"""Words that no title ends in."""
 
 
 class Tiny:
@@ -103,13 +74,14 @@ class Tiny:
         for task, titles in _EXAMPLES:
             answer = json.dumps({"subtasks": titles[: instance.config.max_subtasks]})
             messages += [Message("user", f"Task: {task}"), Message("assistant", answer)]
-        wishes = " ".join(filter(None, (instance.config.instructions, instance.feedback)))
+        wishes = " ".join(filter(None, (instance.feedback, instance.config.instructions)))
         task = f"Task: {_brief(instance.prompt, 800)}{_wish(wishes)}"
         return Prompt(
             "planning",
             (*messages, Message("user", task)),
             schema=_schema(min(instance.config.max_subtasks, _MOST_SUBTASKS)),
-            sampling=_SAMPLING,
+            # The likeliest titles are the most sensible ones.
+            sampling=_sampling(0.0, instance.planning),
             max_output_tokens=_PLAN_TOKENS,
         )
 
@@ -141,7 +113,7 @@ class Tiny:
             "work",
             # No system message: told that it is an expert, the model greets and offers help.
             (Message("user", "\n\n".join(filter(None, parts))),),
-            sampling=_SAMPLING,
+            sampling=_sampling(0.2, subtask.work),
             max_output_tokens=_WORK_TOKENS,
             may_be_cut=True,
             subtask_id=subtask.id,
@@ -158,7 +130,7 @@ class Tiny:
         return Prompt(
             "synthesis",
             (Message("system", _SYNTHESISER), Message("user", asked)),
-            sampling=_SAMPLING,
+            sampling=_sampling(0.2, instance.synthesis),
             max_output_tokens=_OPENING_TOKENS,
             may_be_cut=True,
         )
@@ -179,6 +151,11 @@ class Tiny:
 
 
 TINY: Final = Tiny()
+
+
+def _sampling(temperature: float, work: Work) -> dict[str, float]:
+    """Warmer with each failure, for at the same temperature such a model tends to fail in the same way."""
+    return {"temperature": min(temperature + 0.2 * work.failures, 1.0), "repeat_penalty": 1.1}
 
 
 def _schema(most: int) -> dict[str, object]:

@@ -14,6 +14,8 @@ from orchestrator.v1.orchestrator_pb2 import EventBatch
 
 PAGE_EVENTS: Final = 256
 """The most events a page holds, unless asked for fewer."""
+PAGE_BYTES: Final = 1024 * 1024
+"""A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -22,7 +23,7 @@ import aiosqlite
 
 from orchestrator.core.state import TERMINAL, Instance, State, fold
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
-from orchestrator.log.base import PAGE_EVENTS, Entry, Page, Wakeups, framed
+from orchestrator.log.base import PAGE_BYTES, PAGE_EVENTS, Entry, Page, Wakeups, framed
 from orchestrator.log.conflict import conflict
 from orchestrator.log.lock import DatabaseLock
 from orchestrator.log.schema import migrate
@@ -451,8 +452,15 @@ def _characters(instance: Instance) -> int:
 
 
 def _page(rows: Sequence[sqlite3.Row], limit: int, state: State) -> Page:
-    data = b"".join([row[2] for row in rows])
-    return Page(data, [row[1] for row in rows], at_end=len(rows) < limit, state=state)
+    sizes = accumulate(len(row[2]) for row in rows)
+    fitting = 1 + sum(size <= PAGE_BYTES for size in islice(sizes, 1, None))
+    shown = rows[:fitting]
+    return Page(
+        data=b"".join([row[2] for row in shown]),
+        places=[row[1] for row in shown],
+        at_end=len(shown) == len(rows) < limit,
+        state=state,
+    )
 
 
 def _cannot_open(path: Path, error: sqlite3.Error) -> StorageError:

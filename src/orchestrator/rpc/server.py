@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection
 
 from orchestrator.errors import RequestError, SettingsError
 from orchestrator.log.base import Wakeups
@@ -25,7 +25,6 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
 
-_REFLECTION_V1: Final = "grpc.reflection.v1.ServerReflection"
 _MOST_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _OPTIONS: Final = (
     # On by default: two servers would share one port without a word.
@@ -52,7 +51,9 @@ async def serving(
     server.add_generic_rpc_handlers((_handlers(service),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    _reflect(server)
+    reflection.enable_server_reflection(
+        (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+    )
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
@@ -66,23 +67,6 @@ async def serving(
         await healthy.enter_graceful_shutdown()
         wakeups.close()
         await server.stop(grace_s)
-
-
-def _reflect(server: grpc.aio.Server) -> None:
-    """Answer reflection as v1alpha and as v1, which differ in nothing but the package's name.
-
-    Foreign clients ask for v1 first, and not all of them ask again when it is missing.
-    """
-    names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    handler = grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": handler}),)
-    )
 
 
 def check_free(address: str, setting: str) -> None:

@@ -30,6 +30,8 @@ _DEFAULT_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
 _LARGEST_PAGE: Final = 1000
+_LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
+"""A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
 
 
 class OrchestratorService:
@@ -87,10 +89,14 @@ class OrchestratorService:
             before=_read_page_token(request),
             limit=size + 1,
         )
-        shown = found[:size]
-        instances = [view.instance(await self._log.load(instance_id)) for _, instance_id in shown]
-        token = _page_token(request, shown[-1][0]) if len(found) > size else ""
-        return pb.ListInstancesResponse(instances=instances, next_page_token=token)
+        page = pb.ListInstancesResponse()
+        for key, instance_id in found[:size]:
+            page.instances.append(view.instance(await self._log.load(instance_id)))
+            is_last = len(page.instances) == len(found)
+            if not is_last and (len(page.instances) == size or page.ByteSize() > _LARGEST_PAGE_BYTES):
+                page.next_page_token = _page_token(request, key)
+                break
+        return page
 
     async def TerminateInstance(
         self, request: pb.TerminateInstanceRequest, _: Context

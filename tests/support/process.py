@@ -1,0 +1,92 @@
+"""The service as its own process, so that it can be killed."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("orchestrator")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, without what would set up the service; then the changes."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("ORCHESTRATOR_", "OPENAI_", "COVERAGE"))
+    }
+    return kept | changes
+
+
+class Process:
+    """`orchestrator serve` or `up` on ports of its own."""
+
+    def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.grpc_address = f"127.0.0.1:{free_port()}"
+        self.rest_address = f"127.0.0.1:{free_port()}"
+        self.variables = {
+            "ORCHESTRATOR_GRPC_ADDRESS": self.grpc_address,
+            "ORCHESTRATOR_REST_ADDRESS": self.rest_address,
+            "ORCHESTRATOR_DATABASE": str(folder / "orchestrator.db"),
+            **variables,
+        }
+        self.process: asyncio.subprocess.Process
+
+    async def start(self, command: str = "serve") -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            COMMAND,
+            command,
+            cwd=self.folder,
+            env=environment(**self.variables),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert self.process.stdout
+        line = await self.process.stdout.readline()
+        if not line.startswith(b"ready: "):
+            output, errors = await self.process.communicate()
+            raise AssertionError((line + output + errors).decode())
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.process.communicate()
+
+    async def stop(self) -> None:
+        """Stop as a user does; a stop takes no longer than a few seconds and leaves with 0."""
+        self.process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(self.process.communicate(), 20)
+        assert self.process.returncode == 0, errors.decode()
+        assert b"Traceback" not in errors, errors.decode()
+
+
+@asynccontextmanager
+async def process(folder: Path, command: str = "serve", **variables: str) -> AsyncIterator[Process]:
+    running = Process(folder, variables)
+    await running.start(command)
+    try:
+        yield running
+    finally:
+        if running.process.returncode is None:
+            await running.stop()
+
+
+def on_endpoint(url: str) -> dict[str, str]:
+    """The variables that make the service use an OpenAI-compatible endpoint."""
+    return {
+        "OPENAI_API_KEY": "sk-a-secret-of-this-test",
+        "OPENAI_BASE_URL": url,
+        "ORCHESTRATOR_BIG_MODEL": "openai/big",
+        "ORCHESTRATOR_SMALL_MODEL": "openai/small",
+    }

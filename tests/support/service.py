@@ -1,0 +1,50 @@
+"""The real service in this process: real gRPC, real SQLite, a provider of the test's choosing."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+
+from orchestrator.core import config
+from orchestrator.engine.local import LocalEngine
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.models.base import Models, Provider
+from orchestrator.rpc.server import serving
+from orchestrator.rpc.service import OrchestratorService
+from orchestrator.v1 import orchestrator_pb2 as pb
+from orchestrator.v1.orchestrator_pb2_grpc import OrchestratorStub
+
+DEFAULTS = config.default("scripted/big", "scripted/small")
+
+
+@dataclass(frozen=True)
+class Service:
+    address: str
+    stub: OrchestratorStub
+    log: SqliteEventLog
+
+    async def ended(self, instance_id: str) -> pb.WaitInstanceResponse:
+        answer = await self.stub.WaitInstance(pb.WaitInstanceRequest(id=instance_id))
+        assert answer.instance.HasField("end_time"), answer
+        return answer
+
+
+@asynccontextmanager
+async def service(
+    path: Path, provider: Provider, *, max_active: int = 1000, max_calls: int = 64
+) -> AsyncIterator[Service]:
+    async with AsyncExitStack() as stack:
+        log = await SqliteEventLog.open(path)
+        stack.push_async_callback(log.aclose)
+        engine = await stack.enter_async_context(
+            LocalEngine.running(
+                log, Models({"scripted": provider}), max_active=max_active, max_calls=max_calls
+            )
+        )
+        address = await stack.enter_async_context(
+            serving(OrchestratorService(engine, log, DEFAULTS), log.wakeups, "127.0.0.1:0", grace_s=1)
+        )
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        yield Service(address, OrchestratorStub(channel), log)
