@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--instances 3000] [--repeats 3]
 
 An instance is a plan, five subtasks and a synthesis by a scripted model that answers at once; fsync is on.
-Raw group commit writes the same bytes into the same tables, thousands of rows a transaction, with nothing
-else to do. One instance alone stands beside as many bare fsyncs as it waits for.
+Raw group commit writes the same bytes into the same tables, a hundred rows a transaction, with nothing else
+to do. One instance alone stands beside as many bare fsyncs as it waits for.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from orchestrator.app import calm_collector
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
 from orchestrator.engine.local import LocalEngine
@@ -27,7 +28,7 @@ from orchestrator.models.scripted import Scripted
 
 MODELS = Models({"scripted": Scripted(subtasks=5)})
 CONFIG = config.default("scripted/big", "scripted/small")
-ROWS_A_COMMIT = 5000
+ROWS_A_COMMIT = 100
 
 
 def wish(number: int) -> NewInstance:
@@ -106,6 +107,7 @@ def main() -> None:
     arguments.add_argument("--instances", type=int, default=3000)
     arguments.add_argument("--repeats", type=int, default=3)
     options = arguments.parse_args()
+    calm_collector()
     print(f"{'':14}{'instances/s':>14}{'events/s':>12}{'of raw':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.repeats):

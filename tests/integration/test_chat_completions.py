@@ -10,6 +10,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import aiohttp
+import httpx
 import pytest
 from aiohttp import web
 from support.endpoint import (
@@ -345,20 +346,33 @@ def _descendants(kind: type[BaseException]) -> set[type[BaseException]]:
     return {kind}.union(*(_descendants(child) for child in kind.__subclasses__()))
 
 
-def _errors_of_the_library() -> list[type[BaseException]]:
-    return sorted(
-        (kind for kind in _descendants(aiohttp.ClientError) if kind.__module__.startswith("aiohttp")),
-        key=str,
-    )
+def _errors_of(kind: type[BaseException], library: str) -> list[type[BaseException]]:
+    return sorted((found for found in _descendants(kind) if found.__module__.startswith(library)), key=str)
 
 
-@pytest.mark.parametrize("kind", [*_errors_of_the_library(), TimeoutError, ConnectionResetError, OSError])
-def test_every_error_of_the_http_library_becomes_a_model_error(kind: type[BaseException]) -> None:
-    assert len(_errors_of_the_library()) > 20
+BELOW = _errors_of(aiohttp.ClientError, "aiohttp")
+ABOVE = [*_errors_of(httpx.HTTPError, "httpx"), *_errors_of(httpx.StreamError, "httpx"), httpx.InvalidURL]
+
+
+@pytest.mark.parametrize("kind", [*BELOW, *ABOVE, TimeoutError, ConnectionResetError, OSError])
+def test_every_error_of_the_http_libraries_becomes_a_model_error(kind: type[BaseException]) -> None:
+    assert len(BELOW) > 20
+    assert len(ABOVE) > 20
     error = kind.__new__(kind)
     error.__dict__.update(_conn_key=None, _os_error=OSError("broken"))
     with pytest.raises(ModelError), http.mapped_errors("host", 1):
         raise error
+
+
+def test_a_refused_connection_is_no_timeout_though_the_transport_says_so() -> None:
+    refused = aiohttp.ClientConnectorError(None, OSError(111, "Connection refused"))  # type: ignore[arg-type]
+    said = httpx.ConnectTimeout("")
+    said.__cause__ = refused
+    with (
+        pytest.raises(ModelError, match="could not connect to host: Connection refused"),
+        http.mapped_errors("host", 1),
+    ):
+        raise said
 
 
 async def test_cancelling_a_call_closes_its_connection() -> None:

@@ -308,29 +308,20 @@ _Failed = pb_event.PlanningFailed | pb_event.SubtaskFailed | pb_event.SynthesisF
 def _begin(work: Work, payload: _Started, time_s: float) -> Work:
     if work.state != PENDING or payload.attempt != work.attempt + 1:
         raise IllegalEventError(f"attempt {payload.attempt} cannot start after attempt {work.attempt}")
-    return Work(
+    return replace(
+        work,
         state=AT_WORK,
         attempt=payload.attempt,
-        failures=work.failures,
         model=payload.model,
-        error=work.error,
+        retry_time_s=0.0,
         start_time_s=work.start_time_s or time_s,
-        usage=work.usage,
     )
 
 
 def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
     if work.state != AT_WORK or attempt != work.attempt:
         raise IllegalEventError(f"attempt {attempt} cannot end: it is not under way")
-    return Work(
-        state=state,
-        attempt=attempt,
-        failures=work.failures,
-        model=work.model,
-        start_time_s=work.start_time_s,
-        end_time_s=time_s,
-        usage=work.usage + usage,
-    )
+    return replace(work, state=state, error=None, end_time_s=time_s, usage=work.usage + usage)
 
 
 def _fail(work: Work, payload: _Failed, time_s: float) -> Work:
@@ -406,18 +397,7 @@ def _subtask(instance: Instance, subtask_id: str) -> Subtask:
 
 
 def _with(instance: Instance, subtask: Subtask, work: Work, output: str = "") -> dict[str, Subtask]:
-    return {
-        **instance.subtasks,
-        subtask.id: Subtask(
-            subtask.id,
-            subtask.title,
-            subtask.instructions,
-            subtask.depends_on,
-            subtask.worker,
-            work,
-            output,
-        ),
-    }
+    return {**instance.subtasks, subtask.id: replace(subtask, work=work, output=output)}
 
 
 def _subtask_started(instance: Instance, payload: pb_event.SubtaskStarted, time_s: float) -> Instance:

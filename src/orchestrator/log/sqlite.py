@@ -45,13 +45,10 @@ _BUSY_S: Final = 5.0
 class _Pending:
     entry: Entry
     durable: "asyncio.Future[None]"
+    creates: bool
     refusal: Exception | None = None
     """Why the entry is left out of its group; told only once the group is durable, because the reason may
     lie in the same group."""
-
-    @property
-    def creates(self) -> bool:
-        return self.entry.events[0].sequence == 1
 
     def refuse(self, error: Exception) -> None:
         if not self.durable.done():
@@ -127,7 +124,7 @@ class SqliteEventLog:
     def append(self, entry: Entry) -> "asyncio.Future[None]":
         """Queue an entry; see EventLog."""
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pending = _Pending(entry, durable)
+        pending = _Pending(entry, durable, creates=entry.events[0].sequence == 1)
         if self._closing:
             pending.refuse(UnavailableError("SHUTTING_DOWN", "the service is stopping: call again"))
         elif self._trouble and pending.creates:

@@ -1,18 +1,23 @@
 """HTTP to model endpoints: the one module that knows the HTTP library, and what its errors mean to us.
 
-The library is aiohttp, chosen by measurement: see docs/decisions/0003-http-transport.md. Nothing is tried
-again here, for an attempt that the event log does not show did not happen.
+The library is httpx over aiohttp's connections, a transport chosen by measurement: see
+docs/decisions/0003-http-transport.md. Nothing is tried again here, for an attempt that the event log does not
+show did not happen.
 """
 
+import asyncio
 import ipaddress
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 from urllib.parse import urlsplit
 
 import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
 
 from orchestrator.errors import ModelError, SettingsError
 
@@ -37,21 +42,29 @@ def mapped_errors(host: str, timeout_s: float) -> Iterator[None]:
     """Raise a retryable ModelError in place of whatever the HTTP library raises when a call breaks."""
     try:
         yield
-    except aiohttp.ConnectionTimeoutError:
-        problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is the address right?"
-        raise ModelError("CONNECTION_FAILED", problem, retryable=True) from None
     except TimeoutError:
         problem = f"{host} did not answer within {timeout_s:g} s: see the attempt_timeout of the retry policy"
         raise ModelError("TIMEOUT", problem, retryable=True) from None
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
-        problem = f"{host} is not an address that can be called: {type(error).__name__}"
-        raise ModelError("REQUEST_REJECTED", problem, retryable=False) from None
-    except aiohttp.ClientConnectorError as error:
-        problem = f"could not connect to {host}: {error.os_error.strerror or error.os_error}"
-        raise ModelError("CONNECTION_FAILED", problem, retryable=True) from None
-    except (aiohttp.ClientError, OSError) as error:
-        problem = f"the connection to {host} broke before the answer was complete ({type(error).__name__})"
-        raise ModelError("CONNECTION_FAILED", problem, retryable=True) from None
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError) as error:
+        # The transport calls a refused connection a timeout; what aiohttp raised says it better.
+        cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+        raise _broken(cause, host) from None
+
+
+def _broken(error: BaseException, host: str) -> ModelError:
+    match error:
+        case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout():
+            problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is the address right?"
+        case aiohttp.InvalidURL() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
+            problem = f"{host} is not an address that can be called: {type(error).__name__}"
+            return ModelError("REQUEST_REJECTED", problem, retryable=False)
+        case aiohttp.ClientConnectorError():
+            problem = f"could not connect to {host}: {error.os_error.strerror or error.os_error}"
+        case _:
+            problem = (
+                f"the connection to {host} broke before the answer was complete ({type(error).__name__})"
+            )
+    return ModelError("CONNECTION_FAILED", problem, retryable=True)
 
 
 class Client:
@@ -71,8 +84,7 @@ class Client:
         self._scheme = parts.scheme
         self._base_url = base_url.rstrip("/")
         self._headers = {"Content-Type": "application/json", **headers}
-        self._session: aiohttp.ClientSession | None = None
-        self._proxy: str | None = None
+        self._client: httpx.AsyncClient | None = None
 
     async def post(self, path: str, body: bytes, timeout_s: float) -> Answer:
         """Post a body and read the whole answer; raise ModelError where there is none.
@@ -80,52 +92,50 @@ class Client:
         Cancelling closes the connection at once. A redirect is an answer too: following it could hand the
         key to another host.
         """
-        session = self._session or self._open()
-        # Rounded up by the library to whole seconds where it is over five. 0 would mean no limit at all.
-        timeout = aiohttp.ClientTimeout(total=max(timeout_s, 0.001), sock_connect=CONNECT_TIMEOUT_S)
+        client = self._client or self._open()
         with mapped_errors(self.host, timeout_s):
-            async with session.post(
-                f"{self._base_url}/{path}",
-                data=body,
-                timeout=timeout,
-                proxy=self._proxy,
-                allow_redirects=False,
-            ) as response:
-                return Answer(response.status, response.headers, await self._read(response))
+            async with (
+                asyncio.timeout(timeout_s),
+                client.stream("POST", f"{self._base_url}/{path}", content=body) as response,
+            ):
+                return Answer(response.status_code, response.headers, await self._read(response))
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: httpx.Response) -> bytes:
         body = bytearray()
-        async for chunk in response.content.iter_any():
+        async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > MAX_ANSWER_BYTES:
                 problem = f"{self.host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
                 raise ModelError("OUTPUT_INVALID", problem, retryable=True)
         return bytes(body)
 
-    def _open(self) -> aiohttp.ClientSession:
-        self._proxy = _proxy(self._scheme, self._name)
-        self._session = aiohttp.ClientSession(
+    def _open(self) -> httpx.AsyncClient:
+        proxy = _proxy(self._scheme, self._name)
+        self._client = httpx.AsyncClient(
             headers=self._headers,
-            # No limit: how many calls run at once is decided above, and a wait for a connection in here
-            # would count as the model's time.
-            connector=aiohttp.TCPConnector(limit=0),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            transport=AiohttpTransport(
+                # aiohttp's 0 is no limit: how many calls run at once is decided above, and a wait for a
+                # connection in here would count as the model's time.
+                limits=httpx.Limits(max_connections=0, keepalive_expiry=15.0),
+                proxy=httpx.Proxy(proxy) if proxy else None,
+            ),
+            # The system's proxy is read here; a login from ~/.netrc is not wanted.
+            trust_env=False,
             # An endpoint must not tell one instance's calls from another's by a cookie.
-            cookie_jar=aiohttp.DummyCookieJar(),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
-        return self._session
+        return self._client
 
     async def aclose(self) -> None:
         """Close all connections, those of open calls too."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
 
 
 def _proxy(scheme: str, host: str) -> str | None:
-    """The system's proxy for a host; never for loopback. Raise ModelError where we cannot use it.
-
-    Read here and not by the library, which would also take a login from ~/.netrc.
-    """
+    """The system's proxy for a host; never for loopback. Raise ModelError where we cannot use it."""
     if _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urllib.request.getproxies().get(scheme)
