@@ -1,0 +1,125 @@
+"""What a user reads when the service cannot start: one line with the mend, and nothing is lost."""
+
+import asyncio
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+from support.endpoint import Endpoint
+from support.process import COMMAND, environment, free_port, on_endpoint, process
+
+
+async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Exit code and stderr of a command that ends by itself."""
+    ports = {
+        "ORCHESTRATOR_GRPC_ADDRESS": f"127.0.0.1:{free_port()}",
+        "ORCHESTRATOR_REST_ADDRESS": f"127.0.0.1:{free_port()}",
+    }
+    command = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        cwd=folder,
+        env=environment(**(ports | variables)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await asyncio.wait_for(command.communicate(), 60)
+    assert command.returncode is not None
+    return command.returncode, errors.decode()
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "words"),
+    [
+        ({"ORCHESTRATOR_DATABASE": "/proc/no/such/log.db"}, 3, "set ORCHESTRATOR_DATABASE to a path"),
+        ({"ORCHESTRATOR_GRPC_ADDRESS": "0.0.0.0:50051"}, 2, "listens on loopback only"),
+        ({"ORCHESTRATOR_REST_ADDRESS": "8787"}, 2, "must be host:port"),
+        ({"ORCHESTRATOR_BIG_MODEL": "gpt-5"}, 2, "must be provider/model"),
+        ({"ORCHESTRATOR_MAX_ACTIVE_INSTANCES": "many"}, 2, "must be a whole number"),
+        ({"ORCHESTRATOR_LOG_LEVEL": "loud"}, 2, "use debug, info, warning or error"),
+        ({"ORCHESTRATOR_ENGINE": "temporal"}, 2, "this version has the engine 'local'"),
+        ({"ORCHESTRATOR_DATABASE": "postgresql://x/y"}, 2, "keeps its log in SQLite"),
+    ],
+    ids=lambda value: "" if not isinstance(value, dict) else next(iter(value)),
+)
+async def test_a_setting_that_cannot_be_used_is_one_line_with_the_mend(
+    variables: dict[str, str], code: int, words: str, tmp_path: Path
+) -> None:
+    returned, errors = await told(tmp_path, "up", **variables)
+    assert returned == code, errors
+    assert errors.startswith("error: ")
+    assert words in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["ORCHESTRATOR_GRPC_ADDRESS", "ORCHESTRATOR_REST_ADDRESS"])
+async def test_a_port_that_is_taken_is_named_with_its_setting(name: str, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        code, errors = await told(tmp_path, "up", **{name: address})
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert address in errors
+    assert name in errors
+
+
+async def test_a_database_that_another_server_has_is_left_to_it(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint, process(tmp_path, **on_endpoint(endpoint.url)) as service:
+        database = service.variables["ORCHESTRATOR_DATABASE"]
+        code, errors = await told(tmp_path, "serve", ORCHESTRATOR_DATABASE=database)
+        assert code == 3
+        assert f"in use by another server (process {service.process.pid})" in errors
+        assert errors.count("\n") == 1
+
+
+async def test_a_database_that_another_program_holds_is_named(tmp_path: Path) -> None:
+    database = tmp_path / "orchestrator.db"
+    async with Endpoint() as endpoint, process(tmp_path, **on_endpoint(endpoint.url)):
+        pass
+    holder = sqlite3.connect(database)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    code, errors = await told(tmp_path, "serve", ORCHESTRATOR_DATABASE=str(database))
+    holder.close()
+    assert code == 3
+    assert "another program holds it: close that program" in errors
+    assert errors.count("\n") == 1
+
+
+async def test_run_brings_its_own_service_and_leaves_none_behind(tmp_path: Path) -> None:
+    async with Endpoint(subtasks=2) as endpoint:
+        variables = environment(
+            **on_endpoint(endpoint.url),
+            ORCHESTRATOR_GRPC_ADDRESS=f"127.0.0.1:{free_port()}",
+            ORCHESTRATOR_REST_ADDRESS=f"127.0.0.1:{free_port()}",
+        )
+        command = await asyncio.create_subprocess_exec(
+            COMMAND,
+            "run",
+            'Say "hi" for $5',
+            cwd=tmp_path,
+            env=variables,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await asyncio.wait_for(command.communicate(), 60)
+        assert command.returncode == 0, errors.decode()
+        assert output.decode() == "# The result\n\nAll parts, put together.\n"
+        assert 'Say "hi" for $5' in endpoint.calls[0].told
+    lines = errors.decode().splitlines()
+    assert not any("\x1b" in line for line in lines)
+    for words in (
+        "planning with openai/big",
+        "t1 Part 1 started",
+        "t2 Part 2 done",
+        "synthesis done",
+        "complete",
+    ):
+        assert any(words in line for line in lines), (words, lines)
+    for name in ("ORCHESTRATOR_GRPC_ADDRESS", "ORCHESTRATOR_REST_ADDRESS"):
+        host, _, port = variables[name].rpartition(":")
+        with socket.socket() as probe:
+            assert probe.connect_ex((host, int(port))) != 0
