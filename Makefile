@@ -12,7 +12,7 @@ export PROMPT
 
 .PHONY: help
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: .venv/installed ## Install everything into .venv
@@ -31,7 +31,7 @@ install: .venv/installed ## Install everything into .venv
 
 .PHONY: run
 run: install ## Run one prompt through everything: make run PROMPT="…"
-	@$(BIN)/orchestrator run "$$PROMPT"
+	@$(BIN)/orchestrator run -- "$$PROMPT"
 
 .PHONY: up
 up: install ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:8787) running

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.core import config
-from orchestrator.edge import EdgeProcess
+from orchestrator.edge import EdgeProcess, find_envoy
 from orchestrator.edge import running as envoy_running
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
+from orchestrator.ports import free_port
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
-from orchestrator.settings import Settings
+from orchestrator.settings import PREFIX, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,13 @@ class Running:
     """A service that answers, and where."""
 
     grpc_address: str
+    log: SqliteEventLog
     envoy: EdgeProcess | None
     """None: without REST."""
+
+    async def watch(self) -> None:
+        """Wait for as long as all parts run; raise what ended one of them."""
+        await _first(self.log.watch(), *([self.envoy.watch()] if self.envoy else []))
 
     @property
     def rest_address(self) -> str:
@@ -43,10 +49,15 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
     Raise SettingsError or StorageError when it cannot start.
     """
     async with AsyncExitStack() as stack:
+        # Whatever can be found wrong is found before unfinished instances are taken up, which costs money.
         models = providers.from_environment(os.environ)
         stack.push_async_callback(models.aclose)
         for name in (settings.big_model, settings.small_model):
-            models.resolve(name)
+            models.check(name)
+        free_port(settings.grpc_address, f"{PREFIX}GRPC_ADDRESS")
+        if edge:
+            find_envoy()
+            free_port(settings.rest_address, f"{PREFIX}REST_ADDRESS")
         log = await SqliteEventLog.open(Path(settings.database))
         stack.push_async_callback(log.aclose)
         engine = await stack.enter_async_context(
@@ -54,6 +65,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                 log,
                 models,
                 max_active=settings.max_active_instances,
+                max_queued=settings.max_queued_instances,
                 max_calls=settings.max_concurrent_calls,
             )
         )
@@ -67,7 +79,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
             envoy = await outside.enter_async_context(
                 envoy_running(rest_address=settings.rest_address, grpc_address=address)
             )
-        yield Running(address, envoy)
+        yield Running(address, log, envoy)
 
 
 def calm_collector() -> None:
@@ -81,12 +93,12 @@ def calm_collector() -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the gRPC service until SIGTERM or SIGINT."""
+    """Run the gRPC service until SIGTERM, SIGINT or SIGHUP."""
     await _until_signalled(settings, edge=False)
 
 
 async def up(settings: Settings) -> None:
-    """Run the gRPC service with Envoy in front of it until SIGTERM or SIGINT."""
+    """Run the gRPC service with Envoy in front of it until SIGTERM, SIGINT or SIGHUP."""
     await _until_signalled(settings, edge=True)
 
 
@@ -100,13 +112,13 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
     calm_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     async with running(settings, edge=edge) as service:
         rest = f"REST on http://{service.rest_address}, " if service.rest_address else ""
         sys.stdout.write(f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}\n")
         sys.stdout.flush()
-        await _first(stop.wait(), *([service.envoy.watch()] if service.envoy else []))
+        await _first(stop.wait(), service.watch())
 
 
 async def _first(*waits: Coroutine[None, None, object]) -> None:

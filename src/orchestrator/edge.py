@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import yaml
 
 from orchestrator.errors import OrchestratorError, SettingsError
+from orchestrator.ports import free_port
 from orchestrator.settings import PREFIX, split_address
 
 READY_TIMEOUT_S: Final = 15.0
@@ -125,8 +126,7 @@ async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[Edge
     """
     envoy = find_envoy()
     rest_host, rest_port = _resolved(rest_address, _REST)
-    rest_port = _free_port(rest_host, rest_port)
-    rest_address = _joined(rest_host, rest_port)
+    rest_address = _joined(rest_host, free_port(_joined(rest_host, rest_port), _REST))
     config = render(rest_address=rest_address, grpc_address=grpc_address)
     with tempfile.TemporaryDirectory(prefix="orchestrator-edge-") as folder:
         file = Path(folder) / "envoy.yaml"
@@ -209,24 +209,6 @@ def _resolved(address: str, name: str) -> tuple[str, int]:
 
 def _joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _free_port(host: str, port: int) -> int:
-    """Bind once, to learn before Envoy starts whether the address can be had, and which port 0 stands for."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As Envoy does: connections of an earlier server that are still closing are no hindrance.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen()
-        except OSError as error:
-            raise SettingsError(
-                f"{_REST} is {_joined(host, port)}: port {port} cannot be had ({error.strerror}). "
-                "Stop what listens there, or set another address"
-            ) from None
-        bound: int = probe.getsockname()[1]
-    return bound
 
 
 async def _status(address: str, path: str) -> int:

@@ -11,6 +11,7 @@ OrchestratorError
 │   ├── AlreadyExistsError        INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED
 │   ├── StateForbidsError         STATE_FORBIDS
 │   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
+│   ├── QueueFullError            QUEUE_FULL
 │   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY
 └── ModelError                    one model call failed; becomes a *Failed event
 """
@@ -80,12 +81,24 @@ class StateForbidsError(RequestError):
 class SequenceOutOfRangeError(RequestError):
     """A reader asks for what has not been written."""
 
-    def __init__(self, after: int, last: int) -> None:
+    def __init__(self, field: str, after: int, last: int) -> None:
         super().__init__(
             "SEQUENCE_OUT_OF_RANGE",
-            f"after_sequence {after} is past the last event, {last}: resume with a sequence you have seen",
-            field="after_sequence",
+            f"{field} is {after} and must be 0 to {last}, the last event: resume with one that you have seen",
+            field=field,
             metadata={"last_sequence": str(last)},
+        )
+
+
+class QueueFullError(RequestError):
+    """Too many instances wait already: try again later."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(
+            "QUEUE_FULL",
+            f"{waiting} instances wait for their turn: try again later, or raise "
+            "ORCHESTRATOR_MAX_QUEUED_INSTANCES",
+            retry_after_s=10.0,
         )
 
 

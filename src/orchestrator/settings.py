@@ -12,6 +12,8 @@ from orchestrator.errors import SettingsError
 
 PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
+_NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "RETENTION")
+"""Settings that must not be passed over in silence: who sets them relies on what they do."""
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -33,6 +35,8 @@ class Settings:
     """Works on subtasks, as `provider/model`."""
     max_active_instances: int = 1000
     """How many instances run at once; the rest are queued."""
+    max_queued_instances: int = 10_000
+    """How many may wait for their turn; beyond that CreateInstance answers QUEUE_FULL."""
     max_concurrent_calls: int = 64
     """How many model calls are open at once, over all instances."""
     log_level: str = "info"
@@ -45,7 +49,7 @@ class Settings:
             raise SettingsError(f"{PREFIX}DATABASE must be a path: this version keeps its log in SQLite")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"{PREFIX}LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
-        for name in ("max_active_instances", "max_concurrent_calls"):
+        for name in ("max_active_instances", "max_queued_instances", "max_concurrent_calls"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
         for name in ("grpc_address", "rest_address"):
@@ -64,6 +68,9 @@ class Settings:
         """Read the settings; a flag that is None counts as not given. Raise SettingsError."""
         found: dict[str, object] = {}
         known = {field.name: field for field in fields(cls)}
+        for name in _NOT_YET:
+            if environment.get(PREFIX + name):
+                raise SettingsError(f"{PREFIX}{name} is set, and this version does not have it: unset it")
         for name in known:
             if value := environment.get(PREFIX + name.upper()):
                 found[name] = value
@@ -71,7 +78,7 @@ class Settings:
         if file.exists():
             try:
                 table = tomllib.loads(file.read_text())
-            except (tomllib.TOMLDecodeError, OSError) as error:
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
                 raise SettingsError(f"{file} cannot be read: {error}") from None
             if unknown := sorted(set(table) - set(known)):
                 raise SettingsError(f"{file}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")

@@ -220,6 +220,13 @@ async def test_reading_past_the_end_is_out_of_range(log: EventLog, after: int) -
     assert caught.value.metadata == {"last_sequence": "1"}
 
 
+@pytest.mark.parametrize("after", [2, 99, -1])
+async def test_reading_all_past_the_end_is_out_of_range(log: EventLog, after: int) -> None:
+    await record(log, Life("a"))
+    with pytest.raises(SequenceOutOfRangeError):
+        await anext(subscription.follow_all(log, after=after))
+
+
 async def test_without_follow_a_reader_stops_once_it_has_caught_up(log: EventLog) -> None:
     await record(log, Life("a"))
     page, caught_up = await steps(log, "a", live=False)

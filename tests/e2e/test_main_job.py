@@ -153,7 +153,7 @@ async def test_a_wrong_key_errs_with_the_variable_to_set_and_without_the_key(tmp
         assert "OPENAI_API_KEY" in body["status"]["error"]["message"]
         assert len(endpoint.calls) == 1
         assert "sk-a-secret" not in json.dumps(body)
-    assert not [file for file in tmp_path.iterdir() if b"sk-a-secret" in file.read_bytes()]  # noqa: ASYNC240
+    assert not [file for file in tmp_path.iterdir() if b"sk-a-secret" in file.read_bytes()]
 
 
 async def test_an_unreachable_endpoint_is_tried_again_and_named(tmp_path: Path) -> None:

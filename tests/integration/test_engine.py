@@ -11,10 +11,10 @@ from support.lives import CONFIG, resolved
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import Instance
 from orchestrator.engine.local import LocalEngine
-from orchestrator.errors import InvalidArgumentError, ModelError, StateForbidsError
+from orchestrator.errors import InvalidArgumentError, ModelError, QueueFullError, StateForbidsError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelRequest, Models
+from orchestrator.models.base import ModelReply, ModelRequest, Models
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -128,6 +128,40 @@ async def test_a_planner_that_never_makes_sense_errs_with_what_was_wrong(tmp_pat
     assert instance.error.reason == "PLAN_INVALID"
     assert "the answer is not a plan" in instance.error.message
     assert events.count("planning_failed") == 3
+
+
+async def test_impossible_token_counts_and_half_an_emoji_fail_nothing(tmp_path: Path) -> None:
+    def odd(request: ModelRequest) -> Answer:
+        text = plan_text(3) if request.prompt.role == "planning" else "half"
+        return ModelReply(text, 2**63, -5)
+
+    instance, _ = await run(tmp_path / "log.db", odd)
+    assert instance.state == pb.STATE_COMPLETE
+    assert instance.usage.output_tokens == 0
+
+
+async def test_stopping_does_not_begin_what_was_queued(tmp_path: Path) -> None:
+    hall = Hall(holds="work")
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, _):
+        for number in range(20):
+            await engine.create(wish(f"i{number}"))
+        await hall.until(lambda: hall.open == 3)
+        hall.gate.set()
+    begun = len(hall.calls)
+    await asyncio.sleep(0)
+    assert len(hall.calls) == begun
+    assert hall.open == 0
+
+
+async def test_beyond_the_queue_bound_nothing_is_created(tmp_path: Path) -> None:
+    hall = Hall()
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1, max_queued=2) as (engine, log):
+        for name in "abc":
+            await engine.create(wish(name))
+        with pytest.raises(QueueFullError) as caught:
+            await engine.create(wish("d"))
+        assert caught.value.retry_after_s
+        assert len(await log.find(limit=9)) == 3
 
 
 async def test_siblings_of_a_failed_subtask_keep_their_results(tmp_path: Path) -> None:

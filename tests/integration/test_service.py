@@ -135,7 +135,11 @@ async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service
         ({"prompt": "x", "id": "a/b"}, "ID_INVALID", "id"),
         ({"prompt": "x", "id": "a" * 101}, "ID_INVALID", "id"),
         ({"prompt": "x", "request_id": "r" * 201}, "ID_INVALID", "request_id"),
+        ({"prompt": "x", "request_id": "r\0s"}, "ID_INVALID", "request_id"),
         ({"prompt": "x", "labels": {"": "v"}}, "CONFIG_INVALID", "labels[]"),
+        ({"prompt": "x", "labels": {"k": "a\0b"}}, "CONFIG_INVALID", "labels[k]"),
+        ({"prompt": "x", "config": {"review_plan": True}}, "CONFIG_INVALID", "config.review_plan"),
+        ({"prompt": "x", "config": {"big_model": "a/" + "b" * 300}}, "CONFIG_INVALID", "config.big_model"),
         ({"prompt": "x", "config": {"max_subtasks": 0}}, "CONFIG_INVALID", "config.max_subtasks"),
         ({"prompt": "x", "config": {"big_model": "gpt"}}, "CONFIG_INVALID", "config.big_model"),
         ({"prompt": "x", "config": NO_ATTEMPTS}, "CONFIG_INVALID", "config.retry.max_attempts"),
@@ -275,7 +279,29 @@ async def test_listing_pages_through_all_newest_first(stuck: Service) -> None:
     assert [instance.id for instance in odd.instances] == ["i5", "i3", "i1"]
 
 
-@pytest.mark.parametrize("token", ["nonsense", "MS4x", "====", "ü"])
+async def test_bytes_that_are_no_request_are_refused(running: Service) -> None:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        call = channel.unary_unary("/orchestrator.v1.Orchestrator/GetInstance")
+        refusal = await refused(call(b"\xff\xff"))
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert "are no orchestrator.v1.GetInstanceRequest" in refusal.message
+
+
+async def test_a_wait_of_ages_is_taken_as_an_hour(running: Service) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    ages = Duration(seconds=2**62)
+    assert (await running.stub.WaitInstance(pb.WaitInstanceRequest(id="a", timeout=ages))).status.status
+
+
+async def test_the_same_prompt_with_a_nul_is_recorded_as_it_is(running: Service) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="a\0b", id="a", request_id="once"))
+    again = pb.CreateInstanceRequest(prompt="a\0b", id="a", request_id="once")
+    assert (await running.stub.CreateInstance(again)).instance.prompt == "a\0b"
+
+
+@pytest.mark.parametrize(
+    "token", ["MTAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMC4w", "nonsense", "MS4x", "====", "ü"]
+)
 async def test_a_page_token_from_elsewhere_is_refused(running: Service, token: str) -> None:
     refusal = await refused(running.stub.ListInstances(pb.ListInstancesRequest(page_token=token)))
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
@@ -332,7 +358,7 @@ async def test_health_is_the_standard_one(running: Service) -> None:
 
 async def test_two_services_do_not_share_a_port(running: Service) -> None:
     other = OrchestratorService(None, running.log, instance_pb2.InstanceConfig())  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="stop what uses it, or set ORCHESTRATOR_GRPC_ADDRESS"):
+    with pytest.raises(SettingsError, match=r"ORCHESTRATOR_GRPC_ADDRESS is .* cannot be had"):
         async with serving(other, running.log.wakeups, running.address):
             pass
 

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.lives import Life
+from support.lives import Life, part
 
+from orchestrator.core.decider import worked
+from orchestrator.core.state import Usage
 from orchestrator.errors import StorageError, UnavailableError
 from orchestrator.log import schema
 from orchestrator.log.base import Entry
@@ -40,14 +42,14 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
 
 async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog) -> None:
     commits = 0
-    commit = log._writer.commit
+    commit = log._writer._connection.commit
 
     async def counted() -> None:
         nonlocal commits
         commits += 1
         await commit()
 
-    log._writer.commit = counted  # type: ignore[method-assign]
+    log._writer._connection.commit = counted  # type: ignore[method-assign]
     lives = [Life(f"i{number}") for number in range(500)]
     await asyncio.gather(*(log.append(Entry(life.events, life.instance)) for life in lives))
     assert commits <= 2
@@ -55,7 +57,7 @@ async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog
 
 async def test_the_journal_is_a_wal_that_is_synced_at_each_commit(log: SqliteEventLog) -> None:
     for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
-        rows = list(await log._writer.execute_fetchall(f"PRAGMA {pragma}"))
+        rows = list(await log._writer._connection.execute_fetchall(f"PRAGMA {pragma}"))
         assert rows[0][0] == value
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         await log._reader.execute("DELETE FROM event")
@@ -109,7 +111,7 @@ async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) 
 async def test_a_database_that_another_program_holds_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite._BUSY_S", 0.05)
+    monkeypatch.setattr("orchestrator.log.sqlite_connection.BUSY_S", 0.05)
     path = tmp_path / "log.db"
     await (await SqliteEventLog.open(path)).aclose()
     holder = sqlite3.connect(path)
@@ -142,14 +144,14 @@ async def test_a_lock_is_free_again_once_its_process_was_killed(tmp_path: Path) 
 
 async def fill(log: SqliteEventLog) -> None:
     """Leave no room: the next commit finds the disk full."""
-    rows = list(await log._writer.execute_fetchall("PRAGMA page_count"))
-    await log._writer.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
+    rows = list(await log._writer._connection.execute_fetchall("PRAGMA page_count"))
+    await log._writer._connection.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
 
 
 async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite._RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
     life = Life("a").planned()
     await log.append(Entry(life.events, life.instance))
     # A reopened connection has no bound: what fails once succeeds when it is tried again.
@@ -174,18 +176,88 @@ async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
 async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite._RETRY_S", 0.01)
-    commit = log._writer.commit
+    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    commit = log._writer._connection.commit
 
     async def commit_and_fail() -> None:
         await commit()
         raise sqlite3.OperationalError("disk I/O error")
 
     life = Life("a")
-    log._writer.commit = commit_and_fail  # type: ignore[method-assign]
+    log._writer._connection.commit = commit_and_fail  # type: ignore[method-assign]
     await log.append(Entry(life.events, life.instance))
     page = await log.read_all(0)
     assert list(page.events()) == life.events
+
+
+async def test_a_log_that_refused_creations_takes_them_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite_connection.BUSY_S", 0.01)
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    wish = Life("a")
+    with pytest.raises(UnavailableError, match="database is locked"):
+        await log.append(Entry(wish.events, wish.instance))
+    holder.execute("ROLLBACK")
+    holder.close()
+    while True:
+        try:
+            await log.append(Entry(wish.events, wish.instance))
+            break
+        except UnavailableError:
+            await asyncio.sleep(0.01)
+    assert (await log.load("a")).prompt == "Build it"
+    await log.aclose()
+
+
+async def test_a_writer_that_ends_leaves_nobody_waiting(log: SqliteEventLog) -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    wish = Life("a")
+    log._writer._connection.commit = broken  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        await log.append(Entry(wish.events, wish.instance))
+    with pytest.raises(ZeroDivisionError):
+        await log.watch()
+    with pytest.raises(UnavailableError):
+        await log.append(Entry(wish.events, wish.instance))
+    with pytest.raises(ZeroDivisionError):
+        await log.aclose()
+    log.aclose = _nothing  # type: ignore[method-assign]
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def test_the_lock_is_the_files_by_whatever_name(log: SqliteEventLog, tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "log.db")
+    with pytest.raises(StorageError, match="in use by another server"):
+        await SqliteEventLog.open(tmp_path / "link.db")
+    assert log.wakeups
+
+
+async def test_a_page_ends_early_when_its_events_are_large(log: SqliteEventLog) -> None:
+    life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
+    for number in range(8):
+        life.started(f"t{number}")
+        life.then(worked(life.instance, f"t{number}", "x" * 400_000, Usage()))
+    await log.append(Entry(life.events, life.instance))
+    pages = []
+    after = 0
+    while True:
+        pages.append(await log.read("a", after))
+        after = pages[-1].places[-1]
+        if pages[-1].at_end:
+            break
+    assert [event.sequence for page in pages for event in page.events()] == list(range(1, after + 1))
+    assert after == len(life.events)
+    assert max(len(page.data) for page in pages) < 1_500_000
+    assert len(pages) >= 3
 
 
 async def test_an_entry_that_contradicts_the_log_is_refused_alone(log: SqliteEventLog) -> None:

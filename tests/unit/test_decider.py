@@ -29,7 +29,7 @@ def recorded(life: Life) -> Event:
 
 def fail(life: Life, call: decider.Call, error: ModelError, now_s: float = NOW_S) -> Life:
     life.then(decider.begun(life.instance, call))
-    return life.then(decider.failed(life.instance, call, error, now_s=now_s, jitter=0))
+    return life.then(decider.failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0))
 
 
 FATAL = ModelError("REQUEST_REJECTED", "no", retryable=False)
@@ -230,7 +230,7 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
         outcome = data.draw(st.sampled_from(["done", "done", "done", "flaky", "fatal"]), label="outcome")
         if outcome != "done":
             error = FLAKY if outcome == "flaky" else FATAL
-            life.then(decider.failed(life.instance, call, error, now_s=now_s, jitter=0.5))
+            life.then(decider.failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0.5))
         elif isinstance(call, MakePlan):
             life.then(*decider.planned(life.instance, Plan("", plan), Usage(1, 1, 1)))
         elif isinstance(call, RunSubtask):

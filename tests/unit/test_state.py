@@ -2,7 +2,7 @@ import pytest
 from google.protobuf.message import Message
 from support.lives import Life, part, states
 
-from orchestrator.core import view
+from orchestrator.core import view, wire
 from orchestrator.core.state import (
     TERMINAL,
     TRANSITIONS,
@@ -169,7 +169,7 @@ def test_the_view_is_basic_unless_full_is_asked_for() -> None:
 def test_every_state_has_a_name_in_the_shape_of_cloudflare_workflows(state: int) -> None:
     names = {"queued", "running", "paused", "waitingForPause", "waiting", "complete", "errored", "terminated"}
     assert view.status(Instance(state=state)).status in names
-    assert set(view.STATUS.values()) == names
+    assert set(wire.STATUS.values()) == names
 
 
 def test_the_status_of_a_complete_instance_has_its_output() -> None:

@@ -13,12 +13,22 @@ def exceeded(instance: Instance, now_s: float) -> Failure | None:
             f"{used} tokens are used and budget.max_tokens is {budget.max_tokens}: "
             "what is done is kept; raise the budget to go on",
         )
-    if budget.HasField("max_duration") and instance.start_time_s:
-        longest_s = budget.max_duration.ToTimedelta().total_seconds()
-        if now_s - instance.start_time_s >= longest_s:
-            return Failure(
-                "DEADLINE_EXCEEDED",
-                f"work has gone on for budget.max_duration, {longest_s:g} s: "
-                "what is done is kept; raise it to go on",
-            )
+    deadline = deadline_s(instance)
+    if deadline is not None and now_s >= deadline:
+        return Failure(
+            "DEADLINE_EXCEEDED",
+            f"work has gone on for budget.max_duration, {_longest_s(instance):g} s: "
+            "what is done is kept; raise it to go on",
+        )
     return None
+
+
+def deadline_s(instance: Instance) -> float | None:
+    """When budget.max_duration is over, in seconds since the epoch; None: never, or work has not begun."""
+    if not instance.config.budget.HasField("max_duration") or not instance.start_time_s:
+        return None
+    return instance.start_time_s + _longest_s(instance)
+
+
+def _longest_s(instance: Instance) -> float:
+    return instance.config.budget.max_duration.ToTimedelta().total_seconds()

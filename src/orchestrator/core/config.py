@@ -27,6 +27,7 @@ _DURATIONS_S: Final = {
     "budget.max_duration": (0.001, 365 * 24 * 3600),
 }
 _MAX_INSTRUCTIONS_BYTES: Final = 32 * 1024
+_MAX_MODEL_CHARACTERS: Final = 200
 
 
 def default(big_model: str, small_model: str) -> pb.InstanceConfig:
@@ -88,6 +89,9 @@ def _check(config: pb.InstanceConfig) -> None:
             _refuse(path, f"must be {timedelta(seconds=least_s)} to {timedelta(seconds=most_s)} (h:mm:ss)")
     if len(config.instructions.encode()) > _MAX_INSTRUCTIONS_BYTES:
         _refuse("instructions", "are over 32 KiB: shorten them")
+    for name in ("big_model", "small_model"):
+        if len(getattr(config, name)) > _MAX_MODEL_CHARACTERS:
+            _refuse(name, f"is over {_MAX_MODEL_CHARACTERS} characters: it must be provider/model")
     if config.budget.HasField("max_cost_usd"):
         _refuse(
             "budget.max_cost_usd", "needs models whose price is known, and none is: set budget.max_tokens"

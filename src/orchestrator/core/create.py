@@ -44,11 +44,18 @@ def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fal
         )
     if request.id:
         check_id(request.id)
-    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS:
+    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS or not _is_plain(request.request_id):
         raise InvalidArgumentError(
             "ID_INVALID",
-            f"request_id has {len(request.request_id)} characters and may have {MAX_REQUEST_ID_CHARACTERS}",
+            f"request_id has {len(request.request_id)} characters: it may have {MAX_REQUEST_ID_CHARACTERS}, "
+            "all of them printable",
             field="request_id",
+        )
+    if request.config.review_plan:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID",
+            "config.review_plan cannot be asked for: this version has no ReviewPlan",
+            field="config.review_plan",
         )
     _check_labels(request.labels)
     return NewInstance(
@@ -75,13 +82,18 @@ def _check_labels(labels: Mapping[str, str]) -> None:
             "CONFIG_INVALID", f"there are {len(labels)} labels; there may be {MAX_LABELS}", field="labels"
         )
     for key, value in labels.items():
-        if not _LABEL_KEY.fullmatch(key) or len(value) > MAX_LABEL_VALUE_CHARACTERS:
+        fits = len(value) <= MAX_LABEL_VALUE_CHARACTERS and _is_plain(value)
+        if not fits or not _LABEL_KEY.fullmatch(key):
             raise InvalidArgumentError(
                 "CONFIG_INVALID",
                 f"label {key[:80]!r} must have a key matching ^{_LABEL_KEY.pattern}$ "
-                f"and a value of at most {MAX_LABEL_VALUE_CHARACTERS} characters",
+                f"and a value of at most {MAX_LABEL_VALUE_CHARACTERS} printable characters",
                 field=f"labels[{key[:80]}]",
             )
+
+
+def _is_plain(text: str) -> bool:
+    return not text or text.isprintable()
 
 
 def _digest(request: CreateInstanceRequest) -> bytes:

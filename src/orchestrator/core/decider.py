@@ -6,7 +6,7 @@ after a crash, `interrupted` gives those that the crash left out. Nothing is rem
 recovery is folding the log and asking again.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -28,8 +28,9 @@ from orchestrator.core.state import (
     Subtask,
     Usage,
     Work,
+    evolve,
 )
-from orchestrator.core.view import failure_message, timestamp, usage_message
+from orchestrator.core.wire import failure_message, timestamp, usage_message
 from orchestrator.errors import ModelError
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
@@ -69,7 +70,7 @@ class WakeAt:
 Call = MakePlan | RunSubtask | Synthesize
 Command = Call | Record | WakeAt
 
-_BIG_FAILURES: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND", "PLAN_INVALID")
+_TELLING_REASONS: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND", "PLAN_INVALID")
 """Reasons that tell a person what to change better than the name of the stage does."""
 
 
@@ -129,7 +130,7 @@ def _decide_subtasks(
         if command in claimed:
             continue
         if subtask.work.retry_time_s > now_s:
-            commands.append(WakeAt(subtask.work.retry_time_s))
+            commands.append(_wake(instance, subtask.work))
         elif free > 0:
             commands.append(command)
             free -= 1
@@ -155,8 +156,13 @@ def _call(
     if failure := budget.exceeded(instance, now_s):
         return (_errored(failure),)
     if work.retry_time_s > now_s:
-        return (WakeAt(work.retry_time_s),)
+        return (_wake(instance, work),)
     return (command,)
+
+
+def _wake(instance: Instance, work: Work) -> WakeAt:
+    deadline_s = budget.deadline_s(instance)
+    return WakeAt(work.retry_time_s if deadline_s is None else min(work.retry_time_s, deadline_s))
 
 
 def _skip(subtask: Subtask, lost: Subtask) -> pb.Event:
@@ -169,7 +175,7 @@ def _error(reason: str, what: str, work: Work, subtask_id: str = "") -> tuple[Re
     cause = work.error or Failure(reason, "no cause was recorded")
     attempts = "1 attempt" if work.attempt == 1 else f"{work.attempt} attempts"
     failure = Failure(
-        cause.reason if cause.reason in _BIG_FAILURES else reason,
+        cause.reason if cause.reason in _TELLING_REASONS else reason,
         f"{what} failed after {attempts}: {cause.message}",
         subtask_id,
     )
@@ -178,6 +184,28 @@ def _error(reason: str, what: str, work: Work, subtask_id: str = "") -> tuple[Re
 
 def _errored(failure: Failure) -> Record:
     return Record((pb.Event(instance_errored=pb.InstanceErrored(error=failure_message(failure))),))
+
+
+def follow(
+    instance: Instance, events: Sequence[pb.Event], now_s: float, claimed: Collection[Call] = frozenset()
+) -> tuple[Instance, Sequence[pb.Event]]:
+    """Let the instance go through events, and through those that follow from them without a call.
+
+    Gives the instance after them and all of the events, each with its place and time.
+    """
+    followed: list[pb.Event] = []
+    micros = round(now_s * 1e6)
+    while events:
+        for event in events:
+            event.instance_id = instance.id
+            event.sequence = instance.last_sequence + 1
+            event.event_time.seconds = micros // 1_000_000
+            event.event_time.nanos = micros % 1_000_000 * 1000
+            instance = evolve(instance, event)
+            followed.append(event)
+        commands = decide(instance, now_s, claimed)
+        events = [event for command in commands if isinstance(command, Record) for event in command.events]
+    return instance, followed
 
 
 def model_for(instance: Instance, call: Call) -> str:
@@ -266,7 +294,9 @@ def synthesized(instance: Instance, final_result: str, usage: Usage) -> pb.Event
     return pb.Event(synthesis_completed=completed)
 
 
-def failed(instance: Instance, call: Call, error: ModelError, *, now_s: float, jitter: float) -> pb.Event:
+def failed(
+    instance: Instance, call: Call, error: ModelError, usage: Usage, *, now_s: float, jitter: float
+) -> pb.Event:
     """A call failed: it is tried again at the time in the event, or not at all.
 
     `jitter`, 0 to 1, spreads retries; see `retry.retry_time_s`.
@@ -280,7 +310,6 @@ def failed(instance: Instance, call: Call, error: ModelError, *, now_s: float, j
             jitter=jitter,
             retry_after_s=error.retry_after_s,
         )
-    usage = Usage(error.input_tokens, error.output_tokens, 1)
     return _failed(instance, call, Failure(error.reason, str(error)), retry_s, usage)
 
 

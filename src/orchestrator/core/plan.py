@@ -14,6 +14,7 @@ ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 MAX_INSTRUCTIONS_BYTES: Final = 64 * 1024
 MAX_TITLE_CHARACTERS: Final = 200
+MAX_WORKER_CHARACTERS: Final = 100
 
 
 class PlanError(ValueError):
@@ -80,6 +81,10 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
             raise PlanError(f"subtask {subtask.id!r} has instructions of over 64 KiB: shorten them")
         if len(subtask.title) > MAX_TITLE_CHARACTERS:
             raise PlanError(f"subtask {subtask.id!r} has a title of over {MAX_TITLE_CHARACTERS} characters")
+        if len(subtask.worker) > MAX_WORKER_CHARACTERS:
+            raise PlanError(f"subtask {subtask.id!r} has a worker of over {MAX_WORKER_CHARACTERS} characters")
+        if len(set(subtask.depends_on)) < len(subtask.depends_on):
+            raise PlanError(f"subtask {subtask.id!r} names a dependency twice")
         known.add(subtask.id)
     for subtask in subtasks:
         if unknown := [name for name in subtask.depends_on if name not in known]:
@@ -116,6 +121,9 @@ def json_object(text: str) -> dict[str, Any]:
             value, _ = decoder.raw_decode(text, start)
         except json.JSONDecodeError as error:
             problem = f"its JSON breaks at character {error.pos}: {error.msg}"
+        except ValueError as error:
+            problem = f"its JSON cannot be read: {error}"
+            break
         except RecursionError:
             problem = "its JSON is nested too deeply"
             break
@@ -147,7 +155,13 @@ def _subtask(entry: object, number: int) -> Subtask:
     )
 
 
+def well_formed(text: str) -> str:
+    """The text with what has no UTF-8 replaced: JSON can hold half of an emoji, the log cannot."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return well_formed(text)

@@ -1,23 +1,8 @@
 """An instance as clients see it: the folded state, written as the wire's resource."""
 
-from typing import Final
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from orchestrator.core import state as core
+from orchestrator.core.wire import STATUS, failure_message, timestamp, usage_message
 from orchestrator.v1 import instance_pb2 as pb
-
-STATUS: Final = {
-    pb.STATE_QUEUED: "queued",
-    pb.STATE_RUNNING: "running",
-    pb.STATE_PAUSED: "paused",
-    pb.STATE_WAITING_FOR_PAUSE: "waitingForPause",
-    pb.STATE_WAITING: "waiting",
-    pb.STATE_COMPLETE: "complete",
-    pb.STATE_ERRORED: "errored",
-    pb.STATE_TERMINATED: "terminated",
-}
-"""Each state's name in Cloudflare Workflows."""
 
 
 def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
@@ -58,14 +43,6 @@ def status(state: core.Instance) -> pb.InstanceStatus:
     return message
 
 
-def timestamp(time_s: float) -> Timestamp | None:
-    """Write seconds since the epoch to the microsecond; 0 means unset."""
-    if not time_s:
-        return None
-    micros = round(time_s * 1e6)
-    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
-
-
 def _subtask(subtask: core.Subtask, *, full: bool) -> pb.Subtask:
     work = subtask.work
     return pb.Subtask(
@@ -91,20 +68,5 @@ def _usage(usage: core.Usage) -> pb.Usage | None:
     return usage_message(usage)
 
 
-def usage_message(usage: core.Usage) -> pb.Usage:
-    """Write usage for the wire."""
-    return pb.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        model_calls=usage.model_calls,
-        cost_usd=usage.cost_usd,
-    )
-
-
 def _failure(failure: core.Failure | None) -> pb.Failure | None:
     return None if failure is None else failure_message(failure)
-
-
-def failure_message(failure: core.Failure) -> pb.Failure:
-    """Write a failure for the wire."""
-    return pb.Failure(reason=failure.reason, message=failure.message, subtask_id=failure.subtask_id)

@@ -13,7 +13,8 @@ class Engine(Protocol):
         """Record an instance and see to it that it runs.
 
         A repeated request (same `request_id` and digest) gives the first instance as it is now. Raise
-        InvalidArgumentError for a model that no provider has, AlreadyExistsError and UnavailableError.
+        InvalidArgumentError for a model that cannot be called, AlreadyExistsError, QueueFullError and
+        UnavailableError.
         """
 
     async def terminate(self, instance_id: str) -> Instance:

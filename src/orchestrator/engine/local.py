@@ -10,9 +10,10 @@ from typing import Self
 
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import Instance, evolve
-from orchestrator.core.view import STATUS, timestamp
+from orchestrator.core.wire import STATUS, timestamp
 from orchestrator.engine.run import Run, Workshop
-from orchestrator.errors import InvalidArgumentError, SettingsError, StateForbidsError
+from orchestrator.engine.turns import Turns
+from orchestrator.errors import InvalidArgumentError, QueueFullError, SettingsError, StateForbidsError
 from orchestrator.log.base import DuplicateRequest, Entry, EventLog
 from orchestrator.models.base import Models
 from orchestrator.v1.event_pb2 import Event, InstanceCreated
@@ -21,12 +22,14 @@ from orchestrator.v1.event_pb2 import Event, InstanceCreated
 class LocalEngine:
     """Runs up to `max_active` instances at once; the rest wait in order. Make it with `running`."""
 
-    def __init__(self, shop: Workshop, max_active: int) -> None:
+    def __init__(self, shop: Workshop, *, max_active: int, max_queued: int) -> None:
         self._shop = shop
         self._max_active = max_active
+        self._max_queued = max_queued
         self._runs: dict[str, Run] = {}
         self._active: set[str] = set()
         self._waiting: deque[str] = deque()
+        self._stopping = False
 
     @classmethod
     @asynccontextmanager
@@ -36,6 +39,7 @@ class LocalEngine:
         models: Models,
         *,
         max_active: int = 1000,
+        max_queued: int = 10_000,
         max_calls: int = 64,
         now_s: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -47,7 +51,9 @@ class LocalEngine:
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
-                Workshop(log, models, asyncio.Semaphore(max_calls), tasks, now_s, jitter), max_active
+                Workshop(log, models, Turns(max_calls), tasks, now_s, jitter),
+                max_active=max_active,
+                max_queued=max_queued,
             )
             for instance_id in await log.unfinished():
                 engine._enqueue(await log.load(instance_id))
@@ -56,6 +62,7 @@ class LocalEngine:
             except Exception as error:  # noqa: BLE001  a task group would wrap what is not its own
                 failure = error
             finally:
+                engine._stopping = True
                 for run in engine._runs.values():
                     run.cut()
         if failure:
@@ -64,6 +71,8 @@ class LocalEngine:
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""
         self._check_models(new)
+        if len(self._waiting) >= self._max_queued:
+            raise QueueFullError(len(self._waiting))
         created = InstanceCreated(
             prompt=new.prompt,
             config=new.config,
@@ -98,7 +107,7 @@ class LocalEngine:
     def _check_models(self, new: NewInstance) -> None:
         for name in ("big_model", "small_model"):
             try:
-                self._shop.models.resolve(getattr(new.config, name))
+                self._shop.models.check(getattr(new.config, name))
             except SettingsError as error:
                 raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{name}") from None
 
@@ -108,7 +117,7 @@ class LocalEngine:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and len(self._active) < self._max_active:
+        while self._waiting and len(self._active) < self._max_active and not self._stopping:
             if run := self._runs.get(instance_id := self._waiting.popleft()):
                 self._active.add(instance_id)
                 run.recover()

@@ -2,22 +2,25 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, assert_never
+from typing import Final, ParamSpec, assert_never
 
 from orchestrator.core import decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import Profile
-from orchestrator.core.state import TERMINAL, TRANSITIONS, Instance, Usage, evolve
-from orchestrator.core.view import STATUS
+from orchestrator.core.state import TERMINAL, TRANSITIONS, Instance, Usage
+from orchestrator.core.wire import STATUS
+from orchestrator.engine.turns import Turns
 from orchestrator.errors import ModelError, SettingsError, StateForbidsError, UnavailableError
 from orchestrator.log.base import Entry, EventLog
 from orchestrator.models.base import ModelReply, ModelRequest, Models
 from orchestrator.v1.event_pb2 import Event, InstanceTerminated
 
 _LOGGER: Final = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Workshop:
 
     log: EventLog
     models: Models
-    calls: asyncio.Semaphore
+    turns: Turns
     tasks: asyncio.TaskGroup
     now_s: Callable[[], float]
     """Seconds since the epoch."""
@@ -48,14 +51,21 @@ class Run:
     _claimed: set[Call] = field(default_factory=set)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
+    _durable: "asyncio.Future[None] | None" = None
+    """Done once everything appended so far is durable."""
 
     def recover(self) -> None:
         """Record that a crash cut off the calls under way."""
-        if events := decider.interrupted(self.instance, self.shop.now_s()):
-            self._append(events)
+        self._append(decider.interrupted(self.instance, self.shop.now_s()))
 
     def advance(self) -> None:
         """Start whatever is to be done now, and wake up when something is to be done later."""
+        try:
+            self._advance()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
+            self._stand_still(error)
+
+    def _advance(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -64,12 +74,13 @@ class Run:
         for command in decider.decide(self.instance, now_s, self._claimed):
             match command:
                 case Record(events):
-                    self._own(self._record(events))
+                    self._append(events)
+                    self._own(self._go_on)
                 case WakeAt(time_s):
                     wake_s.append(time_s)
                 case MakePlan() | RunSubtask() | Synthesize():
                     self._claimed.add(command)
-                    self._own(self._carry_out(command))
+                    self._own(self._carry_out, command)
                 case _:
                     assert_never(command)
         if wake_s:
@@ -77,13 +88,15 @@ class Run:
             self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
 
     async def terminate(self) -> Instance:
-        """Stop at once; raise StateForbidsError when there is nothing to stop."""
+        """Stop at once; raise StateForbidsError, and UnavailableError while nothing can be recorded."""
         if "instance_terminated" not in TRANSITIONS[self.instance.state]:
+            await self._until_durable()
             raise StateForbidsError(self.instance.id, state=STATUS[self.instance.state], action="terminate")
-        durable = self._append([Event(instance_terminated=InstanceTerminated())])
-        self.cut()
+        self.shop.log.check_writable()
+        self._append([Event(instance_terminated=InstanceTerminated())])
         instance = self.instance
-        await asyncio.shield(durable)
+        self.cut()
+        await self._until_durable()
         return instance
 
     def cut(self) -> None:
@@ -93,73 +106,68 @@ class Run:
         for task in self._tasks:
             task.cancel()
 
-    def _own(self, work: Coroutine[None, None, None]) -> None:
-        task = self.shop.tasks.create_task(self._contained(work))
+    def _own(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
+        task = self.shop.tasks.create_task(self._contained(work, *args, **kwargs))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _contained(self, work: Coroutine[None, None, None]) -> None:
+    async def _contained(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
         """Keep one instance's trouble from the others."""
         try:
-            await work
+            await work(*args, **kwargs)
         except UnavailableError:
             pass  # the service stops: the log tells the next start how far this came
-        except Exception:
-            _LOGGER.exception("%s stands still until the service is started again", self.instance.id)
-            self.cut()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
+            self._stand_still(error)
 
-    async def _record(self, events: Sequence[Event]) -> None:
-        await self._append(events)
+    def _stand_still(self, error: Exception) -> None:
+        _LOGGER.error("%s stands still until the next start", self.instance.id, exc_info=error)
+        self.cut()
+
+    async def _go_on(self) -> None:
+        await self._until_durable()
         self.advance()
 
-    def _append(self, events: Sequence[Event]) -> "asyncio.Future[None]":
-        """Append what happened, and with it whatever follows without a call; done when durable."""
-        appended: list[Event] = []
-        while events:
-            appended += self._evolve(events)
-            commands = decider.decide(self.instance, self.shop.now_s(), self._claimed)
-            events = [
-                event for command in commands if isinstance(command, Record) for event in command.events
-            ]
-        return self._write(appended)
+    def _append(self, events: Sequence[Event]) -> None:
+        """Queue what happened for the log, together with whatever follows from it without a call."""
+        if not events:
+            return
+        instance, followed = decider.follow(self.instance, events, self.shop.now_s(), self._claimed)
+        self.instance = instance
+        durable = self._durable = self.shop.log.append(Entry(followed, instance))
+        if instance.state in TERMINAL:
+            durable.add_done_callback(self._ended)
 
-    def _evolve(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Give the events their place and time, and let the instance follow them."""
-        micros = round(self.shop.now_s() * 1e6)
-        for event in events:
-            event.instance_id = self.instance.id
-            event.sequence = self.instance.last_sequence + 1
-            event.event_time.seconds = micros // 1_000_000
-            event.event_time.nanos = micros % 1_000_000 * 1000
-            self.instance = evolve(self.instance, event)
-        return events
+    def _ended(self, durable: "asyncio.Future[None]") -> None:
+        if not durable.cancelled() and not durable.exception():
+            self.on_end(self.instance.id)
 
-    def _write(self, events: Sequence[Event]) -> "asyncio.Future[None]":
-        durable = self.shop.log.append(Entry(events, self.instance))
-        if self.instance.state in TERMINAL:
-            durable.add_done_callback(lambda _: self.on_end(self.instance.id))
-        return durable
+    async def _until_durable(self) -> None:
+        """Wait for the log; shielded, since a caller who leaves must not take the log's word away."""
+        if self._durable:
+            await asyncio.shield(self._durable)
 
     async def _carry_out(self, call: Call) -> None:
         """Wait for a turn, make the call, record what came of it, go on."""
-        async with self.shop.calls:
+        async with self.shop.turns.turn(self.instance.id):
             self._claimed.discard(call)
             if call not in decider.decide(self.instance, self.shop.now_s(), self._claimed):
                 # Meanwhile the instance was paused or its budget spent, or another call came first.
                 self.advance()
                 return
             # Not waited for: should the service stop now, the call will have left no trace, and no harm.
-            self._write(self._evolve([decider.begun(self.instance, call)]))
+            self._append([decider.begun(self.instance, call)])
             events = await self._attempt(call)
         if self.instance.state not in TERMINAL:
-            await self._append(events)
+            self._append(events)
+            await self._until_durable()
             self.advance()
 
     async def _attempt(self, call: Call) -> Sequence[Event]:
         """Make one call; the events that say how it went."""
         try:
             profile, reply = await self._ask(call)
-            usage = Usage(reply.input_tokens, reply.output_tokens, 1)
+            usage = _usage(reply.input_tokens, reply.output_tokens)
             match call:
                 case MakePlan():
                     plan = profile.read_plan(self.instance, reply.text)
@@ -184,7 +192,8 @@ class Run:
             _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, call)
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
         now_s = self.shop.now_s()
-        return [decider.failed(self.instance, call, error, now_s=now_s, jitter=self.shop.jitter())]
+        usage = _usage(error.input_tokens, error.output_tokens)
+        return [decider.failed(self.instance, call, error, usage, now_s=now_s, jitter=self.shop.jitter())]
 
     async def _ask(self, call: Call) -> tuple[Profile, ModelReply]:
         instance = self.instance
@@ -207,8 +216,7 @@ class Run:
             model=model,
             prompt=prompt,
             max_output_tokens=min(
-                instance.config.max_output_tokens,
-                prompt.max_output_tokens or instance.config.max_output_tokens,
+                filter(None, (instance.config.max_output_tokens, prompt.max_output_tokens))
             ),
             timeout_s=timeout_s,
         )
@@ -222,3 +230,9 @@ class Run:
                 "(config.retry.attempt_timeout)",
                 retryable=True,
             ) from None
+
+
+def _usage(input_tokens: int, output_tokens: int) -> Usage:
+    """One call's usage; an endpoint's impossible count must not be what fails an instance."""
+    most = 2**40
+    return Usage(min(max(input_tokens, 0), most), min(max(output_tokens, 0), most), 1)

@@ -63,6 +63,9 @@ class EventLog(Protocol):
         entries wait until it does.
         """
 
+    def check_writable(self) -> None:
+        """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes."""
+
     async def load(self, instance_id: str) -> Instance:
         """Fold an instance from its durable events; raise InstanceNotFoundError."""
 
@@ -71,6 +74,12 @@ class EventLog(Protocol):
 
     async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read events of all instances with a position over `after`."""
+
+    async def last_sequence(self, instance_id: str) -> int:
+        """The sequence of an instance's last event; raise InstanceNotFoundError."""
+
+    async def last_position(self) -> int:
+        """The position of the last event of all; 0: there is none."""
 
     async def find(
         self,

@@ -39,6 +39,9 @@ class MemoryEventLog:
         self.wakeups.wake((instance.id,))
         return done
 
+    def check_writable(self) -> None:
+        """Memory always is."""
+
     async def load(self, instance_id: str) -> Instance:
         """Give the instance as it was handed in."""
         try:
@@ -54,6 +57,14 @@ class MemoryEventLog:
     async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of all instances."""
         return _page(self._all, after, limit, pb.STATE_UNSPECIFIED)
+
+    async def last_sequence(self, instance_id: str) -> int:
+        """Count the instance's events."""
+        return (await self.load(instance_id)).last_sequence
+
+    async def last_position(self) -> int:
+        """Count all events."""
+        return len(self._all)
 
     async def find(
         self,

@@ -1,59 +1,28 @@
 """The event log on SQLite.
 
-One task owns the one connection that writes, and commits in groups: everything queued while the last fsync
-ran goes into the next transaction, which pays for one fsync (group commit; DeWitt et al., SIGMOD 1984).
-Readers have a connection of their own that can only query. No statement's cursor outlives a call, so the WAL
-can always be checkpointed.
-
-Rows go in as few statements as possible: SQLite releases the interpreter's lock for each statement it steps,
-and a busy event loop is slow to give it back.
+One connection writes, in `sqlite_writer`; readers have one of their own that can only query. No statement's
+cursor outlives a call, so the WAL can always be checkpointed.
 """
 
 import asyncio
-import json
-import logging
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 import aiosqlite
 
 from orchestrator.core.state import TERMINAL, Instance, State, fold
-from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
-from orchestrator.log.base import PAGE_BYTES, PAGE_EVENTS, Entry, Page, Wakeups, framed
-from orchestrator.log.conflict import conflict
+from orchestrator.errors import InstanceNotFoundError, StorageError
+from orchestrator.log.base import PAGE_BYTES, PAGE_EVENTS, Entry, Page, Wakeups
 from orchestrator.log.lock import DatabaseLock
 from orchestrator.log.schema import migrate
+from orchestrator.log.sqlite_connection import connect, fetch
+from orchestrator.log.sqlite_writer import SqliteWriter
 from orchestrator.v1 import instance_pb2 as pb
 
-_LOGGER: Final = logging.getLogger(__name__)
-
-_ROWS_PER_STATEMENT: Final = 256
-_MOST_ENTRIES_PER_COMMIT: Final = 1000
 _MOST_FINISHED_CHARACTERS: Final = 16 * 1024 * 1024
 """How much text the finished instances may hold whose folded state is kept at hand."""
-_RETRY_S: Final = 0.5
-"""How long to wait before a failed commit is tried again."""
-_BUSY_S: Final = 5.0
-"""How long SQLite waits for another program's lock."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    entry: Entry
-    durable: "asyncio.Future[None]"
-    creates: bool
-    refusal: Exception | None = None
-    """Why the entry is left out of its group; told only once the group is durable, because the reason may
-    lie in the same group."""
-
-    def refuse(self, error: Exception) -> None:
-        if not self.durable.done():
-            self.durable.set_exception(error)
-            self.durable.exception()  # whoever queued it without waiting does not want to know
 
 
 class SqliteEventLog:
@@ -63,16 +32,8 @@ class SqliteEventLog:
         self.wakeups = Wakeups()
         self._path = path
         self._lock = lock
-        self._writer: aiosqlite.Connection
+        self._writer = SqliteWriter(path, self._know)
         self._reader: aiosqlite.Connection
-        self._writing: asyncio.Task[None]
-        self._queue: list[_Pending] = []
-        self._queued = asyncio.Event()
-        self._closing = False
-        self._trouble = ""
-        self._position = 0
-        self._key = 0
-        self._keys: dict[str, int] = {}
         self._unfinished: dict[str, Instance] = {}
         self._finished: dict[str, Instance] = {}
         self._finished_characters = 0
@@ -82,6 +43,7 @@ class SqliteEventLog:
         """Open or make the log at a path; raise StorageError that says what is in the way."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path = path.resolve()  # one lock, by whatever name the file is reached
             lock = DatabaseLock(path)
         except OSError as error:
             raise StorageError(
@@ -91,244 +53,56 @@ class SqliteEventLog:
         log = cls(path, lock)
         try:
             await log._connect()
-        except BaseException:
+        except BaseException as error:
             lock.release()
+            if isinstance(error, sqlite3.Error):
+                raise _cannot_open(path, error) from None
             raise
-        log._writing = asyncio.create_task(log._write(), name="event log writer")
         return log
 
     async def _connect(self) -> None:
-        self._writer = await _connection(self._path)
+        writer = await connect(self._path)
         try:
-            try:
-                await self._writer.execute("PRAGMA journal_mode = WAL")
-                await self._writer.execute("PRAGMA synchronous = FULL")
-                await migrate(self._writer, self._path)
-                self._reader = await _connection(self._path)
-            except sqlite3.Error as error:
-                raise _cannot_open(self._path, error) from None
+            await migrate(writer, self._path)
+            self._reader = await connect(self._path)
             await self._reader.execute("PRAGMA query_only = ON")
             await self._reader.execute("PRAGMA wal_autocheckpoint = 0")
-            self._position = await self._highest("SELECT max(position) FROM event")
-            self._key = await self._highest("SELECT max(key) FROM instance")
+            await self._writer.start(writer)
         except BaseException:
-            await self._writer.close()
+            await writer.close()
             raise
-
-    async def _highest(self, query: str) -> int:
-        rows = await _fetch(self._writer, query)
-        return rows[0][0] or 0
-
-    # Writing
 
     def append(self, entry: Entry) -> "asyncio.Future[None]":
         """Queue an entry; see EventLog."""
-        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pending = _Pending(entry, durable, creates=entry.events[0].sequence == 1)
-        if self._closing:
-            pending.refuse(UnavailableError("SHUTTING_DOWN", "the service is stopping: call again"))
-        elif self._trouble and pending.creates:
-            pending.refuse(self._read_only())
-        else:
-            self._queue.append(pending)
-            self._queued.set()
-        return durable
+        return self._writer.append(entry)
 
-    def _read_only(self) -> UnavailableError:
-        return UnavailableError(
-            "STORAGE_READ_ONLY",
-            f"the event log takes no writes ({self._trouble}): free disk space or mend the database; "
-            "it goes on by itself",
-            retry_after_s=_RETRY_S,
-        )
+    def check_writable(self) -> None:
+        """Raise UnavailableError while the storage takes no writes; see EventLog."""
+        self._writer.check_writable()
 
-    async def _write(self) -> None:
-        while True:
-            await self._queued.wait()
-            self._queued.clear()
-            while self._queue:
-                group, self._queue = (
-                    self._queue[:_MOST_ENTRIES_PER_COMMIT],
-                    self._queue[_MOST_ENTRIES_PER_COMMIT:],
-                )
-                await self._commit(group)
-            if self._closing:
-                return
+    async def watch(self) -> None:
+        """Wait for as long as the log can be written; raise what ended that."""
+        await self._writer.watch()
 
-    async def _commit(self, group: list[_Pending]) -> None:
-        """Make a group durable, however long the storage takes to recover, or until the log is closed."""
-        while group:
-            try:
-                await self._transact(group)
-            except sqlite3.IntegrityError as error:
-                # An entry that contradicts the log is at fault, not the storage: the others go on.
-                await self._writer.rollback()
-                if len(group) == 1:
-                    group[0].refuse(StorageError(f"an entry contradicts the log: {error}"))
-                    return
-                for pending in group:
-                    pending.refusal = None
-                    await self._commit([pending])
-                return
-            except sqlite3.Error as error:
-                if not self._trouble:
-                    _LOGGER.warning("the event log takes no writes (%s); trying again", error)
-                self._trouble = str(error)
-                if not await self._recovered():
-                    group = self._without_creations(group)
-                    if not self._closing:
-                        continue
-                    for pending in group:
-                        pending.refuse(UnavailableError("SHUTTING_DOWN", "the service stopped"))
-                    return
-            if self._trouble:
-                self._trouble = ""
-                _LOGGER.warning("the event log takes writes again")
-            self._settle(group)
-            return
+    async def aclose(self) -> None:
+        """Write what is queued, then close both connections and give up the lock."""
+        try:
+            await self._reader.close()
+            await self._writer.aclose()
+        finally:
+            self._lock.release()
 
-    async def _transact(self, group: list[_Pending]) -> None:
-        creations = [pending for pending in group if pending.creates]
-        if creations:
-            await self._create(creations)
-        await self._look_up_keys(group)
-        accepted = [pending for pending in group if not pending.refusal]
-        await self._insert_events(accepted)
-        await self._update_states(accepted)
-        await self._writer.commit()
-
-    async def _create(self, creations: list[_Pending]) -> None:
-        rows = []
-        for key, pending in enumerate(creations, self._key + 1):
-            instance = pending.entry.instance
-            digest = instance.request_digest.hex()
-            rows.append((key, instance.id, instance.state, instance.request_id or None, digest))
-        created = await _fetch(
-            self._writer,
-            "INSERT INTO instance (key, id, state, request_id, request_digest)"
-            " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4"
-            " FROM json_each(?) WHERE true ON CONFLICT DO NOTHING RETURNING key",
-            (json.dumps(rows),),
-        )
-        keys = {row[0] for row in created}
-        labels = []
-        for row, pending in zip(rows, creations, strict=True):
-            instance = pending.entry.instance
-            if row[0] in keys:
-                self._keys[instance.id] = row[0]
-                labels += [(row[0], name, value) for name, value in instance.labels.items()]
-            else:
-                pending.refusal = await self._conflict(instance)
-        if labels:
-            await self._writer.execute(
-                "INSERT INTO label (instance, name, value)"
-                " SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)",
-                (json.dumps(labels),),
-            )
-
-    async def _conflict(self, wanted: Instance) -> Exception:
-        rows = await _fetch(
-            self._writer,
-            "SELECT id, coalesce(request_id, ''), request_digest FROM instance"
-            " WHERE id = ?1 OR request_id = nullif(?2, '') ORDER BY request_id IS NOT nullif(?2, '') LIMIT 1",
-            (wanted.id, wanted.request_id),
-        )
-        taken = Instance(id=rows[0][0], request_id=rows[0][1], request_digest=bytes.fromhex(rows[0][2]))
-        return conflict(wanted, taken) or StorageError(f"instance {wanted.id!r} could not be recorded")
-
-    async def _insert_events(self, group: list[_Pending]) -> None:
-        rows: list[Any] = []
-        position = self._position
-        for pending in group:
-            key = self._keys[pending.entry.instance.id]
-            for event in pending.entry.events:
-                position += 1
-                rows += (position, key, event.sequence, framed(event))
-        width = 4
-        step = _ROWS_PER_STATEMENT * width
-        for start in range(0, len(rows), step):
-            values = rows[start : start + step]
-            places = ",".join(("(?,?,?,?)",) * (len(values) // width))
-            await self._writer.execute(
-                f"INSERT INTO event (position, instance, sequence, data) VALUES {places}",  # noqa: S608
-                values,
-            )
-
-    async def _update_states(self, group: list[_Pending]) -> None:
-        states = {
-            self._keys[pending.entry.instance.id]: pending.entry.instance.state
-            for pending in group
-            if pending.creates or pending.entry.instance.state != self._known_state(pending)
-        }
-        if states:
-            await self._writer.execute(
-                "UPDATE instance SET state = change.value ->> 1 FROM json_each(?) AS change"
-                " WHERE instance.key = change.value ->> 0",
-                (json.dumps(list(states.items())),),
-            )
-
-    def _known_state(self, pending: _Pending) -> State:
-        known = self._unfinished.get(pending.entry.instance.id)
-        return known.state if known else pb.STATE_UNSPECIFIED
-
-    async def _look_up_keys(self, group: list[_Pending]) -> None:
-        for pending in group:
-            instance_id = pending.entry.instance.id
-            if instance_id in self._keys or pending.refusal:
-                continue
-            rows = await _fetch(self._writer, "SELECT key FROM instance WHERE id = ?", (instance_id,))
-            if rows:
-                self._keys[instance_id] = rows[0][0]
-            else:
-                pending.refusal = InstanceNotFoundError(instance_id)
-
-    def _settle(self, group: list[_Pending]) -> None:
-        """The group is durable: tell those who wait for it."""
-        for pending in group:
-            if pending.refusal:
-                pending.refuse(pending.refusal)
-                continue
-            instance = pending.entry.instance
-            self._position += len(pending.entry.events)
-            if pending.creates:
-                self._key = self._keys[instance.id]
+    def _know(self, entries: Sequence[Entry]) -> None:
+        """These are durable: whoever asks sees them, and whoever waits is woken."""
+        for entry in entries:
+            instance = entry.instance
+            self._forget_finished(instance.id)
             if instance.state in TERMINAL:
                 self._unfinished.pop(instance.id, None)
                 self._keep_finished(instance)
             else:
-                self._forget_finished(instance.id)
                 self._unfinished[instance.id] = instance
-            if not pending.durable.done():
-                pending.durable.set_result(None)
-        ids = [pending.entry.instance.id for pending in group]
-        for instance_id in ids:
-            if instance_id not in self._unfinished:
-                self._keys.pop(instance_id, None)
-        self.wakeups.wake(ids)
-
-    async def _recovered(self) -> bool:
-        """Reopen after a failed commit; whether the group turns out to be durable all the same.
-
-        A COMMIT that failed may have reached the disk: only the file can tell.
-        """
-        await asyncio.sleep(_RETRY_S)
-        try:
-            await self._writer.close()
-            self._writer = await _connection(self._path)
-            await self._writer.execute("PRAGMA synchronous = FULL")
-            return await self._highest("SELECT max(position) FROM event") > self._position
-        except sqlite3.Error as error:
-            self._trouble = str(error)
-            return False
-
-    def _without_creations(self, group: list[_Pending]) -> list[_Pending]:
-        for pending in group:
-            if pending.creates:
-                self._keys.pop(pending.entry.instance.id, None)
-                pending.refuse(self._read_only())
-        return [pending for pending in group if not pending.creates]
-
-    # Reading
+        self.wakeups.wake([entry.instance.id for entry in entries])
 
     def _keep_finished(self, instance: Instance) -> None:
         self._forget_finished(instance.id)
@@ -358,27 +132,66 @@ class SqliteEventLog:
 
     async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
-        rows = await _fetch(
+        rows = await fetch(
             self._reader,
-            "SELECT instance.state, event.sequence, event.data FROM instance"
-            " LEFT JOIN event ON event.instance = instance.key AND event.sequence > ?2"
-            " WHERE instance.id = ?1 ORDER BY event.sequence LIMIT ?3",
+            f"""
+            SELECT instance.state, page.total, page.position, page.sequence, event.data
+            FROM instance
+            LEFT JOIN ({_page_of("instance = (SELECT key FROM instance WHERE id = ?1) AND sequence > ?2")})
+                AS page ON true
+            LEFT JOIN event ON event.position = page.position
+            WHERE instance.id = ?1 ORDER BY page.position
+            """,  # noqa: S608
             (instance_id, after, limit),
         )
         if not rows:
             raise InstanceNotFoundError(instance_id)
         if rows[0][1] is None:
             return Page(b"", (), at_end=True, state=rows[0][0])
-        return _page(rows, limit, rows[0][0])
+        return await self._page(rows, limit)
 
     async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of all instances; see EventLog."""
-        rows = await _fetch(
+        rows = await fetch(
             self._reader,
-            "SELECT 0, position, data FROM event WHERE position > ? ORDER BY position LIMIT ?",
+            f"""
+            SELECT 0, page.total, page.position, page.position, event.data
+            FROM ({_page_of("position > ?1", limit="?2")}) AS page
+            JOIN event ON event.position = page.position ORDER BY page.position
+            """,  # noqa: S608
             (after, limit),
         )
-        return _page(rows, limit, pb.STATE_UNSPECIFIED)
+        if not rows:
+            return Page(b"", (), at_end=True, state=pb.STATE_UNSPECIFIED)
+        return await self._page(rows, limit)
+
+    async def _page(self, rows: Sequence[sqlite3.Row], limit: int) -> Page:
+        # A commit is in the file a moment before the writer hears of it. Nobody is shown an event
+        # that `load` does not know yet.
+        await self._writer.settled(rows[-1][2])
+        state, total = rows[0][:2]
+        return Page(
+            data=b"".join([row[4] for row in rows]),
+            places=[row[3] for row in rows],
+            at_end=len(rows) == total < limit,
+            state=state,
+        )
+
+    async def last_sequence(self, instance_id: str) -> int:
+        """Look up an instance's last sequence; see EventLog."""
+        rows = await fetch(
+            self._reader,
+            "SELECT max(sequence) FROM event WHERE instance = (SELECT key FROM instance WHERE id = ?)",
+            (instance_id,),
+        )
+        if rows[0][0] is None:
+            raise InstanceNotFoundError(instance_id)
+        last: int = rows[0][0]
+        return last
+
+    async def last_position(self) -> int:
+        """Give the last position; see EventLog."""
+        return self._writer.position
 
     async def find(
         self,
@@ -400,7 +213,7 @@ class SqliteEventLog:
         for name, value in labels:
             conditions.append("key IN (SELECT instance FROM label WHERE name = ? AND value = ?)")
             values += (name, value)
-        rows = await _fetch(
+        rows = await fetch(
             self._reader,
             f"SELECT key, id FROM instance WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",  # noqa: S608
             (*values, limit),
@@ -410,54 +223,34 @@ class SqliteEventLog:
     async def unfinished(self) -> Sequence[str]:
         """Ids of all instances in no terminal state; see EventLog."""
         terminal = ",".join(str(state) for state in sorted(TERMINAL))
-        rows = await _fetch(
+        rows = await fetch(
             self._reader,
             f"SELECT id FROM instance WHERE state NOT IN ({terminal}) ORDER BY key",  # noqa: S608
         )
         return [row[0] for row in rows]
 
-    async def aclose(self) -> None:
-        """Write what is queued, then close both connections and give up the lock."""
-        self._closing = True
-        self._queued.set()
-        try:
-            await self._writing
-        finally:
-            await self._reader.close()
-            await self._writer.close()
-            self._lock.release()
 
+def _page_of(condition: str, limit: str = "?3") -> str:
+    """SQL for the rows of a page: no more than its limit and not much more than its bytes.
 
-async def _connection(path: Path) -> aiosqlite.Connection:
-    try:
-        return await aiosqlite.connect(
-            path, timeout=_BUSY_S, isolation_level="IMMEDIATE", cached_statements=2 * _ROWS_PER_STATEMENT
-        )
-    except sqlite3.Error as error:
-        raise _cannot_open(path, error) from None
-
-
-async def _fetch(
-    connection: aiosqlite.Connection, query: str, values: Iterable[Any] = ()
-) -> Sequence[sqlite3.Row]:
-    return list(await connection.execute_fetchall(query, values))
+    The sizes are looked at before any data is read; the first row is there whatever its size.
+    """
+    return f"""
+        SELECT position, sequence, total FROM (
+            SELECT position, sequence, count(*) OVER () AS total,
+                sum(size) OVER (ORDER BY position) - size AS before
+            FROM (
+                SELECT position, sequence, length(data) AS size FROM event
+                WHERE {condition} ORDER BY position LIMIT {limit}
+            )
+        ) WHERE before < {PAGE_BYTES}
+    """  # noqa: S608
 
 
 def _characters(instance: Instance) -> int:
-    outputs = sum(len(subtask.output) for subtask in instance.subtasks.values())
-    return 4096 + len(instance.prompt) + len(instance.final_result) + outputs
-
-
-def _page(rows: Sequence[sqlite3.Row], limit: int, state: State) -> Page:
-    sizes = accumulate(len(row[2]) for row in rows)
-    fitting = 1 + sum(size <= PAGE_BYTES for size in islice(sizes, 1, None))
-    shown = rows[:fitting]
-    return Page(
-        data=b"".join([row[2] for row in shown]),
-        places=[row[1] for row in shown],
-        at_end=len(shown) == len(rows) < limit,
-        state=state,
-    )
+    texts = sum(len(subtask.output) + len(subtask.instructions) for subtask in instance.subtasks.values())
+    whole = len(instance.prompt) + len(instance.summary) + len(instance.final_result)
+    return 4096 + whole + texts + instance.config.ByteSize()
 
 
 def _cannot_open(path: Path, error: sqlite3.Error) -> StorageError:

@@ -47,9 +47,9 @@ async def follow(
     anything else. Raise InstanceNotFoundError, and SequenceOutOfRangeError when `after` is past the last
     event, and UnavailableError when the service stops.
     """
-    last_sequence = (await log.load(instance_id)).last_sequence
+    last_sequence = await log.last_sequence(instance_id)
     if not 0 <= after <= last_sequence:
-        raise SequenceOutOfRangeError(after, last_sequence)
+        raise SequenceOutOfRangeError("after_sequence", after, last_sequence)
 
     async def read(last: int) -> Page:
         return await log.read(instance_id, last)
@@ -62,6 +62,9 @@ async def follow_all(
     log: EventLog, *, after: int = 0, live: bool = True, quiet_s: float = 15.0
 ) -> AsyncIterator[Step]:
     """Yield every instance's events after a position, as `follow` does; there is no End."""
+    last_position = await log.last_position()
+    if not 0 <= after <= last_position:
+        raise SequenceOutOfRangeError("after_position", after, last_position)
     async for step in _follow(log.wakeups, "", log.read_all, after, live=live, quiet_s=quiet_s):
         yield step
 

@@ -36,6 +36,9 @@ class Provider(Protocol):
     def profile(self) -> Profile:
         """What its models are asked, and how they sample."""
 
+    def check(self, model: str) -> None:
+        """Raise SettingsError where it is plain beforehand that a model cannot be called."""
+
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
 
@@ -56,6 +59,11 @@ class Models:
             known = ", ".join(f"{known}/…" for known in sorted(self.providers))
             raise SettingsError(f"no model {name!r}: it must be provider/model, one of {known}")
         return self.providers[provider], model
+
+    def check(self, name: str) -> None:
+        """Raise SettingsError where it is plain beforehand that `provider/model` cannot be called."""
+        provider, model = self.resolve(name)
+        provider.check(model)
 
     async def aclose(self) -> None:
         """Close every provider."""

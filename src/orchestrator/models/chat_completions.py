@@ -15,8 +15,9 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final
 
+from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.http import Answer, Client
 from orchestrator.models.structured import REJECTED, Dialect
@@ -63,16 +64,24 @@ class ChatCompletions:
         """What its models are asked, and how they sample."""
         return self._profile
 
+    def check(self, model: str) -> None:
+        """Raise SettingsError where the key is missing that every call needs."""
+        if self._key_missing:
+            raise SettingsError(
+                f"no key for {self._name}/{model}: set {self._key_variable}, "
+                "or choose a model of another provider"
+            )
+
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once.
 
         An endpoint that does not know a parameter is asked again without it, and that is remembered: such a
         refusal is settling on a dialect, no attempt, for no model has been at work.
         """
-        if self._key_missing:
-            model = f"{self._name}/{request.model}"
-            problem = f"no key for {model}: set {self._key_variable}, or choose a model of another provider"
-            raise ModelError("MODEL_UNAUTHENTICATED", problem, retryable=False)
+        try:
+            self.check(request.model)
+        except SettingsError as error:
+            raise ModelError("MODEL_UNAUTHENTICATED", str(error), retryable=False) from None
         deadline_s = asyncio.get_running_loop().time() + request.timeout_s
         dialect = self._dialects.get(request.model, Dialect())
         while True:
@@ -150,9 +159,8 @@ class ChatCompletions:
             problem = f"{request.model} refused to answer{said or ' (content filter)'}"
             raise _failed("MODEL_REFUSED", problem, used, retryable=False)
         if finish == "length" and not request.prompt.may_be_cut:
-            problem = (
-                f"{request.model} was cut off at {_token_limit(request)} tokens: allow more max_output_tokens"
-            )
+            limit = request.max_output_tokens
+            problem = f"{request.model} was cut off at {limit} tokens: allow more max_output_tokens"
             raise _failed("OUTPUT_TRUNCATED", problem, used)
         text = _text(message.get("content"))
         if not text.strip() and request.prompt.schema is not None:
@@ -161,7 +169,7 @@ class ChatCompletions:
         text = _THOUGHTS.sub("", text, count=1) if text.lstrip().startswith("<think>") else text
         if not text.strip():
             raise self._invalid("sent an empty answer", b"", used)
-        return ModelReply(text, *used)
+        return ModelReply(well_formed(text), *used)
 
     def _invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
         return _failed(
@@ -175,6 +183,7 @@ class ChatCompletions:
             text = _explanation(json.loads(text)) or text
         if self._key:
             text = text.replace(self._key, "***")
+        text = well_formed(text)
         text = " ".join(
             "".join(c if c.isprintable() else " " for c in text[: 8 * _QUOTED_CHARACTERS]).split()
         )
@@ -188,17 +197,13 @@ def _body(request: ModelRequest, dialect: Dialect) -> bytes:
     body: dict[str, object] = {
         "model": request.model,
         "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
-        dialect.token_limit: _token_limit(request),
+        dialect.token_limit: request.max_output_tokens,
         **prompt.sampling,
     }
     if prompt.schema is not None and (response_format := dialect.response_format(prompt.schema)):
         body["response_format"] = response_format
     # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
     return json.dumps(body, ensure_ascii=False).encode(errors="replace")
-
-
-def _token_limit(request: ModelRequest) -> int:
-    return min(request.max_output_tokens, request.prompt.max_output_tokens or request.max_output_tokens)
 
 
 def _failed(reason: str, problem: str, used: tuple[int, int], *, retryable: bool = True) -> ModelError:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 
 from orchestrator.core.prompts import Profile
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.chat_completions import ChatCompletions
 
@@ -52,6 +52,11 @@ class Llama:
         """The server's, for people and tests; None: it does not run."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
+    def check(self, model: str) -> None:
+        """Raise SettingsError where there is no such model."""
+        if model != MODEL:
+            raise SettingsError(f"there is no model llama/{model}: the embedded one is llama/{MODEL}")
+
     async def start(self) -> None:
         """Start the server and wait until it answers; raise ModelError that says what is missing."""
         await self._running()
@@ -59,11 +64,12 @@ class Llama:
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling frees the server's slot at once.
 
-        Where the server has to start, that time comes on top of the request's.
+        Where the server has to start, that is part of the request's time for whoever bounds it.
         """
-        if request.model != MODEL:
-            problem = f"there is no model llama/{request.model}: the embedded one is llama/{MODEL}"
-            raise ModelError("MODEL_NOT_FOUND", problem, retryable=False)
+        try:
+            self.check(request.model)
+        except SettingsError as error:
+            raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
         return await (await self._running()).complete(request)
 
     async def aclose(self) -> None:

@@ -37,6 +37,9 @@ class Scripted:
         """As for any large model."""
         return FULL
 
+    def check(self, model: str) -> None:
+        """Every model is there."""
+
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Answer one request; raise the script's ModelError where it gives one."""
         if self._script is None:

@@ -1,8 +1,6 @@
 """The gRPC server: binds the service's methods, answers health and reflection, drains before it stops."""
 
-import contextlib
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
@@ -10,21 +8,24 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from orchestrator.errors import RequestError, SettingsError
+from orchestrator.errors import InvalidArgumentError, RequestError, SettingsError
 from orchestrator.log.base import Wakeups
+from orchestrator.ports import free_port
 from orchestrator.rpc import status
 from orchestrator.rpc.service import Context, OrchestratorService
-from orchestrator.settings import split_address
+from orchestrator.settings import PREFIX
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
 
+_GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
 _MOST_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _OPTIONS: Final = (
     # On by default: two servers would share one port without a word.
@@ -46,7 +47,7 @@ async def serving(
     At its end health turns to NOT_SERVING, streams end with UNAVAILABLE, and other calls have `grace_s`
     seconds to finish. Raise SettingsError when the address cannot be had.
     """
-    check_free(address, "ORCHESTRATOR_GRPC_ADDRESS")
+    free_port(address, _GRPC)
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((_handlers(service),))
     healthy = health.aio.HealthServicer()
@@ -57,7 +58,7 @@ async def serving(
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
-        raise _taken(address, "ORCHESTRATOR_GRPC_ADDRESS") from None
+        raise SettingsError(f"{_GRPC} is {address}: it cannot be had; set another address") from None
     await server.start()
     for name in ("", SERVICE.full_name):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -67,24 +68,6 @@ async def serving(
         await healthy.enter_graceful_shutdown()
         wakeups.close()
         await server.stop(grace_s)
-
-
-def check_free(address: str, setting: str) -> None:
-    """Raise SettingsError, naming the setting, when something listens at `host:port` already."""
-    host, port = split_address(address, setting)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.closing(socket.socket(family)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise _taken(address, setting, error.strerror or "") from None
-
-
-def _taken(address: str, setting: str, why: str = "") -> SettingsError:
-    return SettingsError(
-        f"cannot listen on {address} ({why or 'it could not be bound'}): stop what uses it, or set {setting}"
-    )
 
 
 def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
@@ -100,10 +83,9 @@ def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.Rp
         if method.server_streaming
         else (grpc.unary_unary_rpc_method_handler, _unary)
     )
+    request = GetMessageClass(method.input_type)
     return make(
-        wrap(bound) if bound else _unimplemented(method.name),
-        request_deserializer=GetMessageClass(method.input_type).FromString,
-        response_serializer=_serialize,
+        wrap(bound, request) if bound else _unimplemented(method.name), response_serializer=_serialize
     )
 
 
@@ -112,21 +94,30 @@ def _serialize(message: Any) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def _unary(method: Callable[..., Any]) -> Callable[..., Any]:
-    async def call(request: object, context: Context) -> object:
+def _unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
+    async def call(data: bytes, context: Context) -> object:
         async with _told(context):
-            return await method(request, context)
+            return await method(_parsed(data, request), context)
 
     return call
 
 
-def _stream(method: Callable[..., Any]) -> Callable[..., Any]:
-    async def call(request: object, context: Context) -> AsyncIterator[object]:
-        async with _told(context), aclosing(method(request, context)) as messages:
+def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
+    async def call(data: bytes, context: Context) -> AsyncIterator[object]:
+        async with _told(context), aclosing(method(_parsed(data, request), context)) as messages:
             async for message in messages:
                 yield message
 
     return call
+
+
+def _parsed(data: bytes, request: type[Message]) -> Message:
+    """Read a request here and not in gRPC, which would answer UNKNOWN with Python's words."""
+    try:
+        return request.FromString(data)
+    except DecodeError:
+        name = request.DESCRIPTOR.full_name
+        raise InvalidArgumentError("CONFIG_INVALID", f"the request's bytes are no {name}") from None
 
 
 @asynccontextmanager

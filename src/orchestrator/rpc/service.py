@@ -29,6 +29,7 @@ HEARTBEAT_S: Final = 10.0
 _DEFAULT_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
+_END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
 _LARGEST_PAGE: Final = 1000
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
 """A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
@@ -66,7 +67,7 @@ class OrchestratorService:
         create.check_id(request.id)
         timeout_s = _DEFAULT_WAIT_S
         if request.HasField("timeout"):
-            timeout_s = request.timeout.ToTimedelta().total_seconds()
+            timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
             if timeout_s < 0:
                 raise InvalidArgumentError(
                     "CONFIG_INVALID", f"timeout is {timeout_s:g} s: it cannot be negative", field="timeout"
@@ -82,9 +83,15 @@ class OrchestratorService:
                 f"page_size is {request.page_size}: it must be 0 to {_LARGEST_PAGE}",
                 field="page_size",
             )
+        if len(request.labels) > create.MAX_LABELS:
+            raise InvalidArgumentError(
+                "CONFIG_INVALID",
+                f"{len(request.labels)} labels are asked for; no instance has over {create.MAX_LABELS}",
+                field="labels",
+            )
         size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
         found = await self._log.find(
-            states=request.states,
+            states=sorted(set(request.states)),
             labels=[_label(text) for text in request.labels],
             before=_read_page_token(request),
             limit=size + 1,
@@ -186,7 +193,7 @@ def _read_page_token(request: pb.ListInstancesRequest) -> int:
     try:
         padded = request.page_token + "=" * (-len(request.page_token) % 4)
         before, filters = base64.urlsafe_b64decode(padded).decode().split(".")
-        if int(filters) == _filters(request) and int(before) > 0:
+        if int(filters) == _filters(request) and 0 < int(before) < _END_OF_KEYS:
             return int(before)
     except (ValueError, binascii.Error):
         pass

@@ -1,0 +1,43 @@
+"""Small values as the wire has them."""
+
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from orchestrator.core.state import Failure, Usage
+from orchestrator.v1 import instance_pb2 as pb
+
+STATUS: Final = {
+    pb.STATE_QUEUED: "queued",
+    pb.STATE_RUNNING: "running",
+    pb.STATE_PAUSED: "paused",
+    pb.STATE_WAITING_FOR_PAUSE: "waitingForPause",
+    pb.STATE_WAITING: "waiting",
+    pb.STATE_COMPLETE: "complete",
+    pb.STATE_ERRORED: "errored",
+    pb.STATE_TERMINATED: "terminated",
+}
+"""Each state's name in Cloudflare Workflows."""
+
+
+def timestamp(time_s: float) -> Timestamp | None:
+    """Write seconds since the epoch to the microsecond; 0 means unset."""
+    if not time_s:
+        return None
+    micros = round(time_s * 1e6)
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def usage_message(usage: Usage) -> pb.Usage:
+    """Write usage for the wire."""
+    return pb.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        model_calls=usage.model_calls,
+        cost_usd=usage.cost_usd,
+    )
+
+
+def failure_message(failure: Failure) -> pb.Failure:
+    """Write a failure for the wire."""
+    return pb.Failure(reason=failure.reason, message=failure.message, subtask_id=failure.subtask_id)
