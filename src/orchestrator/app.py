@@ -116,7 +116,10 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
         loop.add_signal_handler(number, stop.set)
     async with running(settings, edge=edge) as service:
         rest = f"REST on http://{service.rest_address}, " if service.rest_address else ""
-        sys.stdout.write(f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}\n")
+        sys.stdout.write(
+            f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}, "
+            f"models {settings.big_model} and {settings.small_model}; Ctrl-C stops\n"
+        )
         sys.stdout.flush()
         await _first(stop.wait(), service.watch())
 

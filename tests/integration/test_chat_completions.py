@@ -97,10 +97,11 @@ async def test_only_a_prompt_with_a_schema_asks_for_a_format(endpoint: Endpoint)
     assert planned.body["response_format"]["json_schema"]["schema"] == SCHEMA
 
 
-async def test_a_prompt_sets_the_sampling(endpoint: Endpoint) -> None:
+async def test_a_prompt_may_lower_the_limit_and_sets_the_sampling(endpoint: Endpoint) -> None:
     async with provider_for(endpoint) as provider:
-        await provider.complete(asking(sampling={"temperature": 0.2}))
-    assert endpoint.calls[0].body["max_tokens"] == 500
+        await provider.complete(asking(max_output_tokens=9, sampling={"temperature": 0.2}))
+        await provider.complete(asking(max_output_tokens=900))
+    assert [call.body["max_tokens"] for call in endpoint.calls] == [9, 500]
     assert endpoint.calls[0].body["temperature"] == 0.2
 
 

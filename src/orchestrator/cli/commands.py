@@ -9,6 +9,7 @@ from orchestrator.cli import instances
 from orchestrator.cli import options as opt
 from orchestrator.cli.exits import ExitCode, ends_well
 from orchestrator.cli.options import examples
+from orchestrator.errors import OrchestratorError
 from orchestrator.settings import Settings
 
 app = typer.Typer(
@@ -113,6 +114,10 @@ def run(
             typer.echo(performance.parting_words, err=True)
         stopped = isinstance(error, asyncio.CancelledError)
         raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED) from None
+    except OrchestratorError:
+        if performance.parting_words:
+            typer.echo(performance.parting_words, err=True)
+        raise
     raise typer.Exit(code)
 
 

@@ -9,6 +9,7 @@ import typer
 from orchestrator.cli import options as opt
 from orchestrator.cli.exits import ExitCode, NoServiceError, complain, ends_well
 from orchestrator.cli.options import examples
+from orchestrator.cli.text import command
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
@@ -245,7 +246,7 @@ def _address(address: str | None) -> str:
 
 def _no_service(address: str) -> NoServiceError:
     return NoServiceError(
-        f"no service answers at {address}: start one with `orchestrator up`, or name another with --address"
+        f"no service answers at {address}: start one with `{command('up')}`, or name another with --address"
     )
 
 

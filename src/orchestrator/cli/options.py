@@ -117,7 +117,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     except OSError as error:
         raise UsageError(f"cannot read the prompt from {file}: {error.strerror}") from None
     if not text.strip():
-        raise UsageError("the prompt is empty")
+        raise UsageError('the prompt is empty: say what is to be done, as in make run PROMPT="…"')
     return text
 
 

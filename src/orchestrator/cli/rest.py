@@ -9,6 +9,7 @@ import httpx
 from google.protobuf import json_format
 
 from orchestrator.cli.exits import NoServiceError
+from orchestrator.cli.text import command
 from orchestrator.client import ServiceError
 from orchestrator.settings import split_address
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest, CreateInstanceResponse
@@ -40,7 +41,7 @@ async def create(address: str, request: CreateInstanceRequest) -> CreateInstance
             except httpx.TransportError as error:
                 if tried == _TRIES:
                     problem = f"REST does not answer at {address}: {str(error) or type(error).__name__}"
-                    raise NoServiceError(f"{problem}; start it with `orchestrator up`") from None
+                    raise NoServiceError(f"{problem}; start it with `{command('up')}`") from None
     if answer.status_code != HTTPStatus.OK:
         raise _refusal(answer)
     try:

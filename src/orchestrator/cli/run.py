@@ -12,6 +12,7 @@ from typing import Final
 from orchestrator.cli import reporters, rest
 from orchestrator.cli.exits import ExitCode, complain
 from orchestrator.cli.progress import Progress
+from orchestrator.cli.text import command
 from orchestrator.client import Client
 from orchestrator.core.state import COMPLETE, TERMINAL, Instance
 from orchestrator.settings import EMBEDDED_MODEL, Settings
@@ -50,11 +51,11 @@ class Run:
         """What becomes of the instance that nobody follows any more; empty where there is none."""
         if not self._instance_id or self.progress.instance.state in TERMINAL:
             return ""
-        back = f"orchestrator events {self._instance_id} --follow"
+        back = command(f"events {self._instance_id} --follow")
         if self._has_own_service:
             return (
                 f"stopped: {self._instance_id} is kept in {self._settings.database} "
-                f"and goes on when the service starts again: `orchestrator up`, then `{back}`"
+                f"and goes on when the service starts again: `{command('up')}`, then `{back}`"
             )
         return f"detached: {self._instance_id} goes on without you; come back with `{back}`"
 
@@ -64,6 +65,7 @@ class Run:
         address = self._settings.grpc_address
         async with Client(address) as client:
             if await client.is_serving():
+                self._reporter.note(f"using the service at {address} and its models")
                 yield client, self._settings.rest_address
                 return
         from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed

@@ -1,6 +1,9 @@
 """Text as a person reads it. What models and other people wrote must not steer a terminal."""
 
 import re
+import shutil
+import sys
+from pathlib import Path
 from typing import Final
 
 _CONTROLS: Final = re.compile(
@@ -39,3 +42,12 @@ def duration(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun: `1 subtask`, `12,340 tokens`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def command(words: str) -> str:
+    """A command line that a person can paste here: `orchestrator …`, with its path where that is needed."""
+    beside = Path(sys.executable).with_name("orchestrator")
+    if shutil.which("orchestrator") or not beside.exists():
+        return f"orchestrator {words}"
+    shown = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
+    return f"{shown} {words}"

@@ -215,9 +215,7 @@ class Run:
         request = ModelRequest(
             model=model,
             prompt=prompt,
-            max_output_tokens=min(
-                filter(None, (instance.config.max_output_tokens, prompt.max_output_tokens))
-            ),
+            max_output_tokens=instance.config.max_output_tokens,
             timeout_s=timeout_s,
         )
         try:

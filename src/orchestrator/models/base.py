@@ -19,6 +19,11 @@ class ModelRequest:
     timeout_s: float
     """The longest the whole call may take."""
 
+    @property
+    def token_limit(self) -> int:
+        """The most tokens to ask for: a prompt may be worth fewer than the instance allows."""
+        return min(self.max_output_tokens, self.prompt.max_output_tokens or self.max_output_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:

@@ -159,7 +159,7 @@ class ChatCompletions:
             problem = f"{request.model} refused to answer{said or ' (content filter)'}"
             raise _failed("MODEL_REFUSED", problem, used, retryable=False)
         if finish == "length" and not request.prompt.may_be_cut:
-            limit = request.max_output_tokens
+            limit = request.token_limit
             problem = f"{request.model} was cut off at {limit} tokens: allow more max_output_tokens"
             raise _failed("OUTPUT_TRUNCATED", problem, used)
         text = _text(message.get("content"))
@@ -197,7 +197,7 @@ def _body(request: ModelRequest, dialect: Dialect) -> bytes:
     body: dict[str, object] = {
         "model": request.model,
         "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
-        dialect.token_limit: request.max_output_tokens,
+        dialect.token_limit: request.token_limit,
         **prompt.sampling,
     }
     if prompt.schema is not None and (response_format := dialect.response_format(prompt.schema)):
