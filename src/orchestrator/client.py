@@ -189,11 +189,60 @@ class Client:
             if answer.instance.state in TERMINAL or time.monotonic() >= end:
                 return answer
 
+    async def pause(self, instance_id: str) -> orchestrator_pb2.PauseInstanceResponse:
+        """Start nothing new; what runs finishes."""
+        with _translated():
+            return await self._stub.PauseInstance(
+                orchestrator_pb2.PauseInstanceRequest(id=instance_id), timeout=self._timeout_s
+            )
+
+    async def resume(self, instance_id: str) -> orchestrator_pb2.ResumeInstanceResponse:
+        """Let a paused instance go on."""
+        with _translated():
+            return await self._stub.ResumeInstance(
+                orchestrator_pb2.ResumeInstanceRequest(id=instance_id), timeout=self._timeout_s
+            )
+
     async def terminate(self, instance_id: str) -> orchestrator_pb2.TerminateInstanceResponse:
         """Stop an instance for good."""
-        request = orchestrator_pb2.TerminateInstanceRequest(id=instance_id)
         with _translated():
-            return await self._stub.TerminateInstance(request, timeout=self._timeout_s)
+            return await self._stub.TerminateInstance(
+                orchestrator_pb2.TerminateInstanceRequest(id=instance_id), timeout=self._timeout_s
+            )
+
+    async def retry(
+        self, instance_id: str, config: instance_pb2.InstanceConfig | None = None
+    ) -> orchestrator_pb2.RetryInstanceResponse:
+        """Run again what failed, under changed config."""
+        with _translated():
+            return await self._stub.RetryInstance(
+                orchestrator_pb2.RetryInstanceRequest(id=instance_id, config=config), timeout=self._timeout_s
+            )
+
+    async def restart(
+        self, instance_id: str, config: instance_pb2.InstanceConfig | None = None
+    ) -> orchestrator_pb2.RestartInstanceResponse:
+        """Begin anew, under changed config."""
+        with _translated():
+            return await self._stub.RestartInstance(
+                orchestrator_pb2.RestartInstanceRequest(id=instance_id, config=config),
+                timeout=self._timeout_s,
+            )
+
+    async def review(
+        self,
+        instance_id: str,
+        decision: event_pb2.Decision.ValueType,
+        *,
+        subtasks: Sequence[instance_pb2.Subtask] = (),
+        feedback: str = "",
+    ) -> orchestrator_pb2.ReviewPlanResponse:
+        """Decide on a plan that waits; `subtasks` replace it, `feedback` goes with a rejection."""
+        request = orchestrator_pb2.ReviewPlanRequest(
+            id=instance_id, decision=decision, subtasks=subtasks, feedback=feedback
+        )
+        with _translated():
+            return await self._stub.ReviewPlan(request, timeout=self._timeout_s)
 
     async def stream_events(
         self,

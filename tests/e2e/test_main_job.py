@@ -1,5 +1,6 @@
 """The main job as a REST client sees it: real Envoy, real gRPC, real SQLite, real processes."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support.endpoint import Call, Endpoint, failing
+from support.endpoint import Call, Endpoint, failing, hang
 from support.process import Process, on_endpoint, process
 
 PROMPT = "Build a TypeScript REST API for a todo list, with tests and a Dockerfile"
@@ -93,6 +94,27 @@ async def test_a_prompt_becomes_a_result_by_the_embedded_model(tmp_path: Path) -
     assert kinds.count("subtask_completed") == len(tasks)
     assert kinds[-2:] == ["instance_completed", "end"]
     assert body["instance"]["config"]["bigModel"] == "llama/smollm2-135m-instruct"
+
+
+async def test_an_instance_is_steered_through_rest(tmp_path: Path) -> None:
+    async with (
+        Endpoint(lambda call: hang if call.role == "work" else None) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        on_rest(service) as rest,
+    ):
+        instance_id = await created(rest)
+        await endpoint.wait_for_calls(4)
+        paused = await rest.post(f"/{instance_id}:pause", json={})
+        assert paused.json()["instance"]["state"] == "STATE_WAITING_FOR_PAUSE"
+        resumed = await rest.post(f"/{instance_id}:resume")
+        assert resumed.json()["instance"]["state"] == "STATE_RUNNING"
+        ended_now = await rest.post(f"/{instance_id}:terminate")
+        assert ended_now.json()["instance"]["state"] == "STATE_TERMINATED"
+        async with asyncio.timeout(1):
+            await endpoint.hung_up.wait()
+        forbidden = await rest.post(f"/{instance_id}:pause")
+        assert forbidden.status_code == 400
+        assert forbidden.json()["details"][0]["reason"] == "STATE_FORBIDS"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.lives import CONFIG, resolved
 
+from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import Instance
 from orchestrator.engine.local import LocalEngine
@@ -17,6 +18,7 @@ from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelReply, ModelRequest, Models
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT
 
 QUICK = pb.RetryPolicy(max_attempts=3)
 QUICK.initial_delay.nanos = 1_000_000
@@ -228,7 +230,7 @@ async def test_instances_beyond_the_bound_wait_in_order(tmp_path: Path) -> None:
             await engine.create(wish(name))
         await hall.until(lambda: hall.open == 3)
         assert (await log.load("b")).state == pb.STATE_QUEUED
-        assert (await engine.terminate("b")).state == pb.STATE_TERMINATED
+        assert (await engine.steer("b", lifecycle.terminate)).state == pb.STATE_TERMINATED
         hall.gate.set()
         assert (await wait_for_end(log, "c", 20)).state == pb.STATE_COMPLETE
         assert (await log.load("a")).end_time_s <= (await log.load("c")).start_time_s
@@ -240,12 +242,12 @@ async def test_terminating_cancels_open_calls_and_nothing_follows(tmp_path: Path
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish())
         await hall.until(lambda: hall.open == 3)
-        instance = await engine.terminate("a")
+        instance = await engine.steer("a", lifecycle.terminate)
         assert instance.state == pb.STATE_TERMINATED
         await hall.until(lambda: hall.open == 0)
         hall.gate.set()
         with pytest.raises(StateForbidsError, match="is terminated: it cannot be asked to terminate"):
-            await engine.terminate("a")
+            await engine.steer("a", lifecycle.terminate)
         assert (await kinds(log))[-1] == "instance_terminated"
     assert "synthesis" not in hall.calls
 
@@ -298,3 +300,105 @@ async def test_a_caller_who_leaves_does_not_leave_an_instance_that_never_runs(tm
             while not await log.find(limit=1):
                 await woken.wait()
         assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+
+
+async def until(log: SqliteEventLog, state: pb.State.ValueType, instance_id: str = "a") -> Instance:
+    with log.wakeups.watch(instance_id) as woken:
+        while (instance := await log.load(instance_id)).state != state:
+            await woken.wait()
+            woken.clear()
+    return instance
+
+
+async def test_pausing_lets_what_runs_finish_and_resuming_goes_on_across_a_restart(tmp_path: Path) -> None:
+    hall = Hall(plan_text(2, chained=True))
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+        await engine.create(wish())
+        await engine.create(wish("b"))
+        await hall.until(lambda: hall.open == 1)
+        assert (await engine.steer("a", lifecycle.pause)).state == pb.STATE_WAITING_FOR_PAUSE
+        hall.gate.set()
+        await until(log, pb.STATE_PAUSED)
+        assert (await wait_for_end(log, "b", 20)).state == pb.STATE_COMPLETE  # its place was given on
+        assert hall.calls.count("t2") == 1
+    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        assert (await log.load("a")).state == pb.STATE_PAUSED
+        assert (await engine.steer("a", lifecycle.resume)).state == pb.STATE_RUNNING
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+    assert hall.calls.count("t1") == 2  # once for each instance
+
+
+async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path) -> None:
+    broken = {"t5"}
+    calls: list[str] = []
+
+    def answer(request: ModelRequest) -> Answer:
+        name = request.prompt.subtask_id or request.prompt.role
+        calls.append(name)
+        if name in broken:
+            return FATAL
+        return {"planning": plan_text(8), "work": f"out {name}", "synthesis": "done"}[request.prompt.role]
+
+    async with engine_on(tmp_path / "log.db", Scripted(answer)) as (engine, log):
+        await engine.create(wish())
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_ERRORED
+        assert len(calls) == 9
+        broken.clear()
+        await engine.steer("a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+        instance = await wait_for_end(log, "a", 20)
+    assert instance.state == pb.STATE_COMPLETE
+    assert calls[9:] == ["t5", "synthesis"]
+    assert instance.subtasks["t5"].work.attempt == 2
+
+
+async def test_a_retry_under_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
+        await engine.create(wish())
+        before = await wait_for_end(log, "a", 20)
+        changes = pb.InstanceConfig(small_model="nobody/knows")
+        with pytest.raises(InvalidArgumentError):
+            await engine.steer("a", lambda instance: lifecycle.retry(instance, changes))
+        assert await log.load("a") == before
+
+
+async def test_two_retries_at_once_reopen_an_instance_once(tmp_path: Path) -> None:
+    async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
+        await engine.create(wish())
+        await wait_for_end(log, "a", 20)
+        retries = (
+            engine.steer("a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+            for _ in range(2)
+        )
+        results = await asyncio.gather(*retries, return_exceptions=True)
+        assert sum(isinstance(result, StateForbidsError) for result in results) == 1
+        await wait_for_end(log, "a", 20)
+        assert (await kinds(log)).count("instance_retried") == 1
+
+
+async def test_a_plan_waits_for_review_across_a_restart_and_may_be_sent_back(tmp_path: Path) -> None:
+    hall = Hall(plan_text(2), holds="")
+    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        await engine.create(wish(config=resolved(review_plan=True)))
+        await until(log, pb.STATE_WAITING)
+    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        await engine.steer("a", lambda i: lifecycle.review(i, DECISION_REJECT, [], "smaller parts"))
+        await until(log, pb.STATE_WAITING)
+        edited = [pb.Subtask(id="only", instructions="do it")]
+        await engine.steer("a", lambda i: lifecycle.review(i, DECISION_APPROVE, edited, ""))
+        instance = await wait_for_end(log, "a", 20)
+    assert instance.state == pb.STATE_COMPLETE
+    assert hall.calls == ["planning", "planning", "only", "synthesis"]
+
+
+async def test_restarting_begins_anew_and_keeps_the_history(tmp_path: Path) -> None:
+    hall = Hall(plan_text(1), holds="")
+    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        await engine.create(wish())
+        first = await wait_for_end(log, "a", 20)
+        await engine.steer("a", lambda instance: lifecycle.restart(instance, pb.InstanceConfig()))
+        second = await wait_for_end(log, "a", 20)
+        events = await kinds(log)
+    assert second.state == pb.STATE_COMPLETE
+    assert hall.calls == ["planning", "t1", "synthesis"] * 2
+    assert events[first.last_sequence] == "instance_restarted"
+    assert second.last_sequence == len(events)

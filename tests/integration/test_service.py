@@ -138,7 +138,6 @@ async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service
         ({"prompt": "x", "request_id": "r\0s"}, "ID_INVALID", "request_id"),
         ({"prompt": "x", "labels": {"": "v"}}, "CONFIG_INVALID", "labels[]"),
         ({"prompt": "x", "labels": {"k": "a\0b"}}, "CONFIG_INVALID", "labels[k]"),
-        ({"prompt": "x", "config": {"review_plan": True}}, "CONFIG_INVALID", "config.review_plan"),
         ({"prompt": "x", "config": {"big_model": "a/" + "b" * 300}}, "CONFIG_INVALID", "config.big_model"),
         ({"prompt": "x", "config": {"max_subtasks": 0}}, "CONFIG_INVALID", "config.max_subtasks"),
         ({"prompt": "x", "config": {"big_model": "gpt"}}, "CONFIG_INVALID", "config.big_model"),
@@ -330,12 +329,7 @@ async def test_large_instances_make_short_pages(stuck: Service) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "PauseInstance",
-        "ResumeInstance",
-        "RetryInstance",
-        "RestartInstance",
         "ForkInstance",
-        "ReviewPlan",
         "DeleteInstance",
         "BatchCreateInstances",
     ],

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import instances
+from orchestrator.cli import instances, steering
 from orchestrator.cli import options as opt
 from orchestrator.cli.exits import ExitCode, ends_well
 from orchestrator.cli.options import examples
@@ -185,3 +185,4 @@ def doctor(*, as_json: opt.Json = False) -> None:
 
 
 app.add_typer(instances.app)
+app.add_typer(steering.app)

@@ -1,4 +1,4 @@
-"""The commands that are one call to a service each: create, get, list, events, wait, terminate."""
+"""The commands that create instances and show them: create, get, list, events, wait."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -45,6 +45,7 @@ def create(
     max_output_tokens: opt.MaxOutputTokens = None,
     max_attempts: opt.MaxAttempts = None,
     tolerated_failures: opt.ToleratedFailures = None,
+    review_plan: opt.ReviewPlan = None,
     max_tokens: opt.MaxTokens = None,
     max_cost_usd: opt.MaxCostUsd = None,
     address: opt.Address = None,
@@ -60,6 +61,7 @@ def create(
         max_output_tokens=max_output_tokens,
         max_attempts=max_attempts,
         tolerated_failures=tolerated_failures,
+        review_plan=review_plan,
         max_tokens=max_tokens,
         max_cost_usd=max_cost_usd,
     )
@@ -77,7 +79,7 @@ def create(
         else:
             typer.echo(created.id)
 
-    _call(address, call)
+    call_service(address, call)
 
 
 @app.command(epilog=examples("orchestrator get 01J9Z", "orchestrator get 01J9Z --full --json"))
@@ -102,7 +104,7 @@ def get(
         else:
             tables.print_instance(found.instance, full=full)
 
-    _call(address, call)
+    call_service(address, call)
 
 
 @app.command(
@@ -146,7 +148,7 @@ def list_(
         else:
             tables.print_instances(found.instances)
 
-    _call(address, call)
+    call_service(address, call)
 
 
 @app.command(
@@ -180,7 +182,7 @@ def events(
             else:
                 reporters.print_event(event, progress)
 
-    _call(address, call)
+    call_service(address, call)
 
 
 @app.command(
@@ -212,7 +214,7 @@ def wait(
             typer.echo(answer.status.status)
         return answer.instance
 
-    instance = _call(address, call)
+    instance = call_service(address, call)
     from orchestrator.core.state import COMPLETE, TERMINAL  # noqa: PLC0415
 
     if instance.state not in TERMINAL:
@@ -221,23 +223,6 @@ def wait(
         if instance.HasField("error"):
             complain(f"{instance.error.reason}: {instance.error.message}")
         raise typer.Exit(ExitCode.FAILED)
-
-
-@app.command(epilog=examples("orchestrator terminate 01J9Z"))
-@ends_well
-def terminate(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
-    """Stop an instance for good."""
-
-    async def call(client: "Client") -> None:
-        answer = await client.terminate(instance_id)
-        if as_json:
-            from orchestrator.cli.reporters import print_json  # noqa: PLC0415
-
-            print_json(answer)
-        else:
-            typer.echo(f"{answer.instance.id} is terminated")
-
-    _call(address, call)
 
 
 def _address(address: str | None) -> str:
@@ -250,7 +235,7 @@ def _no_service(address: str) -> NoServiceError:
     )
 
 
-def _call(address: str | None, call: "Callable[[Client], Awaitable[T]]") -> T:
+def call_service(address: str | None, call: "Callable[[Client], Awaitable[T]]") -> T:
     """Call the service at the address, or at the settings' own."""
     where = _address(address)
 

@@ -69,6 +69,9 @@ MaxAttempts: TypeAlias = Annotated[
 ToleratedFailures: TypeAlias = Annotated[
     int | None, typer.Option(metavar="N", help="How many subtasks may fail.", show_default=False)
 ]
+ReviewPlan: TypeAlias = Annotated[
+    bool | None, typer.Option("--review-plan", help="Wait for a review before the subtasks start.")
+]
 MaxTokens: TypeAlias = Annotated[
     int | None, typer.Option(metavar="N", help="Stop when so many tokens are used.", show_default=False)
 ]

@@ -51,12 +51,6 @@ def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fal
             "all of them printable",
             field="request_id",
         )
-    if request.config.review_plan:
-        raise InvalidArgumentError(
-            "CONFIG_INVALID",
-            "config.review_plan cannot be asked for: this version has no ReviewPlan",
-            field="config.review_plan",
-        )
     _check_labels(request.labels)
     return NewInstance(
         id=request.id or fallback_id,

@@ -25,6 +25,8 @@ COMPLETE: Final = pb.STATE_COMPLETE
 ERRORED: Final = pb.STATE_ERRORED
 TERMINATED: Final = pb.STATE_TERMINATED
 TERMINAL: Final = frozenset({COMPLETE, ERRORED, TERMINATED})
+RESTING: Final = TERMINAL | {PAUSED, WAITING}
+"""The states in which there is nothing to do until a client asks for something."""
 
 PENDING: Final = pb.SUBTASK_STATE_PENDING
 AT_WORK: Final = pb.SUBTASK_STATE_RUNNING

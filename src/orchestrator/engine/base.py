@@ -4,6 +4,7 @@ from typing import Protocol
 
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import Instance
+from orchestrator.engine.run import Action
 
 
 class Engine(Protocol):
@@ -17,5 +18,8 @@ class Engine(Protocol):
         UnavailableError.
         """
 
-    async def terminate(self, instance_id: str) -> Instance:
-        """Stop an instance and close its model calls; raise InstanceNotFoundError, StateForbidsError."""
+    async def steer(self, instance_id: str, action: Action) -> Instance:
+        """Do to an instance what a client asks, as core/lifecycle.py says; give it as it is then.
+
+        Raise InstanceNotFoundError, UnavailableError, and what the action raises.
+        """

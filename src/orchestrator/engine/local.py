@@ -4,19 +4,21 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Self
 
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance, evolve
-from orchestrator.core.wire import STATUS, timestamp
-from orchestrator.engine.run import Run, Workshop
+from orchestrator.core.state import RESTING, TERMINAL, Instance, evolve
+from orchestrator.core.wire import timestamp
+from orchestrator.engine.run import Action, Run, Workshop
 from orchestrator.engine.turns import Turns
-from orchestrator.errors import InvalidArgumentError, QueueFullError, SettingsError, StateForbidsError
+from orchestrator.errors import InvalidArgumentError, QueueFullError, SettingsError
 from orchestrator.log.base import DuplicateRequest, Entry, EventLog
 from orchestrator.models.base import Models
-from orchestrator.v1.event_pb2 import Event, InstanceCreated
+from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import Event, InstanceCreated, InstanceRestarted, InstanceRetried
 
 
 class LocalEngine:
@@ -70,7 +72,7 @@ class LocalEngine:
 
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""
-        self._check_models(new)
+        self._check_models(new.config)
         if len(self._waiting) >= self._max_queued:
             raise QueueFullError(len(self._waiting))
         created = InstanceCreated(
@@ -96,34 +98,63 @@ class LocalEngine:
             return await self._shop.log.load(duplicate.instance_id)
         return instance
 
-    async def terminate(self, instance_id: str) -> Instance:
-        """Stop an instance and close its model calls; see Engine."""
-        run = self._runs.get(instance_id)
-        if run is None:
+    async def steer(self, instance_id: str, action: Action) -> Instance:
+        """Do to an instance what a client asks; see Engine."""
+        if instance_id not in self._runs:
             instance = await self._shop.log.load(instance_id)
-            raise StateForbidsError(instance_id, state=STATUS[instance.state], action="terminate")
-        return await run.terminate()
+            self._runs.setdefault(instance_id, Run(instance, self._shop, self._rested))
+        run = self._runs[instance_id]
+        try:
+            return await run.steer(partial(self._with_models, action))
+        finally:
+            # Also when the caller has gone: what was asked is recorded, and must be done.
+            self._follow_up(run)
 
-    def _check_models(self, new: NewInstance) -> None:
+    def _follow_up(self, run: Run) -> None:
+        """After a run was steered: let it wait for its turn, go on, or rest."""
+        instance = run.instance
+        if instance.state in RESTING:
+            self._rested(instance.id)
+        elif instance.id in self._active:
+            run.advance()
+        elif instance.id not in self._waiting:
+            self._waiting.append(instance.id)
+            self._admit()
+
+    def _check_models(self, config: pb.InstanceConfig) -> None:
         for name in ("big_model", "small_model"):
             try:
-                self._shop.models.check(getattr(new.config, name))
+                self._shop.models.check(getattr(config, name))
             except SettingsError as error:
                 raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{name}") from None
 
+    def _with_models(self, action: Action, instance: Instance) -> Sequence[Event]:
+        """Do an action unless it brings a configuration whose models cannot be called."""
+        events = action(instance)
+        for event in events:
+            payload = getattr(event, str(event.WhichOneof("payload")))
+            if isinstance(payload, InstanceRetried | InstanceRestarted):
+                self._check_models(payload.config)
+        return events
+
     def _enqueue(self, instance: Instance) -> None:
-        self._runs[instance.id] = Run(instance, self._shop, self._ended)
+        self._runs[instance.id] = Run(instance, self._shop, self._rested)
         self._waiting.append(instance.id)
         self._admit()
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._max_active and not self._stopping:
-            if run := self._runs.get(instance_id := self._waiting.popleft()):
+            run = self._runs.get(instance_id := self._waiting.popleft())
+            if run and run.instance.state not in RESTING:
                 self._active.add(instance_id)
                 run.recover()
                 run.advance()
 
-    def _ended(self, instance_id: str) -> None:
-        self._runs.pop(instance_id, None)
+    def _rested(self, instance_id: str) -> None:
+        run = self._runs.get(instance_id)
+        if run is None or run.instance.state not in RESTING:
+            return  # it has been asked to go on meanwhile
+        if run.instance.state in TERMINAL:
+            del self._runs[instance_id]
         self._active.discard(instance_id)
         self._admit()

@@ -10,17 +10,18 @@ from orchestrator.core import decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import Profile
-from orchestrator.core.state import TERMINAL, TRANSITIONS, Instance, Usage
-from orchestrator.core.wire import STATUS
+from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage
 from orchestrator.engine.turns import Turns
 from orchestrator.errors import ModelError, SettingsError, StateForbidsError, UnavailableError
 from orchestrator.log.base import Entry, EventLog
 from orchestrator.models.base import ModelReply, ModelRequest, Models
-from orchestrator.v1.event_pb2 import Event, InstanceTerminated
+from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 P = ParamSpec("P")
+Action = Callable[[Instance], Sequence[Event]]
+"""What a client asks of an instance: the events that do it, or a RequestError; see core/lifecycle.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class Run:
 
     instance: Instance
     shop: Workshop
-    on_end: Callable[[str], None]
-    """Told the id once the instance is finished, and that is durable."""
+    on_rest: Callable[[str], None]
+    """Told the id once the instance is finished, paused or waits for review, and that is durable."""
     _claimed: set[Call] = field(default_factory=set)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
@@ -87,15 +88,22 @@ class Run:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
 
-    async def terminate(self) -> Instance:
-        """Stop at once; raise StateForbidsError, and UnavailableError while nothing can be recorded."""
-        if "instance_terminated" not in TRANSITIONS[self.instance.state]:
-            await self._until_durable()
-            raise StateForbidsError(self.instance.id, state=STATUS[self.instance.state], action="terminate")
+    async def steer(self, action: Action) -> Instance:
+        """Do what a client asks, and give the instance as it is then; raise what the action raises.
+
+        Raise UnavailableError while nothing can be recorded. Whoever calls sees to it that the run is
+        advanced.
+        """
+        try:
+            events = action(self.instance)
+        except StateForbidsError:
+            await self._until_durable()  # what forbids it must not be news that a crash could take back
+            raise
         self.shop.log.check_writable()
-        self._append([Event(instance_terminated=InstanceTerminated())])
+        self._append(events)
         instance = self.instance
-        self.cut()
+        if instance.state in TERMINAL:
+            self.cut()
         await self._until_durable()
         return instance
 
@@ -105,6 +113,7 @@ class Run:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+        self._claimed.clear()
 
     def _own(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
         task = self.shop.tasks.create_task(self._contained(work, *args, **kwargs))
@@ -135,12 +144,12 @@ class Run:
         instance, followed = decider.follow(self.instance, events, self.shop.now_s(), self._claimed)
         self.instance = instance
         durable = self._durable = self.shop.log.append(Entry(followed, instance))
-        if instance.state in TERMINAL:
-            durable.add_done_callback(self._ended)
+        if instance.state in RESTING:
+            durable.add_done_callback(self._rested)
 
-    def _ended(self, durable: "asyncio.Future[None]") -> None:
+    def _rested(self, durable: "asyncio.Future[None]") -> None:
         if not durable.cancelled() and not durable.exception():
-            self.on_end(self.instance.id)
+            self.on_rest(self.instance.id)
 
     async def _until_durable(self) -> None:
         """Wait for the log; shielded, since a caller who leaves must not take the log's word away."""

@@ -4,15 +4,17 @@ import base64
 import binascii
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final, assert_never
 from zlib import crc32
 
 import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 
-from orchestrator.core import create, view
+from orchestrator.core import create, lifecycle, view
 from orchestrator.core.state import TERMINAL
 from orchestrator.engine.base import Engine
+from orchestrator.engine.run import Action
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.log import subscription
 from orchestrator.log.base import EventLog, Page
@@ -105,13 +107,47 @@ class OrchestratorService:
                 break
         return page
 
+    async def PauseInstance(self, request: pb.PauseInstanceRequest, _: Context) -> pb.PauseInstanceResponse:
+        """Start nothing new."""
+        return pb.PauseInstanceResponse(instance=await self._steer(request.id, lifecycle.pause))
+
+    async def ResumeInstance(
+        self, request: pb.ResumeInstanceRequest, _: Context
+    ) -> pb.ResumeInstanceResponse:
+        """Let a paused instance go on."""
+        return pb.ResumeInstanceResponse(instance=await self._steer(request.id, lifecycle.resume))
+
     async def TerminateInstance(
         self, request: pb.TerminateInstanceRequest, _: Context
     ) -> pb.TerminateInstanceResponse:
         """Stop an instance."""
-        create.check_id(request.id)
-        instance = await self._engine.terminate(request.id)
-        return pb.TerminateInstanceResponse(instance=view.instance(instance))
+        return pb.TerminateInstanceResponse(instance=await self._steer(request.id, lifecycle.terminate))
+
+    async def RetryInstance(self, request: pb.RetryInstanceRequest, _: Context) -> pb.RetryInstanceResponse:
+        """Run again what failed."""
+        retry = partial(lifecycle.retry, changes=request.config)
+        return pb.RetryInstanceResponse(instance=await self._steer(request.id, retry))
+
+    async def RestartInstance(
+        self, request: pb.RestartInstanceRequest, _: Context
+    ) -> pb.RestartInstanceResponse:
+        """Begin anew."""
+        restart = partial(lifecycle.restart, changes=request.config)
+        return pb.RestartInstanceResponse(instance=await self._steer(request.id, restart))
+
+    async def ReviewPlan(self, request: pb.ReviewPlanRequest, _: Context) -> pb.ReviewPlanResponse:
+        """Decide on a plan that waits."""
+        review = partial(
+            lifecycle.review,
+            decision=request.decision,
+            subtasks=request.subtasks,
+            feedback=request.feedback,
+        )
+        return pb.ReviewPlanResponse(instance=await self._steer(request.id, review))
+
+    async def _steer(self, instance_id: str, action: Action) -> instance_pb2.Instance:
+        create.check_id(instance_id)
+        return view.instance(await self._engine.steer(instance_id, action))
 
     async def StreamEvents(
         self, request: pb.StreamEventsRequest, _: Context

@@ -1,0 +1,112 @@
+"""What a client may do to an instance that is there: each gives the events to append, or refuses.
+
+What is allowed is what the transition table allows: nothing here says it a second time.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from orchestrator.core import config as core_config
+from orchestrator.core import plan
+from orchestrator.core.state import (
+    TERMINAL,
+    TRANSITIONS,
+    Instance,
+    State,
+    subtask_of,
+)
+from orchestrator.core.wire import STATUS
+from orchestrator.errors import InvalidArgumentError, StateForbidsError
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1 import instance_pb2
+
+_ACTIONS: Final = {
+    "pause": "instance_pause_requested",
+    "resume": "instance_resumed",
+    "terminate": "instance_terminated",
+    "retry": "instance_retried",
+    "restart": "instance_restarted",
+    "review": "plan_reviewed",
+}
+"""Each action's event: it is allowed where the table allows that."""
+
+
+def allows(state: State, action: str) -> bool:
+    """Whether an instance in this state may be paused, resumed, terminated, retried, restarted, reviewed."""
+    return _ACTIONS[action] in TRANSITIONS[state]
+
+
+def pause(instance: Instance) -> Sequence[pb.Event]:
+    """Start nothing new; raise StateForbidsError."""
+    _check(instance, "pause")
+    return [pb.Event(instance_pause_requested=pb.InstancePauseRequested())]
+
+
+def resume(instance: Instance) -> Sequence[pb.Event]:
+    """Go on; raise StateForbidsError."""
+    _check(instance, "resume")
+    return [pb.Event(instance_resumed=pb.InstanceResumed())]
+
+
+def terminate(instance: Instance) -> Sequence[pb.Event]:
+    """Stop at once; raise StateForbidsError."""
+    _check(instance, "terminate")
+    return [pb.Event(instance_terminated=pb.InstanceTerminated())]
+
+
+def retry(instance: Instance, changes: instance_pb2.InstanceConfig) -> Sequence[pb.Event]:
+    """Run again what failed, under changed config; raise StateForbidsError, InvalidArgumentError."""
+    _check(instance, "retry")
+    if changes.subtasks and instance.planned:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID",
+            "config.subtasks cannot change a plan that is made: fork the instance at STAGE_PLAN",
+            field="config.subtasks",
+        )
+    config = core_config.resolve(changes, instance.config)
+    return [pb.Event(instance_retried=pb.InstanceRetried(config=config))]
+
+
+def restart(instance: Instance, changes: instance_pb2.InstanceConfig) -> Sequence[pb.Event]:
+    """Begin anew under changed config; raise StateForbidsError, InvalidArgumentError."""
+    _check(instance, "restart")
+    config = core_config.resolve(changes, instance.config)
+    return [pb.Event(instance_restarted=pb.InstanceRestarted(config=config))]
+
+
+def review(
+    instance: Instance,
+    decision: pb.Decision.ValueType,
+    subtasks: Sequence[instance_pb2.Subtask],
+    feedback: str,
+) -> Sequence[pb.Event]:
+    """Decide on a plan that waits; raise StateForbidsError, InvalidArgumentError."""
+    if decision not in (pb.DECISION_APPROVE, pb.DECISION_REJECT):
+        raise InvalidArgumentError(
+            "CONFIG_INVALID", "decision must be DECISION_APPROVE or DECISION_REJECT", field="decision"
+        )
+    if subtasks and decision != pb.DECISION_APPROVE:
+        raise InvalidArgumentError(
+            "PLAN_INVALID", "an edited plan goes with DECISION_APPROVE", field="subtasks"
+        )
+    if feedback and decision != pb.DECISION_REJECT:
+        raise InvalidArgumentError("CONFIG_INVALID", "feedback goes with DECISION_REJECT", field="feedback")
+    _check(instance, "review")
+    if subtasks:
+        try:
+            plan.validate(map(subtask_of, subtasks), instance.config.max_subtasks)
+        except plan.PlanError as error:
+            raise InvalidArgumentError("PLAN_INVALID", str(error), field="subtasks") from None
+    reviewed = pb.PlanReviewed(decision=decision, subtasks=subtasks, feedback=feedback)
+    return [pb.Event(plan_reviewed=reviewed)]
+
+
+def check_deletable(instance: Instance) -> None:
+    """Raise StateForbidsError unless the instance is finished."""
+    if instance.state not in TERMINAL:
+        raise StateForbidsError(instance.id, state=STATUS[instance.state], action="delete")
+
+
+def _check(instance: Instance, action: str) -> None:
+    if not allows(instance.state, action):
+        raise StateForbidsError(instance.id, state=STATUS[instance.state], action=action)

@@ -1,0 +1,96 @@
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import pytest
+from support.lives import Life, part
+
+from orchestrator.core import lifecycle
+from orchestrator.core.state import TRANSITIONS, Instance
+from orchestrator.errors import InvalidArgumentError, StateForbidsError
+from orchestrator.v1 import event_pb2, instance_pb2
+from orchestrator.v1.event_pb2 import Event
+
+NO_CHANGE = instance_pb2.InstanceConfig()
+ACTIONS: dict[str, Callable[[Instance], Sequence[Event]]] = {
+    "pause": lifecycle.pause,
+    "resume": lifecycle.resume,
+    "terminate": lifecycle.terminate,
+    "retry": partial(lifecycle.retry, changes=NO_CHANGE),
+    "restart": partial(lifecycle.restart, changes=NO_CHANGE),
+    "review": partial(lifecycle.review, decision=event_pb2.DECISION_APPROVE, subtasks=[], feedback=""),
+}
+
+
+def paused() -> Event:
+    return Event(instance_pause_requested=event_pb2.InstancePauseRequested())
+
+
+def lives() -> dict[str, Life]:
+    """An instance in each state."""
+    working = Life().planned(part("a"), part("b")).started("a")
+    return {
+        "QUEUED": Life(),
+        "RUNNING": working,
+        "WAITING_FOR_PAUSE": Life().planned(part("a")).started("a").then(paused()),
+        "PAUSED": Life().then(paused(), Event(instance_paused=event_pb2.InstancePaused())),
+        "WAITING": Life(review_plan=True).planned(part("a")),
+        "COMPLETE": Life().planned(part("a")).done("a").completed(),
+        "ERRORED": Life().then(Event(instance_errored=event_pb2.InstanceErrored())),
+        "TERMINATED": Life().then(Event(instance_terminated=event_pb2.InstanceTerminated())),
+    }
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("state", lives())
+def test_an_action_is_allowed_where_the_table_allows_its_event_and_changes_nothing_elsewhere(
+    state: str, action: str
+) -> None:
+    life = lives()[state]
+    assert instance_pb2.State.Name(life.instance.state) == f"STATE_{state}"
+    before = life.refolded()
+    if lifecycle.allows(life.instance.state, action):
+        events = ACTIONS[action](life.instance)
+        kind = str(events[0].WhichOneof("payload"))
+        assert life.then(*events).instance.state in TRANSITIONS[before.state][kind]
+    else:
+        with pytest.raises(StateForbidsError) as caught:
+            ACTIONS[action](life.instance)
+        assert caught.value.metadata["action"] == action
+        assert life.instance == before
+
+
+def test_a_retry_changes_the_config_and_records_it_whole() -> None:
+    (event,) = lifecycle.retry(lives()["ERRORED"].instance, instance_pb2.InstanceConfig(max_subtasks=3))
+    assert event.instance_retried.config.max_subtasks == 3
+    assert event.instance_retried.config.big_model == "scripted/big"
+
+
+def test_a_review_may_edit_the_plan_or_reject_it_with_feedback() -> None:
+    edited = [instance_pb2.Subtask(id="x", instructions="do x")]
+    life = lives()["WAITING"]
+    life.then(*lifecycle.review(life.instance, event_pb2.DECISION_APPROVE, edited, ""))
+    assert list(life.instance.subtasks) == ["x"]
+    life = lives()["WAITING"]
+    life.then(*lifecycle.review(life.instance, event_pb2.DECISION_REJECT, [], "smaller parts"))
+    assert not life.instance.subtasks
+    assert life.instance.feedback == "smaller parts"
+
+
+@pytest.mark.parametrize(
+    ("decision", "subtasks", "feedback", "reason"),
+    [
+        (event_pb2.DECISION_UNSPECIFIED, [], "", "CONFIG_INVALID"),
+        (event_pb2.DECISION_REJECT, [instance_pb2.Subtask(id="x", instructions="i")], "", "PLAN_INVALID"),
+        (event_pb2.DECISION_APPROVE, [], "better", "CONFIG_INVALID"),
+        (event_pb2.DECISION_APPROVE, [instance_pb2.Subtask(id="x")], "", "PLAN_INVALID"),
+    ],
+)
+def test_a_review_that_makes_no_sense_is_refused(
+    decision: event_pb2.Decision.ValueType,
+    subtasks: list[instance_pb2.Subtask],
+    feedback: str,
+    reason: str,
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        lifecycle.review(lives()["WAITING"].instance, decision, subtasks, feedback)
+    assert caught.value.reason == reason
