@@ -27,15 +27,17 @@ def print_instances(instances: Iterable[pb.Instance]) -> None:
         for instance in instances:
             print(*_fields(instance), sep="\t")  # noqa: T201  the answer itself
         return
+    instances = list(instances)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-    for heading in ("id", "state", "created", "took", "subtasks"):
-        table.add_column(
-            heading, no_wrap=True, justify="right" if heading in ("took", "subtasks") else "left"
-        )
+    # An id that is cut cannot be copied: on a narrow terminal the prompt gives way.
+    table.add_column("id", no_wrap=True, min_width=max((len(it.id) for it in instances), default=0))
+    for heading in ("state", "created", "took", "done"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("took", "done") else "left")
     table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
     for instance in instances:
-        name, _, *rest = _fields(instance)
-        table.add_row(Text(name), state_text(instance.state), *map(Text, rest))
+        name, _, _, *rest = _fields(instance)
+        created = Text(_recent(instance.create_time))
+        table.add_row(Text(name), state_text(instance.state), created, *map(Text, rest))
     console = terminal()
     console.print(table if table.row_count else Text("no instances", style="dim"))
 
@@ -132,6 +134,13 @@ def _indented(text: str) -> Padding:
 
 def _local(moment: Timestamp) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.seconds))
+
+
+def _recent(moment: Timestamp) -> str:
+    """The time of today, or the day."""
+    then = time.localtime(moment.seconds)
+    today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d", then)
 
 
 def _took(instance: pb.Instance) -> str:
