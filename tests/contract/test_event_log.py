@@ -263,6 +263,18 @@ async def test_all_instances_are_followed_live(log: EventLog) -> None:
     assert [event.instance_id for event in page.events()] == ["b"]
 
 
+async def test_instances_with_a_label_are_followed_alone(log: EventLog) -> None:
+    for number in range(6):
+        await record(log, wish(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
+    labels = [("team", "red"), ("stage", "one")]
+    page, caught_up = [step async for step in subscription.follow_all(log, labels=labels, live=False)]
+    assert [event.instance_id for event in page.events()] == ["i1", "i3", "i5"]
+    assert page.places == [2, 4, 6]
+    assert caught_up == subscription.CaughtUp(6)
+    rest = [step async for step in subscription.follow_all(log, after=2, labels=labels, live=False)]
+    assert rest[0].places == [4, 6]
+
+
 async def test_whoever_waits_for_an_end_gets_it_or_the_state_when_time_is_up(log: EventLog) -> None:
     life = Life("a")
     await record(log, life)

@@ -216,6 +216,27 @@ async def test_a_stream_past_the_end_is_out_of_range(stuck: Service) -> None:
     assert 1 <= int(refusal.info.metadata["last_sequence"]) <= 2
 
 
+async def test_all_events_stream_by_position(running: Service) -> None:
+    for name in ("a", "b"):
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=name, labels={"n": name}))
+        await running.ended(name)
+
+    async def streamed(**options: object) -> list[pb.StreamAllEventsResponse]:
+        request = pb.StreamAllEventsRequest(follow=False, **options)
+        return [message async for message in running.stub.StreamAllEvents(request)]
+
+    *batches, caught_up = await streamed()
+    events = [event for message in batches for event in message.batch.events]
+    assert batches[-1].batch.last_position == caught_up.caught_up.sequence == len(events)
+    for name in ("a", "b"):
+        mine = [event.sequence for event in events if event.instance_id == name]
+        assert mine == list(range(1, len(mine) + 1))
+    *rest, _ = await streamed(after_position=5)
+    assert [event for message in rest for event in message.batch.events] == events[5:]
+    *labelled, _ = await streamed(labels=["n=b"])
+    assert {event.instance_id for message in labelled for event in message.batch.events} == {"b"}
+
+
 async def test_a_quiet_stream_has_heartbeats(stuck: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.rpc.service.HEARTBEAT_S", 0.01)
     await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))

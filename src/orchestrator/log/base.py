@@ -72,8 +72,10 @@ class EventLog(Protocol):
     async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read events with a sequence over `after`; raise InstanceNotFoundError."""
 
-    async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
-        """Read events of all instances with a position over `after`."""
+    async def read_all(
+        self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
+    ) -> Page:
+        """Read events with a position over `after`, of all instances that have all of `labels`."""
 
     async def last_sequence(self, instance_id: str) -> int:
         """The sequence of an instance's last event; raise InstanceNotFoundError."""

@@ -15,7 +15,7 @@ class MemoryEventLog:
 
     def __init__(self) -> None:
         self.wakeups = Wakeups()
-        self._all: list[bytes] = []
+        self._all: list[tuple[str, bytes]] = []
         self._events: dict[str, list[bytes]] = {}
         self._instances: dict[str, Instance] = {}
         self._requests: dict[str, str] = {}
@@ -33,7 +33,7 @@ class MemoryEventLog:
                 self._requests[instance.request_id] = instance.id
         rows = [framed(event) for event in entry.events]
         self._events.setdefault(instance.id, []).extend(rows)
-        self._all.extend(rows)
+        self._all.extend((instance.id, row) for row in rows)
         self._instances[instance.id] = instance
         done.set_result(None)
         self.wakeups.wake((instance.id,))
@@ -54,9 +54,19 @@ class MemoryEventLog:
         state = (await self.load(instance_id)).state
         return _page(self._events[instance_id], after, limit, state)
 
-    async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
+    async def read_all(
+        self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
+    ) -> Page:
         """Read a page of all instances."""
-        return _page(self._all, after, limit, pb.STATE_UNSPECIFIED)
+        rows = [
+            (position, row)
+            for position, (instance_id, row) in enumerate(self._all, 1)
+            if position > after and _has(self._instances[instance_id], labels)
+        ]
+        shown = rows[:limit]
+        data = b"".join(row for _, row in shown)
+        places = [position for position, _ in shown]
+        return Page(data, places, at_end=len(shown) == len(rows), state=pb.STATE_UNSPECIFIED)
 
     async def last_sequence(self, instance_id: str) -> int:
         """Count the instance's events."""
@@ -80,7 +90,7 @@ class MemoryEventLog:
             for key, instance in enumerate(self._instances.values(), 1)
             if (not before or key < before)
             and (not states or instance.state in states)
-            and all(instance.labels.get(name) == value for name, value in labels)
+            and _has(instance, labels)
         ]
         return found[::-1][:limit]
 
@@ -90,6 +100,10 @@ class MemoryEventLog:
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+
+def _has(instance: Instance, labels: Sequence[tuple[str, str]]) -> bool:
+    return all(instance.labels.get(name) == value for name, value in labels)
 
 
 def _page(rows: Sequence[bytes], after: int, limit: int, state: State) -> Page:

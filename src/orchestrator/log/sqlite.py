@@ -7,6 +7,7 @@ cursor outlives a call, so the WAL can always be checkpointed.
 import asyncio
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -23,6 +24,8 @@ from orchestrator.v1 import instance_pb2 as pb
 
 _MOST_FINISHED_CHARACTERS: Final = 16 * 1024 * 1024
 """How much text the finished instances may hold whose folded state is kept at hand."""
+
+_LABELLED: Final = "instance IN (SELECT instance FROM label WHERE name = ?{} AND value = ?{})"
 
 
 class SqliteEventLog:
@@ -150,16 +153,20 @@ class SqliteEventLog:
             return Page(b"", (), at_end=True, state=rows[0][0])
         return await self._page(rows, limit)
 
-    async def read_all(self, after: int, limit: int = PAGE_EVENTS) -> Page:
+    async def read_all(
+        self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
+    ) -> Page:
         """Read a page of all instances; see EventLog."""
+        conditions = ["position > ?1"]
+        conditions += [_LABELLED.format(place, place + 1) for place in range(3, 3 + 2 * len(labels), 2)]
         rows = await fetch(
             self._reader,
             f"""
             SELECT 0, page.total, page.position, page.position, event.data
-            FROM ({_page_of("position > ?1", limit="?2")}) AS page
+            FROM ({_page_of(" AND ".join(conditions), limit="?2")}) AS page
             JOIN event ON event.position = page.position ORDER BY page.position
             """,  # noqa: S608
-            (after, limit),
+            (after, limit, *chain.from_iterable(labels)),
         )
         if not rows:
             return Page(b"", (), at_end=True, state=pb.STATE_UNSPECIFIED)

@@ -5,7 +5,7 @@ it waits to be woken and reads again. The watch begins before the first read, so
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.core.state import TERMINAL, Instance, State
@@ -59,13 +59,22 @@ async def follow(
 
 
 async def follow_all(
-    log: EventLog, *, after: int = 0, live: bool = True, quiet_s: float = 15.0
+    log: EventLog,
+    *,
+    after: int = 0,
+    labels: Sequence[tuple[str, str]] = (),
+    live: bool = True,
+    quiet_s: float = 15.0,
 ) -> AsyncIterator[Step]:
-    """Yield every instance's events after a position, as `follow` does; there is no End."""
+    """Yield events after a position, of all instances that have all labels, as `follow` does; no End."""
     last_position = await log.last_position()
     if not 0 <= after <= last_position:
         raise SequenceOutOfRangeError("after_position", after, last_position)
-    async for step in _follow(log.wakeups, "", log.read_all, after, live=live, quiet_s=quiet_s):
+
+    async def read(last: int) -> Page:
+        return await log.read_all(last, labels=labels)
+
+    async for step in _follow(log.wakeups, "", read, after, live=live, quiet_s=quiet_s):
         yield step
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, Final, assert_never
 from zlib import crc32
@@ -85,16 +85,10 @@ class OrchestratorService:
                 f"page_size is {request.page_size}: it must be 0 to {_LARGEST_PAGE}",
                 field="page_size",
             )
-        if len(request.labels) > create.MAX_LABELS:
-            raise InvalidArgumentError(
-                "CONFIG_INVALID",
-                f"{len(request.labels)} labels are asked for; no instance has over {create.MAX_LABELS}",
-                field="labels",
-            )
         size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
         found = await self._log.find(
             states=sorted(set(request.states)),
-            labels=[_label(text) for text in request.labels],
+            labels=_labels(request.labels),
             before=_read_page_token(request),
             limit=size + 1,
         )
@@ -170,6 +164,27 @@ class OrchestratorService:
                 case subscription.End(state, last):
                     yield pb.StreamEventsResponse(end=pb.StreamEnd(state=state, sequence=last))
 
+    async def StreamAllEvents(
+        self, request: pb.StreamAllEventsRequest, _: Context
+    ) -> AsyncIterator[pb.StreamAllEventsResponse | bytes]:
+        """Replay every instance's events, then follow."""
+        steps = subscription.follow_all(
+            self._log,
+            after=request.after_position,
+            labels=_labels(request.labels),
+            live=request.follow or not request.HasField("follow"),
+            quiet_s=HEARTBEAT_S,
+        )
+        async for step in steps:
+            match step:
+                case Page():
+                    position = pb.EventBatch(last_position=step.places[-1]).SerializeToString()
+                    yield delimited(_ALL_BATCH_TAG, step.data + position)
+                case subscription.CaughtUp(last):
+                    yield pb.StreamAllEventsResponse(caught_up=pb.CaughtUp(sequence=last))
+                case subscription.Quiet(last):
+                    yield pb.StreamAllEventsResponse(heartbeat=pb.Heartbeat(sequence=last))
+
     async def StreamServerSentEvents(
         self, request: pb.StreamServerSentEventsRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
@@ -210,6 +225,17 @@ def _header(context: Context, name: str) -> str:
 
 
 _BATCH_TAG: Final = tag(pb.StreamEventsResponse, "batch")
+_ALL_BATCH_TAG: Final = tag(pb.StreamAllEventsResponse, "batch")
+
+
+def _labels(texts: Sequence[str]) -> Sequence[tuple[str, str]]:
+    if len(texts) > create.MAX_LABELS:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID",
+            f"{len(texts)} labels are asked for; no instance has over {create.MAX_LABELS}",
+            field="labels",
+        )
+    return [_label(text) for text in texts]
 
 
 def _label(text: str) -> tuple[str, str]:
