@@ -9,7 +9,6 @@ from typing import Final
 from orchestrator.core import config as core_config
 from orchestrator.core import plan
 from orchestrator.core.state import (
-    TERMINAL,
     TRANSITIONS,
     Instance,
     State,
@@ -99,12 +98,6 @@ def review(
             raise InvalidArgumentError("PLAN_INVALID", str(error), field="subtasks") from None
     reviewed = pb.PlanReviewed(decision=decision, subtasks=subtasks, feedback=feedback)
     return [pb.Event(plan_reviewed=reviewed)]
-
-
-def check_deletable(instance: Instance) -> None:
-    """Raise StateForbidsError unless the instance is finished."""
-    if instance.state not in TERMINAL:
-        raise StateForbidsError(instance.id, state=STATUS[instance.state], action="delete")
 
 
 def _check(instance: Instance, action: str) -> None:

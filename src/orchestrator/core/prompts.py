@@ -1,8 +1,7 @@
 """What each role is told, and how its answer is read.
 
 A *profile* fits the roles to a kind of model: `FULL`, here, for models that follow instructions and a JSON
-schema, `TINY`, in tiny.py, for one that can only fill in a few short strings. Prompts are versioned: the text
-is data to the log's readers, so a change here bumps `VERSION`.
+schema, `TINY`, in tiny.py, for one that can only fill in a few short strings.
 
 What we say ourselves is in the system message. What a client or another model wrote is in the user message,
 between tags that do not occur in it, so that it can be told from what we say whatever it contains.
@@ -17,8 +16,6 @@ from typing import Final, Literal, Protocol
 from orchestrator.core import plan
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import DONE, Failure, Instance, Subtask
-
-VERSION = "1"
 
 Role = Literal["planning", "work", "synthesis"]
 
