@@ -56,8 +56,9 @@ format: install ## Format the code
 	$(BIN)/ruff format --quiet
 
 .PHONY: bench
-bench: install ## Measure: engine and log beside raw SQLite, HTTP transports
+bench: install ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/inserts.py
 	$(BIN)/python benchmarks/http_transports.py
 
 .PHONY: release-protos

@@ -40,14 +40,11 @@ async def through_engine(path: Path, instances: int) -> float:
     log = await SqliteEventLog.open(path)
     async with LocalEngine.running(log, MODELS, max_calls=1000) as engine:
         begin = time.perf_counter()
-
-        async def one(number: int) -> None:
-            await engine.create(wish(number))
-            await wait_for_end(log, f"bench-{number}", 60)
-
         async with asyncio.TaskGroup() as tasks:
             for number in range(instances):
-                tasks.create_task(one(number))
+                tasks.create_task(engine.create(wish(number)))
+        for number in range(instances):
+            await wait_for_end(log, f"bench-{number}", 60)
         elapsed = time.perf_counter() - begin
     await log.aclose()
     return elapsed

@@ -328,6 +328,26 @@ async def test_pausing_lets_what_runs_finish_and_resuming_goes_on_across_a_resta
     assert hall.calls.count("t1") == 2  # once for each instance
 
 
+async def test_a_resumed_instance_waits_until_there_is_a_place_for_it(tmp_path: Path) -> None:
+    hall = Hall(plan_text(2, chained=True))
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+        await engine.create(wish())
+        await hall.until(lambda: hall.open == 1)
+        await engine.steer("a", lifecycle.pause)
+        hall.gate.set()
+        await until(log, pb.STATE_PAUSED)
+        hall.gate.clear()
+        await engine.create(wish("b"))
+        await hall.until(lambda: hall.open == 1)
+        await engine.steer("a", lifecycle.resume)
+        begun = len(hall.calls)
+        hall.gate.set()
+        assert (await wait_for_end(log, "b", 20)).state == pb.STATE_COMPLETE
+        assert hall.calls[begun : begun + 2] == ["t2", "synthesis"]  # both are b's: a's t2 comes after them
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await log.load("a")).end_time_s >= (await log.load("b")).end_time_s
+
+
 async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path) -> None:
     broken = {"t5"}
     calls: list[str] = []

@@ -17,8 +17,8 @@ LATER_S = NOW_S + 1e6
 PAUSE = Event(instance_pause_requested=event_pb2.InstancePauseRequested())
 
 
-def what(life: Life, now_s: float = LATER_S, claimed: frozenset = frozenset()) -> list:
-    return list(decide(life.instance, now_s, claimed))
+def what(life: Life, now_s: float = LATER_S) -> list:
+    return list(decide(life.instance, now_s))
 
 
 def recorded(life: Life) -> Event:
@@ -40,9 +40,8 @@ def test_first_of_all_a_plan_is_made() -> None:
     assert what(Life()) == [MakePlan()]
 
 
-def test_a_plan_under_way_or_claimed_is_not_made_twice() -> None:
+def test_a_plan_under_way_is_not_made_twice() -> None:
     life = Life()
-    assert what(life, claimed=frozenset({MakePlan()})) == []
     assert what(life.then(decider.begun(life.instance, MakePlan()))) == []
 
 
@@ -64,12 +63,13 @@ def test_a_dependent_starts_the_moment_its_own_dependencies_are_done() -> None:
     assert what(life) == [RunSubtask("c")]
 
 
-def test_no_more_run_in_parallel_than_allowed_counting_claims() -> None:
+def test_no_more_run_in_parallel_than_allowed() -> None:
     life = Life(max_parallel_subtasks=2).planned(*map(part, "abcd"))
     assert what(life) == [RunSubtask("a"), RunSubtask("b")]
     life.started("a")
     assert what(life) == [RunSubtask("b")]
-    assert what(life, claimed=frozenset({RunSubtask("b")})) == []
+    life.started("b")
+    assert what(life) == []
 
 
 def test_a_retry_waits_for_its_time() -> None:

@@ -1,61 +1,61 @@
-import asyncio
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.engine.turns import Turns
 
 
-async def queue(turns: Turns, names: str, order: list[str]) -> list["asyncio.Task[None]"]:
-    """A task for each letter, waiting for its instance's turn in this order."""
+class Caller:
+    """Something that wants so many turns, and takes what it is given."""
 
-    async def take(name: str) -> None:
-        async with turns.turn(name):
-            order.append(name)
-            await asyncio.sleep(0)
+    def __init__(self, turns: Turns, name: str, wants: int, order: list[str]) -> None:
+        self.turns, self.name, self.wants, self.order = turns, name, wants, order
 
-    tasks = [asyncio.create_task(take(name)) for name in names]
-    await asyncio.sleep(0)
-    return tasks
+    def ask(self) -> None:
+        while self.wants and self.turns.take(self.name, self.ask):
+            self.wants -= 1
+            self.order.append(self.name)
 
 
-async def test_instances_that_wait_are_let_in_by_turns() -> None:
+def test_instances_that_wait_are_let_in_by_turns() -> None:
     turns, order = Turns(1), list[str]()
-    async with turns.turn("x"):
-        tasks = await queue(turns, "aaaabbc", order)
-    await asyncio.gather(*tasks)
+    assert turns.take("x", lambda: None)
+    for name, wants in (("a", 4), ("b", 2), ("c", 1)):
+        Caller(turns, name, wants, order).ask()
+    for _ in range(7):
+        turns.give_back()
     assert "".join(order) == "abcabaa"
 
 
-@pytest.mark.parametrize("limit", [1, 2, 5])
-async def test_no_more_are_in_at_once_than_the_limit(limit: int) -> None:
-    turns = Turns(limit)
-    inside = most = 0
-
-    async def take(name: str) -> None:
-        nonlocal inside, most
-        async with turns.turn(name):
-            inside += 1
-            most = max(most, inside)
-            await asyncio.sleep(0)
-            inside -= 1
-
-    await asyncio.gather(*(take(name) for name in "abcabcabcabc"))
-    assert most == limit
+@given(limit=st.integers(1, 5), wants=st.lists(st.integers(0, 5), max_size=6))
+def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, wants: list[int]) -> None:
+    turns, order = Turns(limit), list[str]()
+    for name, want in enumerate(wants):
+        Caller(turns, str(name), want, order).ask()
+    assert len(order) == min(limit, sum(wants))
+    for given_back in range(1, sum(wants) + 1):
+        turns.give_back()
+        assert len(order) == min(limit + given_back, sum(wants))
+    for number in range(limit):
+        assert turns.take("last", lambda: None), number
+    assert not turns.take("one more", lambda: None)
 
 
-@given(names=st.text("abc", min_size=1, max_size=12), gone=st.sets(st.integers(0, 11)), late=st.booleans())
-async def test_whoever_leaves_the_queue_keeps_nobody_out(names: str, gone: set[int], late: bool) -> None:
-    turns, order = Turns(2), list[str]()
-    async with turns.turn("x"), turns.turn("y"):
-        tasks = await queue(turns, names, order)
-        if not late:
-            for number in gone & set(range(len(tasks))):
-                tasks[number].cancel()
-            await asyncio.sleep(0)
-    for number in gone & set(range(len(tasks))):
-        tasks[number].cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    async with asyncio.timeout(1), turns.turn("z"), turns.turn("z"):
-        assert len(order) >= len(names) - len(gone)
+def test_one_who_no_longer_wants_a_turn_keeps_nobody_out() -> None:
+    turns, order = Turns(1), list[str]()
+    assert turns.take("x", lambda: None)
+    gone = Caller(turns, "gone", 1, order)
+    gone.ask()
+    gone.wants = 0
+    Caller(turns, "a", 1, order).ask()
+    turns.give_back()
+    assert order == ["a"]
+
+
+def test_once_closed_no_turn_is_granted() -> None:
+    turns, order = Turns(1), list[str]()
+    assert turns.take("x", lambda: None)
+    Caller(turns, "a", 1, order).ask()
+    turns.close()
+    turns.give_back()
+    assert order == []
+    assert not turns.take("b", lambda: None)

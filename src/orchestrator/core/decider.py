@@ -6,7 +6,7 @@ after a crash, `interrupted` gives those that the crash left out. Nothing is rem
 recovery is folding the log and asking again.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -74,12 +74,8 @@ _TELLING_REASONS: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_
 """Reasons that tell a person what to change better than the name of the stage does."""
 
 
-def decide(instance: Instance, now_s: float, claimed: Collection[Call] = frozenset()) -> tuple[Command, ...]:
-    """What to do now, at `now_s` seconds since the epoch.
-
-    `claimed` are calls that were asked for before, wait for their turn and have not begun yet: they are not
-    asked for again, and count against `max_parallel_subtasks`.
-    """
+def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
+    """What to do now, at `now_s` seconds since the epoch; a call is asked for until it has begun."""
     if instance.state in TERMINAL or instance.state in (PAUSED, WAITING):
         return ()
     if instance.synthesis.state == DONE:
@@ -88,24 +84,22 @@ def decide(instance: Instance, now_s: float, claimed: Collection[Call] = frozens
     if instance.state == WAITING_FOR_PAUSE:
         return () if instance.at_work else (Record((pb.Event(instance_paused=pb.InstancePaused()),)),)
     if not instance.planned:
-        return _decide_planning(instance, now_s, claimed)
+        return _decide_planning(instance, now_s)
     unsettled = [subtask for subtask in instance.subtasks.values() if subtask.work.state not in SETTLED]
     if unsettled:
-        return _decide_subtasks(instance, unsettled, now_s, claimed)
-    return _decide_synthesis(instance, now_s, claimed)
+        return _decide_subtasks(instance, unsettled, now_s)
+    return _decide_synthesis(instance, now_s)
 
 
-def _decide_planning(instance: Instance, now_s: float, claimed: Collection[Call]) -> tuple[Command, ...]:
+def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
     if instance.config.subtasks:
         return (Record(_plan_events(0, "", instance.config.subtasks, "", None)),)
     if instance.planning.state == FAILED:
         return _error("PLANNING_FAILED", "planning", instance.planning)
-    return _call(instance, MakePlan(), instance.planning, now_s, claimed)
+    return _call(instance, MakePlan(), instance.planning, now_s)
 
 
-def _decide_subtasks(
-    instance: Instance, unsettled: list[Subtask], now_s: float, claimed: Collection[Call]
-) -> tuple[Command, ...]:
+def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float) -> tuple[Command, ...]:
     skipped = []
     ready = []
     running = 0
@@ -123,21 +117,18 @@ def _decide_subtasks(
     if ready and (failure := budget.exceeded(instance, now_s)):
         # What runs has been paid for: it may finish before the instance errs.
         return () if running else (_errored(failure),)
-    free = instance.config.max_parallel_subtasks - running - len(claimed)
+    free = instance.config.max_parallel_subtasks - running
     commands: list[Command] = []
     for subtask in ready:
-        command = RunSubtask(subtask.id)
-        if command in claimed:
-            continue
         if subtask.work.retry_time_s > now_s:
             commands.append(_wake(instance, subtask.work))
         elif free > 0:
-            commands.append(command)
+            commands.append(RunSubtask(subtask.id))
             free -= 1
     return tuple(commands)
 
 
-def _decide_synthesis(instance: Instance, now_s: float, claimed: Collection[Call]) -> tuple[Command, ...]:
+def _decide_synthesis(instance: Instance, now_s: float) -> tuple[Command, ...]:
     failed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == FAILED]
     done = any(subtask.work.state == DONE for subtask in instance.subtasks.values())
     if len(failed) > instance.config.tolerated_failures or not done:
@@ -145,13 +136,11 @@ def _decide_synthesis(instance: Instance, now_s: float, claimed: Collection[Call
         return _error("SUBTASK_FAILED", f"subtask {first.id} ({first.title})", first.work, first.id)
     if instance.synthesis.state == FAILED:
         return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
-    return _call(instance, Synthesize(), instance.synthesis, now_s, claimed)
+    return _call(instance, Synthesize(), instance.synthesis, now_s)
 
 
-def _call(
-    instance: Instance, command: Call, work: Work, now_s: float, claimed: Collection[Call]
-) -> tuple[Command, ...]:
-    if work.state == AT_WORK or command in claimed:
+def _call(instance: Instance, command: Call, work: Work, now_s: float) -> tuple[Command, ...]:
+    if work.state == AT_WORK:
         return ()
     if failure := budget.exceeded(instance, now_s):
         return (_errored(failure),)
@@ -187,7 +176,7 @@ def _errored(failure: Failure) -> Record:
 
 
 def follow(
-    instance: Instance, events: Sequence[pb.Event], now_s: float, claimed: Collection[Call] = frozenset()
+    instance: Instance, events: Sequence[pb.Event], now_s: float
 ) -> tuple[Instance, Sequence[pb.Event]]:
     """Let the instance go through events, and through those that follow from them without a call.
 
@@ -203,7 +192,7 @@ def follow(
             event.event_time.nanos = micros % 1_000_000 * 1000
             instance = evolve(instance, event)
             followed.append(event)
-        commands = decide(instance, now_s, claimed)
+        commands = decide(instance, now_s)
         events = [event for command in commands if isinstance(command, Record) for event in command.events]
     return instance, followed
 

@@ -90,7 +90,7 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
         if unknown := [name for name in subtask.depends_on if name not in known]:
             raise PlanError(f"subtask {subtask.id!r} depends on {unknown[0]!r}, which is not in the plan")
     try:
-        TopologicalSorter({subtask.id: subtask.depends_on for subtask in subtasks}).prepare()
+        TopologicalSorter({task.id: task.depends_on for task in subtasks if task.depends_on}).prepare()
     except CycleError as error:
         cycle = " → ".join(error.args[1])
         raise PlanError(f"the subtasks depend on each other in a cycle: {cycle}") from None

@@ -136,6 +136,9 @@ class Usage:
         )
 
 
+_NO_USAGE: Final = Usage()
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why something failed; `reason` is UPPER_SNAKE_CASE."""
@@ -161,11 +164,14 @@ class Work:
     start_time_s: float = 0.0
     """When the first attempt began; 0: not yet."""
     end_time_s: float = 0.0
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = _NO_USAGE
 
     def renewed(self) -> "Work":
         """The same work, to be tried afresh: attempts go on counting, failures begin anew."""
         return Work(attempt=self.attempt, usage=self.usage)
+
+
+_NOT_BEGUN: Final = Work()
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ class Subtask:
     instructions: str
     depends_on: tuple[str, ...] = ()
     worker: str = ""
-    work: Work = field(default_factory=Work)
+    work: Work = _NOT_BEGUN
     output: str = ""
 
 
@@ -194,16 +200,16 @@ class Instance:
     forked_from: str = ""
     request_id: str = ""
     request_digest: bytes = b""
-    planning: Work = field(default_factory=Work)
+    planning: Work = _NOT_BEGUN
     planned: bool = False
     reviewed: bool = False
     feedback: str = ""
     """What a reviewer wants of the next plan."""
     summary: str = ""
     subtasks: Mapping[str, Subtask] = field(default_factory=dict)
-    synthesis: Work = field(default_factory=Work)
+    synthesis: Work = _NOT_BEGUN
     final_result: str = ""
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = _NO_USAGE
     error: Failure | None = None
     create_time_s: float = 0.0
     start_time_s: float = 0.0

@@ -29,7 +29,7 @@ class LocalEngine:
         self._max_active = max_active
         self._max_queued = max_queued
         self._runs: dict[str, Run] = {}
-        self._active: set[str] = set()
+        self._active = 0
         self._waiting: deque[str] = deque()
         self._stopping = False
 
@@ -65,6 +65,7 @@ class LocalEngine:
                 failure = error
             finally:
                 engine._stopping = True
+                engine._shop.turns.close()
                 for run in engine._runs.values():
                     run.cut()
         if failure:
@@ -102,24 +103,13 @@ class LocalEngine:
         """Do to an instance what a client asks; see Engine."""
         if instance_id not in self._runs:
             instance = await self._shop.log.load(instance_id)
-            self._runs.setdefault(instance_id, Run(instance, self._shop, self._rested))
+            self._runs.setdefault(instance_id, Run(instance, self._shop, self._follow_up))
         run = self._runs[instance_id]
         try:
             return await run.steer(partial(self._with_models, action))
         finally:
-            # Also when the caller has gone: what was asked is recorded, and must be done.
-            self._follow_up(run)
-
-    def _follow_up(self, run: Run) -> None:
-        """After a run was steered: let it wait for its turn, go on, or rest."""
-        instance = run.instance
-        if instance.state in RESTING:
-            self._rested(instance.id)
-        elif instance.id in self._active:
-            run.advance()
-        elif instance.id not in self._waiting:
-            self._waiting.append(instance.id)
-            self._admit()
+            if run.rests:
+                self._release(run)
 
     def _check_models(self, config: pb.InstanceConfig) -> None:
         for name in ("big_model", "small_model"):
@@ -138,23 +128,33 @@ class LocalEngine:
         return events
 
     def _enqueue(self, instance: Instance) -> None:
-        self._runs[instance.id] = Run(instance, self._shop, self._rested)
+        self._runs[instance.id] = Run(instance, self._shop, self._follow_up)
         self._waiting.append(instance.id)
         self._admit()
 
+    def _follow_up(self, run: Run) -> None:
+        """Something that a run appended is durable: let it rest, go on, or wait until it may."""
+        if run.rests:
+            self._release(run)
+        elif run.admitted:
+            run.advance()
+        elif run.instance.state not in RESTING and run.instance.id not in self._waiting:
+            self._waiting.append(run.instance.id)
+            self._admit()
+
+    def _release(self, run: Run) -> None:
+        if run.instance.state in TERMINAL:
+            self._runs.pop(run.instance.id, None)
+        if run.admitted:
+            run.admitted = False
+            self._active -= 1
+            self._admit()
+
     def _admit(self) -> None:
-        while self._waiting and len(self._active) < self._max_active and not self._stopping:
-            run = self._runs.get(instance_id := self._waiting.popleft())
+        while self._waiting and self._active < self._max_active and not self._stopping:
+            run = self._runs.get(self._waiting.popleft())
             if run and run.instance.state not in RESTING:
-                self._active.add(instance_id)
+                run.admitted = True
+                self._active += 1
                 run.recover()
                 run.advance()
-
-    def _rested(self, instance_id: str) -> None:
-        run = self._runs.get(instance_id)
-        if run is None or run.instance.state not in RESTING:
-            return  # it has been asked to go on meanwhile
-        if run.instance.state in TERMINAL:
-            del self._runs[instance_id]
-        self._active.discard(instance_id)
-        self._admit()

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, ParamSpec, assert_never
+from typing import Final, assert_never
 
 from orchestrator.core import decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
@@ -19,7 +19,6 @@ from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 Action = Callable[[Instance], Sequence[Event]]
 """What a client asks of an instance: the events that do it, or a RequestError; see core/lifecycle.py."""
 
@@ -47,13 +46,19 @@ class Run:
 
     instance: Instance
     shop: Workshop
-    on_rest: Callable[[str], None]
-    """Told the id once the instance is finished, paused or waits for review, and that is durable."""
-    _claimed: set[Call] = field(default_factory=set)
-    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    on_durable: Callable[["Run"], None]
+    """Told whenever something that was appended has become durable: the run is to go on, or rests."""
+    admitted: bool = False
+    """Whether it may make calls: only so many instances are active at once."""
+    _calls: set["asyncio.Task[None]"] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
     _durable: "asyncio.Future[None] | None" = None
     """Done once everything appended so far is durable."""
+
+    @property
+    def rests(self) -> bool:
+        """Whether the instance is finished, paused or waits for review, and that is durable."""
+        return self.instance.state in RESTING and (self._durable is None or self._durable.done())
 
     def recover(self) -> None:
         """Record that a crash cut off the calls under way."""
@@ -62,7 +67,8 @@ class Run:
     def advance(self) -> None:
         """Start whatever is to be done now, and wake up when something is to be done later."""
         try:
-            self._advance()
+            if self.admitted:
+                self._advance()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._stand_still(error)
 
@@ -70,29 +76,42 @@ class Run:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        wake_s: list[float] = []
         now_s = self.shop.now_s()
-        for command in decider.decide(self.instance, now_s, self._claimed):
+        wake_s: list[float] = []
+        calls: list[Call] = []
+        for command in decider.decide(self.instance, now_s):
             match command:
                 case Record(events):
                     self._append(events)
-                    self._own(self._go_on)
                 case WakeAt(time_s):
                     wake_s.append(time_s)
                 case MakePlan() | RunSubtask() | Synthesize():
-                    self._claimed.add(command)
-                    self._own(self._carry_out, command)
+                    if self.shop.turns.take(self.instance.id, self.advance):
+                        calls.append(command)
                 case _:
                     assert_never(command)
+        if calls:
+            self._begin(calls)
         if wake_s:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
 
+    def _begin(self, calls: Sequence[Call]) -> None:
+        # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
+        self._append([decider.begun(self.instance, call) for call in calls])
+        for call in calls:
+            task = self.shop.tasks.create_task(self._carry_out(call))
+            self._calls.add(task)
+            task.add_done_callback(self._called)
+
+    def _called(self, task: "asyncio.Task[None]") -> None:
+        self._calls.discard(task)
+        self.shop.turns.give_back()
+
     async def steer(self, action: Action) -> Instance:
         """Do what a client asks, and give the instance as it is then; raise what the action raises.
 
-        Raise UnavailableError while nothing can be recorded. Whoever calls sees to it that the run is
-        advanced.
+        Raise UnavailableError while nothing can be recorded.
         """
         try:
             events = action(self.instance)
@@ -111,45 +130,30 @@ class Run:
         """Close every open call."""
         if self._timer:
             self._timer.cancel()
-        for task in self._tasks:
+        for task in self._calls:
             task.cancel()
-        self._claimed.clear()
 
-    def _own(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        task = self.shop.tasks.create_task(self._contained(work, *args, **kwargs))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _contained(self, work: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Keep one instance's trouble from the others."""
-        try:
-            await work(*args, **kwargs)
-        except UnavailableError:
-            pass  # the service stops: the log tells the next start how far this came
-        except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
-            self._stand_still(error)
-
-    def _stand_still(self, error: Exception) -> None:
+    def _stand_still(self, error: BaseException) -> None:
         _LOGGER.error("%s stands still until the next start", self.instance.id, exc_info=error)
         self.cut()
-
-    async def _go_on(self) -> None:
-        await self._until_durable()
-        self.advance()
 
     def _append(self, events: Sequence[Event]) -> None:
         """Queue what happened for the log, together with whatever follows from it without a call."""
         if not events:
             return
-        instance, followed = decider.follow(self.instance, events, self.shop.now_s(), self._claimed)
-        self.instance = instance
-        durable = self._durable = self.shop.log.append(Entry(followed, instance))
-        if instance.state in RESTING:
-            durable.add_done_callback(self._rested)
+        self.instance, followed = decider.follow(self.instance, events, self.shop.now_s())
+        self._durable = self.shop.log.append(Entry(followed, self.instance))
+        self._durable.add_done_callback(self._recorded)
 
-    def _rested(self, durable: "asyncio.Future[None]") -> None:
-        if not durable.cancelled() and not durable.exception():
-            self.on_rest(self.instance.id)
+    def _recorded(self, durable: "asyncio.Future[None]") -> None:
+        if durable.cancelled():
+            return
+        if error := durable.exception():
+            # The service stops: the log tells the next start how far this came.
+            if not isinstance(error, UnavailableError):
+                self._stand_still(error)
+        else:
+            self.on_durable(self)
 
     async def _until_durable(self) -> None:
         """Wait for the log; shielded, since a caller who leaves must not take the log's word away."""
@@ -157,20 +161,13 @@ class Run:
             await asyncio.shield(self._durable)
 
     async def _carry_out(self, call: Call) -> None:
-        """Wait for a turn, make the call, record what came of it, go on."""
-        async with self.shop.turns.turn(self.instance.id):
-            self._claimed.discard(call)
-            if call not in decider.decide(self.instance, self.shop.now_s(), self._claimed):
-                # Meanwhile the instance was paused or its budget spent, or another call came first.
-                self.advance()
-                return
-            # Not waited for: should the service stop now, the call will have left no trace, and no harm.
-            self._append([decider.begun(self.instance, call)])
+        """Make a call that has begun, and record what came of it."""
+        try:
             events = await self._attempt(call)
-        if self.instance.state not in TERMINAL:
-            self._append(events)
-            await self._until_durable()
-            self.advance()
+            if self.instance.state not in TERMINAL:
+                self._append(events)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
+            self._stand_still(error)
 
     async def _attempt(self, call: Call) -> Sequence[Event]:
         """Make one call; the events that say how it went."""
@@ -220,7 +217,8 @@ class Run:
                 prompt = profile.synthesize(instance)
             case _:
                 assert_never(call)
-        timeout_s = instance.config.retry.attempt_timeout.ToTimedelta().total_seconds()
+        attempt_timeout = instance.config.retry.attempt_timeout
+        timeout_s = attempt_timeout.seconds + attempt_timeout.nanos / 1e9
         request = ModelRequest(
             model=model,
             prompt=prompt,

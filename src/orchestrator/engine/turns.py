@@ -1,51 +1,34 @@
-"""Whose turn it is: a bound on open model calls that is shared fairly."""
+"""A bound on how many model calls are open at once, shared fairly by all instances."""
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 
 class Turns:
-    """At most `limit` calls at once; those that wait are let in one from each instance in turn.
+    """Grants so many turns at a time; when there are none left, instances wait in a queue.
 
-    So an instance with many subtasks cannot starve others (round robin; Nagle, RFC 970).
+    An instance that waits is asked again once a turn is free, and takes its place behind all others if it
+    wants more: so one with many subtasks cannot starve others (round robin; Nagle, RFC 970).
     """
 
     def __init__(self, limit: int) -> None:
         self._free = limit
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, Callable[[], None]] = {}
+        self._closed = False
 
-    @asynccontextmanager
-    async def turn(self, instance_id: str) -> AsyncIterator[None]:
-        """Wait for a turn, and hold it while the block runs."""
-        await self._enter(instance_id)
-        try:
-            yield
-        finally:
-            self._leave()
-
-    async def _enter(self, instance_id: str) -> None:
-        if self._free:
+    def take(self, instance_id: str, ask_again: Callable[[], None]) -> bool:
+        """Take a turn if there is one; otherwise `ask_again` is called, once, when there may be."""
+        if self._free and not self._closed:
             self._free -= 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(instance_id, deque()).append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self._leave()  # it was given to one who has gone
-            raise
+            return True
+        self._waiting.setdefault(instance_id, ask_again)
+        return False
 
-    def _leave(self) -> None:
-        while self._waiting:
-            instance_id = next(iter(self._waiting))
-            turns = self._waiting.pop(instance_id)
-            turn = turns.popleft()
-            if turns:
-                self._waiting[instance_id] = turns  # behind all others
-            if not turn.cancelled():
-                turn.set_result(None)
-                return
+    def give_back(self) -> None:
+        """Let whoever waits have the turn."""
         self._free += 1
+        while self._free and self._waiting and not self._closed:
+            self._waiting.pop(next(iter(self._waiting)))()
+
+    def close(self) -> None:
+        """Grant no more."""
+        self._closed = True

@@ -146,6 +146,7 @@ class SqliteWriter:
                 await self._queued.wait()
                 self._queued.clear()
                 while self._queue:
+                    await asyncio.sleep(0)  # what this pass of the loop still brings joins the group
                     group = self._queue[:MOST_ENTRIES_PER_COMMIT]
                     del self._queue[:MOST_ENTRIES_PER_COMMIT]
                     await self._commit(group)
