@@ -8,15 +8,18 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Never
 
 from orchestrator.core import config
 from orchestrator.edge import EdgeProcess, find_envoy
 from orchestrator.edge import running as envoy_running
 from orchestrator.engine.local import LocalEngine
+from orchestrator.log.retention import retain
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
+from orchestrator.models.prices import Price, Prices
 from orchestrator.ports import free_port
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
@@ -50,7 +53,8 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         # Whatever can be found wrong is found before unfinished instances are taken up, which costs money.
-        models = providers.from_environment(os.environ)
+        prices = {model: Price.parse(model, price) for model, price in settings.prices.items()}
+        models = replace(providers.from_environment(os.environ), prices=Prices(prices))
         stack.push_async_callback(models.aclose)
         for name in (settings.big_model, settings.small_model):
             models.check(name)
@@ -69,6 +73,8 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                 max_calls=settings.max_concurrent_calls,
             )
         )
+        if settings.retention_s:
+            await stack.enter_async_context(_in_background(retain(log, settings.retention_s)))
         defaults = config.default(settings.big_model, settings.small_model)
         service = OrchestratorService(engine, log, defaults)
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
@@ -80,6 +86,16 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                 envoy_running(rest_address=settings.rest_address, grpc_address=address)
             )
         yield Running(address, log, envoy)
+
+
+@asynccontextmanager
+async def _in_background(work: Coroutine[None, None, Never]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def calm_collector() -> None:

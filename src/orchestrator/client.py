@@ -142,6 +142,15 @@ class Client:
         with _translated():
             return await self._stub.CreateInstance(request, timeout=self._timeout_s)
 
+    async def create_all(
+        self, requests: Sequence[orchestrator_pb2.CreateInstanceRequest]
+    ) -> orchestrator_pb2.BatchCreateInstancesResponse:
+        """Record up to 100 new instances, all or none."""
+        with _translated():
+            return await self._stub.BatchCreateInstances(
+                orchestrator_pb2.BatchCreateInstancesRequest(requests=requests), timeout=self._timeout_s
+            )
+
     async def get(self, instance_id: str, *, full: bool = False) -> orchestrator_pb2.GetInstanceResponse:
         """Show one instance; `full` adds the subtasks' instructions and outputs."""
         view = orchestrator_pb2.VIEW_FULL if full else orchestrator_pb2.VIEW_BASIC
@@ -227,6 +236,28 @@ class Client:
             return await self._stub.RestartInstance(
                 orchestrator_pb2.RestartInstanceRequest(id=instance_id, config=config),
                 timeout=self._timeout_s,
+            )
+
+    async def fork(
+        self,
+        instance_id: str,
+        stage: orchestrator_pb2.Stage.ValueType,
+        *,
+        new_id: str = "",
+        config: instance_pb2.InstanceConfig | None = None,
+    ) -> orchestrator_pb2.ForkInstanceResponse:
+        """Make a new instance that keeps what this one did before a stage, under changed config."""
+        request = orchestrator_pb2.ForkInstanceRequest(
+            id=instance_id, new_id=new_id, stage=stage, config=config
+        )
+        with _translated():
+            return await self._stub.ForkInstance(request, timeout=self._timeout_s)
+
+    async def delete(self, instance_id: str) -> None:
+        """Remove a finished instance and its events."""
+        with _translated():
+            await self._stub.DeleteInstance(
+                orchestrator_pb2.DeleteInstanceRequest(id=instance_id), timeout=self._timeout_s
             )
 
     async def review(

@@ -16,6 +16,9 @@ OrchestratorError
 └── ModelError                    one model call failed; becomes a *Failed event
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class OrchestratorError(Exception):
     """The root: `str()` of it is fit to show to a person."""
@@ -56,6 +59,17 @@ class InvalidArgumentError(RequestError):
     """The request itself is wrong: mend it, then send it again."""
 
 
+@contextmanager
+def at_field(path: str) -> Iterator[None]:
+    """Tell where in a larger request the part lies that an InvalidArgumentError is about."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        error.field = f"{path}.{error.field}" if error.field else path
+        error.args = (f"{path}: {error}",)
+        raise
+
+
 class InstanceNotFoundError(RequestError):
     """There is no such instance."""
 
@@ -70,10 +84,10 @@ class AlreadyExistsError(RequestError):
 class StateForbidsError(RequestError):
     """The instance's state does not allow the action."""
 
-    def __init__(self, instance_id: str, *, state: str, action: str) -> None:
+    def __init__(self, instance_id: str, *, state: str, action: str, why: str = "") -> None:
         super().__init__(
             "STATE_FORBIDS",
-            f"instance {instance_id!r} is {state}: it cannot be asked to {action}",
+            f"instance {instance_id!r} is {state}: it cannot be asked to {action}" + (why and f" {why}"),
             metadata={"state": state, "action": action},
         )
 

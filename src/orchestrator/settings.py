@@ -4,7 +4,7 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -12,8 +12,9 @@ from orchestrator.errors import SettingsError
 
 PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
-_NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "RETENTION")
+_NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 """Settings that must not be passed over in silence: who sets them relies on what they do."""
+_UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -39,6 +40,11 @@ class Settings:
     """How many may wait for their turn; beyond that CreateInstance answers QUEUE_FULL."""
     max_concurrent_calls: int = 64
     """How many model calls are open at once, over all instances."""
+    retention: str = ""
+    """How long finished instances are kept, as in 30d, 12h, 45m or 90s; empty: for ever."""
+    prices: Mapping[str, object] = field(default_factory=dict)
+    """What models cost where the known prices are wrong or silent, in the file only: `[prices]` with
+    `"provider/model" = {input_usd = 1.0, output_usd = 4.0}`, dollars per million tokens."""
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -52,6 +58,7 @@ class Settings:
         for name in ("max_active_instances", "max_queued_instances", "max_concurrent_calls"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
+        _ = self.retention_s  # refused now rather than later
         for name in ("grpc_address", "rest_address"):
             setting, address = PREFIX + name.upper(), getattr(self, name)
             host, _ = split_address(address, setting)
@@ -60,6 +67,19 @@ class Settings:
                     f"{setting} is {address!r}: this version has no authentication and listens on loopback "
                     "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
                 )
+
+    @property
+    def retention_s(self) -> float | None:
+        """How many seconds finished instances are kept; None: for ever."""
+        if not self.retention:
+            return None
+        number, unit = self.retention[:-1], self.retention[-1]
+        if not number.isdecimal() or not int(number) or unit not in _UNITS_S:
+            raise SettingsError(
+                f"{PREFIX}RETENTION is {self.retention!r}: it must be a whole number with d, h, m or s, "
+                "as in 30d"
+            )
+        return int(number) * _UNITS_S[unit]
 
     @classmethod
     def load(
@@ -84,7 +104,10 @@ class Settings:
                 raise SettingsError(f"{file}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
             found |= table
         found |= {name: value for name, value in flags.items() if value is not None}
-        return cls(**{name: _typed(name, value, type(known[name].default)) for name, value in found.items()})
+        defaults = cls()
+        return cls(
+            **{name: _typed(name, value, type(getattr(defaults, name))) for name, value in found.items()}
+        )
 
 
 def _is_loopback(host: str) -> bool:

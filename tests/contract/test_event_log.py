@@ -15,14 +15,16 @@ from orchestrator.errors import (
     AlreadyExistsError,
     InstanceNotFoundError,
     SequenceOutOfRangeError,
+    StateForbidsError,
     UnavailableError,
 )
 from orchestrator.log import subscription
 from orchestrator.log.base import DuplicateRequest, Entry, EventLog, Page
 from orchestrator.log.memory import MemoryEventLog
+from orchestrator.log.retention import sweep
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.v1 import instance_pb2 as pb
-from orchestrator.v1.event_pb2 import Event, InstanceTerminated
+from orchestrator.v1.event_pb2 import Event, InstanceRetried, InstanceTerminated
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -328,3 +330,120 @@ async def test_readers_who_join_anywhere_see_every_event_once_and_in_order(
 def test_the_fixture_for_a_wish_is_what_the_fold_gives() -> None:
     life = wish("a", "key", b"digest", team="red")
     assert life.refolded() == life.instance
+
+
+async def finished(log: EventLog, instance_id: str, request_id: str = "", end_time_s: float = 0) -> Life:
+    life = wish(instance_id, request_id, b"x", team="red")
+    life.then(Event(instance_terminated=InstanceTerminated()))
+    if end_time_s:
+        life.instance = replace(life.instance, end_time_s=end_time_s)
+    await record(log, life)
+    return life
+
+
+async def test_a_deleted_instance_is_gone_for_everybody(log: EventLog) -> None:
+    await finished(log, "a", "key")
+    await record(log, wish("b", team="red"))
+    await log.delete("a")
+    with pytest.raises(InstanceNotFoundError):
+        await log.load("a")
+    with pytest.raises(InstanceNotFoundError):
+        await log.read("a", 0)
+    with pytest.raises(InstanceNotFoundError):
+        await log.last_sequence("a")
+    assert [name for _, name in await log.find(labels=[("team", "red")], limit=9)] == ["b"]
+    assert {event.instance_id for event in (await log.read_all(0)).events()} == {"b"}
+    with pytest.raises(InstanceNotFoundError):
+        await log.delete("a")
+
+
+async def test_only_a_finished_instance_is_deleted(log: EventLog) -> None:
+    life = Life("a")
+    await record(log, life)
+    with pytest.raises(StateForbidsError, match="is queued: it cannot be asked to delete"):
+        await log.delete("a")
+    assert await log.load("a") == life.instance
+
+
+async def test_places_of_the_deleted_are_not_given_again(log: EventLog) -> None:
+    await finished(log, "a")
+    ((key, _),) = await log.find(limit=1)
+    last = await log.last_position()
+    await log.delete("a")
+    assert await log.last_position() == last
+    await finished(log, "a", "key")
+    ((new_key, _),) = await log.find(limit=1)
+    assert new_key > key
+    page = await log.read_all(last)
+    assert list(page.places) == [last + 1, last + 2]
+
+
+async def test_an_id_and_a_request_id_are_free_again_after_deletion(log: EventLog) -> None:
+    await finished(log, "a", "key")
+    await log.delete("a")
+    life = await finished(log, "a", "key")
+    assert await read_all(log, "a") == life.events
+
+
+async def test_a_reader_of_a_deleted_instance_is_told_so_even_if_the_id_lives_on(log: EventLog) -> None:
+    life = Life("a")
+    await record(log, life)
+    async with aclosing(subscription.follow(log, "a", quiet_s=5)) as reader:
+        assert isinstance(await anext(reader), Page)
+        assert isinstance(await anext(reader), subscription.CaughtUp)
+        before = len(life.events)
+        await record(log, life.then(Event(instance_terminated=InstanceTerminated())), before)
+        await log.delete("a")
+        await record(log, Life("a").planned())
+        with pytest.raises(InstanceNotFoundError):
+            await anext(reader)
+
+
+async def test_what_follows_on_a_deleted_instance_is_refused(log: EventLog) -> None:
+    life = await finished(log, "a")
+    before = len(life.events)
+    life.then(Event(instance_retried=InstanceRetried(config=life.instance.config)))
+    await log.delete("a")
+    with pytest.raises(InstanceNotFoundError):
+        await record(log, life, before)
+    assert await log.find(limit=1) == []
+
+
+async def test_creations_that_go_together_are_all_there_or_none(log: EventLog) -> None:
+    await record(log, Life("taken"))
+    for refused in (["a", "taken", "b"], ["a", "b", "a"]):
+        futures = log.append_together([Entry(life.events, life.instance) for life in map(Life, refused)])
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert all(isinstance(result, AlreadyExistsError) for result in results)
+        assert [name for _, name in await log.find(limit=9)] == ["taken"]
+    futures = log.append_together([Entry(life.events, life.instance) for life in map(Life, "ab")])
+    assert await asyncio.gather(*futures) == [None, None]
+    assert [name for _, name in await log.find(limit=9)] == ["b", "a", "taken"]
+    assert await read_all(log, "b") == Life("b").events
+
+
+async def test_a_repeated_request_among_creations_keeps_the_others_from_nothing(log: EventLog) -> None:
+    await record(log, wish("first", "key", b"same"))
+    lives = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
+    futures = log.append_together([Entry(life.events, life.instance) for life in lives])
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert (results[0], results[2]) == (None, None)
+    assert [error.instance_id for error in results if isinstance(error, DuplicateRequest)] == ["first", "b"]
+    assert {name for _, name in await log.find(limit=9)} == {"first", "a", "b"}
+
+
+async def test_finished_instances_are_found_by_when_they_finished(log: EventLog) -> None:
+    for name, end_time_s in (("late", 300.0), ("early", 100.0), ("middle", 200.0)):
+        await finished(log, name, end_time_s=end_time_s)
+    await record(log, Life("running"))
+    assert await log.finished_before(250, 9) == ["early", "middle"]
+    assert await log.finished_before(250, 1) == ["early"]
+    assert await log.finished_before(100, 9) == []
+
+
+async def test_a_sweep_removes_what_finished_before(log: EventLog) -> None:
+    for number in range(5):
+        await finished(log, f"i{number}", end_time_s=100.0 + number)
+    await record(log, Life("running"))
+    assert await sweep(log, 103) == 3
+    assert [name for _, name in await log.find(limit=9)] == ["running", "i4", "i3"]

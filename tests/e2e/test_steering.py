@@ -100,3 +100,54 @@ async def test_an_instance_is_paused_and_resumed(tmp_path: Path) -> None:
             answer = await client.wait("a", timeout_s=30)
         assert answer.instance.state == instance_pb2.STATE_COMPLETE
         assert endpoint.count("work") == 2
+
+
+async def test_an_instance_is_forked_and_deleted_by_the_command(tmp_path: Path) -> None:
+    async with (
+        Endpoint(subtasks=2) as endpoint,
+        process(tmp_path, **on_endpoint(endpoint.url)) as service,
+        Client(service.grpc_address) as client,
+    ):
+        await command(service, "create", "Build it", "--id", "a")
+        await client.wait("a", timeout_s=30)
+        arguments = ("--stage", "synthesis", "--id", "b", "--big-model", "openai/other")
+        assert await command(service, "fork", "a", *arguments) == "b is running"
+        answer = await client.wait("b", timeout_s=30)
+        assert answer.instance.forked_from == "a"
+        assert (endpoint.count("planning"), endpoint.count("work"), endpoint.count("synthesis")) == (1, 2, 2)
+        assert endpoint.calls[-1].body["model"] == "other"
+        assert await command(service, "delete", "a") == "a is deleted"
+        assert json.loads(await command(service, "delete", "b", "--json")) == {"id": "b"}
+        assert not (await client.list()).instances
+
+
+async def test_a_file_of_requests_becomes_instances(tmp_path: Path) -> None:
+    async with (
+        Endpoint(subtasks=1) as endpoint,
+        process(tmp_path, **on_endpoint(endpoint.url)) as service,
+        Client(service.grpc_address) as client,
+    ):
+        requests = tmp_path / "requests.jsonl"
+        plan = [{"id": "only", "instructions": "do it"}]
+        wishes = [{"prompt": "one", "id": "a"}, {"prompt": "two", "id": "b", "config": {"subtasks": plan}}]
+        requests.write_text("\n".join(map(json.dumps, wishes)))
+        assert await command(service, "batch", str(requests)) == "a\nb"
+        for name in "ab":
+            answer = await client.wait(name, timeout_s=30)
+            assert answer.instance.state == instance_pb2.STATE_COMPLETE
+        assert endpoint.count("planning") == 1  # the second brought its own plan
+
+
+async def test_what_is_finished_is_removed_when_its_time_is_over(tmp_path: Path) -> None:
+    async with (
+        Endpoint(subtasks=1) as endpoint,
+        process(tmp_path, **on_endpoint(endpoint.url), ORCHESTRATOR_RETENTION="1s") as service,
+        Client(service.grpc_address) as client,
+    ):
+        await client.create("Build it", instance_id="a")
+        await client.wait("a", timeout_s=30)
+        async with asyncio.timeout(20):
+            while (await client.list()).instances:  # noqa: ASYNC110  a deletion is no event
+                await asyncio.sleep(0.05)
+        await client.create("Build it", instance_id="a")  # the id is free again
+        assert (await client.wait("a", timeout_s=30)).instance.state == instance_pb2.STATE_COMPLETE

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from support.lives import CONFIG, resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance
+from orchestrator.core.state import Instance, Usage
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import InvalidArgumentError, ModelError, QueueFullError, StateForbidsError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelReply, ModelRequest, Models
+from orchestrator.models.prices import Price, Prices
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT
@@ -346,6 +348,35 @@ async def test_a_resumed_instance_waits_until_there_is_a_place_for_it(tmp_path: 
         assert hall.calls[begun : begun + 2] == ["t2", "synthesis"]  # both are b's: a's t2 comes after them
         assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
         assert (await log.load("a")).end_time_s >= (await log.load("b")).end_time_s
+
+
+async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goes_on(tmp_path: Path) -> None:
+    def answer(request: ModelRequest) -> Answer:
+        return ModelReply(str(answering()(request)), input_tokens=100, output_tokens=200)
+
+    prices = Prices(dict.fromkeys(("scripted/big", "scripted/small"), Price(1000.0, 1000.0)))  # 0.30 a call
+    models = Models({"scripted": Scripted(answer)}, prices)
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, models) as engine:
+        config = resolved(budget=pb.Budget(max_cost_usd=0.5), max_parallel_subtasks=1)
+        await engine.create(wish(config=config))
+        instance = await wait_for_end(log, "a", 20)
+        assert instance.error
+        assert instance.error.reason == "BUDGET_EXCEEDED"
+        assert "0.6 USD are spent and budget.max_cost_usd is 0.5" in instance.error.message
+        assert (instance.usage.model_calls, round(instance.usage.cost_usd, 6)) == (2, 0.6)
+    await log.aclose()
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, models) as engine:
+        assert (await log.load("a")).usage == instance.usage  # exact after a restart
+        more = pb.InstanceConfig(budget=pb.Budget(max_cost_usd=5))
+        await engine.steer("a", partial(lifecycle.retry, changes=more))
+        instance = await wait_for_end(log, "a", 20)
+        assert instance.state == pb.STATE_COMPLETE
+        assert (instance.usage.model_calls, round(instance.usage.cost_usd, 6)) == (5, 1.5)
+        parts = [instance.planning, instance.synthesis, *(s.work for s in instance.subtasks.values())]
+        assert instance.usage == sum((part.usage for part in parts), Usage())
+    await log.aclose()
 
 
 async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path) -> None:

@@ -347,19 +347,129 @@ async def test_large_instances_make_short_pages(stuck: Service) -> None:
     assert not rest.next_page_token
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ForkInstance",
-        "DeleteInstance",
-        "BatchCreateInstances",
-    ],
-)
-async def test_what_is_not_there_yet_says_so(running: Service, name: str) -> None:
-    request = getattr(pb, f"{name}Request")()
-    with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not available in this version") as caught:
-        await getattr(running.stub, name)(request)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running: Service) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", labels={"team": "red"}))
+    source = (await running.ended("a")).instance
+    before = events_of(await stream(running, "a"))
+    changes = instance_pb2.InstanceConfig(big_model="scripted/other")
+    forked = await running.stub.ForkInstance(
+        pb.ForkInstanceRequest(id="a", new_id="b", stage=pb.STAGE_SYNTHESIS, config=changes)
+    )
+    assert (forked.instance.id, forked.instance.forked_from) == ("b", "a")
+    ended = (await running.ended("b")).instance
+    assert ended.state == instance_pb2.STATE_COMPLETE
+    assert ended.labels == {"team": "red"}
+    assert ended.usage.model_calls == source.usage.model_calls
+    events = events_of(await stream(running, "b"))
+    assert [event.sequence for event in events] == list(range(1, ended.last_sequence + 1))
+    assert events[-3].synthesis_started.model == "scripted/other"
+    assert events_of(await stream(running, "a")) == before
+    taken = pb.ForkInstanceRequest(id="a", new_id="b", stage=pb.STAGE_PLAN)
+    assert (await refused(running.stub.ForkInstance(taken))).info.reason == "INSTANCE_ALREADY_EXISTS"
+    bad = pb.ForkInstanceRequest(id="a", new_id="-", stage=pb.STAGE_PLAN)
+    assert (await refused(running.stub.ForkInstance(bad))).field == "new_id"
+
+
+async def test_what_has_no_plan_yet_cannot_be_forked_behind_it(stuck: Service) -> None:
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    refusal = await refused(stuck.stub.ForkInstance(pb.ForkInstanceRequest(id="a", stage=pb.STAGE_SUBTASKS)))
+    assert (refusal.code, refusal.info.reason) == ("FAILED_PRECONDITION", "STATE_FORBIDS")
+    assert refusal.info.metadata["action"] == "fork"
+
+
+async def test_deleting_takes_the_instance_and_its_events(running: Service) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", request_id="k"))
+    await running.ended("a")
+    await running.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a"))
+    for call in (
+        running.stub.GetInstance(pb.GetInstanceRequest(id="a")),
+        running.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a")),
+        running.stub.RetryInstance(pb.RetryInstanceRequest(id="a")),
+        running.stub.WaitInstance(pb.WaitInstanceRequest(id="a")),
+    ):
+        assert (await refused(call)).info.reason == "INSTANCE_NOT_FOUND"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream(running, "a")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert not (await running.stub.ListInstances(pb.ListInstancesRequest())).instances
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", request_id="k"))
+
+
+async def test_what_runs_is_not_deleted(stuck: Service) -> None:
+    await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    refusal = await refused(stuck.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a")))
+    assert (refusal.code, refusal.info.metadata["action"]) == ("FAILED_PRECONDITION", "delete")
+    await stuck.stub.GetInstance(pb.GetInstanceRequest(id="a"))
+
+
+async def test_a_batch_is_created_whole_or_not_at_all(running: Service) -> None:
+    wishes = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
+    answer = await running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
+    assert [instance.id for instance in answer.instances] == [wish.id for wish in wishes]
+    for wish in wishes:
+        assert (await running.ended(wish.id)).status.status == "complete"
+    for bad, reason, field in (
+        (pb.CreateInstanceRequest(prompt=" "), "PROMPT_EMPTY", "requests[1].prompt"),
+        (pb.CreateInstanceRequest(prompt="x", id="i7"), "INSTANCE_ALREADY_EXISTS", "id"),
+        (
+            pb.CreateInstanceRequest(prompt="x", config={"big_model": "nobody/knows"}),
+            "CONFIG_INVALID",
+            "requests[1].config.big_model",
+        ),
+    ):
+        batch = pb.BatchCreateInstancesRequest(requests=[pb.CreateInstanceRequest(prompt="x", id="new"), bad])
+        refusal = await refused(running.stub.BatchCreateInstances(batch))
+        assert refusal.info.reason == reason
+        assert refusal.field == field
+        gone = running.stub.GetInstance(pb.GetInstanceRequest(id="new"))
+        assert (await refused(gone)).info.reason == "INSTANCE_NOT_FOUND"
+
+
+async def test_a_repeated_batch_gives_the_first_instances(running: Service) -> None:
+    wishes = [pb.CreateInstanceRequest(prompt="x", request_id=f"k{number}") for number in range(3)]
+    batch = pb.BatchCreateInstancesRequest(requests=wishes)
+    first = await running.stub.BatchCreateInstances(batch)
+    again = await running.stub.BatchCreateInstances(batch)
+    assert [instance.id for instance in again.instances] == [instance.id for instance in first.instances]
+
+
+@pytest.mark.parametrize("size", [0, 101])
+async def test_a_batch_has_its_bounds(running: Service, size: int) -> None:
+    wishes = [pb.CreateInstanceRequest(prompt="x")] * size
+    call = running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
+    assert (await refused(call)).field == "requests"
+
+
+async def test_a_budget_in_dollars_needs_known_prices(running: Service) -> None:
+    wish = pb.CreateInstanceRequest(prompt="x", config={"budget": {"max_cost_usd": 1}})
+    refusal = await refused(running.stub.CreateInstance(wish))
+    assert refusal.field == "config.budget.max_cost_usd"
+    assert "no price of scripted/big is known" in refusal.message
+
+
+async def test_ten_thousand_instances_are_listed_once_each_while_others_are_created(stuck: Service) -> None:
+    async def create(numbers: range) -> None:
+        for start in range(numbers.start, numbers.stop, 100):
+            wishes = [
+                pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(start, start + 100)
+            ]
+            await stuck.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
+
+    await create(range(9_000))
+    meanwhile = asyncio.create_task(create(range(9_000, 10_000)))
+    seen: list[str] = []
+    token = ""
+    while True:
+        page = await stuck.stub.ListInstances(pb.ListInstancesRequest(page_size=500, page_token=token))
+        seen += [instance.id for instance in page.instances]
+        token = page.next_page_token
+        if not token:
+            break
+    await meanwhile
+    assert len(seen) == len(set(seen))
+    assert {f"i{number}" for number in range(9_000)} <= set(seen)
+    numbers = [int(name[1:]) for name in seen]
+    assert numbers == sorted(numbers, reverse=True)
 
 
 async def test_health_is_the_standard_one(running: Service) -> None:

@@ -12,10 +12,11 @@ from support.lives import Life, part
 
 from orchestrator.core.decider import worked
 from orchestrator.core.state import Usage
-from orchestrator.errors import StorageError, UnavailableError
+from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log import schema
-from orchestrator.log.base import Entry
+from orchestrator.log.base import Entry, framed
 from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.v1.event_pb2 import Event, InstanceTerminated
 
 
 @pytest.fixture
@@ -77,6 +78,35 @@ async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(StorageError, match="use the release that wrote it"):
         await SqliteEventLog.open(path)
+
+
+async def test_a_database_of_version_one_learns_when_its_instances_finished(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    ended, running = Life("ended").planned().done("t1", "t2", "t3").completed(), Life("running")
+    with sqlite3.connect(path) as connection:
+        connection.executescript(schema.MIGRATIONS[0])
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA application_id = {schema._APPLICATION_ID}")
+        for key, life in enumerate((ended, running), 1):
+            state = life.instance.state
+            connection.execute(
+                "INSERT INTO instance VALUES (?, ?, ?, NULL, '')", (key, life.instance.id, state)
+            )
+            connection.executemany(
+                "INSERT INTO event (instance, sequence, data) VALUES (?, ?, ?)",
+                [(key, event.sequence, framed(event)) for event in life.events],
+            )
+    connection.close()
+    log = await SqliteEventLog.open(path)
+    assert await log.finished_before(ended.instance.end_time_s, 9) == []
+    assert await log.finished_before(ended.instance.end_time_s + 1, 9) == ["ended"]
+    assert await log.load("ended") == ended.instance
+    await log.delete("ended")
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    assert await log.last_position() == len(ended.events) + len(running.events)
+    assert await log.unfinished() == ["running"]
+    await log.aclose()
 
 
 async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -292,3 +322,50 @@ async def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
     log = await SqliteEventLog.open(path)
     assert (await log.load("a")).prompt == "Build it"
     await log.aclose()
+
+
+async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite_connection.BUSY_S", 0.01)
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    life = Life("a").then(Event(instance_terminated=InstanceTerminated()))
+    await log.append(Entry(life.events, life.instance))
+    holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(UnavailableError, match="database is locked") as caught:
+        await log.delete("a")
+    assert caught.value.reason == "STORAGE_READ_ONLY"
+    assert await log.load("a") == life.instance
+    holder.execute("ROLLBACK")
+    holder.close()
+    while True:
+        try:
+            await log.delete("a")
+            break
+        except UnavailableError:
+            await asyncio.sleep(0.01)
+    log.check_writable()
+    with pytest.raises(InstanceNotFoundError):
+        await log.load("a")
+    await log.aclose()
+
+
+async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    life = Life("a").then(Event(instance_terminated=InstanceTerminated()))
+    await log.append(Entry(life.events, life.instance))
+    commit = log._writer._connection.commit
+
+    async def commit_and_fail() -> None:
+        await commit()
+        raise sqlite3.OperationalError("disk I/O error")
+
+    log._writer._connection.commit = commit_and_fail  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        await log.delete("a")
+    with pytest.raises(InstanceNotFoundError):
+        await log.load("a")

@@ -1,7 +1,8 @@
-"""The commands that create instances and show them: create, get, list, events, wait."""
+"""The commands that create instances and show them."""
 
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -46,6 +47,10 @@ def create(
     max_attempts: opt.MaxAttempts = None,
     tolerated_failures: opt.ToleratedFailures = None,
     review_plan: opt.ReviewPlan = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A JSON list of subtasks: no model plans.", show_default=False),
+    ] = None,
     max_tokens: opt.MaxTokens = None,
     max_cost_usd: opt.MaxCostUsd = None,
     address: opt.Address = None,
@@ -65,6 +70,7 @@ def create(
         max_tokens=max_tokens,
         max_cost_usd=max_cost_usd,
     )
+    config.subtasks.extend(opt.read_plan(plan) if plan else ())
     text = opt.read_prompt(prompt, prompt_file)
     labels = opt.read_labels(label)
 
@@ -78,6 +84,34 @@ def create(
             print_json(created)
         else:
             typer.echo(created.id)
+
+    call_service(address, call)
+
+
+@app.command(epilog=examples("orchestrator batch requests.jsonl", "orchestrator batch - < requests.jsonl"))
+@ends_well
+def batch(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A JSON object a line, as POST / takes it; - reads stdin. At most 100."
+        ),
+    ],
+    *,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Create many instances at once, all or none, and print their ids."""
+    requests = opt.read_requests(file)
+
+    async def call(client: "Client") -> None:
+        created = await client.create_all(requests)
+        if as_json:
+            from orchestrator.cli.reporters import print_json  # noqa: PLC0415
+
+            print_json(created)
+        else:
+            typer.echo("\n".join(instance.id for instance in created.instances))
 
     call_service(address, call)
 

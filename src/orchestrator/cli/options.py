@@ -1,5 +1,6 @@
 """The options that several commands share, and how they become a request."""
 
+import json
 import sys
 import uuid
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import typer
 from orchestrator.cli.exits import UsageError
 
 if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
-    from orchestrator.v1.instance_pb2 import InstanceConfig
+    from orchestrator.v1.instance_pb2 import InstanceConfig, Subtask
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
 Prompt: TypeAlias = Annotated[
@@ -122,6 +123,40 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     if not text.strip():
         raise UsageError('the prompt is empty: say what is to be done, as in make run PROMPT="…"')
     return text
+
+
+def read_plan(file: Path) -> "list[Subtask]":
+    """Subtasks from a JSON file; raise UsageError where it has none."""
+    from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415
+
+    from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
+
+    try:
+        return [ParseDict(entry, Subtask()) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    except (ValueError, TypeError, ParseError) as error:
+        raise UsageError(f"{file} is no JSON list of subtasks: {error}") from None
+
+
+def read_requests(file: Path) -> "list[CreateInstanceRequest]":
+    """Requests from a file of JSON lines; raise UsageError that names the line at fault."""
+    from google.protobuf.json_format import Parse, ParseError  # noqa: PLC0415
+
+    from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
+
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"cannot read {file}: {error}") from None
+    requests = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                requests.append(Parse(line, CreateInstanceRequest()))
+            except ParseError as error:
+                raise UsageError(f"line {number} of {file} is no request: {error}") from None
+    return requests
 
 
 def read_labels(labels: Sequence[str] | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""The commands that steer an instance, one call each: pause, resume, terminate, retry, restart, review."""
+"""The commands that steer an instance, one call each."""
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
     from collections.abc import Awaitable, Callable
 
     from orchestrator.client import Client
-    from orchestrator.v1.instance_pb2 import Subtask
 
 app = typer.Typer()
 
@@ -65,6 +65,7 @@ def retry(
     max_attempts: opt.MaxAttempts = None,
     tolerated_failures: opt.ToleratedFailures = None,
     max_tokens: opt.MaxTokens = None,
+    max_cost_usd: opt.MaxCostUsd = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -75,6 +76,7 @@ def retry(
         max_attempts=max_attempts,
         tolerated_failures=tolerated_failures,
         max_tokens=max_tokens,
+        max_cost_usd=max_cost_usd,
     )
     _steer(address, lambda client: client.retry(instance_id, config), as_json=as_json)
 
@@ -94,6 +96,61 @@ def restart(
     """Begin anew under the same id; the events so far are kept."""
     config = opt.config_of(big_model=big_model, small_model=small_model)
     _steer(address, lambda client: client.restart(instance_id, config), as_json=as_json)
+
+
+class Stage(Enum):
+    """What a fork does anew."""
+
+    PLAN = "plan"
+    SUBTASKS = "subtasks"
+    SYNTHESIS = "synthesis"
+
+
+@app.command(
+    epilog=examples(
+        "orchestrator fork 01J9Z --stage synthesis --big-model anthropic/claude-opus-4-5",
+        "orchestrator fork 01J9Z --stage subtasks --id second-try",
+    )
+)
+@ends_well
+def fork(
+    instance_id: opt.InstanceId,
+    *,
+    stage: Annotated[
+        Stage,
+        typer.Option(help="What is done anew: all of it, the subtasks, or the synthesis alone."),
+    ],
+    new_id: opt.NewId = "",
+    big_model: opt.BigModel = None,
+    small_model: opt.SmallModel = None,
+    tolerated_failures: opt.ToleratedFailures = None,
+    max_tokens: opt.MaxTokens = None,
+    max_cost_usd: opt.MaxCostUsd = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Make a new instance from what this one has done; this one stays as it is."""
+    from orchestrator.v1 import orchestrator_pb2 as pb  # noqa: PLC0415
+
+    config = opt.config_of(
+        big_model=big_model,
+        small_model=small_model,
+        tolerated_failures=tolerated_failures,
+        max_tokens=max_tokens,
+        max_cost_usd=max_cost_usd,
+    )
+    at = pb.Stage.Value(f"STAGE_{stage.name}")
+    _steer(
+        address, lambda client: client.fork(instance_id, at, new_id=new_id, config=config), as_json=as_json
+    )
+
+
+@app.command(epilog=examples("orchestrator delete 01J9Z"))
+@ends_well
+def delete(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+    """Remove a finished instance and its events for good."""
+    call_service(address, lambda client: client.delete(instance_id))
+    typer.echo(json.dumps({"id": instance_id}) if as_json else f"{instance_id} is deleted")
 
 
 @app.command(
@@ -122,23 +179,10 @@ def review(
         raise UsageError("say either --approve or --reject FEEDBACK")
     from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT  # noqa: PLC0415
 
-    subtasks = _read_plan(plan) if plan else ()
+    subtasks = opt.read_plan(plan) if plan else ()
     decision = DECISION_APPROVE if approve else DECISION_REJECT
     _steer(
         address,
         lambda client: client.review(instance_id, decision, subtasks=subtasks, feedback=reject or ""),
         as_json=as_json,
     )
-
-
-def _read_plan(file: Path) -> "list[Subtask]":
-    from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415
-
-    from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
-
-    try:
-        return [ParseDict(entry, Subtask()) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, TypeError, ParseError) as error:
-        raise UsageError(f"{file} is no JSON list of subtasks: {error}") from None

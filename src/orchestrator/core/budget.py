@@ -13,6 +13,12 @@ def exceeded(instance: Instance, now_s: float) -> Failure | None:
             f"{used} tokens are used and budget.max_tokens is {budget.max_tokens}: "
             "what is done is kept; raise the budget to go on",
         )
+    if budget.HasField("max_cost_usd") and instance.usage.cost_usd >= budget.max_cost_usd:
+        return Failure(
+            "BUDGET_EXCEEDED",
+            f"{instance.usage.cost_usd:.6g} USD are spent and budget.max_cost_usd is "
+            f"{budget.max_cost_usd:g}: what is done is kept; raise the budget to go on",
+        )
     deadline = deadline_s(instance)
     if deadline is not None and now_s >= deadline:
         return Failure(

@@ -19,6 +19,7 @@ _RANGES: Final = {
     "retry.max_attempts": (1, 100),
     "retry.multiplier": (1, 10),
     "budget.max_tokens": (1, 2**62),
+    "budget.max_cost_usd": (1e-9, 1e9),
 }
 _DURATIONS_S: Final = {
     "retry.initial_delay": (0, 3600),
@@ -92,10 +93,6 @@ def _check(config: pb.InstanceConfig) -> None:
     for name in ("big_model", "small_model"):
         if len(getattr(config, name)) > _MAX_MODEL_CHARACTERS:
             _refuse(name, f"is over {_MAX_MODEL_CHARACTERS} characters: it must be provider/model")
-    if config.budget.HasField("max_cost_usd"):
-        _refuse(
-            "budget.max_cost_usd", "needs models whose price is known, and none is: set budget.max_tokens"
-        )
 
 
 def _find(config: pb.InstanceConfig, path: str) -> tuple[Message, str]:

@@ -2,13 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from orchestrator.core import config, plan
+from orchestrator.core import config, decider, plan
+from orchestrator.core.state import Instance
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import Event, InstanceCreated
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
 MAX_PROMPT_BYTES: Final = 256 * 1024
@@ -29,6 +31,22 @@ class NewInstance:
     request_id: str = ""
     request_digest: bytes = b""
     """SHA-256 of the request without its request_id."""
+    forked_from: str = ""
+    history: Sequence[Event] = ()
+    """What a fork takes over from its source, to follow InstanceCreated."""
+
+    def begin(self, now_s: float) -> tuple[Instance, Sequence[Event]]:
+        """The new instance and its first events."""
+        created = InstanceCreated(
+            prompt=self.prompt,
+            config=self.config,
+            labels=self.labels,
+            request_id=self.request_id,
+            request_digest=self.request_digest,
+            forked_from=self.forked_from,
+        )
+        events = [Event(instance_created=created), *self.history]
+        return decider.take(Instance(id=self.id), events, now_s), events
 
 
 def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str) -> NewInstance:

@@ -93,7 +93,7 @@ def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
 
 def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
     if instance.config.subtasks:
-        return (Record(_plan_events(0, "", instance.config.subtasks, "", None)),)
+        return (Record(plan_events(0, "", instance.config.subtasks, "", None)),)
     if instance.planning.state == FAILED:
         return _error("PLANNING_FAILED", "planning", instance.planning)
     return _call(instance, MakePlan(), instance.planning, now_s)
@@ -175,6 +175,18 @@ def _errored(failure: Failure) -> Record:
     return Record((pb.Event(instance_errored=pb.InstanceErrored(error=failure_message(failure))),))
 
 
+def take(instance: Instance, events: Iterable[pb.Event], now_s: float) -> Instance:
+    """Give new events their places and time, and the instance after them."""
+    micros = round(now_s * 1e6)
+    for event in events:
+        event.instance_id = instance.id
+        event.sequence = instance.last_sequence + 1
+        event.event_time.seconds = micros // 1_000_000
+        event.event_time.nanos = micros % 1_000_000 * 1000
+        instance = evolve(instance, event)
+    return instance
+
+
 def follow(
     instance: Instance, events: Sequence[pb.Event], now_s: float
 ) -> tuple[Instance, Sequence[pb.Event]]:
@@ -183,15 +195,9 @@ def follow(
     Gives the instance after them and all of the events, each with its place and time.
     """
     followed: list[pb.Event] = []
-    micros = round(now_s * 1e6)
     while events:
-        for event in events:
-            event.instance_id = instance.id
-            event.sequence = instance.last_sequence + 1
-            event.event_time.seconds = micros // 1_000_000
-            event.event_time.nanos = micros % 1_000_000 * 1000
-            instance = evolve(instance, event)
-            followed.append(event)
+        instance = take(instance, events, now_s)
+        followed += events
         commands = decide(instance, now_s)
         events = [event for command in commands if isinstance(command, Record) for event in command.events]
     return instance, followed
@@ -241,12 +247,13 @@ def planned(instance: Instance, plan: Plan, usage: Usage) -> tuple[pb.Event, ...
         )
         for subtask in plan.subtasks
     ]
-    return _plan_events(work.attempt, work.model, subtasks, plan.summary, usage)
+    return plan_events(work.attempt, work.model, subtasks, plan.summary, usage)
 
 
-def _plan_events(
+def plan_events(
     attempt: int, model: str, subtasks: Iterable[instance_pb2.Subtask], summary: str, usage: Usage | None
 ) -> tuple[pb.Event, ...]:
+    """A plan, subtask by subtask; attempt 0: no model made it."""
     completed = pb.PlanCompleted(
         attempt=attempt, model=model, summary=summary, usage=usage_message(usage) if usage else None
     )

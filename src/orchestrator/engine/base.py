@@ -1,5 +1,6 @@
 """What an engine is to those who speak to it."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.core.create import NewInstance
@@ -17,6 +18,9 @@ class Engine(Protocol):
         InvalidArgumentError for a model that cannot be called, AlreadyExistsError, QueueFullError and
         UnavailableError.
         """
+
+    async def create_all(self, wishes: Sequence[NewInstance]) -> Sequence[Instance]:
+        """Record instances in one commit, all or none; answers and errors as of `create`."""
 
     async def steer(self, instance_id: str, action: Action) -> Instance:
         """Do to an instance what a client asks, as core/lifecycle.py says; give it as it is then.

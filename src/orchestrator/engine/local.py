@@ -4,21 +4,26 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Self
 
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import RESTING, TERMINAL, Instance, evolve
-from orchestrator.core.wire import timestamp
+from orchestrator.core.state import RESTING, TERMINAL, Instance
 from orchestrator.engine.run import Action, Run, Workshop
 from orchestrator.engine.turns import Turns
-from orchestrator.errors import InvalidArgumentError, QueueFullError, SettingsError
+from orchestrator.errors import (
+    InstanceNotFoundError,
+    InvalidArgumentError,
+    QueueFullError,
+    SettingsError,
+    at_field,
+)
 from orchestrator.log.base import DuplicateRequest, Entry, EventLog
 from orchestrator.models.base import Models
 from orchestrator.v1 import instance_pb2 as pb
-from orchestrator.v1.event_pb2 import Event, InstanceCreated, InstanceRestarted, InstanceRetried
+from orchestrator.v1.event_pb2 import Event, InstanceRestarted, InstanceRetried
 
 
 class LocalEngine:
@@ -74,25 +79,39 @@ class LocalEngine:
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""
         self._check_models(new.config)
-        if len(self._waiting) >= self._max_queued:
+        self._check_queue(1)
+        entry = self._entry(new)
+        return await self._created(entry.instance, self._shop.log.append(entry))
+
+    async def create_all(self, wishes: Sequence[NewInstance]) -> Sequence[Instance]:
+        """Record instances, all or none; see Engine."""
+        for number, new in enumerate(wishes):
+            with at_field(f"requests[{number}]"):
+                self._check_models(new.config)
+        self._check_queue(len(wishes))
+        entries = [self._entry(new) for new in wishes]
+        durables = self._shop.log.append_together(entries)
+        created = [
+            self._created(entry.instance, durable) for entry, durable in zip(entries, durables, strict=True)
+        ]
+        return await asyncio.gather(*created)
+
+    def _check_queue(self, more: int) -> None:
+        if len(self._waiting) + more > self._max_queued:
             raise QueueFullError(len(self._waiting))
-        created = InstanceCreated(
-            prompt=new.prompt,
-            config=new.config,
-            labels=new.labels,
-            request_id=new.request_id,
-            request_digest=new.request_digest,
-        )
-        event = Event(
-            instance_id=new.id,
-            sequence=1,
-            event_time=timestamp(self._shop.now_s()),
-            instance_created=created,
-        )
-        instance = evolve(Instance(), event)
-        durable = self._shop.log.append(Entry([event], instance))
-        # A callback, not a line below: a caller who goes away must not leave an instance that never runs.
+
+    def _entry(self, new: NewInstance) -> Entry:
+        instance, events = new.begin(self._shop.now_s())
+        return Entry(events, instance)
+
+    def _created(
+        self, instance: Instance, durable: "asyncio.Future[None]"
+    ) -> Coroutine[None, None, Instance]:
+        """Wait until an instance is durable; whoever goes away does not keep it from running."""
         durable.add_done_callback(lambda done: None if done.exception() else self._enqueue(instance))
+        return self._once_durable(instance, durable)
+
+    async def _once_durable(self, instance: Instance, durable: "asyncio.Future[None]") -> Instance:
         try:
             await asyncio.shield(durable)
         except DuplicateRequest as duplicate:
@@ -107,6 +126,9 @@ class LocalEngine:
         run = self._runs[instance_id]
         try:
             return await run.steer(partial(self._with_models, action))
+        except InstanceNotFoundError:
+            self._runs.pop(instance_id, None)  # deleted meanwhile
+            raise
         finally:
             if run.rests:
                 self._release(run)
@@ -117,6 +139,15 @@ class LocalEngine:
                 self._shop.models.check(getattr(config, name))
             except SettingsError as error:
                 raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{name}") from None
+        if config.budget.HasField("max_cost_usd"):
+            for name in (config.big_model, config.small_model):
+                if self._shop.models.prices.cost_usd(name, 1, 1) is None:
+                    raise InvalidArgumentError(
+                        "CONFIG_INVALID",
+                        f"config.budget.max_cost_usd cannot be kept: no price of {name} is known; set one in "
+                        'orchestrator.toml (prices."provider/model"), or use budget.max_tokens',
+                        field="config.budget.max_cost_usd",
+                    )
 
     def _with_models(self, action: Action, instance: Instance) -> Sequence[Event]:
         """Do an action unless it brings a configuration whose models cannot be called."""

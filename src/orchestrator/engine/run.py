@@ -12,12 +12,19 @@ from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import Profile
 from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage
 from orchestrator.engine.turns import Turns
-from orchestrator.errors import ModelError, SettingsError, StateForbidsError, UnavailableError
+from orchestrator.errors import (
+    InstanceNotFoundError,
+    ModelError,
+    SettingsError,
+    StateForbidsError,
+    UnavailableError,
+)
 from orchestrator.log.base import Entry, EventLog
 from orchestrator.models.base import ModelReply, ModelRequest, Models
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
+_MOST_TOKENS: Final = 2**40
 
 Action = Callable[[Instance], Sequence[Event]]
 """What a client asks of an instance: the events that do it, or a RequestError; see core/lifecycle.py."""
@@ -149,8 +156,8 @@ class Run:
         if durable.cancelled():
             return
         if error := durable.exception():
-            # The service stops: the log tells the next start how far this came.
-            if not isinstance(error, UnavailableError):
+            # The service stops, and the log tells the next start how far this came; or it was deleted.
+            if not isinstance(error, UnavailableError | InstanceNotFoundError):
                 self._stand_still(error)
         else:
             self.on_durable(self)
@@ -173,7 +180,7 @@ class Run:
         """Make one call; the events that say how it went."""
         try:
             profile, reply = await self._ask(call)
-            usage = _usage(reply.input_tokens, reply.output_tokens)
+            usage = self._usage(call, reply.input_tokens, reply.output_tokens)
             match call:
                 case MakePlan():
                     plan = profile.read_plan(self.instance, reply.text)
@@ -198,7 +205,7 @@ class Run:
             _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, call)
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
         now_s = self.shop.now_s()
-        usage = _usage(error.input_tokens, error.output_tokens)
+        usage = self._usage(call, error.input_tokens, error.output_tokens)
         return [decider.failed(self.instance, call, error, usage, now_s=now_s, jitter=self.shop.jitter())]
 
     async def _ask(self, call: Call) -> tuple[Profile, ModelReply]:
@@ -236,8 +243,10 @@ class Run:
                 retryable=True,
             ) from None
 
-
-def _usage(input_tokens: int, output_tokens: int) -> Usage:
-    """One call's usage; an endpoint's impossible count must not be what fails an instance."""
-    most = 2**40
-    return Usage(min(max(input_tokens, 0), most), min(max(output_tokens, 0), most), 1)
+    def _usage(self, call: Call, input_tokens: int, output_tokens: int) -> Usage:
+        """One call's usage; an endpoint's impossible count must not be what fails an instance."""
+        sent = min(max(input_tokens, 0), _MOST_TOKENS)
+        received = min(max(output_tokens, 0), _MOST_TOKENS)
+        model = decider.model_for(self.instance, call)
+        cost_usd = self.shop.models.prices.cost_usd(model, sent, received)
+        return Usage(sent, received, model_calls=1, cost_usd=cost_usd or 0.0)

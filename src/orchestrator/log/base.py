@@ -33,13 +33,15 @@ class Page:
     `data` is a serialised EventBatch: events of the wire's batch are length-prefixed, so a page is the
     concatenation of its rows and needs no decoding. `places` are the events' sequences (of all instances:
     their positions). `at_end` tells that nothing lay behind the page when it was read; `state` is the
-    instance's state at that moment (of all instances: unspecified).
+    instance's state at that moment (of all instances: unspecified). `key` is the instance's own in the log,
+    never given twice: another one under the same id means that the first was deleted (of all instances: 0).
     """
 
     data: bytes
     places: Sequence[int]
     at_end: bool
     state: State
+    key: int = 0
 
     def events(self) -> Sequence[Event]:
         """Decode the events."""
@@ -61,6 +63,19 @@ class EventLog(Protocol):
         REQUEST_ID_REUSED), or with DuplicateRequest where the same request has made an instance already.
         While the storage takes no writes, creations fail with UnavailableError (STORAGE_READ_ONLY) and other
         entries wait until it does.
+        """
+
+    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+        """Queue entries that each create an instance and become durable all at once or not at all.
+
+        Where one fails with AlreadyExistsError all do, and nothing is written; DuplicateRequest concerns its
+        own entry only.
+        """
+
+    async def delete(self, instance_id: str) -> None:
+        """Remove a finished instance and its events; its positions and its key are never given again.
+
+        Raise InstanceNotFoundError, StateForbidsError while it is not finished, and UnavailableError.
         """
 
     def check_writable(self) -> None:
@@ -99,6 +114,9 @@ class EventLog(Protocol):
 
     async def unfinished(self) -> Sequence[str]:
         """Ids of all instances in no terminal state, oldest first."""
+
+    async def finished_before(self, time_s: float, limit: int) -> Sequence[str]:
+        """Ids of instances that finished before a time, in seconds since the epoch, the earliest first."""
 
     async def aclose(self) -> None:
         """Write what is queued, then let go of the storage."""

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 from orchestrator.core.state import TERMINAL, Instance, State
-from orchestrator.errors import InstanceNotFoundError
-from orchestrator.log.base import PAGE_EVENTS, Entry, Page, Wakeups, framed
+from orchestrator.core.wire import STATUS
+from orchestrator.errors import InstanceNotFoundError, StateForbidsError
+from orchestrator.log.base import PAGE_EVENTS, DuplicateRequest, Entry, Page, Wakeups, framed
 from orchestrator.log.conflict import conflict
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -15,29 +16,72 @@ class MemoryEventLog:
 
     def __init__(self) -> None:
         self.wakeups = Wakeups()
-        self._all: list[tuple[str, bytes]] = []
+        self._all: dict[int, tuple[str, bytes]] = {}
+        self._position = 0
         self._events: dict[str, list[bytes]] = {}
         self._instances: dict[str, Instance] = {}
+        self._keys: dict[str, int] = {}
+        self._key = 0
         self._requests: dict[str, str] = {}
 
     def append(self, entry: Entry) -> "asyncio.Future[None]":
         """Append at once."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if refusal := self._refusal(entry):
+            done.set_exception(refusal)
+            return done
         instance = entry.instance
         if entry.events[0].sequence == 1:
-            taken = self._requests.get(instance.request_id, instance.id)
-            if refusal := conflict(instance, self._instances.get(taken)):
-                done.set_exception(refusal)
-                return done
+            self._key += 1
+            self._keys[instance.id] = self._key
             if instance.request_id:
                 self._requests[instance.request_id] = instance.id
         rows = [framed(event) for event in entry.events]
         self._events.setdefault(instance.id, []).extend(rows)
-        self._all.extend((instance.id, row) for row in rows)
+        for row in rows:
+            self._position += 1
+            self._all[self._position] = (instance.id, row)
         self._instances[instance.id] = instance
         done.set_result(None)
         self.wakeups.wake((instance.id,))
         return done
+
+    def _refusal(self, entry: Entry) -> Exception | None:
+        instance = entry.instance
+        if entry.events[0].sequence > 1:
+            return None if instance.id in self._instances else InstanceNotFoundError(instance.id)
+        taken = self._requests.get(instance.request_id, instance.id)
+        return conflict(instance, self._instances.get(taken))
+
+    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+        """Append all at once, or take back what was appended."""
+        futures = [self.append(entry) for entry in entries]
+        errors = [future.exception() for future in futures]
+        fault = next((error for error in errors if error and not isinstance(error, DuplicateRequest)), None)
+        if fault is None:
+            return futures
+        refused: list[asyncio.Future[None]] = []
+        for entry, error in zip(entries, errors, strict=True):
+            if error is None:
+                self._remove(entry.instance.id)
+            refused.append(asyncio.get_running_loop().create_future())
+            refused[-1].set_exception(fault)
+            refused[-1].exception()  # as with the others: whoever does not wait does not want to know
+        return refused
+
+    async def delete(self, instance_id: str) -> None:
+        """Remove a finished instance."""
+        state = (await self.load(instance_id)).state
+        if state not in TERMINAL:
+            raise StateForbidsError(instance_id, state=STATUS[state], action="delete")
+        self._remove(instance_id)
+        self.wakeups.wake((instance_id,))
+
+    def _remove(self, instance_id: str) -> None:
+        instance = self._instances.pop(instance_id)
+        self._requests.pop(instance.request_id, None)
+        del self._events[instance_id], self._keys[instance_id]
+        self._all = {place: row for place, row in self._all.items() if row[0] != instance_id}
 
     def check_writable(self) -> None:
         """Memory always is."""
@@ -52,7 +96,15 @@ class MemoryEventLog:
     async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance."""
         state = (await self.load(instance_id)).state
-        return _page(self._events[instance_id], after, limit, state)
+        rows = self._events[instance_id]
+        found = rows[after : after + limit]
+        return Page(
+            b"".join(found),
+            range(after + 1, after + len(found) + 1),
+            at_end=after + limit >= len(rows),
+            state=state,
+            key=self._keys[instance_id],
+        )
 
     async def read_all(
         self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
@@ -60,7 +112,7 @@ class MemoryEventLog:
         """Read a page of all instances."""
         rows = [
             (position, row)
-            for position, (instance_id, row) in enumerate(self._all, 1)
+            for position, (instance_id, row) in self._all.items()
             if position > after and _has(self._instances[instance_id], labels)
         ]
         shown = rows[:limit]
@@ -73,8 +125,8 @@ class MemoryEventLog:
         return (await self.load(instance_id)).last_sequence
 
     async def last_position(self) -> int:
-        """Count all events."""
-        return len(self._all)
+        """Give the last position."""
+        return self._position
 
     async def find(
         self,
@@ -87,7 +139,8 @@ class MemoryEventLog:
         """Look at every instance."""
         found = [
             (key, instance.id)
-            for key, instance in enumerate(self._instances.values(), 1)
+            for instance in self._instances.values()
+            for key in (self._keys[instance.id],)
             if (not before or key < before)
             and (not states or instance.state in states)
             and _has(instance, labels)
@@ -98,15 +151,18 @@ class MemoryEventLog:
         """Look at every instance."""
         return [instance.id for instance in self._instances.values() if instance.state not in TERMINAL]
 
+    async def finished_before(self, time_s: float, limit: int) -> Sequence[str]:
+        """Look at every instance."""
+        ended = sorted(
+            (instance.end_time_s, instance.id)
+            for instance in self._instances.values()
+            if 0 < instance.end_time_s < time_s
+        )
+        return [instance_id for _, instance_id in ended[:limit]]
+
     async def aclose(self) -> None:
         """Nothing is open."""
 
 
 def _has(instance: Instance, labels: Sequence[tuple[str, str]]) -> bool:
     return all(instance.labels.get(name) == value for name, value in labels)
-
-
-def _page(rows: Sequence[bytes], after: int, limit: int, state: State) -> Page:
-    found = rows[after : after + limit]
-    places = range(after + 1, after + len(found) + 1)
-    return Page(b"".join(found), places, at_end=after + limit >= len(rows), state=state)

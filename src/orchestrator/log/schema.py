@@ -8,6 +8,7 @@ import aiosqlite
 
 from orchestrator.core.state import TERMINAL
 from orchestrator.errors import StorageError
+from orchestrator.v1.orchestrator_pb2 import EventBatch
 
 _TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
 
@@ -39,6 +40,18 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE UNIQUE INDEX event_sequence ON event (instance, sequence);
     """,
+    # 2: finished instances can be deleted, and found by when they finished. `given` remembers the highest
+    # numbers, so that those of deleted rows are not given again.
+    f"""
+    ALTER TABLE instance ADD COLUMN end_time_s REAL NOT NULL DEFAULT 0;
+    UPDATE instance SET end_time_s = event_time_s(
+        (SELECT data FROM event WHERE instance = instance.key ORDER BY sequence DESC LIMIT 1)
+    ) WHERE state IN ({_TERMINAL});
+    CREATE INDEX instance_end ON instance (end_time_s) WHERE end_time_s > 0;
+    CREATE INDEX label_instance ON label (instance);
+    CREATE TABLE given (position INTEGER NOT NULL, key INTEGER NOT NULL) STRICT;
+    INSERT INTO given VALUES (0, 0);
+    """,  # noqa: S608
 )
 """Scripts by version: the first makes version 1 of an empty file, each next one the next version."""
 
@@ -58,6 +71,7 @@ async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
             f"database {path} has version {version} and this release knows up to {len(MIGRATIONS)}: "
             "use the release that wrote it, or a newer one"
         )
+    await connection.create_function("event_time_s", 1, _event_time_s, deterministic=True)
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         try:
             await connection.executescript(
@@ -67,6 +81,12 @@ async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
         except sqlite3.Error:
             await connection.rollback()
             raise
+
+
+def _event_time_s(data: bytes) -> float:
+    """When a stored event happened, in seconds since the epoch."""
+    (event,) = EventBatch.FromString(data).events
+    return event.event_time.seconds + event.event_time.nanos / 1e9
 
 
 async def _pragma(connection: aiosqlite.Connection, name: str) -> int:

@@ -35,11 +35,12 @@ class SqliteEventLog:
         self.wakeups = Wakeups()
         self._path = path
         self._lock = lock
-        self._writer = SqliteWriter(path, self._know)
+        self._writer = SqliteWriter(path, self._know, self._forget)
         self._reader: aiosqlite.Connection
         self._unfinished: dict[str, Instance] = {}
         self._finished: dict[str, Instance] = {}
         self._finished_characters = 0
+        self._deletions = 0
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -79,6 +80,14 @@ class SqliteEventLog:
         """Queue an entry; see EventLog."""
         return self._writer.append(entry)
 
+    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+        """Queue creations that go together; see EventLog."""
+        return self._writer.append_together(entries)
+
+    async def delete(self, instance_id: str) -> None:
+        """Remove a finished instance; see EventLog."""
+        await self._writer.delete(instance_id)
+
     def check_writable(self) -> None:
         """Raise UnavailableError while the storage takes no writes; see EventLog."""
         self._writer.check_writable()
@@ -107,6 +116,12 @@ class SqliteEventLog:
                 self._unfinished[instance.id] = instance
         self.wakeups.wake([entry.instance.id for entry in entries])
 
+    def _forget(self, instance_id: str) -> None:
+        """It was deleted: whoever asks is told so, and whoever reads is woken to see it."""
+        self._deletions += 1
+        self._forget_finished(instance_id)
+        self.wakeups.wake((instance_id,))
+
     def _keep_finished(self, instance: Instance) -> None:
         self._forget_finished(instance.id)
         self._finished[instance.id] = instance
@@ -123,13 +138,14 @@ class SqliteEventLog:
         known = self._unfinished.get(instance_id) or self._finished.get(instance_id)
         if known:
             return known
+        deletions = self._deletions
         instance = Instance()
         at_end = False
         while not at_end:
             page = await self.read(instance_id, instance.last_sequence)
             instance = fold(page.events(), instance)
             at_end = page.at_end
-        if instance.state in TERMINAL:
+        if instance.state in TERMINAL and deletions == self._deletions:
             self._keep_finished(instance)
         return instance
 
@@ -138,7 +154,7 @@ class SqliteEventLog:
         rows = await fetch(
             self._reader,
             f"""
-            SELECT instance.state, page.total, page.position, page.sequence, event.data
+            SELECT instance.state, page.total, page.position, page.sequence, event.data, instance.key
             FROM instance
             LEFT JOIN ({_page_of("instance = (SELECT key FROM instance WHERE id = ?1) AND sequence > ?2")})
                 AS page ON true
@@ -150,7 +166,7 @@ class SqliteEventLog:
         if not rows:
             raise InstanceNotFoundError(instance_id)
         if rows[0][1] is None:
-            return Page(b"", (), at_end=True, state=rows[0][0])
+            return Page(b"", (), at_end=True, state=rows[0][0], key=rows[0][5])
         return await self._page(rows, limit)
 
     async def read_all(
@@ -162,7 +178,7 @@ class SqliteEventLog:
         rows = await fetch(
             self._reader,
             f"""
-            SELECT 0, page.total, page.position, page.position, event.data
+            SELECT 0, page.total, page.position, page.position, event.data, 0
             FROM ({_page_of(" AND ".join(conditions), limit="?2")}) AS page
             JOIN event ON event.position = page.position ORDER BY page.position
             """,  # noqa: S608
@@ -182,6 +198,7 @@ class SqliteEventLog:
             places=[row[3] for row in rows],
             at_end=len(rows) == total < limit,
             state=state,
+            key=rows[0][5],
         )
 
     async def last_sequence(self, instance_id: str) -> int:
@@ -233,6 +250,15 @@ class SqliteEventLog:
         rows = await fetch(
             self._reader,
             f"SELECT id FROM instance WHERE state NOT IN ({terminal}) ORDER BY key",  # noqa: S608
+        )
+        return [row[0] for row in rows]
+
+    async def finished_before(self, time_s: float, limit: int) -> Sequence[str]:
+        """Ids of instances that finished before a time; see EventLog."""
+        rows = await fetch(
+            self._reader,
+            "SELECT id FROM instance WHERE end_time_s > 0 AND end_time_s < ? ORDER BY end_time_s LIMIT ?",
+            (time_s, limit),
         )
         return [row[0] for row in rows]
 

@@ -13,15 +13,22 @@ import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any, Final
 
 import aiosqlite
 
 from orchestrator.core.state import TERMINAL, Instance, State
-from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
-from orchestrator.log.base import Entry, framed
+from orchestrator.core.wire import STATUS
+from orchestrator.errors import (
+    InstanceNotFoundError,
+    RequestError,
+    StateForbidsError,
+    StorageError,
+    UnavailableError,
+)
+from orchestrator.log.base import DuplicateRequest, Entry, framed
 from orchestrator.log.conflict import conflict
 from orchestrator.log.sqlite_connection import connect, fetch
 
@@ -48,6 +55,28 @@ class _Pending:
             self.durable.exception()  # whoever queued it without waiting does not want to know
 
 
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Creations that become durable all at once or not at all."""
+
+    creations: list[_Pending]
+
+    def refuse(self, error: Exception) -> None:
+        for pending in self.creations:
+            pending.refuse(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deletion:
+    instance_id: str
+    durable: "asyncio.Future[None]"
+
+    def refuse(self, error: Exception) -> None:
+        if not self.durable.done():
+            self.durable.set_exception(error)
+            self.durable.exception()
+
+
 @dataclass(slots=True)
 class _Row:
     """What the table `instance` holds of an unfinished instance."""
@@ -59,13 +88,19 @@ class _Row:
 class SqliteWriter:
     """Makes entries durable in the order they are queued."""
 
-    def __init__(self, path: Path, on_durable: Callable[[Sequence[Entry]], None]) -> None:
-        """`on_durable` is told of each group's entries, before their futures are done."""
+    def __init__(
+        self,
+        path: Path,
+        on_durable: Callable[[Sequence[Entry]], None],
+        on_deleted: Callable[[str], None],
+    ) -> None:
+        """Both are told before anybody's future is done: of a group's entries, and of a deleted id."""
         self._path = path
         self._on_durable = on_durable
+        self._on_deleted = on_deleted
         self._connection: aiosqlite.Connection
         self._task: asyncio.Task[None]
-        self._queue: list[_Pending] = []
+        self._queue: list[_Pending | _Together | _Deletion] = []
         self._queued = asyncio.Event()
         self._closing = False
         self._trouble = ""
@@ -78,8 +113,8 @@ class SqliteWriter:
     async def start(self, connection: aiosqlite.Connection) -> None:
         """Take over a connection to a database that is up to date, and begin."""
         self._connection = connection
-        self._position = await self._highest("SELECT max(position) FROM event")
-        self._key = await self._highest("SELECT max(key) FROM instance")
+        self._position = await self._highest("position", "event")
+        self._key = await self._highest("key", "instance")
         self._settled = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="event log writer")
 
@@ -116,20 +151,38 @@ class SqliteWriter:
 
     def append(self, entry: Entry) -> "asyncio.Future[None]":
         """Queue an entry; see EventLog."""
+        pending = self._pending(entry)
+        self._enqueue(pending, may_wait=not pending.creates)
+        return pending.durable
+
+    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+        """Queue creations that go together; see EventLog."""
+        together = _Together([self._pending(entry) for entry in entries])
+        self._enqueue(together)
+        return [pending.durable for pending in together.creations]
+
+    async def delete(self, instance_id: str) -> None:
+        """Remove a finished instance; see EventLog."""
+        deletion = _Deletion(instance_id, asyncio.get_running_loop().create_future())
+        self._enqueue(deletion)
+        await deletion.durable
+
+    def _pending(self, entry: Entry) -> _Pending:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        pending = _Pending(entry, durable, creates=entry.events[0].sequence == 1)
-        if self._closing:
-            pending.refuse(UnavailableError("SHUTTING_DOWN", "the service is stopping: call again"))
-            return durable
-        if pending.creates:
-            try:
+        return _Pending(entry, durable, creates=entry.events[0].sequence == 1)
+
+    def _enqueue(self, what: _Pending | _Together | _Deletion, *, may_wait: bool = False) -> None:
+        """Queue it, or refuse it where it cannot wait until the storage takes writes."""
+        try:
+            if self._closing:
+                raise UnavailableError("SHUTTING_DOWN", "the service is stopping: call again")
+            if not may_wait:
                 self.check_writable()
-            except UnavailableError as error:
-                pending.refuse(error)
-                return durable
-        self._queue.append(pending)
+        except UnavailableError as error:
+            what.refuse(error)
+            return
+        self._queue.append(what)
         self._queued.set()
-        return durable
 
     def _read_only(self) -> UnavailableError:
         return UnavailableError(
@@ -140,48 +193,62 @@ class SqliteWriter:
         )
 
     async def _run(self) -> None:
-        group: list[_Pending] = []
+        group: Sequence[_Pending | _Together | _Deletion] = ()
         try:
             while not self._closing or self._queue:
                 await self._queued.wait()
                 self._queued.clear()
                 while self._queue:
                     await asyncio.sleep(0)  # what this pass of the loop still brings joins the group
-                    group = self._queue[:MOST_ENTRIES_PER_COMMIT]
-                    del self._queue[:MOST_ENTRIES_PER_COMMIT]
-                    await self._commit(group)
+                    match self._queue[0]:
+                        case _Pending():
+                            group = pendings = self._take_entries()
+                            await self._commit(pendings)
+                        case _Together(creations):
+                            group = [self._queue.pop(0)]
+                            await self._commit(creations, together=True)
+                        case _Deletion() as deletion:
+                            group = [self._queue.pop(0)]
+                            await self._delete(deletion)
         finally:
             # Nobody must wait for a writer that has ended, whatever ended it.
             self._closing = True
-            for pending in (*group, *self._queue):
-                pending.refuse(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
+            for queued in (*group, *self._queue):
+                queued.refuse(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
             if not self._settled.done():
                 self._settled.set_result(None)
 
-    async def _commit(self, group: list[_Pending]) -> None:
+    def _take_entries(self) -> list[_Pending]:
+        entries = takewhile(lambda queued: isinstance(queued, _Pending), self._queue)
+        group = [
+            queued for queued in islice(entries, MOST_ENTRIES_PER_COMMIT) if isinstance(queued, _Pending)
+        ]
+        del self._queue[: len(group)]
+        return group
+
+    async def _commit(self, group: list[_Pending], *, together: bool = False) -> None:
         """Make a group durable, however long the storage takes to recover, or until the log is closed."""
         while group:
             try:
-                await self._transact(group)
+                await self._transact(group, together=together)
             except sqlite3.IntegrityError as error:
-                await self._apart(group, error)
+                await self._apart(group, error, together=together)
                 return
             except sqlite3.Error as error:
                 self._note(error)
                 if not await self._has_landed():
                     group = self._kept(group)
                     continue
-            if self._trouble:
-                self._trouble = ""
-                _LOGGER.warning("the event log takes writes again")
+            self._note_success()
             self._settle(group)
             return
 
-    async def _apart(self, group: list[_Pending], error: sqlite3.IntegrityError) -> None:
+    async def _apart(self, group: list[_Pending], error: sqlite3.IntegrityError, *, together: bool) -> None:
         """An entry that contradicts the log is at fault, not the storage: the others go on without it."""
         await self._connection.rollback()
-        if len(group) == 1:
-            group[0].refuse(StorageError(f"an entry contradicts the log: {error}"))
+        if together or len(group) == 1:
+            for pending in group:
+                pending.refuse(StorageError(f"an entry contradicts the log: {error}"))
             return
         for pending in group:
             pending.refusal = None
@@ -192,6 +259,11 @@ class SqliteWriter:
             _LOGGER.warning("the event log takes no writes (%s); trying again", error)
         self._trouble = str(error)
         self._retry_time_s = asyncio.get_running_loop().time() + RETRY_S
+
+    def _note_success(self) -> None:
+        if self._trouble:
+            self._trouble = ""
+            _LOGGER.warning("the event log takes writes again")
 
     async def _has_landed(self) -> bool:
         """Reopen after a failed commit, and see whether it reached the disk all the same.
@@ -204,7 +276,7 @@ class SqliteWriter:
                 reopened = await connect(self._path, make=False)
                 await self._connection.close()
                 self._connection = reopened
-                return await self._highest("SELECT max(position) FROM event") > self._position
+                return await self._highest("position", "event") > self._position
             except sqlite3.Error as error:
                 self._note(error)
         return False
@@ -222,10 +294,46 @@ class SqliteWriter:
                 kept.append(pending)
         return kept
 
-    async def _transact(self, group: list[_Pending]) -> None:
+    async def _delete(self, deletion: _Deletion) -> None:
+        try:
+            await self._remove(deletion.instance_id)
+        except RequestError as error:
+            deletion.refuse(error)
+            return
+        except sqlite3.Error as error:
+            self._note(error)
+            await self._has_landed()  # for the reopening; whether it landed shows when it is asked for again
+            deletion.refuse(self._read_only())
+        else:
+            self._note_success()
+            if not deletion.durable.done():
+                deletion.durable.set_result(None)
+        self._on_deleted(deletion.instance_id)
+
+    async def _remove(self, instance_id: str) -> None:
+        rows = await fetch(self._connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,))
+        if not rows:
+            raise InstanceNotFoundError(instance_id)
+        key, state = rows[0]
+        if state not in TERMINAL:
+            raise StateForbidsError(instance_id, state=STATUS[state], action="delete")
+        connection = self._connection
+        await connection.execute("DELETE FROM event WHERE instance = ?", (key,))
+        await connection.execute("DELETE FROM label WHERE instance = ?", (key,))
+        await connection.execute("DELETE FROM instance WHERE key = ?", (key,))
+        await connection.execute("UPDATE given SET position = ?, key = ?", (self._position, self._key))
+        await connection.commit()
+
+    async def _transact(self, group: list[_Pending], *, together: bool) -> None:
         creations = [pending for pending in group if pending.creates]
         if creations:
             await self._create(creations)
+        if together and (fault := _fault(group)):
+            await self._connection.rollback()
+            for pending in group:
+                self._rows.pop(pending.entry.instance.id, None)
+                pending.refusal = fault
+            return
         await self._find_rows(group)
         accepted = [pending.entry for pending in group if not pending.refusal]
         await self._insert_events(accepted)
@@ -237,9 +345,10 @@ class SqliteWriter:
         for key, pending in enumerate(creations, self._key + 1):
             instance = pending.entry.instance
             digest = instance.request_digest.hex()
-            rows.append((key, instance.id, instance.state, instance.request_id or None, digest))
+            request_id = instance.request_id or None
+            rows.append((key, instance.id, instance.state, request_id, digest, instance.end_time_s))
         created = await self._insert(
-            "INSERT INTO instance (key, id, state, request_id, request_digest) VALUES",
+            "INSERT INTO instance (key, id, state, request_id, request_digest, end_time_s) VALUES",
             rows,
             "ON CONFLICT DO NOTHING RETURNING key",
         )
@@ -306,12 +415,12 @@ class SqliteWriter:
         for entry in entries:
             row = self._rows[entry.instance.id]
             if row.state != entry.instance.state:
-                changes[row.key] = entry.instance.state
+                changes[row.key] = (row.key, entry.instance.state, entry.instance.end_time_s)
         if changes:
             await self._connection.execute(
-                "UPDATE instance SET state = change.value ->> 1 FROM json_each(?) AS change"
-                " WHERE instance.key = change.value ->> 0",
-                (json.dumps(list(changes.items())),),
+                "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2"
+                " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0",
+                (json.dumps(list(changes.values())),),
             )
 
     def _settle(self, group: list[_Pending]) -> None:
@@ -334,6 +443,14 @@ class SqliteWriter:
             elif not pending.durable.done():
                 pending.durable.set_result(None)
 
-    async def _highest(self, query: str) -> int:
-        rows = await fetch(self._connection, query)
-        return rows[0][0] or 0
+    async def _highest(self, number: str, table: str) -> int:
+        """The highest position or key ever given, also to what has been deleted since."""
+        query = f"SELECT max(given.{number}, coalesce((SELECT max({number}) FROM {table}), 0)) FROM given"  # noqa: S608
+        highest: int = (await fetch(self._connection, query))[0][0]
+        return highest
+
+
+def _fault(creations: Sequence[_Pending]) -> Exception | None:
+    """What stands against creating them all: a repeated request does not."""
+    refusals = [pending.refusal for pending in creations]
+    return next((error for error in refusals if error and not isinstance(error, DuplicateRequest)), None)

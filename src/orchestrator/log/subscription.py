@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.core.state import TERMINAL, Instance, State
-from orchestrator.errors import SequenceOutOfRangeError
+from orchestrator.errors import InstanceNotFoundError, SequenceOutOfRangeError
 from orchestrator.log.base import EventLog, Page, Wakeups
 
 
@@ -102,11 +102,15 @@ async def _follow(
     quiet_s: float,
 ) -> AsyncIterator[Step]:
     caught_up = False
+    key = 0
     with wakeups.watch(instance_id) as woken:
         while True:
             wakeups.check_open()
             woken.clear()
             page = await read(last)
+            if key and page.key != key:
+                raise InstanceNotFoundError(instance_id)  # deleted, and made anew under the same id
+            key = page.key
             if page.places:
                 last = page.places[-1]
                 yield page

@@ -1,11 +1,12 @@
 """What a language model is to the rest of the service."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.errors import SettingsError
+from orchestrator.models.prices import Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,10 @@ class Provider(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """All providers by name; resolves `provider/model`."""
+    """All providers by name, and what they cost; resolves `provider/model`."""
 
     providers: Mapping[str, Provider]
+    prices: Prices = field(default_factory=Prices)
 
     def resolve(self, name: str) -> tuple[Provider, str]:
         """Split `provider/model` and find the provider; raise SettingsError that says what would do."""

@@ -77,16 +77,13 @@ def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
 
 
 def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.RpcMethodHandler[Any, Any]":
-    bound = getattr(service, method.name, None)
     make, wrap = (
         (grpc.unary_stream_rpc_method_handler, _stream)
         if method.server_streaming
         else (grpc.unary_unary_rpc_method_handler, _unary)
     )
     request = GetMessageClass(method.input_type)
-    return make(
-        wrap(bound, request) if bound else _unimplemented(method.name), response_serializer=_serialize
-    )
+    return make(wrap(getattr(service, method.name), request), response_serializer=_serialize)
 
 
 def _serialize(message: Any) -> bytes:
@@ -132,10 +129,3 @@ async def _told(context: Context) -> AsyncIterator[None]:
     except Exception:
         _LOGGER.exception("an RPC failed unexpectedly")
         await context.abort(grpc.StatusCode.INTERNAL, "the service failed; its log has the details")
-
-
-def _unimplemented(name: str) -> Callable[..., Any]:
-    async def call(_request: object, context: Context) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not available in this version")
-
-    return call

@@ -4,6 +4,7 @@ import base64
 import binascii
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, assert_never
 from zlib import crc32
@@ -12,10 +13,11 @@ import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 
 from orchestrator.core import create, lifecycle, view
+from orchestrator.core.fork import fork
 from orchestrator.core.state import TERMINAL
 from orchestrator.engine.base import Engine
 from orchestrator.engine.run import Action
-from orchestrator.errors import InvalidArgumentError
+from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
 from orchestrator.log import subscription
 from orchestrator.log.base import EventLog, Page
 from orchestrator.log.framing import delimited, tag
@@ -33,6 +35,7 @@ _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
 _END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
 _LARGEST_PAGE: Final = 1000
+_LARGEST_BATCH: Final = 100
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
 """A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
 
@@ -54,6 +57,40 @@ class OrchestratorService:
         return pb.CreateInstanceResponse(
             id=instance.id, details=view.status(instance), instance=view.instance(instance)
         )
+
+    async def BatchCreateInstances(
+        self, request: pb.BatchCreateInstancesRequest, _: Context
+    ) -> pb.BatchCreateInstancesResponse:
+        """Record several new instances, all or none."""
+        if not 1 <= len(request.requests) <= _LARGEST_BATCH:
+            raise InvalidArgumentError(
+                "CONFIG_INVALID",
+                f"there are {len(request.requests)} requests: there must be 1 to {_LARGEST_BATCH}",
+                field="requests",
+            )
+        wishes = []
+        for number, each in enumerate(request.requests):
+            with at_field(f"requests[{number}]"):
+                wishes.append(create.new_instance(each, base=self._defaults, fallback_id=str(uuid.uuid4())))
+        instances = await self._engine.create_all(wishes)
+        return pb.BatchCreateInstancesResponse(instances=map(view.instance, instances))
+
+    async def ForkInstance(self, request: pb.ForkInstanceRequest, _: Context) -> pb.ForkInstanceResponse:
+        """Record a new instance that keeps what another one has done."""
+        create.check_id(request.id)
+        if request.new_id:
+            create.check_id(request.new_id, "new_id")
+        source = await self._log.load(request.id)
+        new = fork(source, request.stage, request.config, new_id=request.new_id or str(uuid.uuid4()))
+        return pb.ForkInstanceResponse(instance=view.instance(await self._engine.create(new)))
+
+    async def DeleteInstance(
+        self, request: pb.DeleteInstanceRequest, _: Context
+    ) -> pb.DeleteInstanceResponse:
+        """Remove a finished instance."""
+        create.check_id(request.id)
+        await self._log.delete(request.id)
+        return pb.DeleteInstanceResponse()
 
     async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> pb.GetInstanceResponse:
         """Show one instance."""
@@ -93,10 +130,11 @@ class OrchestratorService:
             limit=size + 1,
         )
         page = pb.ListInstancesResponse()
-        for key, instance_id in found[:size]:
-            page.instances.append(view.instance(await self._log.load(instance_id)))
-            is_last = len(page.instances) == len(found)
-            if not is_last and (len(page.instances) == size or page.ByteSize() > _LARGEST_PAGE_BYTES):
+        for number, (key, instance_id) in enumerate(found[:size], 1):
+            with suppress(InstanceNotFoundError):  # deleted since it was found
+                page.instances.append(view.instance(await self._log.load(instance_id)))
+            is_last = number == len(found)
+            if not is_last and (number == size or page.ByteSize() > _LARGEST_PAGE_BYTES):
                 page.next_page_token = _page_token(request, key)
                 break
         return page

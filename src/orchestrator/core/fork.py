@@ -1,0 +1,105 @@
+"""A new instance that takes over what another one has done, up to a stage."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from orchestrator.core import config, decider
+from orchestrator.core.create import NewInstance
+from orchestrator.core.state import DONE, FAILED, SETTLED, Failure, Instance, Subtask
+from orchestrator.core.wire import STATUS, failure_message, usage_message
+from orchestrator.errors import InvalidArgumentError, StateForbidsError
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1 import instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as api
+
+_STAGES: Final = (api.STAGE_PLAN, api.STAGE_SUBTASKS, api.STAGE_SYNTHESIS)
+
+
+def fork(
+    source: Instance, stage: api.Stage.ValueType, changes: instance_pb2.InstanceConfig, *, new_id: str
+) -> NewInstance:
+    """A new instance of the source's prompt and labels that does a stage and all after it anew.
+
+    Its history tells what is kept as if it had gone straight: each piece of work in one attempt that used
+    what all of the source's attempts did. Raise StateForbidsError where the source has not come so far, and
+    InvalidArgumentError.
+    """
+    if stage not in _STAGES:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID",
+            "stage must be STAGE_PLAN, STAGE_SUBTASKS or STAGE_SYNTHESIS",
+            field="stage",
+        )
+    if stage != api.STAGE_PLAN and changes.subtasks:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID",
+            "config.subtasks cannot change a plan that is kept: fork at STAGE_PLAN",
+            field="config.subtasks",
+        )
+    resolved = config.resolve(changes, source.config)
+    history: list[pb.Event] = []
+    if stage != api.STAGE_PLAN:
+        history += _plan(source)
+        reviews_again = stage == api.STAGE_SUBTASKS and (changes.review_plan or not source.reviewed)
+        if resolved.review_plan and not resolved.subtasks and not reviews_again:
+            approved = pb.PlanReviewed(decision=pb.DECISION_APPROVE)
+            history.append(pb.Event(plan_reviewed=approved))
+    if stage == api.STAGE_SYNTHESIS:
+        if any(subtask.work.state not in SETTLED for subtask in source.subtasks.values()):
+            raise _forbidden(source, "at STAGE_SYNTHESIS before all of its subtasks have ended")
+        for subtask in source.subtasks.values():
+            history += _work(subtask)
+    return NewInstance(
+        id=new_id,
+        prompt=source.prompt,
+        config=resolved,
+        labels=source.labels,
+        forked_from=source.id,
+        history=history,
+    )
+
+
+def _plan(source: Instance) -> Sequence[pb.Event]:
+    if not source.planned:
+        raise _forbidden(source, "at this stage before its plan is complete; STAGE_PLAN is possible")
+    planning = source.planning
+    subtasks = [
+        instance_pb2.Subtask(
+            id=subtask.id,
+            title=subtask.title,
+            instructions=subtask.instructions,
+            depends_on=subtask.depends_on,
+            worker=subtask.worker,
+        )
+        for subtask in source.subtasks.values()
+    ]
+    if not planning.attempt:
+        return decider.plan_events(0, "", subtasks, source.summary, None)
+    started = pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=planning.model))
+    plan = decider.plan_events(1, planning.model, subtasks, source.summary, planning.usage)
+    return [started, *plan]
+
+
+def _work(subtask: Subtask) -> Sequence[pb.Event]:
+    work = subtask.work
+    error = failure_message(work.error or Failure("SUBTASK_FAILED", "no cause was recorded", subtask.id))
+    if work.state not in (DONE, FAILED):
+        return [pb.Event(subtask_skipped=pb.SubtaskSkipped(subtask_id=subtask.id, error=error))]
+    started = pb.Event(subtask_started=pb.SubtaskStarted(subtask_id=subtask.id, attempt=1, model=work.model))
+    if work.state == DONE:
+        completed = pb.SubtaskCompleted(
+            subtask_id=subtask.id,
+            attempt=1,
+            model=work.model,
+            output=subtask.output,
+            usage=usage_message(work.usage),
+        )
+        return [started, pb.Event(subtask_completed=completed)]
+    failed = pb.SubtaskFailed(
+        subtask_id=subtask.id, attempt=1, model=work.model, error=error, usage=usage_message(work.usage)
+    )
+    return [started, pb.Event(subtask_failed=failed)]
+
+
+def _forbidden(source: Instance, why: str) -> StateForbidsError:
+    return StateForbidsError(source.id, state=STATUS[source.state], action="fork", why=why)

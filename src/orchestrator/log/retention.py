@@ -1,0 +1,42 @@
+"""Finished instances are removed once they have been kept long enough."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Final, Never
+
+from orchestrator.errors import InstanceNotFoundError, StateForbidsError, UnavailableError
+from orchestrator.log.base import EventLog
+
+_LOGGER: Final = logging.getLogger(__name__)
+_AT_A_TIME: Final = 100
+_PAUSE_S: Final = 0.01
+"""Between two deletions, so that a great many of them leave the log to others."""
+_LONGEST_SLEEP_S: Final = 3600.0
+
+
+async def retain(log: EventLog, kept_s: float, now_s: Callable[[], float] = time.time) -> Never:
+    """Remove what finished over `kept_s` seconds ago, now and then, until cancelled."""
+    while True:
+        try:
+            if removed := await sweep(log, now_s() - kept_s):
+                _LOGGER.info("removed %d instances that finished over %g s ago", removed, kept_s)
+        except (UnavailableError, sqlite3.Error) as error:
+            _LOGGER.warning("retention waits: %s", error)
+        await asyncio.sleep(min(kept_s / 10, _LONGEST_SLEEP_S))
+
+
+async def sweep(log: EventLog, before_s: float) -> int:
+    """Remove what finished before a time, in seconds since the epoch, and count it."""
+    removed = 0
+    while expired := await log.finished_before(before_s, _AT_A_TIME):
+        for instance_id in expired:
+            try:
+                await log.delete(instance_id)
+                removed += 1
+            except (InstanceNotFoundError, StateForbidsError):
+                continue  # a client was faster, to delete it or to let it go on
+            await asyncio.sleep(_PAUSE_S)
+    return removed

@@ -1,0 +1,148 @@
+import pytest
+from support.lives import NOW_S, Life, part
+
+from orchestrator.core import decider
+from orchestrator.core.decider import MakePlan, RunSubtask, Synthesize, decide
+from orchestrator.core.fork import fork
+from orchestrator.core.state import Instance, Usage
+from orchestrator.errors import InvalidArgumentError, ModelError, StateForbidsError
+from orchestrator.v1 import event_pb2, instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as api
+from orchestrator.v1.event_pb2 import Event
+
+APPROVED = Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE))
+
+
+def forked(source: Life, stage: api.Stage.ValueType, **changes: object) -> tuple[Instance, list[str]]:
+    """The fork after its first events, and their kinds."""
+    new = fork(source.instance, stage, instance_pb2.InstanceConfig(**changes), new_id="fork")
+    instance, events = new.begin(NOW_S)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert {event.instance_id for event in events} == {"fork"}
+    return instance, [str(event.WhichOneof("payload")) for event in events]
+
+
+def complete() -> Life:
+    return Life().planned(part("a"), part("b", "a")).done("a", "b").completed()
+
+
+def test_a_fork_at_the_plan_keeps_the_prompt_alone() -> None:
+    instance, kinds = forked(complete(), api.STAGE_PLAN, max_subtasks=3)
+    assert kinds == ["instance_created"]
+    assert (instance.prompt, instance.forked_from, instance.config.max_subtasks) == ("Build it", "a", 3)
+    assert decide(instance, NOW_S) == (MakePlan(),)
+
+
+def test_a_fork_at_the_subtasks_keeps_the_plan_and_what_it_cost() -> None:
+    source = complete()
+    instance, kinds = forked(source, api.STAGE_SUBTASKS, small_model="scripted/other")
+    planned = ["planning_started", "subtask_planned", "subtask_planned", "plan_completed"]
+    assert kinds == ["instance_created", *planned]
+    assert instance.summary == source.instance.summary
+    assert instance.usage == source.instance.planning.usage
+    assert decide(instance, NOW_S) == (RunSubtask("a"),)
+
+
+def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
+    source = complete()
+    instance, _ = forked(source, api.STAGE_SYNTHESIS, big_model="scripted/other")
+    assert [task.output for task in instance.subtasks.values()] == ["output of a", "output of b"]
+    assert instance.usage == Usage(12, 24, 3)  # the plan and both outputs, not the source's synthesis
+    assert decide(instance, NOW_S) == (Synthesize(),)
+    assert source.instance == source.refolded()
+
+
+def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
+    source = Life().planned(part("a"))
+    source.then(decider.begun(source.instance, RunSubtask("a")))
+    flaky = ModelError("OVERLOADED", "later", retryable=True)
+    source.then(
+        decider.failed(source.instance, RunSubtask("a"), flaky, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
+    )
+    source.done("a")
+    instance, kinds = forked(source, api.STAGE_SYNTHESIS)
+    assert kinds[-2:] == ["subtask_started", "subtask_completed"]
+    assert instance.subtasks["a"].work.usage == Usage(6, 2, 2)
+
+
+def test_failed_and_skipped_subtasks_stay_so() -> None:
+    source = Life(tolerated_failures=1).planned(part("a"), part("b", "a"), part("c"))
+    source.then(decider.begun(source.instance, RunSubtask("a")))
+    fatal = ModelError("REQUEST_REJECTED", "no", retryable=False)
+    source.then(
+        decider.failed(source.instance, RunSubtask("a"), fatal, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
+    )
+    (record,) = decide(source.instance, NOW_S)
+    assert isinstance(record, decider.Record)
+    source.then(*record.events).done("c")
+    instance, _ = forked(source, api.STAGE_SYNTHESIS)
+    for mine, theirs in zip(instance.subtasks.values(), source.instance.subtasks.values(), strict=True):
+        assert (mine.work.state, mine.work.error) == (theirs.work.state, theirs.work.error)
+    assert decide(instance, NOW_S) == (Synthesize(),)
+
+
+def test_a_clients_own_plan_is_kept_without_a_call() -> None:
+    mine = [instance_pb2.Subtask(id="x", instructions="do x")]
+    source = Life(subtasks=mine)
+    (record,) = decide(source.instance, NOW_S)
+    assert isinstance(record, decider.Record)
+    instance, kinds = forked(source.then(*record.events), api.STAGE_SUBTASKS)
+    assert kinds == ["instance_created", "subtask_planned", "plan_completed"]
+    assert instance.usage == Usage()
+
+
+@pytest.mark.parametrize(
+    ("reviewed", "changes", "waits"),
+    [
+        (True, {}, False),
+        (False, {}, True),
+        (True, {"review_plan": True}, True),
+        (False, {"review_plan": False}, False),
+    ],
+)
+def test_a_plan_is_reviewed_again_only_where_that_is_asked_for(
+    reviewed: bool, changes: dict[str, object], waits: bool
+) -> None:
+    source = Life(review_plan=True).planned(part("a"))
+    if reviewed:
+        source.then(APPROVED)
+    instance, _ = forked(source, api.STAGE_SUBTASKS, **changes)
+    assert (instance.state == instance_pb2.STATE_WAITING) == waits
+
+
+def test_a_fork_at_the_synthesis_is_not_reviewed() -> None:
+    instance, _ = forked(complete(), api.STAGE_SYNTHESIS, review_plan=True)
+    assert decide(instance, NOW_S) == (Synthesize(),)
+
+
+@pytest.mark.parametrize(
+    ("source", "stage"),
+    [
+        (Life(), api.STAGE_SUBTASKS),
+        (Life(), api.STAGE_SYNTHESIS),
+        (Life().planned(part("a"), part("b")).done("a"), api.STAGE_SYNTHESIS),
+    ],
+)
+def test_where_the_source_has_not_come_so_far_it_cannot_be_forked(
+    source: Life, stage: api.Stage.ValueType
+) -> None:
+    with pytest.raises(StateForbidsError, match=r"cannot be asked to fork at .* before") as caught:
+        forked(source, stage)
+    assert caught.value.metadata["action"] == "fork"
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "field"),
+    [
+        (api.STAGE_UNSPECIFIED, {}, "stage"),
+        (7, {}, "stage"),
+        (api.STAGE_SUBTASKS, {"subtasks": [instance_pb2.Subtask(id="x")]}, "config.subtasks"),
+        (api.STAGE_PLAN, {"max_subtasks": 1000}, "config.max_subtasks"),
+    ],
+)
+def test_a_fork_that_makes_no_sense_is_refused(
+    stage: api.Stage.ValueType, changes: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        forked(complete(), stage, **changes)
+    assert caught.value.field == field
