@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from aiohttp import web
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -430,7 +431,7 @@ def refused(reason: str) -> Iterator[None]:
         raise AssertionError(f"not refused with {reason}")
 
 
-TestLives = Lives.TestCase
+TestLives = pytest.mark.timeout(900)(Lives.TestCase)
 TestLives.settings = settings(
     max_examples=int(os.environ.get("LIVES", "8")),
     stateful_step_count=25,

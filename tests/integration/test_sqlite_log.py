@@ -43,14 +43,14 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
 
 async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog) -> None:
     commits = 0
-    commit = log._writer._connection.commit
+    commit = log._writer._tables.connection.commit
 
     async def counted() -> None:
         nonlocal commits
         commits += 1
         await commit()
 
-    log._writer._connection.commit = counted  # type: ignore[method-assign]
+    log._writer._tables.connection.commit = counted  # type: ignore[method-assign]
     lives = [Life(f"i{number}") for number in range(500)]
     await asyncio.gather(*(log.append(Entry(life.events, life.instance)) for life in lives))
     assert commits <= 2
@@ -58,7 +58,7 @@ async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog
 
 async def test_the_journal_is_a_wal_that_is_synced_at_each_commit(log: SqliteEventLog) -> None:
     for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
-        rows = list(await log._writer._connection.execute_fetchall(f"PRAGMA {pragma}"))
+        rows = list(await log._writer._tables.connection.execute_fetchall(f"PRAGMA {pragma}"))
         assert rows[0][0] == value
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         await log._reader.execute("DELETE FROM event")
@@ -174,8 +174,8 @@ async def test_a_lock_is_free_again_once_its_process_was_killed(tmp_path: Path) 
 
 async def fill(log: SqliteEventLog) -> None:
     """Leave no room: the next commit finds the disk full."""
-    rows = list(await log._writer._connection.execute_fetchall("PRAGMA page_count"))
-    await log._writer._connection.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
+    rows = list(await log._writer._tables.connection.execute_fetchall("PRAGMA page_count"))
+    await log._writer._tables.connection.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
 
 
 async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
@@ -207,14 +207,14 @@ async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
-    commit = log._writer._connection.commit
+    commit = log._writer._tables.connection.commit
 
     async def commit_and_fail() -> None:
         await commit()
         raise sqlite3.OperationalError("disk I/O error")
 
     life = Life("a")
-    log._writer._connection.commit = commit_and_fail  # type: ignore[method-assign]
+    log._writer._tables.connection.commit = commit_and_fail  # type: ignore[method-assign]
     await log.append(Entry(life.events, life.instance))
     page = await log.read_all(0)
     assert list(page.events()) == life.events
@@ -248,7 +248,7 @@ async def test_a_writer_that_ends_leaves_nobody_waiting(log: SqliteEventLog) -> 
         raise ZeroDivisionError
 
     wish = Life("a")
-    log._writer._connection.commit = broken  # type: ignore[method-assign]
+    log._writer._tables.connection.commit = broken  # type: ignore[method-assign]
     with pytest.raises(UnavailableError):
         await log.append(Entry(wish.events, wish.instance))
     with pytest.raises(ZeroDivisionError):
@@ -358,13 +358,13 @@ async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
     monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
     life = Life("a").then(Event(instance_terminated=InstanceTerminated()))
     await log.append(Entry(life.events, life.instance))
-    commit = log._writer._connection.commit
+    commit = log._writer._tables.connection.commit
 
     async def commit_and_fail() -> None:
         await commit()
         raise sqlite3.OperationalError("disk I/O error")
 
-    log._writer._connection.commit = commit_and_fail  # type: ignore[method-assign]
+    log._writer._tables.connection.commit = commit_and_fail  # type: ignore[method-assign]
     with pytest.raises(UnavailableError):
         await log.delete("a")
     with pytest.raises(InstanceNotFoundError):

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from google.protobuf.message import Message
 from support.lives import Life, part, states
@@ -182,3 +186,11 @@ def test_the_status_of_a_complete_instance_has_its_output() -> None:
 
 def test_folding_nothing_gives_nothing() -> None:
     assert fold([]) == Instance()
+
+
+def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    run = subprocess.run([sys.executable, docs / "states.py"], capture_output=True, check=True)
+    assert run.stdout.decode() == (docs / "states.md").read_text(), (
+        "run: python docs/states.py > docs/states.md"
+    )

@@ -39,8 +39,8 @@ INTERRUPTED: Final = "INTERRUPTED"
 """The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
 
 
-_WORK_BEGINS = ("planning_started", "subtask_started", "synthesis_started")
-_WORK_ENDS = (
+WORK_BEGINS = ("planning_started", "subtask_started", "synthesis_started")
+WORK_ENDS = (
     "planning_failed",
     "subtask_planned",
     "subtask_completed",
@@ -58,14 +58,14 @@ def _to(states: tuple[State, ...], *kinds: str) -> dict[str, tuple[State, ...]]:
 TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
     pb.STATE_UNSPECIFIED: _to((QUEUED,), "instance_created"),
     QUEUED: {
-        **_to((RUNNING,), *_WORK_BEGINS, *_WORK_ENDS),
+        **_to((RUNNING,), *WORK_BEGINS, *WORK_ENDS),
         **_to((RUNNING, WAITING), "plan_completed"),
         **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
         **_to((ERRORED,), "instance_errored"),
         **_to((TERMINATED,), "instance_terminated"),
     },
     RUNNING: {
-        **_to((RUNNING,), *_WORK_BEGINS, *_WORK_ENDS),
+        **_to((RUNNING,), *WORK_BEGINS, *WORK_ENDS),
         **_to((RUNNING, WAITING), "plan_completed"),
         **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
         **_to((COMPLETE,), "instance_completed"),
@@ -73,7 +73,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
         **_to((TERMINATED,), "instance_terminated"),
     },
     WAITING_FOR_PAUSE: {
-        **_to((WAITING_FOR_PAUSE,), *_WORK_ENDS, "plan_completed"),
+        **_to((WAITING_FOR_PAUSE,), *WORK_ENDS, "plan_completed"),
         **_to((PAUSED,), "instance_paused"),
         **_to((QUEUED, RUNNING, WAITING), "instance_resumed"),
         **_to((COMPLETE,), "instance_completed"),

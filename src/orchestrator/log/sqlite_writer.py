@@ -2,64 +2,36 @@
 
 One task owns the one connection that writes. Everything queued while the last fsync ran goes into the next
 transaction, which pays for one fsync (group commit; DeWitt et al., SIGMOD 1984).
-
-Rows go in as few statements as possible: SQLite releases the interpreter's lock for each statement it steps,
-and a busy event loop is slow to give it back.
 """
 
 import asyncio
-import json
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, takewhile
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import aiosqlite
 
-from orchestrator.core.state import TERMINAL, Instance, State
-from orchestrator.core.wire import STATUS
-from orchestrator.errors import (
-    InstanceNotFoundError,
-    RequestError,
-    StateForbidsError,
-    StorageError,
-    UnavailableError,
-)
-from orchestrator.log.base import DuplicateRequest, Entry, framed
-from orchestrator.log.conflict import conflict
-from orchestrator.log.sqlite_connection import connect, fetch
+from orchestrator.errors import RequestError, StorageError, UnavailableError
+from orchestrator.log.base import Entry
+from orchestrator.log.sqlite_connection import connect
+from orchestrator.log.sqlite_tables import Pending, SqliteTables
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-ROWS_PER_STATEMENT: Final = 256
 MOST_ENTRIES_PER_COMMIT: Final = 1000
 RETRY_S: Final = 0.5
 """How long to wait before a failed commit is tried again."""
-
-
-@dataclass(slots=True)
-class _Pending:
-    entry: Entry
-    durable: "asyncio.Future[None]"
-    creates: bool
-    refusal: Exception | None = None
-    """Why the entry is left out of its group; told only once the group is durable, because the reason may
-    lie in the same group."""
-
-    def refuse(self, error: Exception) -> None:
-        if not self.durable.done():
-            self.durable.set_exception(error)
-            self.durable.exception()  # whoever queued it without waiting does not want to know
 
 
 @dataclass(frozen=True, slots=True)
 class _Together:
     """Creations that become durable all at once or not at all."""
 
-    creations: list[_Pending]
+    creations: list[Pending]
 
     def refuse(self, error: Exception) -> None:
         for pending in self.creations:
@@ -77,14 +49,6 @@ class _Deletion:
             self.durable.exception()
 
 
-@dataclass(slots=True)
-class _Row:
-    """What the table `instance` holds of an unfinished instance."""
-
-    key: int
-    state: State
-
-
 class SqliteWriter:
     """Makes entries durable in the order they are queued."""
 
@@ -98,34 +62,30 @@ class SqliteWriter:
         self._path = path
         self._on_durable = on_durable
         self._on_deleted = on_deleted
-        self._connection: aiosqlite.Connection
+        self._tables: SqliteTables
         self._task: asyncio.Task[None]
-        self._queue: list[_Pending | _Together | _Deletion] = []
+        self._queue: list[Pending | _Together | _Deletion] = []
         self._queued = asyncio.Event()
         self._closing = False
         self._trouble = ""
         self._retry_time_s = 0.0
-        self._position = 0
-        self._key = 0
-        self._rows: dict[str, _Row] = {}
         self._settled: asyncio.Future[None]
 
     async def start(self, connection: aiosqlite.Connection) -> None:
         """Take over a connection to a database that is up to date, and begin."""
-        self._connection = connection
-        self._position = await self._highest("position", "event")
-        self._key = await self._highest("key", "instance")
+        self._tables = SqliteTables(connection)
+        await self._tables.look()
         self._settled = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="event log writer")
 
     @property
     def position(self) -> int:
         """The position of the last event that readers may be shown."""
-        return self._position
+        return self._tables.position
 
     async def settled(self, position: int) -> None:
         """Wait until what is in the file up to a position is known to all: a matter of a moment."""
-        while self._position < position:
+        while self.position < position:
             await asyncio.shield(self._settled)
 
     async def watch(self) -> None:
@@ -139,7 +99,7 @@ class SqliteWriter:
         try:
             await self._task
         finally:
-            await self._connection.close()
+            await self._tables.connection.close()
 
     def check_writable(self) -> None:
         """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes.
@@ -167,11 +127,11 @@ class SqliteWriter:
         self._enqueue(deletion)
         await deletion.durable
 
-    def _pending(self, entry: Entry) -> _Pending:
+    def _pending(self, entry: Entry) -> Pending:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return _Pending(entry, durable, creates=entry.events[0].sequence == 1)
+        return Pending(entry, durable, creates=entry.events[0].sequence == 1)
 
-    def _enqueue(self, what: _Pending | _Together | _Deletion, *, may_wait: bool = False) -> None:
+    def _enqueue(self, what: Pending | _Together | _Deletion, *, may_wait: bool = False) -> None:
         """Queue it, or refuse it where it cannot wait until the storage takes writes."""
         try:
             if self._closing:
@@ -193,7 +153,7 @@ class SqliteWriter:
         )
 
     async def _run(self) -> None:
-        group: Sequence[_Pending | _Together | _Deletion] = ()
+        group: Sequence[Pending | _Together | _Deletion] = ()
         try:
             while not self._closing or self._queue:
                 await self._queued.wait()
@@ -201,7 +161,7 @@ class SqliteWriter:
                 while self._queue:
                     await asyncio.sleep(0)  # what this pass of the loop still brings joins the group
                     match self._queue[0]:
-                        case _Pending():
+                        case Pending():
                             group = pendings = self._take_entries()
                             await self._commit(pendings)
                         case _Together(creations):
@@ -218,19 +178,17 @@ class SqliteWriter:
             if not self._settled.done():
                 self._settled.set_result(None)
 
-    def _take_entries(self) -> list[_Pending]:
-        entries = takewhile(lambda queued: isinstance(queued, _Pending), self._queue)
-        group = [
-            queued for queued in islice(entries, MOST_ENTRIES_PER_COMMIT) if isinstance(queued, _Pending)
-        ]
+    def _take_entries(self) -> list[Pending]:
+        entries = takewhile(lambda queued: isinstance(queued, Pending), self._queue)
+        group = [queued for queued in islice(entries, MOST_ENTRIES_PER_COMMIT) if isinstance(queued, Pending)]
         del self._queue[: len(group)]
         return group
 
-    async def _commit(self, group: list[_Pending], *, together: bool = False) -> None:
+    async def _commit(self, group: list[Pending], *, together: bool = False) -> None:
         """Make a group durable, however long the storage takes to recover, or until the log is closed."""
         while group:
             try:
-                await self._transact(group, together=together)
+                await self._tables.write(group, together=together)
             except sqlite3.IntegrityError as error:
                 await self._apart(group, error, together=together)
                 return
@@ -243,9 +201,9 @@ class SqliteWriter:
             self._settle(group)
             return
 
-    async def _apart(self, group: list[_Pending], error: sqlite3.IntegrityError, *, together: bool) -> None:
+    async def _apart(self, group: list[Pending], error: sqlite3.IntegrityError, *, together: bool) -> None:
         """An entry that contradicts the log is at fault, not the storage: the others go on without it."""
-        await self._connection.rollback()
+        await self._tables.connection.rollback()
         if together or len(group) == 1:
             for pending in group:
                 pending.refuse(StorageError(f"an entry contradicts the log: {error}"))
@@ -274,21 +232,21 @@ class SqliteWriter:
             await asyncio.sleep(RETRY_S)
             try:
                 reopened = await connect(self._path, make=False)
-                await self._connection.close()
-                self._connection = reopened
-                return await self._highest("position", "event") > self._position
+                await self._tables.connection.close()
+                self._tables.connection = reopened
+                return await self._tables.has_grown()
             except sqlite3.Error as error:
                 self._note(error)
         return False
 
-    def _kept(self, group: list[_Pending]) -> list[_Pending]:
+    def _kept(self, group: list[Pending]) -> list[Pending]:
         """What of a group that did not land is tried again: results are, creations are refused."""
         kept = []
         for pending in group:
             if self._closing:
                 pending.refuse(UnavailableError("SHUTTING_DOWN", "the service stopped"))
             elif pending.creates:
-                self._rows.pop(pending.entry.instance.id, None)
+                self._tables.forget(pending.entry.instance.id)
                 pending.refuse(self._read_only())
             else:
                 kept.append(pending)
@@ -296,7 +254,7 @@ class SqliteWriter:
 
     async def _delete(self, deletion: _Deletion) -> None:
         try:
-            await self._remove(deletion.instance_id)
+            await self._tables.remove(deletion.instance_id)
         except RequestError as error:
             deletion.refuse(error)
             return
@@ -310,130 +268,10 @@ class SqliteWriter:
                 deletion.durable.set_result(None)
         self._on_deleted(deletion.instance_id)
 
-    async def _remove(self, instance_id: str) -> None:
-        rows = await fetch(self._connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,))
-        if not rows:
-            raise InstanceNotFoundError(instance_id)
-        key, state = rows[0]
-        if state not in TERMINAL:
-            raise StateForbidsError(instance_id, state=STATUS[state], action="delete")
-        connection = self._connection
-        await connection.execute("DELETE FROM event WHERE instance = ?", (key,))
-        await connection.execute("DELETE FROM label WHERE instance = ?", (key,))
-        await connection.execute("DELETE FROM instance WHERE key = ?", (key,))
-        await connection.execute("UPDATE given SET position = ?, key = ?", (self._position, self._key))
-        await connection.commit()
-
-    async def _transact(self, group: list[_Pending], *, together: bool) -> None:
-        creations = [pending for pending in group if pending.creates]
-        if creations:
-            await self._create(creations)
-        if together and (fault := _fault(group)):
-            await self._connection.rollback()
-            for pending in group:
-                self._rows.pop(pending.entry.instance.id, None)
-                pending.refusal = fault
-            return
-        await self._find_rows(group)
-        accepted = [pending.entry for pending in group if not pending.refusal]
-        await self._insert_events(accepted)
-        await self._update_states(accepted)
-        await self._connection.commit()
-
-    async def _create(self, creations: list[_Pending]) -> None:
-        rows = []
-        for key, pending in enumerate(creations, self._key + 1):
-            instance = pending.entry.instance
-            digest = instance.request_digest.hex()
-            request_id = instance.request_id or None
-            rows.append((key, instance.id, instance.state, request_id, digest, instance.end_time_s))
-        created = await self._insert(
-            "INSERT INTO instance (key, id, state, request_id, request_digest, end_time_s) VALUES",
-            rows,
-            "ON CONFLICT DO NOTHING RETURNING key",
-        )
-        keys = {row[0] for row in created}
-        labels = []
-        for row, pending in zip(rows, creations, strict=True):
-            instance = pending.entry.instance
-            if row[0] in keys:
-                self._rows[instance.id] = _Row(row[0], instance.state)
-                labels += [(row[0], name, value) for name, value in instance.labels.items()]
-            else:
-                pending.refusal = await self._conflict(instance)
-        await self._insert("INSERT INTO label (instance, name, value) VALUES", labels)
-
-    async def _insert(
-        self, statement: str, rows: Sequence[tuple[Any, ...]], ending: str = ""
-    ) -> Sequence[sqlite3.Row]:
-        """Insert rows by as few statements as possible; what the statements return."""
-        returned: list[sqlite3.Row] = []
-        for start in range(0, len(rows), ROWS_PER_STATEMENT):
-            chunk = rows[start : start + ROWS_PER_STATEMENT]
-            places = f"({','.join('?' * len(chunk[0]))})"
-            query = f"{statement} {','.join([places] * len(chunk))} {ending}"
-            returned += await fetch(self._connection, query, list(chain.from_iterable(chunk)))
-        return returned
-
-    async def _conflict(self, wanted: Instance) -> Exception:
-        rows = await fetch(
-            self._connection,
-            "SELECT id, coalesce(request_id, ''), request_digest FROM instance"
-            " WHERE id = ?1 OR request_id = nullif(?2, '') ORDER BY request_id IS NOT nullif(?2, '') LIMIT 1",
-            (wanted.id, wanted.request_id),
-        )
-        if not rows:
-            return StorageError(f"instance {wanted.id!r} could not be recorded")
-        taken = Instance(id=rows[0][0], request_id=rows[0][1], request_digest=bytes.fromhex(rows[0][2]))
-        return conflict(wanted, taken) or StorageError(f"instance {wanted.id!r} could not be recorded")
-
-    async def _find_rows(self, group: list[_Pending]) -> None:
-        for pending in group:
-            instance_id = pending.entry.instance.id
-            if instance_id in self._rows or pending.refusal:
-                continue
-            found = await fetch(
-                self._connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,)
-            )
-            if found:
-                self._rows[instance_id] = _Row(*found[0])
-            else:
-                pending.refusal = InstanceNotFoundError(instance_id)
-
-    async def _insert_events(self, entries: list[Entry]) -> None:
-        rows = []
-        position = self._position
-        for entry in entries:
-            key = self._rows[entry.instance.id].key
-            for event in entry.events:
-                position += 1
-                rows.append((position, key, event.sequence, framed(event)))
-        await self._insert("INSERT INTO event (position, instance, sequence, data) VALUES", rows)
-
-    async def _update_states(self, entries: list[Entry]) -> None:
-        changes = {}
-        for entry in entries:
-            row = self._rows[entry.instance.id]
-            if row.state != entry.instance.state:
-                changes[row.key] = (row.key, entry.instance.state, entry.instance.end_time_s)
-        if changes:
-            await self._connection.execute(
-                "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2"
-                " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0",
-                (json.dumps(list(changes.values())),),
-            )
-
-    def _settle(self, group: list[_Pending]) -> None:
+    def _settle(self, group: list[Pending]) -> None:
         """The group is durable: tell those who wait for it."""
         durable = [pending.entry for pending in group if not pending.refusal]
-        for entry in durable:
-            self._position += len(entry.events)
-            row = self._rows[entry.instance.id]
-            row.state = entry.instance.state
-            self._key = max(self._key, row.key)
-        for entry in durable:
-            if entry.instance.state in TERMINAL:
-                self._rows.pop(entry.instance.id, None)
+        self._tables.know(durable)
         self._on_durable(durable)
         self._settled.set_result(None)
         self._settled = asyncio.get_running_loop().create_future()
@@ -442,15 +280,3 @@ class SqliteWriter:
                 pending.refuse(pending.refusal)
             elif not pending.durable.done():
                 pending.durable.set_result(None)
-
-    async def _highest(self, number: str, table: str) -> int:
-        """The highest position or key ever given, also to what has been deleted since."""
-        query = f"SELECT max(given.{number}, coalesce((SELECT max({number}) FROM {table}), 0)) FROM given"  # noqa: S608
-        highest: int = (await fetch(self._connection, query))[0][0]
-        return highest
-
-
-def _fault(creations: Sequence[_Pending]) -> Exception | None:
-    """What stands against creating them all: a repeated request does not."""
-    refusals = [pending.refusal for pending in creations]
-    return next((error for error in refusals if error and not isinstance(error, DuplicateRequest)), None)

@@ -1,0 +1,212 @@
+"""What a transaction writes into the SQLite log's tables.
+
+Rows go in as few statements as possible: SQLite releases the interpreter's lock for each statement it steps,
+and a busy event loop is slow to give it back.
+"""
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+import aiosqlite
+
+from orchestrator.core.state import TERMINAL, Instance, State
+from orchestrator.core.wire import STATUS
+from orchestrator.errors import InstanceNotFoundError, StateForbidsError, StorageError
+from orchestrator.log.base import DuplicateRequest, Entry, framed
+from orchestrator.log.conflict import conflict
+from orchestrator.log.sqlite_connection import fetch
+
+ROWS_PER_STATEMENT: Final = 256
+
+
+@dataclass(slots=True)
+class Pending:
+    """An entry on its way into the log."""
+
+    entry: Entry
+    durable: "asyncio.Future[None]"
+    creates: bool
+    refusal: Exception | None = None
+    """Why the entry is left out of its group; told only once the group is durable, because the reason may
+    lie in the same group."""
+
+    def refuse(self, error: Exception) -> None:
+        """Tell whoever waits for it."""
+        if not self.durable.done():
+            self.durable.set_exception(error)
+            self.durable.exception()  # whoever queued it without waiting does not want to know
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the table `instance` holds of an unfinished instance."""
+
+    key: int
+    state: State
+
+
+class SqliteTables:
+    """The tables, by the connection that writes them, and the numbers given so far."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self.connection = connection
+        self.position = 0
+        """Of the last event that is known to be durable."""
+        self._key = 0
+        self._rows: dict[str, _Row] = {}
+
+    async def look(self) -> None:
+        """Find out which numbers have been given."""
+        self.position = await self._highest("position", "event")
+        self._key = await self._highest("key", "instance")
+
+    async def has_grown(self) -> bool:
+        """Whether there are events after the last one that is known to be durable."""
+        return await self._highest("position", "event") > self.position
+
+    async def write(self, group: list[Pending], *, together: bool) -> None:
+        """Commit a group, but for what it marks as refused; together: all of it or nothing."""
+        creations = [pending for pending in group if pending.creates]
+        if creations:
+            await self._create(creations)
+        if together and (fault := _fault(group)):
+            await self.connection.rollback()
+            for pending in group:
+                self._rows.pop(pending.entry.instance.id, None)
+                pending.refusal = fault
+            return
+        await self._find_rows(group)
+        accepted = [pending.entry for pending in group if not pending.refusal]
+        await self._insert_events(accepted)
+        await self._update_states(accepted)
+        await self.connection.commit()
+
+    async def _create(self, creations: list[Pending]) -> None:
+        rows = []
+        for key, pending in enumerate(creations, self._key + 1):
+            instance = pending.entry.instance
+            digest = instance.request_digest.hex()
+            request_id = instance.request_id or None
+            rows.append((key, instance.id, instance.state, request_id, digest, instance.end_time_s))
+        created = await self._insert(
+            "INSERT INTO instance (key, id, state, request_id, request_digest, end_time_s) VALUES",
+            rows,
+            "ON CONFLICT DO NOTHING RETURNING key",
+        )
+        keys = {row[0] for row in created}
+        labels = []
+        for row, pending in zip(rows, creations, strict=True):
+            instance = pending.entry.instance
+            if row[0] in keys:
+                self._rows[instance.id] = _Row(row[0], instance.state)
+                labels += [(row[0], name, value) for name, value in instance.labels.items()]
+            else:
+                pending.refusal = await self._conflict(instance)
+        await self._insert("INSERT INTO label (instance, name, value) VALUES", labels)
+
+    async def _insert(
+        self, statement: str, rows: Sequence[tuple[Any, ...]], ending: str = ""
+    ) -> Sequence[sqlite3.Row]:
+        """Insert rows by as few statements as possible; what the statements return."""
+        returned: list[sqlite3.Row] = []
+        for start in range(0, len(rows), ROWS_PER_STATEMENT):
+            chunk = rows[start : start + ROWS_PER_STATEMENT]
+            places = f"({','.join('?' * len(chunk[0]))})"
+            query = f"{statement} {','.join([places] * len(chunk))} {ending}"
+            returned += await fetch(self.connection, query, list(chain.from_iterable(chunk)))
+        return returned
+
+    async def _conflict(self, wanted: Instance) -> Exception:
+        rows = await fetch(
+            self.connection,
+            "SELECT id, coalesce(request_id, ''), request_digest FROM instance"
+            " WHERE id = ?1 OR request_id = nullif(?2, '') ORDER BY request_id IS NOT nullif(?2, '') LIMIT 1",
+            (wanted.id, wanted.request_id),
+        )
+        if not rows:
+            return StorageError(f"instance {wanted.id!r} could not be recorded")
+        taken = Instance(id=rows[0][0], request_id=rows[0][1], request_digest=bytes.fromhex(rows[0][2]))
+        return conflict(wanted, taken) or StorageError(f"instance {wanted.id!r} could not be recorded")
+
+    async def _find_rows(self, group: list[Pending]) -> None:
+        for pending in group:
+            instance_id = pending.entry.instance.id
+            if instance_id in self._rows or pending.refusal:
+                continue
+            found = await fetch(
+                self.connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,)
+            )
+            if found:
+                self._rows[instance_id] = _Row(*found[0])
+            else:
+                pending.refusal = InstanceNotFoundError(instance_id)
+
+    async def _insert_events(self, entries: list[Entry]) -> None:
+        rows = []
+        position = self.position
+        for entry in entries:
+            key = self._rows[entry.instance.id].key
+            for event in entry.events:
+                position += 1
+                rows.append((position, key, event.sequence, framed(event)))
+        await self._insert("INSERT INTO event (position, instance, sequence, data) VALUES", rows)
+
+    async def _update_states(self, entries: list[Entry]) -> None:
+        changes = {}
+        for entry in entries:
+            row = self._rows[entry.instance.id]
+            if row.state != entry.instance.state:
+                changes[row.key] = (row.key, entry.instance.state, entry.instance.end_time_s)
+        if changes:
+            await self.connection.execute(
+                "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2"
+                " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0",
+                (json.dumps(list(changes.values())),),
+            )
+
+    def know(self, entries: Sequence[Entry]) -> None:
+        """These are durable."""
+        for entry in entries:
+            self.position += len(entry.events)
+            row = self._rows[entry.instance.id]
+            row.state = entry.instance.state
+            self._key = max(self._key, row.key)
+        for entry in entries:
+            if entry.instance.state in TERMINAL:
+                self._rows.pop(entry.instance.id, None)
+
+    def forget(self, instance_id: str) -> None:
+        """Its creation did not come about."""
+        self._rows.pop(instance_id, None)
+
+    async def remove(self, instance_id: str) -> None:
+        """Commit that a finished instance is gone; raise InstanceNotFoundError, StateForbidsError."""
+        rows = await fetch(self.connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,))
+        if not rows:
+            raise InstanceNotFoundError(instance_id)
+        key, state = rows[0]
+        if state not in TERMINAL:
+            raise StateForbidsError(instance_id, state=STATUS[state], action="delete")
+        connection = self.connection
+        await connection.execute("DELETE FROM event WHERE instance = ?", (key,))
+        await connection.execute("DELETE FROM label WHERE instance = ?", (key,))
+        await connection.execute("DELETE FROM instance WHERE key = ?", (key,))
+        await connection.execute("UPDATE given SET position = ?, key = ?", (self.position, self._key))
+        await connection.commit()
+
+    async def _highest(self, number: str, table: str) -> int:
+        """The highest position or key ever given, also to what has been deleted since."""
+        query = f"SELECT max(given.{number}, coalesce((SELECT max({number}) FROM {table}), 0)) FROM given"  # noqa: S608
+        highest: int = (await fetch(self.connection, query))[0][0]
+        return highest
+
+
+def _fault(creations: Sequence[Pending]) -> Exception | None:
+    """What stands against creating them all: a repeated request does not."""
+    refusals = [pending.refusal for pending in creations]
+    return next((error for error in refusals if error and not isinstance(error, DuplicateRequest)), None)
