@@ -453,3 +453,52 @@ async def test_restarting_begins_anew_and_keeps_the_history(tmp_path: Path) -> N
     assert hall.calls == ["planning", "t1", "synthesis"] * 2
     assert events[first.last_sequence] == "instance_restarted"
     assert second.last_sequence == len(events)
+
+
+async def test_time_goes_on_while_the_service_is_down(tmp_path: Path) -> None:
+    hall = Hall(plan_text(2, chained=True))
+    budget = pb.Budget()
+    budget.max_duration.seconds = 3600
+    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        await engine.create(wish(config=resolved(budget=budget)))
+        await hall.until(lambda: hall.open == 1)
+        started_s = (await log.load("a")).start_time_s
+    hall.gate.set()
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    models = Models({"scripted": hall.provider})
+    async with LocalEngine.running(log, models, now_s=lambda: started_s + 3601) as engine:
+        instance = await wait_for_end(log, "a", 20)
+        assert instance.error
+        assert instance.error.reason == "DEADLINE_EXCEEDED"
+        longer = pb.InstanceConfig(budget=pb.Budget())
+        longer.budget.max_duration.seconds = 7200
+        await engine.steer("a", partial(lifecycle.retry, changes=longer))
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+    await log.aclose()
+    assert hall.calls.count("planning") == 1
+
+
+async def test_the_queue_keeps_its_order_across_a_restart(tmp_path: Path) -> None:
+    hall = Hall()
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+        for name in "abcd":
+            await engine.create(wish(name))
+        await hall.until(lambda: hall.open == 3)
+    hall.gate.set()
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+        ended = [(await wait_for_end(log, name, 20)).end_time_s for name in "abcd"]
+    assert ended == sorted(ended)
+
+
+async def test_an_instance_with_many_subtasks_does_not_starve_the_others(tmp_path: Path) -> None:
+    hall = Hall(plan_text(12))
+    own = [pb.Subtask(id="small", instructions="do it")]
+    async with engine_on(tmp_path / "log.db", hall.provider, max_calls=1) as (engine, log):
+        await engine.create(wish("big", resolved(max_parallel_subtasks=12)))
+        await hall.until(lambda: hall.open == 1 and "t1" in hall.calls)
+        await engine.create(wish("small", resolved(subtasks=own)))
+        await until(log, pb.STATE_RUNNING, "small")
+        hall.gate.set()
+        await wait_for_end(log, "small", 20)
+        await wait_for_end(log, "big", 20)
+    assert hall.calls.index("small") <= 4  # the planning, t1 that had its turn already, and one turn of big's
