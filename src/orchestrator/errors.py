@@ -144,3 +144,8 @@ class ModelError(OrchestratorError):
         self.retry_after_s = retry_after_s
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the endpoint has more calls than it takes: then others should wait as well."""
+        return self.retryable and self.reason in ("RATE_LIMITED", "OVERLOADED")

@@ -1,61 +1,104 @@
+from collections.abc import AsyncIterator
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.engine.turns import Turns
+from orchestrator.engine.turns import Turn, Turns
+from orchestrator.errors import ModelError
+from orchestrator.models.gate import FIRST_LIMIT
+
+REFUSED = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=3600)
 
 
-class Caller:
-    """Something that wants so many turns, and takes what it is given."""
+class Crowd:
+    """Instances that want turns at an endpoint, and take what they are given."""
 
-    def __init__(self, turns: Turns, name: str, wants: int, order: list[str]) -> None:
-        self.turns, self.name, self.wants, self.order = turns, name, wants, order
+    def __init__(self, limit: int) -> None:
+        self.turns = Turns(limit)
+        self.order: list[str] = []
+        self.held: list[Turn] = []
+        self.wants: dict[str, int] = {}
 
-    def ask(self) -> None:
-        while self.wants and self.turns.take(self.name, self.ask):
-            self.wants -= 1
-            self.order.append(self.name)
+    def want(self, name: str, count: int, endpoint: str = "here") -> None:
+        self.wants[name] = count
+
+        def ask() -> None:
+            while self.wants[name] and (turn := self.turns.take(endpoint, name, ask)):
+                self.wants[name] -= 1
+                self.order.append(name)
+                self.held.append(turn)
+
+        ask()
+
+    def give_back(self, error: ModelError | None = None) -> None:
+        self.turns.give_back(self.held.pop(0), error)
 
 
-def test_instances_that_wait_are_let_in_by_turns() -> None:
-    turns, order = Turns(1), list[str]()
-    assert turns.take("x", lambda: None)
-    for name, wants in (("a", 4), ("b", 2), ("c", 1)):
-        Caller(turns, name, wants, order).ask()
+@pytest.fixture
+async def crowd() -> AsyncIterator[Crowd]:
+    crowd = Crowd(1)
+    yield crowd
+    crowd.turns.close()
+
+
+async def test_instances_that_wait_are_let_in_by_turns(crowd: Crowd) -> None:
+    for name, wants in (("x", 1), ("a", 4), ("b", 2), ("c", 1)):
+        crowd.want(name, wants)
     for _ in range(7):
-        turns.give_back()
-    assert "".join(order) == "abcabaa"
+        crowd.give_back()
+    assert "".join(crowd.order) == "xabcabaa"
 
 
 @given(limit=st.integers(1, 5), wants=st.lists(st.integers(0, 5), max_size=6))
-def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, wants: list[int]) -> None:
-    turns, order = Turns(limit), list[str]()
+async def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, wants: list[int]) -> None:
+    crowd = Crowd(limit)
     for name, want in enumerate(wants):
-        Caller(turns, str(name), want, order).ask()
-    assert len(order) == min(limit, sum(wants))
+        crowd.want(str(name), want)
+    assert len(crowd.order) == min(limit, sum(wants))
     for given_back in range(1, sum(wants) + 1):
-        turns.give_back()
-        assert len(order) == min(limit + given_back, sum(wants))
-    for number in range(limit):
-        assert turns.take("last", lambda: None), number
-    assert not turns.take("one more", lambda: None)
+        crowd.give_back()
+        assert len(crowd.order) == min(limit + given_back, sum(wants))
+    crowd.want("last", limit + 1)
+    assert crowd.wants["last"] == 1
 
 
-def test_one_who_no_longer_wants_a_turn_keeps_nobody_out() -> None:
-    turns, order = Turns(1), list[str]()
-    assert turns.take("x", lambda: None)
-    gone = Caller(turns, "gone", 1, order)
-    gone.ask()
-    gone.wants = 0
-    Caller(turns, "a", 1, order).ask()
-    turns.give_back()
-    assert order == ["a"]
+async def test_one_who_no_longer_wants_a_turn_keeps_nobody_out(crowd: Crowd) -> None:
+    for name in ("x", "gone", "a"):
+        crowd.want(name, 1)
+    crowd.wants["gone"] = 0
+    crowd.give_back()
+    assert crowd.order == ["x", "a"]
 
 
-def test_once_closed_no_turn_is_granted() -> None:
-    turns, order = Turns(1), list[str]()
-    assert turns.take("x", lambda: None)
-    Caller(turns, "a", 1, order).ask()
-    turns.close()
-    turns.give_back()
-    assert order == []
-    assert not turns.take("b", lambda: None)
+async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
+    crowd.want("x", 1)
+    crowd.want("a", 1)
+    crowd.turns.close()
+    crowd.give_back()
+    crowd.want("b", 1)
+    assert crowd.order == ["x"]
+
+
+async def test_one_throttled_endpoint_does_not_stop_another() -> None:
+    crowd = Crowd(4)
+    crowd.want("a", 1, "busy")
+    crowd.give_back(REFUSED)
+    crowd.want("b", 1, "busy")
+    crowd.want("c", 1, "well")
+    assert crowd.order == ["a", "c"]
+    crowd.turns.close()
+
+
+async def test_who_waits_at_one_endpoint_is_served_when_another_gives_back() -> None:
+    crowd = Crowd(1)
+    crowd.want("a", 1, "one")
+    crowd.want("b", 1, "other")
+    crowd.give_back()
+    assert crowd.order == ["a", "b"]
+
+
+async def test_a_new_endpoint_is_tried_with_some_calls_first() -> None:
+    crowd = Crowd(100)
+    crowd.want("a", 100)
+    assert len(crowd.order) == FIRST_LIMIT

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, assert_never
 
 from orchestrator.core import decider
@@ -11,7 +12,7 @@ from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthe
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import Profile
 from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage
-from orchestrator.engine.turns import Turns
+from orchestrator.engine.turns import Turn, Turns
 from orchestrator.errors import (
     InstanceNotFoundError,
     ModelError,
@@ -57,7 +58,7 @@ class Run:
     """Told whenever something that was appended has become durable: the run is to go on, or rests."""
     admitted: bool = False
     """Whether it may make calls: only so many instances are active at once."""
-    _calls: set["asyncio.Task[None]"] = field(default_factory=set)
+    _calls: set["asyncio.Task[ModelError | None]"] = field(default_factory=set)
     _timer: asyncio.TimerHandle | None = None
     _durable: "asyncio.Future[None] | None" = None
     """Done once everything appended so far is durable."""
@@ -85,7 +86,7 @@ class Run:
             self._timer = None
         now_s = self.shop.now_s()
         wake_s: list[float] = []
-        calls: list[Call] = []
+        begun: list[tuple[Call, Turn]] = []
         for command in decider.decide(self.instance, now_s):
             match command:
                 case Record(events):
@@ -93,27 +94,28 @@ class Run:
                 case WakeAt(time_s):
                     wake_s.append(time_s)
                 case MakePlan() | RunSubtask() | Synthesize():
-                    if self.shop.turns.take(self.instance.id, self.advance):
-                        calls.append(command)
+                    endpoint, _, _ = decider.model_for(self.instance, command).partition("/")
+                    if turn := self.shop.turns.take(endpoint, self.instance.id, self.advance):
+                        begun.append((command, turn))
                 case _:
                     assert_never(command)
-        if calls:
-            self._begin(calls)
+        if begun:
+            self._begin(begun)
         if wake_s:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
 
-    def _begin(self, calls: Sequence[Call]) -> None:
+    def _begin(self, begun: Sequence[tuple[Call, Turn]]) -> None:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
-        self._append([decider.begun(self.instance, call) for call in calls])
-        for call in calls:
+        self._append([decider.begun(self.instance, call) for call, _ in begun])
+        for call, turn in begun:
             task = self.shop.tasks.create_task(self._carry_out(call))
             self._calls.add(task)
-            task.add_done_callback(self._called)
+            task.add_done_callback(partial(self._called, turn))
 
-    def _called(self, task: "asyncio.Task[None]") -> None:
+    def _called(self, turn: Turn, task: "asyncio.Task[ModelError | None]") -> None:
         self._calls.discard(task)
-        self.shop.turns.give_back()
+        self.shop.turns.give_back(turn, None if task.cancelled() else task.result())
 
     async def steer(self, action: Action) -> Instance:
         """Do what a client asks, and give the instance as it is then; raise what the action raises.
@@ -167,29 +169,31 @@ class Run:
         if self._durable:
             await asyncio.shield(self._durable)
 
-    async def _carry_out(self, call: Call) -> None:
-        """Make a call that has begun, and record what came of it."""
+    async def _carry_out(self, call: Call) -> ModelError | None:
+        """Make a call that has begun, and record what came of it; what went wrong."""
         try:
-            events = await self._attempt(call)
+            events, failure = await self._attempt(call)
             if self.instance.state not in TERMINAL:
                 self._append(events)
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._stand_still(error)
+            return None
+        return failure
 
-    async def _attempt(self, call: Call) -> Sequence[Event]:
-        """Make one call; the events that say how it went."""
+    async def _attempt(self, call: Call) -> tuple[Sequence[Event], ModelError | None]:
+        """Make one call; the events that say how it went, and what went wrong."""
         try:
             profile, reply = await self._ask(call)
             usage = self._usage(call, reply.input_tokens, reply.output_tokens)
             match call:
                 case MakePlan():
                     plan = profile.read_plan(self.instance, reply.text)
-                    return decider.planned(self.instance, plan, usage)
+                    return decider.planned(self.instance, plan, usage), None
                 case RunSubtask(subtask_id):
-                    return [decider.worked(self.instance, subtask_id, reply.text, usage)]
+                    return [decider.worked(self.instance, subtask_id, reply.text, usage)], None
                 case Synthesize():
                     result = profile.read_synthesis(self.instance, reply.text)
-                    return [decider.synthesized(self.instance, result, usage)]
+                    return [decider.synthesized(self.instance, result, usage)], None
             assert_never(call)
         except PlanError as fault:
             error = ModelError(
@@ -206,7 +210,8 @@ class Run:
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
         now_s = self.shop.now_s()
         usage = self._usage(call, error.input_tokens, error.output_tokens)
-        return [decider.failed(self.instance, call, error, usage, now_s=now_s, jitter=self.shop.jitter())]
+        jitter = self.shop.jitter()
+        return [decider.failed(self.instance, call, error, usage, now_s=now_s, jitter=jitter)], error
 
     async def _ask(self, call: Call) -> tuple[Profile, ModelReply]:
         instance = self.instance

@@ -1,34 +1,86 @@
-"""A bound on how many model calls are open at once, shared fairly by all instances."""
+"""Who may call a model next: a bound on all open calls, a gate for each endpoint, and a queue before it."""
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.errors import ModelError
+from orchestrator.models.gate import Gate
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Leave to make one call."""
+
+    endpoint: str
+    begun_s: float
 
 
 class Turns:
-    """Grants so many turns at a time; when there are none left, instances wait in a queue.
+    """Grants turns, in all so many at a time and for each endpoint as many as its gate lets through.
 
-    An instance that waits is asked again once a turn is free, and takes its place behind all others if it
-    wants more: so one with many subtasks cannot starve others (round robin; Nagle, RFC 970).
+    Where there is none, instances wait in the endpoint's queue. One that waits is asked again when there is a
+    turn, and takes its place behind all others if it wants more: so one with many subtasks cannot starve
+    others (round robin; Nagle, RFC 970), and one throttled endpoint does not hold up another.
     """
 
     def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._free = limit
-        self._waiting: dict[str, Callable[[], None]] = {}
-        self._closed = False
+        self._gates: dict[str, Gate] = {}
+        self._queues: dict[str, dict[str, Callable[[], None]]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._asked = ""
+        """The instance that is being asked, if one is: it comes before those that wait."""
 
-    def take(self, instance_id: str, ask_again: Callable[[], None]) -> bool:
+    def take(self, endpoint: str, instance_id: str, ask_again: Callable[[], None]) -> Turn | None:
         """Take a turn if there is one; otherwise `ask_again` is called, once, when there may be."""
-        if self._free and not self._closed:
+        if endpoint not in self._gates:
+            self._gates[endpoint], self._queues[endpoint] = Gate(self._limit), {}
+        gate, queue = self._gates[endpoint], self._queues[endpoint]
+        now_s = asyncio.get_running_loop().time()
+        wait_s = gate.wait_s(now_s)
+        if self._free > 0 and wait_s == 0 and (not queue or instance_id == self._asked):
+            self._asked = ""
             self._free -= 1
-            return True
-        self._waiting.setdefault(instance_id, ask_again)
-        return False
+            gate.begin(now_s)
+            return Turn(endpoint, now_s)
+        queue.setdefault(instance_id, ask_again)
+        if wait_s:
+            self._serve_later(endpoint, wait_s)
+        return None
 
-    def give_back(self) -> None:
-        """Let whoever waits have the turn."""
+    def give_back(self, turn: Turn, error: ModelError | None) -> None:
+        """The call has ended; let whoever waits have the turn."""
         self._free += 1
-        while self._free and self._waiting and not self._closed:
-            self._waiting.pop(next(iter(self._waiting)))()
+        gate = self._gates[turn.endpoint]
+        if error and error.is_refusal:
+            gate.refuse(turn.begun_s, asyncio.get_running_loop().time(), error.retry_after_s)
+        else:
+            gate.end()
+        for endpoint in tuple(self._queues):
+            self._serve(endpoint)
 
     def close(self) -> None:
         """Grant no more."""
-        self._closed = True
+        self._free = -self._limit
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def _serve(self, endpoint: str) -> None:
+        gate, queue = self._gates[endpoint], self._queues[endpoint]
+        while queue and self._free > 0:
+            wait_s = gate.wait_s(asyncio.get_running_loop().time())
+            if wait_s is None:
+                return
+            if wait_s:
+                self._serve_later(endpoint, wait_s)
+                return
+            self._asked = next(iter(queue))
+            queue.pop(self._asked)()
+            self._asked = ""
+
+    def _serve_later(self, endpoint: str, wait_s: float) -> None:
+        if timer := self._timers.get(endpoint):
+            timer.cancel()
+        self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._serve, endpoint)
