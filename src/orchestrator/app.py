@@ -50,7 +50,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         # Whatever can be found wrong is found before unfinished instances are taken up, which costs money.
-        models = providers.from_environment(os.environ)
+        models = providers.from_environment(os.environ, settings.idle_timeout_s)
         stack.push_async_callback(models.aclose)
         for name in (settings.big_model, settings.small_model):
             models.check(name)

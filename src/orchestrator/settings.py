@@ -39,6 +39,8 @@ class Settings:
     """How many may wait for their turn; beyond that CreateInstance answers QUEUE_FULL."""
     max_concurrent_calls: int = 64
     """How many model calls are open at once, over all instances."""
+    idle_timeout_s: int = 120
+    """How many seconds a model that streams its answer may be silent before the call is given up."""
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -49,7 +51,12 @@ class Settings:
             raise SettingsError(f"{PREFIX}DATABASE must be a path: this version keeps its log in SQLite")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"{PREFIX}LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
-        for name in ("max_active_instances", "max_queued_instances", "max_concurrent_calls"):
+        for name in (
+            "max_active_instances",
+            "max_queued_instances",
+            "max_concurrent_calls",
+            "idle_timeout_s",
+        ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
         for name in ("grpc_address", "rest_address"):

@@ -101,15 +101,15 @@ def _model(name: str, value: str, environment: Mapping[str, str]) -> Finding:
         providers.from_environment(environment).resolve(value)
     except SettingsError as error:
         return Finding(subject, f"{value} cannot be used", f"{error} ({setting})")
-    endpoint = next((it for it in providers.OPENAI_COMPATIBLE if value.startswith(f"{it.name}/")), None)
+    endpoint = next((it for it in providers.ENDPOINTS if value.startswith(f"{it.name}/")), None)
     if endpoint is None:
         return Finding(subject, value)
     url = environment.get(endpoint.url_variable, "").strip()
-    if environment.get(endpoint.key_variable, "").strip():
+    if endpoint.key_in(environment)[0]:
         return Finding(subject, f"{value} at {url or endpoint.url}, with a key")
     if url:
         return Finding(subject, f"{value} at {url}, without a key")
-    mend = f"set {endpoint.key_variable}, or choose another {setting}"
+    mend = f"set {endpoint.key_variables[-1]}, or choose another {setting}"
     return Finding(subject, f"{value}: no key for {endpoint.name}", mend)
 
 
