@@ -1,7 +1,6 @@
 """What endpoints do wrong in the midst of an answer, for `support.endpoint`."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -68,9 +67,3 @@ def refusing(status: int, *parameters: str, otherwise: Any = None) -> Any:
         return otherwise
 
     return script
-
-
-def statuses(answers: Sequence[Any]) -> Any:
-    """One answer after the other, the last one from then on."""
-    left = list(answers)
-    return lambda _: left.pop(0) if len(left) > 1 else left[0]

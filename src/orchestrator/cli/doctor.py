@@ -141,7 +141,7 @@ async def _model(name: str, environment: Mapping[str, str]) -> Finding:
             # What passes by itself is tried again, and no reason not to start.
             is_passing = error.retryable and error.reason in ("RATE_LIMITED", "OVERLOADED")
             mend = _mend(error.reason, endpoint)
-            return Finding(subject, f"{place} failed: {error}", mend, is_optional=is_passing)
+            return Finding(subject, f"{place}: {error}", mend, is_optional=is_passing)
     finally:
         await models.aclose()
     return Finding(subject, f"{place}: it answers, in {time.monotonic() - started_s:.1f} s")
@@ -169,7 +169,8 @@ def _mend(reason: str, endpoint: providers.Endpoint | None) -> str:
         case "OVERLOADED":
             return "wait: calls that fail like this are tried again"
         case "CONNECTION_FAILED" | "CONNECT_TIMEOUT" | "":
-            return f"check the network and the system's proxy, or correct {endpoint.url_variable}"
+            doubts = "whether it runs, and whether the network and the system's proxy let calls through"
+            return f"see {doubts}, or correct {endpoint.url_variable}"
         case _:
             return f"choose another model ({_MODEL_SETTINGS}), or correct {endpoint.url_variable}"
 

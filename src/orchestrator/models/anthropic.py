@@ -44,7 +44,6 @@ class Anthropic(HttpProvider):
         *,
         api_key: str = "",
         key_variable: str = "",
-        unset: str = "",
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         """See HttpProvider."""
@@ -55,7 +54,6 @@ class Anthropic(HttpProvider):
             headers={"anthropic-version": VERSION, **({"x-api-key": api_key} if api_key else {})},
             api_key=api_key,
             key_variable=key_variable,
-            unset=unset,
             idle_timeout_s=idle_timeout_s,
         )
 

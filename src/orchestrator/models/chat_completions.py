@@ -32,7 +32,6 @@ class ChatCompletions(HttpProvider):
         *,
         api_key: str = "",
         key_variable: str = "",
-        unset: str = "",
         profile: Profile = FULL,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
@@ -43,7 +42,6 @@ class ChatCompletions(HttpProvider):
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             api_key=api_key,
             key_variable=key_variable,
-            unset=unset,
             profile=profile,
             idle_timeout_s=idle_timeout_s,
         )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Protocol
 
 from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
-from orchestrator.errors import ModelError, SettingsError
+from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelReply, ModelRequest, OnText
 from orchestrator.models.failures import Failures
 from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
@@ -71,17 +71,14 @@ class HttpProvider(ABC):
         headers: Mapping[str, str],
         api_key: str = "",
         key_variable: str = "",
-        unset: str = "",
         profile: Profile = FULL,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         """Open nothing yet; raise SettingsError where `base_url` is no address.
 
         `name` is the provider's, `key_variable` the variable that holds its key: both are for messages.
-        `unset` names the variables without which no call can succeed: then each fails before it is made.
         """
         self._name = name
-        self._unset = unset
         self._profile = profile
         self._idle_timeout_s = idle_timeout_s
         self._client = Client(base_url, headers)
@@ -93,19 +90,11 @@ class HttpProvider(ABC):
         """What its models are asked, and how they sample."""
         return self._profile
 
-    def check(self, model: str) -> None:
-        """Raise SettingsError where the key is missing that every call needs."""
-        if self._unset:
-            raise SettingsError(
-                f"no key for {self._name}/{model}: set {self._unset}, or choose a model of another provider"
-            )
+    def check(self, model: str) -> None:  # noqa: B027  there is nothing to override
+        """Which models there are, only the endpoint knows."""
 
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
-        try:
-            self.check(request.model)
-        except SettingsError as error:
-            raise ModelError("MODEL_UNAUTHENTICATED", str(error), retryable=False) from None
         try:
             async with asyncio.timeout(request.timeout_s):
                 return await self._settle(request, on_text)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from orchestrator.errors import SettingsError
+from orchestrator.core.prompts import FULL, Profile
+from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import Models, Provider
+from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText, Provider
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.http import IDLE_TIMEOUT_S
 from orchestrator.models.llama import Llama
@@ -55,21 +56,46 @@ class Endpoint:
         return " and ".join([*needed, *([] if key else [variable])])
 
     def provider(self, environment: Mapping[str, str], idle_timeout_s: float) -> Provider:
-        """Set it up; raise SettingsError where a variable cannot be used."""
+        """Set it up, as far as the variables allow."""
         key, key_variable = self.key_in(environment)
+        if unset := self.unset_in(environment):
+            return Unusable(f"no key for {self.name}: set {unset}, or choose a model of another provider")
         if not (key.isascii() and key.isprintable()):
-            raise SettingsError(f"{key_variable} holds characters that no key has: set it again")
+            return Unusable(f"{key_variable} holds characters that no key has: set it again")
         try:
             return self.kind(
                 self.name,
                 self.url_in(environment),
                 api_key=key,
                 key_variable=key_variable,
-                unset=self.unset_in(environment),
                 idle_timeout_s=idle_timeout_s,
             )
         except SettingsError as error:
-            raise SettingsError(f"{self.url_variable}: {error}") from None
+            return Unusable(f"{self.url_variable}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Stands for a provider that cannot be called, so that it troubles only those who call it."""
+
+    problem: str
+    """What is missing or wrong, and what to set."""
+
+    @property
+    def profile(self) -> Profile:
+        """As for any large model."""
+        return FULL
+
+    def check(self, model: str) -> None:  # noqa: ARG002  it is none of them
+        """Raise SettingsError."""
+        raise SettingsError(self.problem)
+
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
+        """Raise ModelError."""
+        raise ModelError("MODEL_UNAUTHENTICATED", self.problem, retryable=False)
+
+    async def aclose(self) -> None:
+        """There is nothing to let go of."""
 
 
 def ollama_address(host: str) -> str:
@@ -118,10 +144,10 @@ ENDPOINTS: Final = (
 
 
 def from_environment(environment: Mapping[str, str], idle_timeout_s: float = IDLE_TIMEOUT_S) -> Models:
-    """Every provider, set up from the variables; raise SettingsError where one cannot be used.
+    """Every provider, set up from the variables; nothing is opened or started.
 
-    Nothing is opened or started. A provider without its key is there too: only calling it fails. A streamed
-    call fails when the endpoint is silent for `idle_timeout_s`.
+    One without its key, or with an address that is none, is there too: only calling it fails. A streamed call
+    fails when the endpoint is silent for `idle_timeout_s`.
     """
     providers = {endpoint.name: endpoint.provider(environment, idle_timeout_s) for endpoint in ENDPOINTS}
     return Models({**providers, "llama": Llama()})
