@@ -54,7 +54,8 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         # Whatever can be found wrong is found before unfinished instances are taken up, which costs money.
         prices = {model: Price.parse(model, price) for model, price in settings.prices.items()}
-        models = replace(providers.from_environment(os.environ), prices=Prices(prices))
+        known = providers.from_environment(os.environ, settings.idle_timeout_s)
+        models = replace(known, prices=Prices(prices))
         stack.push_async_callback(models.aclose)
         for name in (settings.big_model, settings.small_model):
             models.check(name)

@@ -45,6 +45,8 @@ class Settings:
     prices: Mapping[str, object] = field(default_factory=dict)
     """What models cost where the known prices are wrong or silent, in the file only: `[prices]` with
     `"provider/model" = {input_usd = 1.0, output_usd = 4.0}`, dollars per million tokens."""
+    idle_timeout_s: int = 120
+    """How many seconds a model that streams its answer may be silent before the call is given up."""
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -55,7 +57,12 @@ class Settings:
             raise SettingsError(f"{PREFIX}DATABASE must be a path: this version keeps its log in SQLite")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise SettingsError(f"{PREFIX}LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
-        for name in ("max_active_instances", "max_queued_instances", "max_concurrent_calls"):
+        for name in (
+            "max_active_instances",
+            "max_queued_instances",
+            "max_concurrent_calls",
+            "idle_timeout_s",
+        ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
         _ = self.retention_s  # refused now rather than later

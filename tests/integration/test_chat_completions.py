@@ -3,59 +3,40 @@
 import asyncio
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import aiohttp
 import httpx
 import pytest
 from aiohttp import web
-from support.endpoint import (
-    Answer,
-    Call,
-    Endpoint,
-    completion,
-    cut,
-    cut_amid,
-    failing,
-    fenced,
-    hang,
-    without_json_schema,
-)
+from support import asking as support
+from support import streams
+from support.asking import KEY, SCHEMA, asking, chat
+from support.endpoint import Answer, Call, Endpoint, completion, failing, hang, without_json_schema
+from support.misbehaviour import refusing
 
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.errors import ModelError, SettingsError
+from orchestrator.errors import ModelError
 from orchestrator.models import http
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.chat_completions import MAX_RETRY_AFTER_S, ChatCompletions
-from orchestrator.models.providers import from_environment
+from orchestrator.models.chat_completions import ChatCompletions
 
-KEY = "sk-very-secret"
-SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
-HI = (Message("system", "You work."), Message("user", "Hi"))
+either_way = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
 
-def asking(*, schema: bool = False, model: str = "m", timeout_s: float = 20, **prompt: Any) -> ModelRequest:
-    role = "planning" if schema else "work"
-    asked = Prompt(role, HI, schema=SCHEMA if schema else None, **prompt)
-    return ModelRequest(model, asked, max_output_tokens=500, timeout_s=timeout_s)
-
-
-async def ask(answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None) -> str:
-    script = answer if callable(answer) and answer not in (cut, cut_amid, hang) else lambda _: answer
-    async with Endpoint(script) as endpoint, provider_for(endpoint) as provider:
-        return (await provider.complete(request or asking())).text
+async def ask(
+    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, *, streamed: bool = False
+) -> str:
+    script = answer if callable(answer) else lambda _: answer
+    return (await support.reply(chat, script, request, streamed=streamed)).text
 
 
 async def failure(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None
+    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, *, streamed: bool = False
 ) -> ModelError:
-    with pytest.raises(ModelError) as caught:
-        await ask(answer, request)
-    return caught.value
+    script = answer if callable(answer) else lambda _: answer
+    return await support.failure(chat, script, request, streamed=streamed)
 
 
 class provider_for(ChatCompletions):  # noqa: N801  reads as what it is for
@@ -141,98 +122,44 @@ async def test_a_refusal_about_another_thing_is_not_asked_again() -> None:
         assert len(endpoint.calls) == 1
 
 
-@pytest.mark.parametrize(
-    ("status", "reason", "retryable"),
-    [
-        (301, "REQUEST_REJECTED", False),
-        (400, "REQUEST_REJECTED", False),
-        (401, "MODEL_UNAUTHENTICATED", False),
-        (402, "REQUEST_REJECTED", False),
-        (403, "MODEL_UNAUTHENTICATED", False),
-        (404, "MODEL_NOT_FOUND", False),
-        (408, "OVERLOADED", True),
-        (409, "OVERLOADED", True),
-        (413, "REQUEST_REJECTED", False),
-        (425, "OVERLOADED", True),
-        (429, "RATE_LIMITED", True),
-        (500, "OVERLOADED", True),
-        (503, "OVERLOADED", True),
-        (529, "OVERLOADED", True),
-    ],
-)
-async def test_a_status_says_whether_trying_again_can_help(status: int, reason: str, retryable: bool) -> None:
-    error = await failure(failing(status, "what went wrong"))
-    assert (error.reason, error.retryable) == (reason, retryable)
-    assert "what went wrong" in str(error)
-
-
 async def test_a_wrong_key_names_the_variable_to_set() -> None:
-    assert "OPENAI_API_KEY" in str(await failure(failing(401)))
+    assert "OPENAI_API_KEY" in str(await failure(lambda _: failing(401)))
 
 
 async def test_an_empty_account_is_not_tried_again() -> None:
     body = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
-    error = await failure(web.json_response(body, status=429))
+    error = await failure(lambda _: web.json_response(body, status=429))
     assert (error.reason, error.retryable) == ("RATE_LIMITED", False)
 
 
-@pytest.mark.parametrize(
-    ("headers", "expected_s"),
-    [
-        ({"Retry_After": "7"}, 7),
-        ({"Retry_After": "0.5"}, 0.5),
-        ({"Retry_After_Ms": "250", "Retry_After": "1"}, 0.25),
-        ({"Retry_After": "99999999"}, MAX_RETRY_AFTER_S),
-        ({"Retry_After": "soon"}, None),
-        ({"Retry_After": "-1"}, None),
-        ({}, None),
-    ],
-)
-async def test_retry_after_is_read_as_seconds_and_capped(
-    headers: dict[str, str], expected_s: float | None
-) -> None:
-    assert (await failure(failing(429, **headers))).retry_after_s == expected_s
-
-
-@pytest.mark.parametrize(("offset_s", "expected_s"), [(600, 600), (-600, 0), (10**9, MAX_RETRY_AFTER_S)])
-async def test_retry_after_is_read_as_a_date_and_capped(offset_s: float, expected_s: float) -> None:
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=offset_s), usegmt=True)
-    error = await failure(failing(429, Retry_After=date))
-    assert error.retry_after_s == pytest.approx(expected_s, abs=30)
-
-
-async def test_a_date_is_measured_by_the_endpoints_own_clock() -> None:
-    headers = {"Date": "Mon, 01 Jan 2001 00:00:00 GMT", "Retry_After": "Mon, 01 Jan 2001 00:00:09 GMT"}
-    assert (await failure(failing(503, **headers))).retry_after_s == 9
-
-
+@either_way
 @pytest.mark.parametrize(
     "answer",
     [
-        web.json_response({"error": {"message": "upstream broke"}}),
-        web.Response(body=b"<html>upstream broke</html>"),
-        web.Response(body=b"[" * 200_000),
-        web.Response(body=b"\xff\xfe"),
-        web.json_response([]),
-        web.json_response({}),
-        web.json_response({"choices": []}),
-        web.json_response({"choices": [{"message": None}]}),
-        completion(""),
         completion(None),
-        completion("  \n"),
         completion([]),
         completion("", tool_calls=[{"id": "1"}]),
         completion("", reasoning_content="thinking aloud"),
     ],
     ids=str,
 )
-async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer) -> None:
-    error = await failure(lambda _: answer if isinstance(answer, dict) else _copy(answer))
+async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer, streamed: bool) -> None:
+    error = await failure(answer, streamed=streamed)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-def _copy(response: Any) -> web.Response:
-    return web.Response(body=response.body, content_type="application/json")
+@pytest.mark.parametrize("choices", [[], [{"message": None}], None])
+async def test_a_completion_without_a_choice_is_invalid(choices: Any) -> None:
+    assert (await failure(lambda _: web.json_response({"choices": choices}))).reason == "OUTPUT_INVALID"
+
+
+async def test_a_choice_that_broke_off_is_the_failure_that_it_names() -> None:
+    choice = {
+        "message": {"content": "half"},
+        "finish_reason": "error",
+        "error": {"code": 502, "message": "x"},
+    }
+    assert (await failure(lambda _: web.json_response({"choices": [choice]}))).reason == "OVERLOADED"
 
 
 async def test_a_failed_answer_tells_what_it_used() -> None:
@@ -240,24 +167,23 @@ async def test_a_failed_answer_tells_what_it_used() -> None:
     assert (error.input_tokens, error.output_tokens) == (100, 20)
 
 
-async def test_an_answer_cut_at_the_limit_is_truncated_unless_the_prompt_allows_it() -> None:
-    error = await failure(completion("half an ans", "length"))
-    assert (error.reason, error.retryable, error.output_tokens) == ("OUTPUT_TRUNCATED", True, 20)
-    assert "500" in str(error)
-    assert await ask(completion("half an ans", "length"), asking(may_be_cut=True)) == "half an ans"
-
-
 @pytest.mark.parametrize(
     "answer",
     [
         completion(None, refusal="I cannot help with that"),
         completion("", "content_filter"),
-        web.json_response({"error": {"message": "filtered", "code": "content_filter"}}, status=400),
     ],
     ids=str,
 )
-async def test_a_refusal_is_not_tried_again(answer: Answer) -> None:
-    error = await failure(answer)
+@either_way
+async def test_a_refusal_is_not_tried_again(answer: Answer, streamed: bool) -> None:
+    error = await failure(answer, streamed=streamed)
+    assert (error.reason, error.retryable) == ("MODEL_REFUSED", False)
+
+
+async def test_a_prompt_that_a_filter_stops_is_not_tried_again() -> None:
+    body = {"error": {"message": "filtered", "code": "content_filter"}}
+    error = await failure(lambda _: web.json_response(body, status=400))
     assert (error.reason, error.retryable) == ("MODEL_REFUSED", False)
 
 
@@ -273,14 +199,86 @@ async def test_a_refusal_is_not_tried_again(answer: Answer) -> None:
         ('<think>{"b": 2}?</think>\n{"a": 1}', {}, '{"a": 1}'),
     ],
 )
+@either_way
 async def test_json_is_found_wherever_an_endpoint_puts_it(
-    content: Any, message: dict[str, str], expected: str
+    content: Any, message: dict[str, str], expected: str, streamed: bool
 ) -> None:
-    assert await ask(completion(content, **message), asking(schema=True)) == expected
+    assert await ask(completion(content, **message), asking(schema=True), streamed=streamed) == expected
 
 
-async def test_prose_around_the_json_reaches_the_planner_as_it_is() -> None:
-    assert await ask(fenced("{}"), asking(schema=True)) == fenced("{}")
+@either_way
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("<think>a <thin one</think>\n\n the answer", "the answer"),
+        ("<think>never ends", "<think>never ends"),
+        (" <thinking> is no tag", " <thinking> is no tag"),
+        ("<", "<"),
+        ("a <think>b</think> c", "a <think>b</think> c"),
+    ],
+)
+async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, streamed: bool) -> None:
+    assert await ask(completion(content), streamed=streamed) == expected
+
+
+async def test_text_is_told_as_it_comes() -> None:
+    async def one_at_a_time(call: Call) -> web.StreamResponse:
+        *events, _ = streams.of_completion(completion("one two three"), call.body)
+        response = await streams.begin(call.request)
+        for event in events:
+            await response.write(streams.encoded(event))
+            if "one t" in str(event):
+                await heard.wait()
+        return response
+
+    heard = asyncio.Event()
+    told: list[str] = []
+
+    def on_text(piece: str) -> None:
+        told.append(piece)
+        heard.set()
+
+    async with Endpoint(lambda _: one_at_a_time) as endpoint, provider_for(endpoint) as provider:
+        reply = await provider.complete(asking(), on_text)
+    assert told == ["one t", "wo th", "ree"]
+    assert (reply.text, reply.output_tokens) == ("one two three", 20)
+
+
+async def test_a_stream_is_asked_for_with_its_usage_and_only_where_somebody_listens(
+    endpoint: Endpoint,
+) -> None:
+    async with provider_for(endpoint) as provider:
+        await support.ask(provider, streamed=True)
+        await support.ask(provider)
+    streamed, plain = endpoint.calls
+    assert (streamed.body["stream"], streamed.body["stream_options"]) == (True, {"include_usage": True})
+    assert not plain.body.keys() & {"stream", "stream_options"}
+
+
+async def test_an_endpoint_without_stream_options_streams_all_the_same() -> None:
+    async with Endpoint(refusing(400, "stream_options")) as endpoint, provider_for(endpoint) as provider:
+        for _ in range(2):
+            assert (await support.ask(provider, streamed=True)).output_tokens == 0
+    assert ["stream_options" in call.body for call in endpoint.calls] == [True, False, False]
+    assert all(call.body["stream"] for call in endpoint.calls)
+
+
+async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the_schema() -> None:
+    def script(call: Call) -> Answer:
+        if "response_format" in call.body and "stream" in call.body:
+            return failing(400, "response_format json_schema does not support streaming")
+        return "{}"
+
+    async with Endpoint(script) as endpoint, provider_for(endpoint) as provider:
+        for schema in (True, True, False):
+            await support.ask(provider, asking(schema=schema), streamed=True)
+    asked = [("response_format" in call.body, "stream" in call.body) for call in endpoint.calls]
+    assert asked == [(True, True), (True, False), (True, False), (False, True)]
+
+
+async def test_a_retry_after_in_milliseconds_is_read() -> None:
+    error = await failure(lambda _: failing(429, Retry_After_Ms="250", Retry_After="1"))
+    assert error.retry_after_s == 0.25
 
 
 async def test_a_text_with_a_lone_surrogate_can_be_sent() -> None:
@@ -299,15 +297,6 @@ async def test_a_key_is_in_no_message_and_no_log(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
-    [(cut, "CONNECTION_FAILED"), (cut_amid, "CONNECTION_FAILED"), (hang, "TIMEOUT")],
-)
-async def test_a_connection_that_breaks_or_stalls_is_tried_again(answer: Answer, reason: str) -> None:
-    error = await failure(answer, asking(timeout_s=0.2 if answer is hang else 20))
-    assert (error.reason, error.retryable) == (reason, True)
-
-
-@pytest.mark.parametrize(
     "said", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc"]
 )
 async def test_what_is_not_http_is_a_failed_connection(said: bytes) -> None:
@@ -323,22 +312,6 @@ async def test_what_is_not_http_is_a_failed_connection(said: bytes) -> None:
             await provider.complete(asking())
         await provider.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
-
-
-async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    provider = ChatCompletions("openai", f"http://{address}/v1")
-    with pytest.raises(ModelError, match=address) as caught:
-        await provider.complete(asking())
-    await provider.aclose()
-    assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
-
-
-async def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
-    assert (await failure(completion("x" * 2000))).reason == "OUTPUT_INVALID"
 
 
 def _descendants(kind: type[BaseException]) -> set[type[BaseException]]:
@@ -411,6 +384,23 @@ async def test_connections_are_kept_for_the_next_call(endpoint: Endpoint) -> Non
     assert len(peers) == 1
 
 
+async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_breaks_no_call() -> None:
+    async def stream_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        kept = b"Connection: close" if b"connection: close" in asked.lower() else b"Keep-Alive: timeout=5"
+        events = b"".join(map(streams.encoded, streams.of_completion(completion("all of it"), {})))
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + kept
+        writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(events) + events)
+        writer.close()
+
+    server = await asyncio.start_server(stream_and_hang_up, "127.0.0.1", 0)
+    async with server:
+        provider = ChatCompletions("llama", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        for _ in range(20):
+            assert (await support.ask(provider, streamed=True)).text == "all of it"
+        await provider.aclose()
+
+
 async def test_a_system_proxy_is_not_used_for_loopback(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,40 +427,3 @@ async def test_a_system_proxy_is_used_for_other_hosts(monkeypatch: pytest.Monkey
             await provider.complete(asking())
         await provider.aclose()
     assert asked == [b"POST http://models.invalid/v1/chat/completions HTTP/1.1"]
-
-
-async def test_the_environment_sets_up_openai(endpoint: Endpoint) -> None:
-    models = from_environment({"OPENAI_API_KEY": f"{KEY}\n", "OPENAI_BASE_URL": f"{endpoint.url}/"})
-    provider, model = models.resolve("openai/gpt/with/slashes")
-    await provider.complete(asking(model=model))
-    await models.aclose()
-    [call] = endpoint.calls
-    assert call.body["model"] == "gpt/with/slashes"
-    assert call.headers["Authorization"] == f"Bearer {KEY}"
-
-
-async def test_an_endpoint_of_ones_own_needs_no_key(endpoint: Endpoint) -> None:
-    models = from_environment({"OPENAI_BASE_URL": endpoint.url})
-    await models.resolve("openai/m")[0].complete(asking())
-    await models.aclose()
-    assert "Authorization" not in endpoint.calls[0].headers
-
-
-async def test_without_a_key_a_call_says_what_to_set() -> None:
-    models = from_environment({})
-    with pytest.raises(ModelError, match="set OPENAI_API_KEY") as caught:
-        await models.resolve("openai/m")[0].complete(asking())
-    await models.aclose()
-    assert (caught.value.reason, caught.value.retryable) == ("MODEL_UNAUTHENTICATED", False)
-
-
-@pytest.mark.parametrize("url", ["localhost:11434", "ftp://x", "http://", "http://a:b:c", "http://h:99999"])
-def test_a_base_url_that_is_none_is_refused_at_start_up(url: str) -> None:
-    with pytest.raises(SettingsError, match="OPENAI_BASE_URL"):
-        from_environment({"OPENAI_BASE_URL": url})
-
-
-def test_a_key_that_cannot_be_sent_is_refused_without_showing_it() -> None:
-    with pytest.raises(SettingsError, match="OPENAI_API_KEY") as caught:
-        from_environment({"OPENAI_API_KEY": f"{KEY}\n{KEY}"})
-    assert KEY not in str(caught.value)

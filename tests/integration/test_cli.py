@@ -15,12 +15,16 @@ from typing import Any
 
 import grpc
 import pytest
+from support.endpoint import Endpoint
 from support.scripted_service import ScriptedService, play_badly, play_well
 
 from orchestrator.v1 import event_pb2, instance_pb2
 
 COMMAND = (sys.executable, "-m", "orchestrator")
 COMMANDS = ("run", "up", "serve", "doctor", "create", "get", "list", "events", "wait", "terminate")
+NO_MODELS = {"ORCHESTRATOR_BIG_MODEL": "openai/m", "ORCHESTRATOR_SMALL_MODEL": "openai/m"}
+"""Models without a key: where it is not them that is looked at, they need not answer."""
+
 ANSWER = "# Answer\n\none \x1b[31mtwo\n"
 """What `play_well` ends with, as a pipe gets it."""
 
@@ -340,14 +344,17 @@ async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service:
     assert "OPENAI_API_KEY" in checks["big model"]["mend"]
     assert "openai/…" in checks["small model"]["mend"]
     assert checks["grpc"]["status"] == checks["database"]["status"] == "ok"
-    outcome = await shell.with_variables(OPENAI_API_KEY="secret-1").run("doctor")
-    assert "openai/gpt at https://api.openai.com/v1, with a key" in outcome.out
+    async with Endpoint() as endpoint:
+        shell = shell.with_variables(OPENAI_API_KEY="secret-1", OPENAI_BASE_URL=endpoint.url)
+        outcome = await shell.run("doctor")
+    assert f"openai/gpt at {endpoint.url}, with OPENAI_API_KEY: it answers" in outcome.out
     assert "secret-1" not in outcome.out + outcome.err
 
 
 async def test_doctor_tries_whether_the_database_can_be_written(no_service: Shell) -> None:
     for path in ("/proc/new/orchestrator.db", "/dev/null", "/etc"):
-        outcome = await no_service.with_variables(ORCHESTRATOR_DATABASE=path).run("doctor", "--json")
+        shell = no_service.with_variables(ORCHESTRATOR_DATABASE=path, **NO_MODELS)
+        outcome = await shell.run("doctor", "--json")
         checks = {check["subject"]: check["status"] for check in outcome.json["checks"]}
         assert (outcome.code, checks["database"]) == (1, "broken")
 
@@ -359,7 +366,8 @@ async def test_doctor_tells_a_service_of_ours_from_another_program(
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        outcome = await shell.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run("doctor")
+        shell = shell.with_variables(ORCHESTRATOR_REST_ADDRESS=address, **NO_MODELS)
+        outcome = await shell.run("doctor")
     assert outcome.code == 1
     assert f"{service.address} is answered by the service" in outcome.out
     assert f"{address} cannot be listened on" in outcome.out

@@ -1,4 +1,6 @@
-"""A real HTTP endpoint that speaks /v1/chat/completions and does what a test tells it to.
+"""A real HTTP endpoint that speaks /v1/chat/completions and /v1/messages and does what a test tells it to.
+
+It streams whatever it is asked to stream.
 
 async with Endpoint(subtasks=3) as endpoint:             # a valid plan, answers, a synthesis
     environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": "k"}
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from aiohttp import web
+from support import streams
 
 from orchestrator.core.prompts import Role
 from orchestrator.models.scripted import plan_text
@@ -45,7 +48,7 @@ class Call:
     @property
     def told(self) -> str:
         """All messages, one after the other."""
-        return "\n".join(message["content"] for message in self.body["messages"])
+        return "\n".join(message["content"] for message in _messages(self.body))
 
 
 Misbehaviour = Callable[[Call], Awaitable[web.StreamResponse]]
@@ -66,6 +69,19 @@ def completion(text: Any, finish_reason: str = "stop", **message: Any) -> dict[s
     }
 
 
+def message(*blocks: Any, stop_reason: str = "end_turn", **more: Any) -> dict[str, Any]:
+    """The JSON body of an answer of Anthropic's; a block that is a string is a text."""
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "text", "text": it} if isinstance(it, str) else it for it in blocks],
+        "stop_reason": stop_reason,
+        "usage": {"input_tokens": 100, "output_tokens": 20},
+        **more,
+    }
+
+
 def failing(status: int, message: str = "no", **headers: str) -> web.Response:
     """An error answer; `Retry_After="1"` is the header Retry-After."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -74,7 +90,7 @@ def failing(status: int, message: str = "no", **headers: str) -> web.Response:
 
 async def cut(call: Call) -> web.StreamResponse:
     """Cut the connection before answering."""
-    return _abort(call)
+    return abort(call)
 
 
 async def cut_amid(call: Call) -> web.StreamResponse:
@@ -82,10 +98,11 @@ async def cut_amid(call: Call) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Length": "1000"})
     await response.prepare(call.request)
     await response.write(b'{"choices": [')
-    return _abort(call)
+    return abort(call)
 
 
-def _abort(call: Call) -> web.StreamResponse:
+def abort(call: Call) -> web.StreamResponse:
+    """Cut the connection."""
     if call.request.transport is not None:
         call.request.transport.abort()
     return web.Response()
@@ -132,6 +149,7 @@ class Endpoint:
     async def __aenter__(self) -> Self:
         application = web.Application(client_max_size=64 * 1024 * 1024)
         application.router.add_post("/v1/chat/completions", self._answer)
+        application.router.add_post("/v1/messages", self._answer)
         runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(runner.cleanup)
@@ -146,7 +164,7 @@ class Endpoint:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        role, subtask_id = recognize(body["messages"])
+        role, subtask_id = recognize(_messages(body))
         attempt = self.count(role, subtask_id) + 1
         call = Call(role, subtask_id, attempt, body, request.headers.copy(), request)
         self.calls.append(call)
@@ -160,9 +178,14 @@ class Endpoint:
                 return await answer(call)
             if isinstance(answer, web.Response):
                 return answer
-            return web.json_response(
-                answer if isinstance(answer, dict) else completion(answer or self._said(call))
-            )
+            is_message = request.path.endswith("/messages")
+            if not isinstance(answer, dict):
+                said = self._said(call) if answer is None else answer
+                answer = message(said) if is_message else completion(said)
+            if not body.get("stream"):
+                return web.json_response(answer)
+            events = streams.of_message(answer) if is_message else streams.of_completion(answer, body)
+            return await streams.send(call.request, events)
         except asyncio.CancelledError:
             self.hung_up.set()
             raise
@@ -177,6 +200,11 @@ class Endpoint:
                 return f"The output of {call.subtask_id}."
             case "synthesis":
                 return "# The result\n\nAll parts, put together."
+
+
+def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": body["system"]}] if "system" in body else []
+    return [*system, *body["messages"]]
 
 
 def recognize(messages: list[dict[str, str]]) -> tuple[Role, str]:

@@ -172,7 +172,7 @@ def serve(
 @app.command(epilog=examples("orchestrator doctor", "orchestrator doctor --json"))
 @ends_well
 def doctor(*, as_json: opt.Json = False) -> None:
-    """Say what is missing and how to mend it.
+    """Say what is missing and how to mend it; each model that is set is called once, for a few tokens.
 
     Exit code 1 when the service cannot do its work like this.
     """

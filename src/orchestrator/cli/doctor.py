@@ -1,5 +1,6 @@
 """What the service needs, whether it is there, and how to mend it."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -7,8 +8,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +20,22 @@ from orchestrator.cli import rest
 from orchestrator.cli.reporters import terminal
 from orchestrator.cli.text import one_line
 from orchestrator.client import Client
-from orchestrator.errors import SettingsError
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import providers
+from orchestrator.models.base import ModelRequest
 from orchestrator.settings import PREFIX, Settings, split_address
 
 OLDEST_PYTHON: Final = (3, 11)
+CALL_TIMEOUT_S: Final = 30.0
+"""How long a model may take for a word; the embedded one has to start first."""
+
+_MODEL_SETTINGS: Final = f"{PREFIX}BIG_MODEL, {PREFIX}SMALL_MODEL"
+_MEND_EMBEDDED: Final = (
+    "`make install`, or set both models to a provider's, such as openai/… with OPENAI_API_KEY"
+)
+_MOST_TOKENS: Final = 16
+_HELLO: Final = Prompt("work", (Message("user", "Say hello."),), may_be_cut=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +55,9 @@ class Finding:
 
 async def examine(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """Look at everything."""
-    findings = [_python(), _envoy(), *_models(settings, environment), _database(settings)]
-    return [*findings, *[finding async for finding in _ports(settings)]]
+    models = await _models(settings, environment)
+    ports = [finding async for finding in _ports(settings)]
+    return [_python(), _envoy(), *models, _database(settings), *ports]
 
 
 def print_findings(findings: list[Finding], *, as_json: bool) -> None:
@@ -88,29 +102,77 @@ def _envoy() -> Finding:
     )
 
 
-def _models(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    for name in ("big_model", "small_model"):
-        yield _model(name, getattr(settings, name), environment)
-    is_needed = any(name.startswith("llama/") for name in (settings.big_model, settings.small_model))
-    yield _embedded(is_needed=is_needed)
+async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether each model that is set answers; one that is set twice is called once."""
+    roles = {"big model": settings.big_model, "small model": settings.small_model}
+    names = tuple(dict.fromkeys(roles.values()))
+    found = dict(
+        zip(names, await asyncio.gather(*(_model(name, environment) for name in names)), strict=True)
+    )
+    is_needed = any(name.startswith("llama/") for name in names)
+    return [
+        *(replace(found[name], subject=role) for role, name in roles.items()),
+        _embedded(is_needed=is_needed),
+    ]
 
 
-def _model(name: str, value: str, environment: Mapping[str, str]) -> Finding:
-    subject, setting = name.replace("_", " "), f"{PREFIX}{name.upper()}"
+async def _model(name: str, environment: Mapping[str, str]) -> Finding:
+    """Call a model once, for a word."""
+    subject = "model"
     try:
-        providers.from_environment(environment).resolve(value)
+        models = providers.from_environment(environment)
+        provider, model = models.resolve(name)
+        provider.check(model)
     except SettingsError as error:
-        return Finding(subject, f"{value} cannot be used", f"{error} ({setting})")
-    endpoint = next((it for it in providers.OPENAI_COMPATIBLE if value.startswith(f"{it.name}/")), None)
+        return Finding(subject, f"{name} cannot be called", f"{error} ({_MODEL_SETTINGS})")
+    endpoint = next((it for it in providers.ENDPOINTS if name.startswith(f"{it.name}/")), None)
+    place = f"{name}{_set_up(endpoint, environment)}"
+    request = ModelRequest(model, _HELLO, max_output_tokens=_MOST_TOKENS, timeout_s=2 * CALL_TIMEOUT_S)
+    started_s = time.monotonic()
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await provider.complete(request)
+    except TimeoutError:
+        said = f"{place} gave no answer within {CALL_TIMEOUT_S:g} s"
+        return Finding(subject, said, f"try again, for it may have to load; otherwise {_mend('', endpoint)}")
+    except ModelError as error:
+        # A model that used its few tokens up for thinking has answered too.
+        if error.reason != "OUTPUT_TRUNCATED":
+            # What passes by itself is tried again, and no reason not to start.
+            is_passing = error.retryable and error.reason in ("RATE_LIMITED", "OVERLOADED")
+            mend = _mend(error.reason, endpoint)
+            return Finding(subject, f"{place}: {error}", mend, is_optional=is_passing)
+    finally:
+        await models.aclose()
+    return Finding(subject, f"{place}: it answers, in {time.monotonic() - started_s:.1f} s")
+
+
+def _set_up(endpoint: providers.Endpoint | None, environment: Mapping[str, str]) -> str:
     if endpoint is None:
-        return Finding(subject, value)
-    url = environment.get(endpoint.url_variable, "").strip()
-    if environment.get(endpoint.key_variable, "").strip():
-        return Finding(subject, f"{value} at {url or endpoint.url}, with a key")
-    if url:
-        return Finding(subject, f"{value} at {url}, without a key")
-    mend = f"set {endpoint.key_variable}, or choose another {setting}"
-    return Finding(subject, f"{value}: no key for {endpoint.name}", mend)
+        return ""
+    key, variable = endpoint.key_in(environment)
+    return f" at {endpoint.url_in(environment)}, " + (f"with {variable}" if key else "without a key")
+
+
+def _mend(reason: str, endpoint: providers.Endpoint | None) -> str:
+    """What to do about a model that failed for that reason; empty: it was silent."""
+    if endpoint is None:
+        return _MEND_EMBEDDED
+    match reason:
+        case "MODEL_UNAUTHENTICATED":
+            variables = " or ".join(endpoint.key_variables) or endpoint.url_variable
+            return f"set {variables} to a key that is valid and may use the model"
+        case "MODEL_NOT_FOUND":
+            return f"correct the model's name ({_MODEL_SETTINGS}) or the address ({endpoint.url_variable})"
+        case "RATE_LIMITED":
+            return f"wait, or raise the limits of the account at {endpoint.name}"
+        case "OVERLOADED":
+            return "wait: calls that fail like this are tried again"
+        case "CONNECTION_FAILED" | "CONNECT_TIMEOUT" | "":
+            doubts = "whether it runs, and whether the network and the system's proxy let calls through"
+            return f"see {doubts}, or correct {endpoint.url_variable}"
+        case _:
+            return f"choose another model ({_MODEL_SETTINGS}), or correct {endpoint.url_variable}"
 
 
 def _embedded(*, is_needed: bool) -> Finding:
@@ -121,9 +183,8 @@ def _embedded(*, is_needed: bool) -> Finding:
     ]
     if not missing:
         return Finding("embedded model", "server and weights are installed")
-    mend = "`make install`, or set both models to a provider's, such as openai/… with OPENAI_API_KEY"
     finding = f"not installed: {' and '.join(missing)}"
-    return Finding("embedded model", finding, mend, is_optional=not is_needed)
+    return Finding("embedded model", finding, _MEND_EMBEDDED, is_optional=not is_needed)
 
 
 def _database(settings: Settings) -> Finding:

@@ -5,11 +5,16 @@ from typing import Protocol
 
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import Instance
+from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.run import Action
 
 
 class Engine(Protocol):
     """Runs instances. Every answer is durable before it is given."""
+
+    @property
+    def live(self) -> LiveTexts:
+        """What calls under way have written so far."""
 
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs.

@@ -11,6 +11,7 @@ from typing import Self
 
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import RESTING, TERMINAL, Instance
+from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.run import Action, Run, Workshop
 from orchestrator.engine.turns import Turns
 from orchestrator.errors import (
@@ -58,7 +59,7 @@ class LocalEngine:
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
-                Workshop(log, models, Turns(max_calls), tasks, now_s, jitter),
+                Workshop(log, models, LiveTexts(), Turns(max_calls), tasks, now_s, jitter),
                 max_active=max_active,
                 max_queued=max_queued,
             )
@@ -75,6 +76,11 @@ class LocalEngine:
                     run.cut()
         if failure:
             raise failure
+
+    @property
+    def live(self) -> LiveTexts:
+        """What calls under way have written; see Engine."""
+        return self._shop.live
 
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""

@@ -12,6 +12,7 @@ from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthe
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import Profile
 from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage
+from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.turns import Turn, Turns
 from orchestrator.errors import (
     InstanceNotFoundError,
@@ -37,6 +38,7 @@ class Workshop:
 
     log: EventLog
     models: Models
+    live: LiveTexts
     turns: Turns
     tasks: asyncio.TaskGroup
     now_s: Callable[[], float]
@@ -237,9 +239,12 @@ class Run:
             max_output_tokens=instance.config.max_output_tokens,
             timeout_s=timeout_s,
         )
+        part, attempt = prompt.subtask_id, decider.work_of(instance, call).attempt
         try:
-            async with asyncio.timeout(timeout_s):
-                return profile, await provider.complete(request)
+            with self.shop.live.writing(instance.id, part, attempt) as write:
+                async with asyncio.timeout(timeout_s):
+                    on_text = None if isinstance(call, MakePlan) else write
+                    return profile, await provider.complete(request, on_text)
         except TimeoutError:
             raise ModelError(
                 "TIMEOUT",

@@ -1,12 +1,15 @@
 """What a language model is to the rest of the service."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.errors import SettingsError
 from orchestrator.models.prices import Prices
+
+OnText = Callable[[str], None]
+"""Is told each piece of an answer's text as it comes, in order. It must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,12 @@ class Provider(Protocol):
     def check(self, model: str) -> None:
         """Raise SettingsError where it is plain beforehand that a model cannot be called."""
 
-    async def complete(self, request: ModelRequest) -> ModelReply:
-        """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+        """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once.
+
+        With `on_text` the answer is streamed: the pieces that it is told add up to the reply's text. A call
+        that fails may have told some pieces before.
+        """
 
     async def aclose(self) -> None:
         """Let go of connections and processes."""

@@ -5,11 +5,10 @@ docs/decisions/0003-http-transport.md. Nothing is tried again here, for an attem
 show did not happen.
 """
 
-import asyncio
 import ipaddress
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
@@ -24,6 +23,9 @@ from orchestrator.errors import ModelError, SettingsError
 CONNECT_TIMEOUT_S: Final = 10.0
 """The longest a connection may take to open; the rest of a call's time is the model's."""
 
+IDLE_TIMEOUT_S: Final = 120.0
+"""The longest a streamed answer may be silent, unless set otherwise: some models think that long."""
+
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 """The longest answer that is read: far above any model's, far below what would hurt."""
 
@@ -37,24 +39,56 @@ class Answer:
     body: bytes
 
 
+class Incoming:
+    """An HTTP answer of any status whose body is still coming in."""
+
+    def __init__(self, response: httpx.Response, host: str) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._response = response
+        self._host = host
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; raise ModelError where it is longer than any model's answer."""
+        received = 0
+        async for chunk in self._response.aiter_bytes():
+            received += len(chunk)
+            if received > MAX_ANSWER_BYTES:
+                problem = f"{self._host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
+                raise ModelError("OUTPUT_INVALID", problem, retryable=True)
+            yield chunk
+
+    async def whole(self) -> Answer:
+        """Wait for the rest."""
+        body = bytearray()
+        async for chunk in self.chunks():
+            body += chunk
+        return Answer(self.status, self.headers, bytes(body))
+
+
 @contextmanager
-def mapped_errors(host: str, timeout_s: float) -> Iterator[None]:
+def mapped_errors(host: str, idle_timeout_s: float | None = None) -> Iterator[None]:
     """Raise a retryable ModelError in place of whatever the HTTP library raises when a call breaks."""
     try:
         yield
-    except TimeoutError:
-        problem = f"{host} did not answer within {timeout_s:g} s: see the attempt_timeout of the retry policy"
-        raise ModelError("TIMEOUT", problem, retryable=True) from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError) as error:
         # The transport calls a refused connection a timeout; what aiohttp raised says it better.
         cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        raise _broken(cause, host) from None
+        raise _broken(cause, host, idle_timeout_s) from None
 
 
-def _broken(error: BaseException, host: str) -> ModelError:
+def _broken(error: BaseException, host: str, idle_timeout_s: float | None) -> ModelError:
+    reason = "CONNECTION_FAILED"
     match error:
-        case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout():
+        case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
+            reason = "CONNECT_TIMEOUT"
             problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is the address right?"
+        case aiohttp.ServerTimeoutError() | httpx.ReadTimeout():
+            reason = "IDLE_TIMEOUT"
+            silence = f"{idle_timeout_s:g} s" if idle_timeout_s else "too long"
+            problem = (
+                f"{host} was silent for {silence} in the midst of a call: see ORCHESTRATOR_IDLE_TIMEOUT_S"
+            )
         case aiohttp.InvalidURL() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
             problem = f"{host} is not an address that can be called: {type(error).__name__}"
             return ModelError("REQUEST_REJECTED", problem, retryable=False)
@@ -64,7 +98,7 @@ def _broken(error: BaseException, host: str) -> ModelError:
             problem = (
                 f"the connection to {host} broke before the answer was complete ({type(error).__name__})"
             )
-    return ModelError("CONNECTION_FAILED", problem, retryable=True)
+    return ModelError(reason, problem, retryable=True)
 
 
 class Client:
@@ -86,34 +120,44 @@ class Client:
         self._headers = {"Content-Type": "application/json", **headers}
         self._client: httpx.AsyncClient | None = None
 
-    async def post(self, path: str, body: bytes, timeout_s: float) -> Answer:
+    async def post(self, path: str, body: bytes) -> Answer:
         """Post a body and read the whole answer; raise ModelError where there is none.
 
-        Cancelling closes the connection at once. A redirect is an answer too: following it could hand the
-        key to another host.
+        How long that may take is for the caller to bound: cancelling closes the connection at once. A
+        redirect is an answer too: following it could hand the key to another host.
+        """
+        async with self.stream(path, body) as incoming:
+            return await incoming.whole()
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: bytes, idle_timeout_s: float | None = None
+    ) -> AsyncIterator[Incoming]:
+        """Post a body and read the answer as it comes, within the block; for the rest as `post`.
+
+        `idle_timeout_s` bounds the silence before each byte; None: where nothing is streamed, nothing is
+        heard until the answer is complete.
         """
         client = self._client or self._open()
-        with mapped_errors(self.host, timeout_s):
-            async with (
-                asyncio.timeout(timeout_s),
-                client.stream("POST", f"{self._base_url}/{path}", content=body) as response,
-            ):
-                return Answer(response.status_code, response.headers, await self._read(response))
-
-    async def _read(self, response: httpx.Response) -> bytes:
-        body = bytearray()
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_ANSWER_BYTES:
-                problem = f"{self.host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
-                raise ModelError("OUTPUT_INVALID", problem, retryable=True)
-        return bytes(body)
+        waits = httpx.Timeout(
+            None,
+            connect=CONNECT_TIMEOUT_S,
+            pool=CONNECT_TIMEOUT_S,  # by this the transport bounds looking up the name too
+            read=idle_timeout_s,
+        )
+        # Unless asked to, llama.cpp hangs up after a stream though it says that it will not, and the next
+        # call on the same connection breaks. Another connection costs nothing where there is no TLS.
+        headers = {"Connection": "close"} if self._scheme == "http" and idle_timeout_s is not None else None
+        with mapped_errors(self.host, idle_timeout_s):
+            async with client.stream(
+                "POST", f"{self._base_url}/{path}", content=body, headers=headers, timeout=waits
+            ) as response:
+                yield Incoming(response, self.host)
 
     def _open(self) -> httpx.AsyncClient:
         proxy = _proxy(self._scheme, self._name)
         self._client = httpx.AsyncClient(
             headers=self._headers,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             transport=AiohttpTransport(
                 # aiohttp's 0 is no limit: how many calls run at once is decided above, and a wait for a
                 # connection in here would count as the model's time.

@@ -3,18 +3,22 @@
 Scripted()                                        # a plan of five subtasks, canned answers
 Scripted(subtasks=2)
 Scripted(lambda request: "only this")             # every answer from a function
+Scripted(lambda request: in_pieces("slowly", per_s=50))   # streamed at that pace, where it is streamed
 """
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from inspect import isawaitable
 from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest, OnText
 
-Answer = str | ModelReply | ModelError
+Answer = str | ModelReply | ModelError | AsyncIterator[str]
+"""What a model says: all at once, or as an iterator gives it piece by piece, until it raises a ModelError."""
+
 Script = Callable[[ModelRequest], Answer | Awaitable[Answer]]
 
 SUMMARY: Final = "The parts fit together by number."
@@ -23,8 +27,9 @@ SUMMARY: Final = "The parts fit together by number."
 class Scripted:
     """A Provider whose answers come from a function of the request; a ModelError it gives is raised.
 
-    The function may be asynchronous: a call then takes as long as the function waits. `request.prompt.role`
-    and `request.prompt.subtask_id` tell it what is asked.
+    The function may be asynchronous: a call then takes as long as the function waits. Or it is a generator of
+    pieces: a call takes as long as they all take, streamed or not. `request.prompt.role` and
+    `request.prompt.subtask_id` tell it what is asked.
     """
 
     def __init__(self, script: Script | None = None, *, subtasks: int = 5) -> None:
@@ -40,16 +45,19 @@ class Scripted:
     def check(self, model: str) -> None:
         """Every model is there."""
 
-    async def complete(self, request: ModelRequest) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise the script's ModelError where it gives one."""
-        if self._script is None:
-            return ModelReply(self._canned(request))
-        answer = self._script(request)
+        answer = self._canned(request) if self._script is None else self._script(request)
         if isawaitable(answer):
             answer = await answer
         if isinstance(answer, ModelError):
             raise answer
-        return ModelReply(answer) if isinstance(answer, str) else answer
+        if isinstance(answer, AsyncIterator):
+            return ModelReply(await _whole(answer, on_text))
+        reply = ModelReply(answer) if isinstance(answer, str) else answer
+        if on_text is not None:
+            on_text(reply.text)
+        return reply
 
     async def aclose(self) -> None:
         """There is nothing to let go of."""
@@ -62,6 +70,22 @@ class Scripted:
                 return f"The output of {request.prompt.subtask_id}."
             case "synthesis":
                 return "# The result\n\nAll parts, put together."
+
+
+async def _whole(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
+    said = []
+    async for piece in pieces:
+        said.append(piece)
+        if on_text is not None:
+            on_text(piece)
+    return "".join(said)
+
+
+async def in_pieces(text: str, *, per_s: float, characters: int = 4) -> AsyncIterator[str]:
+    """A text as a model writes it: so many pieces a second, of as many characters as a token has."""
+    for start in range(0, len(text), characters):
+        await asyncio.sleep(1 / per_s)
+        yield text[start : start + characters]
 
 
 def plan_text(subtasks: int, *, chained: bool = False) -> str:

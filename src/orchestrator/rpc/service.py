@@ -16,11 +16,13 @@ from orchestrator.core import create, lifecycle, view
 from orchestrator.core.fork import fork
 from orchestrator.core.state import TERMINAL
 from orchestrator.engine.base import Engine
+from orchestrator.engine.live import Written, interleaved
 from orchestrator.engine.run import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
 from orchestrator.log import subscription
 from orchestrator.log.base import EventLog, Page
 from orchestrator.log.framing import delimited, tag
+from orchestrator.log.subscription import Step
 from orchestrator.rpc import sse
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -187,11 +189,12 @@ class OrchestratorService:
         """Replay, then follow."""
         create.check_id(request.id)
         live = request.follow or not request.HasField("follow")
-        steps = subscription.follow(
-            self._log, request.id, after=request.after_sequence, live=live, quiet_s=HEARTBEAT_S
-        )
+        steps = self._follow(request.id, request.after_sequence, live=live, texts=request.include_deltas)
         async for step in steps:
             match step:
+                case Written(deltas):
+                    for delta in deltas:
+                        yield pb.StreamEventsResponse(delta=delta)
                 case Page():
                     # A message made around the stored bytes: they are not decoded.
                     yield delimited(_BATCH_TAG, step.data)
@@ -201,6 +204,19 @@ class OrchestratorService:
                     yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(sequence=last))
                 case subscription.End(state, last):
                     yield pb.StreamEventsResponse(end=pb.StreamEnd(state=state, sequence=last))
+
+    async def _follow(
+        self, instance_id: str, after: int, *, live: bool = True, texts: bool
+    ) -> AsyncIterator[Step | Written]:
+        """An instance's events and, where they are asked for, the texts of its calls under way."""
+        steps = subscription.follow(self._log, instance_id, after=after, live=live, quiet_s=HEARTBEAT_S)
+        if not texts:
+            async for step in steps:
+                yield step
+            return
+        with self._engine.live.reading(instance_id) as reader:
+            async for both in interleaved(steps, reader):
+                yield both
 
     async def StreamAllEvents(
         self, request: pb.StreamAllEventsRequest, _: Context
@@ -235,7 +251,7 @@ class OrchestratorService:
             if instance.state in TERMINAL and after == instance.last_sequence:
                 await context.send_initial_metadata((sse.NO_CONTENT,))
                 return
-            steps = subscription.follow(self._log, request.id, after=after, quiet_s=HEARTBEAT_S)
+            steps = self._follow(request.id, after, texts=request.include_deltas)
         else:
             steps = subscription.follow_all(self._log, after=after, quiet_s=HEARTBEAT_S)
         opening = sse.OPENING
@@ -244,8 +260,10 @@ class OrchestratorService:
             opening = b""
 
 
-def _sse_frames(step: subscription.Step) -> bytes:
+def _sse_frames(step: Step | Written) -> bytes:
     match step:
+        case Written(deltas):
+            return b"".join(map(sse.delta_frame, deltas))
         case Page():
             return b"".join(map(sse.event_frame, step.events(), step.places))
         case subscription.CaughtUp() | subscription.Quiet():

@@ -1,0 +1,243 @@
+"""What all providers behind an HTTP endpoint have in common: how a call is made, and when it has failed.
+
+An API's own module says how it is asked, and how its answers and its streams are read.
+"""
+
+import asyncio
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, ClassVar, Final, Protocol
+
+from orchestrator.core.plan import well_formed
+from orchestrator.core.prompts import FULL, Profile
+from orchestrator.errors import ModelError
+from orchestrator.models.base import ModelReply, ModelRequest, OnText
+from orchestrator.models.failures import Failures
+from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
+from orchestrator.models.streaming import LiveText, events
+from orchestrator.models.structured import REJECTED, Dialect
+
+MOST_WHITE_SPACE: Final = 1000
+"""So many characters of white space in a row come from a model that is lost in a grammar."""
+
+_LAST_EVENT: Final = b"[DONE]"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an answer holds, in whichever API it came."""
+
+    text: str
+    is_cut: bool = False
+    """Whether it ended at the token limit."""
+    refusal: str | None = None
+    """Why the model will not answer, which may be empty; None: it does answer."""
+    used: tuple[int, int] = (0, 0)
+    """Tokens of input and of output, by the endpoint's count."""
+
+
+class Draft(Protocol):
+    """An answer that is being streamed."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model has come to its end."""
+
+    def add(self, event: Mapping[str, Any]) -> str:
+        """Take in the next event; the text that it adds."""
+
+    def body(self) -> Mapping[str, Any]:
+        """The body that an answer in one piece would have had, as far as it has come."""
+
+
+class HttpProvider(ABC):
+    """A Provider for one endpoint."""
+
+    path: ClassVar[str]
+    """Where it is asked, below the base address."""
+    first_dialect: ClassVar[Dialect] = Dialect()
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        headers: Mapping[str, str],
+        api_key: str = "",
+        key_variable: str = "",
+        profile: Profile = FULL,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+    ) -> None:
+        """Open nothing yet; raise SettingsError where `base_url` is no address.
+
+        `name` is the provider's, `key_variable` the variable that holds its key: both are for messages.
+        """
+        self._name = name
+        self._profile = profile
+        self._idle_timeout_s = idle_timeout_s
+        self._client = Client(base_url, headers)
+        self._failures = Failures(name, self._client.host, api_key, key_variable)
+        self._dialects: dict[tuple[str, bool], Dialect] = {}
+
+    @property
+    def profile(self) -> Profile:
+        """What its models are asked, and how they sample."""
+        return self._profile
+
+    def check(self, model: str) -> None:  # noqa: B027  there is nothing to override
+        """Which models there are, only the endpoint knows."""
+
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+        """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                return await self._settle(request, on_text)
+        except TimeoutError:
+            raise self._failures.late(request.timeout_s) from None
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def _settle(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+        """Ask until the endpoint understands.
+
+        One that does not know a parameter is asked again without it, and that is remembered: such a refusal
+        is settling on a dialect, no attempt, for no model has been at work.
+        """
+        # What an endpoint refuses may depend on whether it is asked for JSON: some cannot stream that.
+        asked = (request.model, request.prompt.schema is not None)
+        dialect = self._dialects.get(asked, self.first_dialect)
+        while True:
+            body = self._body(request, dialect)
+            if on_text is not None:
+                body |= {name: it for name, it in self._streaming().items() if name not in dialect.left_out}
+            answer = await self._ask(request, body, on_text)
+            if isinstance(answer, ModelReply):
+                self._dialects[asked] = dialect
+                return answer
+            changed = None
+            if answer.status in REJECTED:
+                changed = dialect.after(answer.body.decode(errors="replace"), body)
+            if changed is None:
+                raise self._failures.of_status(answer, request.model)
+            logger.info("%s/%s refused %s: trying %s", self._name, request.model, dialect, changed)
+            dialect = changed
+
+    @abstractmethod
+    def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
+        """What is posted for an answer in one piece."""
+
+    @abstractmethod
+    def _streaming(self) -> Mapping[str, object]:
+        """What is posted besides for a stream."""
+
+    @abstractmethod
+    def _said(self, body: Mapping[str, Any], request: ModelRequest) -> Said | None:
+        """What an answer holds; None: no answer at all."""
+
+    def _error(self, body: Mapping[str, Any]) -> object:
+        """The error in what came with a 200, be it a whole answer or an event; nothing: there is none."""
+        return body.get("error")
+
+    @abstractmethod
+    def _draft(self) -> Draft:
+        """An empty answer, for a stream's events."""
+
+    async def _ask(
+        self, request: ModelRequest, body: Mapping[str, object], on_text: OnText | None
+    ) -> ModelReply | Answer:
+        """Make one HTTP call. An answer that is no success is given back as it is."""
+        # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
+        content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+        if on_text is None or "stream" not in body:
+            answer = await self._client.post(self.path, content)
+            return self._read(answer, request, on_text)
+        async with self._client.stream(self.path, content, self._idle_timeout_s) as incoming:
+            kind = incoming.headers.get("Content-Type", "")
+            # Whatever else may pass for a stream, these are answers in one piece: errors, mostly.
+            if not _is_success(incoming.status) or "json" in kind or "html" in kind:
+                return self._read(await incoming.whole(), request, on_text)
+            return await self._follow(incoming, request, on_text)
+
+    def _read(self, answer: Answer, request: ModelRequest, on_text: OnText | None) -> ModelReply | Answer:
+        """The reply in an answer in one piece; raise ModelError where a success holds none."""
+        if not _is_success(answer.status):
+            return answer
+        body = self._object(answer.body)
+        if error := self._error(body):
+            raise self._failures.in_answer(error, request.model)
+        reply = self._reply(body, answer.body, request)
+        if on_text is not None:
+            on_text(reply.text)
+        return reply
+
+    async def _follow(self, incoming: Incoming, request: ModelRequest, on_text: OnText) -> ModelReply:
+        """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
+        draft = self._draft()
+        live = LiveText(on_text)
+        async for data in events(incoming.chunks()):
+            if data == _LAST_EVENT:
+                break
+            event = self._object(data)
+            if error := self._error(event):
+                raise self._failures.in_answer(error, request.model)
+            if text := draft.add(event):
+                live.add(text)
+                if live.blank_run >= MOST_WHITE_SPACE:
+                    raise self._went_blank(request, draft.body())
+        # Whoever has come to its end has said it all, whether or not the stream was closed as it should be.
+        if not draft.is_whole:
+            said = self._said(draft.body(), request)
+            raise self._failures.cut(said.used if said else (0, 0))
+        reply = self._reply(draft.body(), b"", request)
+        live.finish(reply.text)
+        return reply
+
+    def _object(self, data: bytes) -> dict[str, Any]:
+        """A JSON object; raise ModelError where it is none."""
+        try:
+            value = json.loads(data)
+        except ValueError:
+            raise self._failures.invalid("sent what is not JSON", data) from None
+        except RecursionError:
+            raise self._failures.invalid("sent JSON that is nested too deeply") from None
+        if not isinstance(value, dict):
+            raise self._failures.invalid("sent JSON that is no object", data)
+        return value
+
+    def _reply(self, body: Mapping[str, Any], raw: bytes, request: ModelRequest) -> ModelReply:
+        said = self._said(body, request)
+        if said is None:
+            raise self._failures.invalid("sent JSON with no answer in it", raw)
+        if said.refusal is not None:
+            raise self._failures.refused(request.model, said.refusal, said.used)
+        text = said.text.rstrip()
+        if len(said.text) - len(text) >= MOST_WHITE_SPACE:
+            raise self._went_blank(request, body)
+        if said.is_cut and not (text and request.prompt.may_be_cut):
+            raise self._failures.truncated(request.model, request.token_limit, said.used)
+        if not text:
+            raise self._failures.invalid("sent an empty answer", used=said.used)
+        return ModelReply(well_formed(said.text), *said.used)
+
+    def _went_blank(self, request: ModelRequest, body: Mapping[str, Any]) -> ModelError:
+        said = self._said(body, request)
+        problem = f"sent {MOST_WHITE_SPACE} characters of white space in a row: {request.model} lost its way"
+        return self._failures.invalid(problem, used=said.used if said else (0, 0))
+
+
+def _is_success(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def count(usage: object, name: str) -> int:
+    """A number of tokens in an endpoint's usage; 0 where it gives none that makes sense."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return max(value, 0) if isinstance(value, int) else 0

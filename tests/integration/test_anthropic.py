@@ -1,0 +1,141 @@
+"""What is Anthropic's own about its API, against a real HTTP endpoint."""
+
+from typing import Any
+
+import pytest
+from support.asking import HI, KEY, SCHEMA, ask, asking, failure, messages, reply
+from support.endpoint import Answer, Call, Endpoint, failing, message
+from support.misbehaviour import refusing, streaming
+
+from orchestrator.core import plan
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.models.base import ModelRequest
+
+either_way = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+
+
+async def sent(request: ModelRequest, *, streamed: bool = False) -> Call:
+    """What the endpoint is asked."""
+    async with Endpoint(lambda _: "{}") as endpoint:
+        provider = messages(endpoint)
+        await ask(provider, request, streamed=streamed)
+        await provider.aclose()
+    [call] = endpoint.calls
+    return call
+
+
+async def test_a_call_sends_version_key_and_the_system_message_apart() -> None:
+    call = await sent(asking(sampling={"temperature": 0.2}))
+    assert call.request.path == "/v1/messages"
+    assert call.headers["anthropic-version"] == "2023-06-01"
+    assert call.headers["x-api-key"] == KEY
+    assert "Authorization" not in call.headers
+    assert call.body == {
+        "model": "m",
+        "max_tokens": 500,
+        "system": "You work.",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "temperature": 0.2,
+    }
+
+
+async def test_a_prompt_without_system_message_sends_none() -> None:
+    call = await sent(ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 9, 20))
+    assert "system" not in call.body
+
+
+async def test_a_stream_is_asked_for_only_where_somebody_listens() -> None:
+    assert (await sent(asking(), streamed=True)).body["stream"] is True
+    assert "stream" not in (await sent(asking())).body
+
+
+async def test_a_plan_is_held_to_as_much_of_the_schema_as_structured_outputs_know() -> None:
+    request = ModelRequest("m", Prompt("planning", HI, schema=plan.schema(4)), 500, 20)
+    asked = (await sent(request)).body["output_config"]["format"]
+    assert asked["type"] == "json_schema"
+    subtasks = asked["schema"]["properties"]["subtasks"]
+    assert subtasks.keys() == {"type", "items"}
+    assert subtasks["items"]["required"] == ["id", "title", "instructions", "depends_on", "worker"]
+    assert asked["schema"]["additionalProperties"] is False
+
+
+@either_way
+async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(streamed: bool) -> None:
+    def script(call: Call) -> Answer:
+        if "output_config" in call.body:
+            return failing(400, "'m' does not support output format")
+        if call.body.get("tool_choice") == {"type": "tool", "name": "plan"}:
+            called = {"type": "tool_use", "id": "t", "name": "plan", "input": {"summary": "Grüße"}}
+            return message(called, stop_reason="tool_use")
+        return None
+
+    async with Endpoint(script) as endpoint:
+        provider = messages(endpoint)
+        for _ in range(2):
+            answer = await ask(provider, asking(schema=True), streamed=streamed)
+            assert plan.json_object(answer.text) == {"summary": "Grüße"}
+        await provider.aclose()
+    assert ["tools" in call.body for call in endpoint.calls] == [False, True, True]
+    assert endpoint.calls[1].body["tools"][0]["input_schema"] == SCHEMA
+
+
+async def test_a_model_that_takes_no_temperature_is_asked_without() -> None:
+    script = refusing(400, "temperature", otherwise="warm")
+    assert (await reply(messages, script, asking(sampling={"temperature": 0.2}))).text == "warm"
+
+
+@either_way
+async def test_what_a_cache_gave_or_took_counts_as_input(streamed: bool) -> None:
+    usage = {
+        "input_tokens": 7,
+        "cache_creation_input_tokens": 20,
+        "cache_read_input_tokens": 300,
+        "output_tokens": 5,
+    }
+    answer = await reply(messages, lambda _: message("hi", usage=usage), streamed=streamed)
+    assert (answer.input_tokens, answer.output_tokens) == (327, 5)
+
+
+@either_way
+async def test_thoughts_are_no_part_of_the_text(streamed: bool) -> None:
+    blocks: list[Any] = [{"type": "thinking", "thinking": "hmm", "signature": "s"}, "one ", "two"]
+    assert (await reply(messages, lambda _: message(*blocks), streamed=streamed)).text == "one two"
+
+
+@either_way
+@pytest.mark.parametrize("details", [None, {"type": "refusal", "explanation": "It is about poison"}])
+async def test_a_refusal_is_not_tried_again_and_says_why(
+    streamed: bool, details: dict[str, str] | None
+) -> None:
+    answer = message("I", stop_reason="refusal", stop_details=details)
+    error = await failure(messages, lambda _: answer, streamed=streamed)
+    assert (error.reason, error.retryable, error.output_tokens) == ("MODEL_REFUSED", False, 20)
+    assert ("poison" in str(error)) == bool(details)
+
+
+@either_way
+async def test_a_full_context_is_a_truncated_answer(streamed: bool) -> None:
+    answer = message("half", stop_reason="model_context_window_exceeded")
+    error = await failure(messages, lambda _: answer, streamed=streamed)
+    assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
+
+
+async def test_a_cut_stream_tells_what_it_used() -> None:
+    error = await failure(messages, lambda _: streaming(), streamed=True)
+    assert (error.reason, error.input_tokens, error.output_tokens) == ("STREAM_CUT", 100, 1)
+
+
+async def test_an_overloaded_endpoint_is_tried_again_when_it_says() -> None:
+    error = await failure(messages, lambda _: failing(529, "Overloaded", Retry_After="3"))
+    assert (error.reason, error.retryable, error.retry_after_s) == ("OVERLOADED", True, 3)
+
+
+async def test_a_spent_budget_is_not_tried_again() -> None:
+    error = await failure(messages, lambda _: failing(429, "enforced_spend_limit_reached"))
+    assert (error.reason, error.retryable) == ("RATE_LIMITED", False)
+
+
+async def test_a_wrong_key_names_the_variable_and_is_not_shown() -> None:
+    error = await failure(messages, lambda _: failing(401, f"invalid x-api-key {KEY}"))
+    assert "check ANTHROPIC_API_KEY" in str(error)
+    assert KEY not in str(error)

@@ -1,0 +1,137 @@
+"""What the doctor finds out about the models, by calling them over real HTTP."""
+
+import dataclasses
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.endpoint import Answer, Call, Endpoint, completion, cut, failing, hang, message
+from support.process import free_port
+
+from orchestrator.cli import doctor
+from orchestrator.cli.doctor import Finding
+from orchestrator.settings import Settings
+
+KEY = "sk-very-secret"
+
+
+async def examine(
+    tmp_path: Path, environment: dict[str, str], big: str = "openai/big", small: str = "openai/small"
+) -> dict[str, Finding]:
+    settings = Settings(
+        grpc_address=f"127.0.0.1:{free_port()}",
+        rest_address=f"127.0.0.1:{free_port()}",
+        database=str(tmp_path / "log.db"),
+        big_model=big,
+        small_model=small,
+    )
+    return {finding.subject: finding for finding in await doctor.examine(settings, environment)}
+
+
+async def big_model(tmp_path: Path, script: Callable[[Call], Answer], name: str = "openai/m") -> Finding:
+    """What is found about a model whose endpoint behaves like that; its key is in none of it."""
+    provider = name.partition("/")[0].upper()
+    async with Endpoint(script) as endpoint:
+        environment = {f"{provider}_BASE_URL": endpoint.url, f"{provider}_API_KEY": KEY}
+        findings = await examine(tmp_path, environment, name, name)
+        assert len(endpoint.calls) == 1
+    assert findings["small model"] == dataclasses.replace(findings["big model"], subject="small model")
+    assert KEY not in repr(findings)
+    return findings["big model"]
+
+
+async def test_each_model_is_called_once_for_little(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint:
+        environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
+        findings = await examine(tmp_path, environment)
+    assert sorted(call.body["model"] for call in endpoint.calls) == ["big", "small"]
+    assert all(call.body["max_tokens"] <= 16 for call in endpoint.calls)
+    for subject in ("big model", "small model"):
+        assert not findings[subject].mend
+        assert f"at {endpoint.url}, with OPENAI_API_KEY: it answers" in findings[subject].finding
+
+
+async def test_a_model_that_thinks_all_its_few_tokens_away_has_answered(tmp_path: Path) -> None:
+    assert not (await big_model(tmp_path, lambda _: completion("", "length"))).mend
+
+
+async def test_a_model_of_anthropics_is_called_too(tmp_path: Path) -> None:
+    assert not (await big_model(tmp_path, lambda _: message("Hello"), "anthropic/m")).mend
+
+
+@pytest.mark.parametrize(
+    ("status", "mend"),
+    [
+        (400, "choose another model"),
+        (401, "set OPENAI_API_KEY to a key that is valid"),
+        (403, "set OPENAI_API_KEY to a key that is valid"),
+        (404, "correct the model's name"),
+    ],
+)
+async def test_what_does_not_pass_by_itself_is_broken_and_says_what_to_change(
+    tmp_path: Path, status: int, mend: str
+) -> None:
+    finding = await big_model(tmp_path, lambda _: failing(status, f"no {KEY}"))
+    assert finding.is_broken
+    assert mend in finding.mend
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+async def test_what_passes_by_itself_is_a_warning(tmp_path: Path, status: int) -> None:
+    finding = await big_model(tmp_path, lambda _: failing(status))
+    assert finding.mend
+    assert not finding.is_broken
+
+
+async def test_an_empty_account_does_not_fill_by_itself(tmp_path: Path) -> None:
+    assert (await big_model(tmp_path, lambda _: failing(429, "insufficient_quota"))).is_broken
+
+
+async def test_a_silent_model_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CALL_TIMEOUT_S", 0.5)
+    finding = await big_model(tmp_path, lambda _: hang)
+    assert finding.is_broken
+    assert "no answer within 0.5 s" in finding.finding
+    assert "OPENAI_BASE_URL" in finding.mend
+
+
+async def test_a_connection_that_breaks_points_to_network_and_address(tmp_path: Path) -> None:
+    finding = await big_model(tmp_path, lambda _: cut)
+    assert finding.is_broken
+    assert "network" in finding.mend
+    assert "OPENAI_BASE_URL" in finding.mend
+
+
+async def test_a_server_that_does_not_run_is_named_with_the_variable_that_leads_to_it(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        finding = (await examine(tmp_path, {"OLLAMA_HOST": address}, "ollama/m", "ollama/m"))["big model"]
+    assert finding.is_broken
+    assert address in finding.finding
+    assert "OLLAMA_HOST" in finding.mend
+
+
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        ("anthropic/m", "set ANTHROPIC_API_KEY"),
+        ("cloudflare/m", "set CLOUDFLARE_ACCOUNT_ID and CLOUDFLARE_API_TOKEN"),
+        ("nix/m", "openai/…"),
+        ("llama/other", "llama/smollm2-135m-instruct"),
+    ],
+)
+async def test_what_cannot_be_called_is_not_and_says_what_to_set(
+    tmp_path: Path, name: str, mend: str
+) -> None:
+    finding = (await examine(tmp_path, {}, name, name))["big model"]
+    assert finding.is_broken
+    assert mend in finding.mend
+
+
+async def test_the_embedded_model_is_called_for_real(tmp_path: Path) -> None:
+    embedded = Settings().big_model
+    finding = (await examine(tmp_path, {}, embedded, embedded))["big model"]
+    assert not finding.mend
+    assert "it answers" in finding.finding

@@ -1,0 +1,438 @@
+"""Endpoints that misbehave, over real HTTP: each failure of the table in docs/models.md, in both APIs.
+
+What only one of the APIs can do wrong is in the tests of that API.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from aiohttp import web
+from support import streams
+from support.asking import SCHEMA, ask, asking, chat, failure, messages, reply, said
+from support.endpoint import Answer, Call, Endpoint, cut, cut_amid, failing, fenced, hang
+from support.misbehaviour import (
+    endless_white_space,
+    refusing,
+    reset_amid_stream,
+    stall_amid_stream,
+    stay_silent,
+    streaming,
+)
+
+from orchestrator.core.plan import json_object
+from orchestrator.errors import ModelError
+from orchestrator.models import http
+from orchestrator.models.anthropic import Anthropic
+from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.endpoint import MOST_WHITE_SPACE, HttpProvider
+from orchestrator.models.failures import MAX_RETRY_AFTER_S
+
+Make = Callable[..., HttpProvider]
+
+pytestmark = pytest.mark.parametrize("make", [chat, messages])
+either_way = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+
+
+def always(answer: Answer) -> Callable[[Call], Answer]:
+    return lambda _: answer
+
+
+# What comes is good, but wrapped
+
+
+@either_way
+async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, streamed: bool) -> None:
+    text = fenced('{"summary": "x"}')
+    answer = await reply(make, always(text), asking(schema=True), streamed=streamed)
+    assert json_object(answer.text) == {"summary": "x"}
+
+
+@either_way
+async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, streamed: bool) -> None:
+    text = "Grüße 🙂\n\n```python\nprint('data: [DONE]')\n```\n"
+    answer = await reply(make, always(text), streamed=streamed)
+    assert (answer.text, answer.input_tokens, answer.output_tokens) == (text, 100, 20)
+
+
+async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
+    async def drip(call: Call) -> web.StreamResponse:
+        body = said(make, "Grüße 🙂")
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        response = await streams.begin(call.request)
+        for byte in b"".join(map(streams.encoded, events)).replace(b"\n", b"\r\n"):
+            await response.write(bytes([byte]))
+        return response
+
+    assert (await reply(make, always(drip), streamed=True)).text == "Grüße 🙂"
+
+
+async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(make: Make) -> None:
+    async def end_early(call: Call) -> web.StreamResponse:
+        body = said(make, "all of it")
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
+        return await streams.send(call.request, events[:-1])
+
+    assert (await reply(make, always(end_early), streamed=True)).text == "all of it"
+
+
+async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(make: Make) -> None:
+    whole = web.json_response(said(make, "all at once"))
+    assert (await reply(make, always(whole), streamed=True)).text == "all at once"
+
+
+# What comes is not good
+
+
+@either_way
+async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, streamed: bool) -> None:
+    error = await failure(make, always(said(make, "half an ans", is_cut=True)), streamed=streamed)
+    assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
+    assert (error.input_tokens, error.output_tokens) == (100, 20)
+    assert "500 tokens: allow more max_output_tokens" in str(error)
+
+
+@either_way
+async def test_an_answer_cut_at_the_token_limit_is_good_for_a_prompt_that_allows_it(
+    make: Make, streamed: bool
+) -> None:
+    script = always(said(make, "half an ans", is_cut=True))
+    assert (await reply(make, script, asking(may_be_cut=True), streamed=streamed)).text == "half an ans"
+
+
+@either_way
+async def test_all_tokens_spent_on_thinking_is_a_truncated_answer(make: Make, streamed: bool) -> None:
+    script = always(said(make, "", is_cut=True))
+    error = await failure(make, script, asking(may_be_cut=True), streamed=streamed)
+    assert error.reason == "OUTPUT_TRUNCATED"
+
+
+@either_way
+@pytest.mark.parametrize("text", ["", "  \n"])
+async def test_an_empty_answer_is_tried_again(make: Make, streamed: bool, text: str) -> None:
+    error = await failure(make, always(said(make, text)), streamed=streamed)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+    assert "empty answer" in str(error)
+
+
+async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make) -> None:
+    async with asyncio.timeout(10):
+        error = await failure(make, always(endless_white_space), asking(schema=True), streamed=True)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+    assert "white space" in str(error)
+
+
+@either_way
+async def test_an_answer_that_ends_in_white_space_up_to_the_limit_is_invalid_not_too_long(
+    make: Make, streamed: bool
+) -> None:
+    text = '{"summary": "x"' + "\n" * MOST_WHITE_SPACE
+    error = await failure(make, always(said(make, text, is_cut=True)), asking(schema=True), streamed=streamed)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+
+
+@either_way
+@pytest.mark.parametrize(
+    "body", [b"<html>upstream broke</html>", b'{"choices": [', b"[" * 200_000, b"\xff\xfe", b"[]", b"{}", b""]
+)
+async def test_a_200_whose_body_holds_no_answer_is_tried_again(
+    make: Make, streamed: bool, body: bytes
+) -> None:
+    def script(_: Call) -> Answer:
+        return web.Response(body=body, content_type="application/json")
+
+    error = await failure(make, script, streamed=streamed)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+
+
+@either_way
+@pytest.mark.parametrize(
+    ("inside", "reason", "retryable"),
+    [
+        ({"message": "upstream broke"}, "OVERLOADED", True),
+        ({"message": "upstream broke", "code": 502}, "OVERLOADED", True),
+        ({"message": "busy", "type": "overloaded_error"}, "OVERLOADED", True),
+        ({"message": "slow down", "code": 429}, "RATE_LIMITED", True),
+        ({"message": "slow down", "type": "rate_limit_error"}, "RATE_LIMITED", True),
+        ({"message": "no", "type": "authentication_error"}, "MODEL_UNAUTHENTICATED", False),
+        ({"message": "filtered", "code": "content_filter"}, "MODEL_REFUSED", False),
+        ("upstream broke", "OVERLOADED", True),
+    ],
+    ids=str,
+)
+async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
+    make: Make, streamed: bool, inside: Any, reason: str, retryable: bool
+) -> None:
+    error = await failure(make, lambda _: web.json_response({"error": inside}), streamed=streamed)
+    assert (error.reason, error.retryable) == (reason, retryable)
+
+
+@pytest.mark.parametrize(
+    ("inside", "reason"),
+    [({"type": "overloaded_error", "message": "busy"}, "OVERLOADED"), ({"code": 429}, "RATE_LIMITED")],
+)
+async def test_an_error_in_the_midst_of_a_stream_is_tried_again(make: Make, inside: Any, reason: str) -> None:
+    script = always(streaming({"type": "error", "error": inside}))
+    error = await failure(make, script, streamed=True)
+    assert (error.reason, error.retryable) == (reason, True)
+
+
+@pytest.mark.parametrize("after", [(), ("[DONE]",), (b'data: {"choi',)], ids=["", "done", "half an event"])
+async def test_a_stream_that_ends_before_the_answer_does_is_tried_again(
+    make: Make, after: tuple[streams.Event, ...]
+) -> None:
+    error = await failure(make, always(streaming(*after)), streamed=True)
+    assert (error.reason, error.retryable) == ("STREAM_CUT", True)
+
+
+async def test_an_event_that_is_no_json_is_tried_again(make: Make) -> None:
+    error = await failure(make, always(streaming("{nonsense")), streamed=True)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+
+
+async def test_an_answer_without_end_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
+    for streamed in (False, True):
+        error = await failure(make, always("x" * 2000), streamed=streamed)
+        assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+
+
+# Nothing comes, or no more
+
+
+@either_way
+@pytest.mark.parametrize("broken", [cut, cut_amid])
+async def test_a_connection_that_is_cut_is_tried_again(make: Make, streamed: bool, broken: Answer) -> None:
+    error = await failure(make, always(broken), streamed=streamed)
+    assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
+
+
+async def test_a_connection_that_is_cut_in_the_midst_of_a_stream_is_tried_again(make: Make) -> None:
+    error = await failure(make, always(reset_amid_stream), streamed=True)
+    assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
+
+
+@either_way
+async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(
+    make: Make, streamed: bool
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    kind = Anthropic if make is messages else ChatCompletions
+    provider = kind("p", f"http://{address}/v1")
+    with pytest.raises(ModelError, match=address) as caught:
+        await ask(provider, streamed=streamed)
+    await provider.aclose()
+    assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
+
+
+@either_way
+async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
+    make: Make, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        waiting = [_knock(full.getsockname()) for _ in range(4)]  # so many that the next one is not let in
+        kind = Anthropic if make is messages else ChatCompletions
+        provider = kind("p", f"http://127.0.0.1:{full.getsockname()[1]}/v1")
+        with pytest.raises(ModelError) as caught:
+            await ask(provider, streamed=streamed)
+        await provider.aclose()
+        for knocking in waiting:
+            knocking.close()
+    assert (caught.value.reason, caught.value.retryable) == ("CONNECT_TIMEOUT", True)
+
+
+def _knock(address: tuple[str, int]) -> socket.socket:
+    knocking = socket.socket()
+    knocking.setblocking(False)
+    knocking.connect_ex(address)
+    return knocking
+
+
+@pytest.mark.parametrize("silent", [hang, stay_silent, stall_amid_stream])
+async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, silent: Answer) -> None:
+    error = await failure(make, always(silent), streamed=True, idle_timeout_s=0.1)
+    assert (error.reason, error.retryable) == ("IDLE_TIMEOUT", True)
+    assert "0.1 s" in str(error)
+
+
+async def test_silence_is_what_an_answer_in_one_piece_begins_with(make: Make) -> None:
+    async def think(_: Call) -> web.StreamResponse:
+        await asyncio.sleep(0.2)
+        return web.json_response(said(make, "thought of"))
+
+    assert (await reply(make, always(think), idle_timeout_s=0.1)).text == "thought of"
+
+
+@either_way
+async def test_an_attempt_that_takes_too_long_is_a_timeout(make: Make, streamed: bool) -> None:
+    answer = endless_words if streamed else hang
+    error = await failure(make, always(answer), asking(timeout_s=0.2), streamed=streamed)
+    assert (error.reason, error.retryable) == ("TIMEOUT", True)
+    assert "0.2 s" in str(error)
+
+
+async def endless_words(call: Call) -> web.StreamResponse:
+    response = await streams.begin(call.request)
+    while True:
+        await response.write(b": still there\n\n")
+        await asyncio.sleep(0.01)
+
+
+async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> None:
+    heard = asyncio.Event()
+    async with Endpoint(always(stall_amid_stream)) as endpoint:
+        provider = make(endpoint)
+        call = asyncio.create_task(provider.complete(asking(), lambda _: heard.set()))
+        await heard.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        async with asyncio.timeout(1):
+            await endpoint.hung_up.wait()
+        await provider.aclose()
+
+
+# An error is answered
+
+
+@either_way
+@pytest.mark.parametrize(
+    ("status", "reason", "retryable"),
+    [
+        (301, "REQUEST_REJECTED", False),
+        (400, "REQUEST_REJECTED", False),
+        (401, "MODEL_UNAUTHENTICATED", False),
+        (402, "REQUEST_REJECTED", False),
+        (403, "MODEL_UNAUTHENTICATED", False),
+        (404, "MODEL_NOT_FOUND", False),
+        (408, "OVERLOADED", True),
+        (409, "OVERLOADED", True),
+        (413, "REQUEST_REJECTED", False),
+        (422, "REQUEST_REJECTED", False),
+        (425, "OVERLOADED", True),
+        (429, "RATE_LIMITED", True),
+        (500, "OVERLOADED", True),
+        (502, "OVERLOADED", True),
+        (503, "OVERLOADED", True),
+        (504, "OVERLOADED", True),
+        (529, "OVERLOADED", True),
+    ],
+)
+async def test_a_status_says_whether_trying_again_can_help(
+    make: Make, streamed: bool, status: int, reason: str, retryable: bool
+) -> None:
+    error = await failure(make, always(failing(status, "what went wrong")), streamed=streamed)
+    assert (error.reason, error.retryable) == (reason, retryable)
+    assert "what went wrong" in str(error)
+
+
+@either_way
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("value", "expected_s"),
+    [("7", 7), ("0.5", 0.5), ("99999999", MAX_RETRY_AFTER_S), ("soon", None), ("-1", None), ("", None)],
+)
+async def test_retry_after_is_read_as_seconds_and_capped(
+    make: Make, streamed: bool, status: int, value: str, expected_s: float | None
+) -> None:
+    error = await failure(make, always(failing(status, Retry_After=value)), streamed=streamed)
+    assert error.retry_after_s == expected_s
+
+
+@pytest.mark.parametrize(("offset_s", "expected_s"), [(300, 300), (-600, 0), (10**9, MAX_RETRY_AFTER_S)])
+async def test_retry_after_is_read_as_a_date_and_capped(
+    make: Make, offset_s: float, expected_s: float
+) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=offset_s), usegmt=True)
+    error = await failure(make, always(failing(429, Retry_After=date)))
+    assert error.retry_after_s == pytest.approx(expected_s, abs=30)
+
+
+async def test_a_date_is_measured_by_the_endpoints_own_clock(make: Make) -> None:
+    headers = {"Date": "Mon, 01 Jan 2001 00:00:00 GMT", "Retry_After": "Mon, 01 Jan 2001 00:00:09 GMT"}
+    assert (await failure(make, always(failing(503, **headers)))).retry_after_s == 9
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("API key not valid. Please pass a valid API key.", "MODEL_UNAUTHENTICATED"),
+        ("m is not a valid model ID", "MODEL_NOT_FOUND"),
+        ("AiError: No such model @cf/m", "MODEL_NOT_FOUND"),
+        ("prompt is too long", "REQUEST_REJECTED"),
+    ],
+)
+async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str) -> None:
+    error = await failure(make, always(failing(400, message)))
+    assert (error.reason, error.retryable) == (reason, False)
+
+
+# A parameter is refused
+
+
+@either_way
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, streamed: bool, status: int) -> None:
+    script = refusing(status, "temperature", "repeat_penalty")
+    request = asking(sampling={"temperature": 0.2, "repeat_penalty": 1.1})
+    async with Endpoint(script) as endpoint:
+        provider = make(endpoint)
+        for _ in range(2):
+            await ask(provider, request, streamed=streamed)
+        await provider.aclose()
+    assert [sorted(call.body.keys() & request.prompt.sampling.keys()) for call in endpoint.calls] == [
+        ["repeat_penalty", "temperature"],
+        ["repeat_penalty"],
+        [],
+        [],
+    ]
+
+
+async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Make) -> None:
+    async with Endpoint(refusing(400, "stream")) as endpoint:
+        provider = make(endpoint)
+        for _ in range(2):
+            assert (await ask(provider, streamed=True)).text == "The output of ."
+        await provider.aclose()
+    assert ["stream" in call.body for call in endpoint.calls] == [True, False, False]
+
+
+@either_way
+async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_model(
+    make: Make, streamed: bool
+) -> None:
+    formats = ("response_format", "output_config", "tools")
+
+    def script(call: Call) -> Answer:
+        refused = next((name for name in formats if name in call.body), None)
+        return failing(400, f"{refused} is not supported") if refused else "{}"
+
+    async with Endpoint(script) as endpoint:
+        provider = make(endpoint)
+        for model in ("m", "m", "another"):
+            answer = await ask(provider, asking(schema=True, model=model), streamed=streamed)
+            assert answer.text == "{}"
+        await provider.aclose()
+    asked = [(call.body["model"], bool(call.body.keys() & set(formats))) for call in endpoint.calls]
+    assert asked == [
+        *[("m", True), ("m", True), ("m", False), ("m", False)],
+        *[("another", True), ("another", True), ("another", False)],
+    ]
+
+
+async def test_a_plain_answer_is_asked_for_without_any_format(make: Make) -> None:
+    async with Endpoint() as endpoint:
+        provider = make(endpoint)
+        await ask(provider)
+        await provider.aclose()
+    [call] = endpoint.calls
+    assert json.dumps(SCHEMA) not in json.dumps(call.body)
+    assert not call.body.keys() & {"response_format", "output_config", "tools", "tool_choice"}

@@ -1,0 +1,86 @@
+"""How endpoints stream what they answer: as Server-Sent Events, a few characters at a time."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from aiohttp import web
+
+PIECE_CHARACTERS = 5
+
+Event = dict[str, Any] | str | bytes
+"""An event's JSON, its data where that is no JSON, or what is sent instead of an event."""
+
+
+async def begin(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    return response
+
+
+async def send(request: web.Request, events: Iterable[Event]) -> web.StreamResponse:
+    """Send all events, each in a packet of its own, and end well."""
+    response = await begin(request)
+    for event in events:
+        await response.write(encoded(event))
+    return response
+
+
+def encoded(event: Event) -> bytes:
+    if isinstance(event, bytes):
+        return event
+    if isinstance(event, str):
+        return f"data: {event}\n\n".encode()
+    kind = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{kind}data: {json.dumps(event)}\n\n".encode()
+
+
+def pieces(text: str) -> Iterator[str]:
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        yield text[start : start + PIECE_CHARACTERS]
+
+
+def of_completion(body: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Event]:
+    """The chunks of a completion, with the usage if it was asked for."""
+    [choice] = body["choices"]
+    events: list[Event] = [b": the model thinks\n\n", _chunk({"role": "assistant", "content": ""})]
+    for name, value in choice["message"].items():
+        if name != "role" and value is not None:
+            parts = pieces(value) if isinstance(value, str) else [value]
+            events += [_chunk({name: part}) for part in parts]
+    events.append(_chunk({}, choice["finish_reason"]))
+    if asked.get("stream_options", {}).get("include_usage"):
+        events.append({"choices": [], "usage": body["usage"]})
+    return [*events, "[DONE]"]
+
+
+def _chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], "usage": None}
+
+
+def of_message(body: Mapping[str, Any]) -> list[Event]:
+    """The events of an answer of Anthropic's."""
+    start = {**body, "content": [], "stop_reason": None, "usage": {**body["usage"], "output_tokens": 1}}
+    events: list[Event] = [{"type": "message_start", "message": start}, {"type": "ping"}]
+    for index, block in enumerate(body["content"]):
+        events += _block(index, block)
+    ending = {"stop_reason": body["stop_reason"], "stop_details": body.get("stop_details")}
+    usage = {"output_tokens": body["usage"]["output_tokens"]}
+    return [*events, {"type": "message_delta", "delta": ending, "usage": usage}, {"type": "message_stop"}]
+
+
+def _block(index: int, block: Mapping[str, Any]) -> Iterator[Event]:
+    match block["type"]:
+        case "text":
+            begun, deltas = {"text": ""}, [{"type": "text_delta", "text": it} for it in pieces(block["text"])]
+        case "thinking":
+            begun = {"thinking": ""}
+            deltas = [{"type": "thinking_delta", "thinking": it} for it in pieces(block["thinking"])]
+        case "tool_use":
+            begun = {"input": {}}
+            whole = json.dumps(block["input"])
+            deltas = [{"type": "input_json_delta", "partial_json": it} for it in ["", *pieces(whole)]]
+    yield {"type": "content_block_start", "index": index, "content_block": {**block, **begun}}
+    for delta in deltas:
+        yield {"type": "content_block_delta", "index": index, "delta": delta}
+    yield {"type": "content_block_stop", "index": index}

@@ -1,0 +1,42 @@
+"""The scripted models, whose answers may take their time."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.errors import ModelError
+from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.scripted import Script, Scripted, in_pieces
+
+REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)
+
+
+async def told_and_said(script: Script) -> tuple[list[str], str]:
+    told: list[str] = []
+    reply = await Scripted(script).complete(REQUEST, told.append)
+    return told, reply.text
+
+
+@pytest.mark.parametrize("answer", ["all of it", ModelReply("all of it", 1, 2)])
+async def test_an_answer_in_one_piece_is_told_in_one_piece(answer: str | ModelReply) -> None:
+    assert await told_and_said(lambda _: answer) == (["all of it"], "all of it")
+
+
+async def test_an_answer_in_pieces_is_told_piece_by_piece() -> None:
+    def script(_: ModelRequest) -> AsyncIterator[str]:
+        return in_pieces("one two", per_s=10_000)
+
+    assert await told_and_said(script) == (["one ", "two"], "one two")
+    assert (await Scripted(script).complete(REQUEST)).text == "one two"
+
+
+async def test_pieces_may_end_in_an_error() -> None:
+    async def break_off(_: ModelRequest) -> AsyncIterator[str]:
+        yield "one"
+        raise ModelError("STREAM_CUT", "gone", retryable=True)
+
+    told: list[str] = []
+    with pytest.raises(ModelError, match="gone"):
+        await Scripted(break_off).complete(REQUEST, told.append)
+    assert told == ["one"]
