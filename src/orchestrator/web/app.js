@@ -94,10 +94,10 @@ function App() {
     const timer = setInterval(redraw, isRunning ? (calm.matches ? 1000 : 250) : 30_000);
     return () => clearInterval(timer);
   }, [isRunning]);
+  const title = shown?.instance.prompt ? `${STATES[state].name}: ${firstLine(shown.instance.prompt).slice(0, 60)}` : 'Orchestrator';
   useEffect(() => {
-    const prompt = shown?.instance.prompt;
-    document.title = prompt ? `${STATES[state].name}: ${firstLine(prompt).slice(0, 60)}` : 'Orchestrator';
-  }, [state, shown?.instance.prompt]);
+    document.title = title;
+  }, [title]);
 
   function onSteered(instance) {
     if (!instance) {
@@ -107,14 +107,16 @@ function App() {
     else watch.current?.hear({ instanceId: instance.id, sequence: instance.lastSequence });
   }
 
+  function skip(event) {
+    event.preventDefault();
+    document.querySelector('main h1')?.focus();
+  }
+
   const now = serviceNow();
   const page = address.id ? 'shows-instance' : address.isNew ? 'shows-new' : 'shows-list';
   return html`
-    <a class="skip" href=${location.hash || '#/'} onClick=${(event) => {
-      event.preventDefault();
-      document.querySelector('main h1')?.focus();
-    }}>Skip to the content</a>
     <header class="top">
+      <a class="skip" href=${location.hash || '#/'} onClick=${skip}>Skip to the content</a>
       <a class="name" href=${hrefOf('')}><img src="icon.svg" alt="" width="20" height="20" />Orchestrator</a>
       <span class=${`connection ${connected ? 'live' : 'lost'}`} role="status">${connected ? 'Live' : 'Reconnecting…'}</span>
       <a class="button primary" href="#/new">New</a>

@@ -31,11 +31,11 @@ export function toConfig(fields) {
 export function ConfigFields({ fields, onChange, current = {}, withReview = true }) {
   const set = (name) => (event) => onChange({ ...fields, [name]: event.target.value });
   const { maxCostUsd, maxTokens, maxDuration } = current.budget ?? {};
-  const field = (name, label, placeholder, props) => html`<label class="field">
+  const field = (name, label, placeholder, { look, ...props } = {}) => html`<label class=${`field ${look ?? ''}`}>
     <span>${label}</span>
     <input name=${name} value=${fields[name]} placeholder=${placeholder} onInput=${set(name)} ...${props} />
   </label>`;
-  const number = { type: 'number', min: 0, step: 'any', inputmode: 'decimal' };
+  const number = { look: 'third', type: 'number', min: 0, step: 'any', inputmode: 'decimal' };
   const whole = { ...number, min: 1, step: 1, inputmode: 'numeric' };
   return html`
     <div class="fields">

@@ -3,8 +3,6 @@ import { deleteInstance, steer } from './api.js';
 import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
-const FINISHED = ['COMPLETED', 'FAILED', 'SKIPPED'];
-
 /** A modal dialog around a form; `onSubmit` does it or throws, and the dialog says why. */
 function Dialog({ title, submit, danger, onSubmit, onClose, children }) {
   const dialog = useRef();
@@ -64,15 +62,12 @@ export function ForkDialog({ instance, onDone, onClose }) {
   const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
   const [stage, setStage] = useState('STAGE_PLAN');
   const [newId, setNewId] = useState('');
-  const subtasks = [...instance.subtasks.values()];
+  const isDone = (subtask) => subtask.state === 'COMPLETED';
+  const hasOutputs = instance.synthesis.attempt > 0 || (instance.planned && [...instance.subtasks.values()].every(isDone));
   const stages = [
     ['STAGE_PLAN', 'Plan again', true],
     ['STAGE_SUBTASKS', 'Keep the plan, work on every subtask again', instance.planned],
-    [
-      'STAGE_SYNTHESIS',
-      'Keep the outputs, synthesise again',
-      instance.planned && subtasks.every((subtask) => FINISHED.includes(subtask.state)),
-    ],
+    ['STAGE_SYNTHESIS', 'Keep the outputs, synthesise again', hasOutputs],
   ];
   const onSubmit = async () => {
     const config = { ...toConfig(fields), reviewPlan: fields.reviewPlan };

@@ -82,7 +82,7 @@ function lanesOf(instance) {
 
 /** The keys of what a lane waits for and of what waits for it. */
 function relatedTo(key, instance) {
-  const id = key.replace(/^subtask-/, '');
+  const [, id] = key.match(/^subtask-(.*)/) ?? [];
   const after = [...instance.subtasks.values()].filter((subtask) => subtask.dependsOn.includes(id));
   const before = instance.subtasks.get(id)?.dependsOn ?? [];
   return new Set([...before, ...after.map((subtask) => subtask.id)].map((each) => `subtask-${each}`));
@@ -98,6 +98,7 @@ function Lane({ lane, scale, now, text, isOpen, isRelated, onToggle, onHot }) {
     dependsOn.length > 0 && `after ${dependsOn.join(', ')}`,
     work.attempts.length > 1 && plural(work.attempts.length, 'attempt'),
   ];
+  const note = noteOf(work, text, now);
   return html`<li class=${classes} data-lane=${key}>
     <button
       type="button"
@@ -118,7 +119,7 @@ function Lane({ lane, scale, now, text, isOpen, isRelated, onToggle, onHot }) {
       </span>
       <span class="track" aria-hidden="true">
         ${bars(work, scale, now)}
-        <span class="note"><span>${noteOf(work, text, now)}</span></span>
+        ${note && html`<span class="note"><span>${note}</span></span>`}
       </span>
       <span class="spent">
         ${spent > 0 && html`<span>${work.state === 'RUNNING' ? elapsed(spent) : duration(spent)}</span>`}

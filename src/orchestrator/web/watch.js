@@ -45,8 +45,9 @@ export class Watch {
 
   /** Events of all instances come by: one of this instance, after its end, says that it goes on. */
   hear(event) {
-    if (event.instanceId !== this.id || this.#feed || this.missing) return;
-    if (Number(event.sequence) > this.instance.lastSequence) this.follow();
+    if (event.instanceId !== this.id || this.#feed || Number(event.sequence) <= this.instance.lastSequence) return;
+    this.missing = false;
+    this.follow();
   }
 
   #connect(is) {
@@ -62,6 +63,7 @@ export class Watch {
     } catch (error) {
       if (error.passing) throw error;
       this.missing = true;
+      this.#feed = null;
       this.#connect(true);
       return 'stop';
     }
