@@ -20,8 +20,6 @@ from support.process import Process, on_endpoint, process
 AXE = Path(axe_package.__file__).with_name("axe.min.js").read_text()
 WIDE = "word" * 60 + " \n\n```\n" + "code " * 80 + "\n```\n\n|" + "cell|" * 30 + "\n|" + "-|" * 30 + "\n"
 
-expect.set_options(timeout=20_000)
-
 
 class Gate:
     """Workers that answer only once they are let."""

@@ -69,8 +69,9 @@ function Facts({ instance, now }) {
     ['Tokens in', tokens(usage.inputTokens)],
     ['Tokens out', tokens(usage.outputTokens)],
     ['Cost', cost(usage.costUsd)],
-    ['Big model', config.bigModel],
-    ['Small model', config.smallModel],
+    ...(config.bigModel === config.smallModel
+      ? [['Model', config.bigModel]]
+      : [['Big model', config.bigModel], ['Small model', config.smallModel]]),
   ];
   return html`<dl class="facts">
     ${facts.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
