@@ -19,10 +19,11 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/orchestrator orchestrator
 COPY --from=build /opt/orchestrator /opt/orchestrator
-# envoy.yaml names the descriptor set by a path relative to the working directory.
+# envoy.yaml names the descriptor set and the page's files by paths relative to the working directory.
 WORKDIR /srv/orchestrator
 COPY --from=build /build/envoy.yaml ./
 COPY --from=build /build/src/orchestrator/v1/descriptors.binpb src/orchestrator/v1/
+COPY --from=build /build/src/orchestrator/web src/orchestrator/web
 
 ENV PATH=/opt/orchestrator/bin:$PATH \
     PYTHONUNBUFFERED=1 \

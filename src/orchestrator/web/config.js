@@ -1,0 +1,69 @@
+// The part of InstanceConfig that a person sets by hand, as form fields.
+import { html } from './ui.js';
+
+export const NO_CHANGES = {
+  bigModel: '',
+  smallModel: '',
+  instructions: '',
+  maxCostUsd: '',
+  maxTokens: '',
+  maxMinutes: '',
+  reviewPlan: false,
+};
+
+/** The fields as InstanceConfig: what is empty is left to the service, or as it was. */
+export function toConfig(fields) {
+  const budget = {
+    ...(fields.maxCostUsd && { maxCostUsd: Number(fields.maxCostUsd) }),
+    ...(fields.maxTokens && { maxTokens: fields.maxTokens }),
+    ...(fields.maxMinutes && { maxDuration: `${Number(fields.maxMinutes) * 60}s` }),
+  };
+  return {
+    ...(fields.bigModel && { bigModel: fields.bigModel.trim() }),
+    ...(fields.smallModel && { smallModel: fields.smallModel.trim() }),
+    ...(fields.instructions && { instructions: fields.instructions }),
+    ...(Object.keys(budget).length && { budget }),
+    ...(fields.reviewPlan && { reviewPlan: true }),
+  };
+}
+
+/** `current`: the config that the fields change; its values are shown where a field is empty. */
+export function ConfigFields({ fields, onChange, current = {}, withReview = true }) {
+  const set = (name) => (event) => onChange({ ...fields, [name]: event.target.value });
+  const { maxCostUsd, maxTokens, maxDuration } = current.budget ?? {};
+  const field = (name, label, placeholder, { look, ...props } = {}) => html`<label class=${`field ${look ?? ''}`}>
+    <span>${label}</span>
+    <input name=${name} value=${fields[name]} placeholder=${placeholder} onInput=${set(name)} ...${props} />
+  </label>`;
+  const number = { look: 'third', type: 'number', min: 0, step: 'any', inputmode: 'decimal' };
+  const whole = { ...number, min: 1, step: 1, inputmode: 'numeric' };
+  return html`
+    <div class="fields">
+      ${field('bigModel', 'Big model: plans and synthesises', current.bigModel ?? 'as the service is set')}
+      ${field('smallModel', 'Small model: works on subtasks', current.smallModel ?? 'as the service is set')}
+      ${field('maxCostUsd', 'Stop at a cost of, US $', maxCostUsd ?? 'no limit', number)}
+      ${field('maxTokens', 'Stop at tokens', maxTokens ?? 'no limit', whole)}
+      ${field('maxMinutes', 'Stop after minutes', maxDuration ?? 'no limit', number)}
+      <label class="field wide">
+        <span>Instructions for every model</span>
+        <textarea
+          name="instructions"
+          rows="2"
+          value=${fields.instructions}
+          placeholder=${current.instructions || 'none'}
+          onInput=${set('instructions')}
+        ></textarea>
+      </label>
+      ${withReview &&
+      html`<label class="check wide">
+        <input
+          type="checkbox"
+          name="reviewPlan"
+          checked=${fields.reviewPlan}
+          onChange=${(event) => onChange({ ...fields, reviewPlan: event.target.checked })}
+        />
+        <span>Let me review the plan before the subtasks start</span>
+      </label>`}
+    </div>
+  `;
+}

@@ -1,0 +1,110 @@
+// What is asked before an instance is changed for good, or goes on under another configuration.
+import { deleteInstance, steer } from './api.js';
+import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
+import { html, useLayoutEffect, useRef, useState } from './ui.js';
+
+/** A modal dialog around a form; `onSubmit` does it or throws, and the dialog says why. */
+function Dialog({ title, submit, danger, onSubmit, onClose, children }) {
+  const dialog = useRef();
+  const [failure, setFailure] = useState('');
+  const [sending, setSending] = useState(false);
+  useLayoutEffect(() => dialog.current.showModal(), []);
+  async function send(event) {
+    event.preventDefault();
+    setSending(true);
+    setFailure('');
+    try {
+      await onSubmit();
+      dialog.current.close();
+    } catch (error) {
+      setFailure(error.message);
+      setSending(false);
+    }
+  }
+  return html`<dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${onClose}>
+    <form onSubmit=${send}>
+      <h2 id="dialog-title">${title}</h2>
+      ${children}
+      ${failure && html`<p class="failure" role="alert">${failure}</p>`}
+      <div class="buttons">
+        <button class=${danger ? 'danger' : 'primary'} disabled=${sending}>${submit}</button>
+        <button type="button" onClick=${() => dialog.current.close()}>Cancel</button>
+      </div>
+    </form>
+  </dialog>`;
+}
+
+export function RetryDialog({ instance, onDone, onClose }) {
+  const [fields, setFields] = useState(NO_CHANGES);
+  const onSubmit = async () => onDone(await steer(instance.id, 'retry', { config: toConfig(fields) }));
+  return html`<${Dialog} title="Retry with changes" submit="Retry" onSubmit=${onSubmit} onClose=${onClose}>
+    <p class="hint">Only what failed runs again. What you leave empty stays as it is.</p>
+    <${ConfigFields} fields=${fields} onChange=${setFields} current=${instance.config} withReview=${false} />
+  <//>`;
+}
+
+export function RestartDialog({ instance, onDone, onClose }) {
+  const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
+  const onSubmit = async () => {
+    const config = { ...toConfig(fields), reviewPlan: fields.reviewPlan };
+    onDone(await steer(instance.id, 'restart', { config }));
+  };
+  return html`<${Dialog} title="Restart" submit="Restart" onSubmit=${onSubmit} onClose=${onClose}>
+    <p class="hint">
+      Begins anew under the same id and pays for every call again. To keep this result, fork instead. What you leave
+      empty stays as it is.
+    </p>
+    <${ConfigFields} fields=${fields} onChange=${setFields} current=${instance.config} />
+  <//>`;
+}
+
+export function ForkDialog({ instance, onDone, onClose }) {
+  const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
+  const [stage, setStage] = useState('STAGE_PLAN');
+  const [newId, setNewId] = useState('');
+  const isDone = (subtask) => subtask.state === 'COMPLETED';
+  const hasOutputs = instance.synthesis.attempt > 0 || (instance.planned && [...instance.subtasks.values()].every(isDone));
+  const stages = [
+    ['STAGE_PLAN', 'Plan again', true],
+    ['STAGE_SUBTASKS', 'Keep the plan, work on every subtask again', instance.planned],
+    ['STAGE_SYNTHESIS', 'Keep the outputs, synthesise again', hasOutputs],
+  ];
+  const onSubmit = async () => {
+    const config = { ...toConfig(fields), reviewPlan: fields.reviewPlan };
+    onDone(await steer(instance.id, 'fork', { stage, config, ...(newId && { newId }) }));
+  };
+  return html`<${Dialog} title="Fork" submit="Fork" onSubmit=${onSubmit} onClose=${onClose}>
+    <p class="hint">Makes a new instance that goes on from a stage of this one, which stays as it is.</p>
+    <fieldset class="stages">
+      <legend>From where</legend>
+      ${stages.map(
+        ([value, label, reached]) => html`<label class="check" key=${value}>
+          <input
+            type="radio"
+            name="stage"
+            value=${value}
+            checked=${stage === value}
+            disabled=${!reached}
+            onChange=${() => setStage(value)}
+          />
+          <span>${label}</span>
+        </label>`,
+      )}
+    </fieldset>
+    <label class="field">
+      <span>Id of the new instance</span>
+      <input name="newId" value=${newId} placeholder="made by the service" onInput=${(event) => setNewId(event.target.value)} />
+    </label>
+    <${ConfigFields} fields=${fields} onChange=${setFields} current=${instance.config} />
+  <//>`;
+}
+
+export function DeleteDialog({ instance, onDone, onClose }) {
+  const onSubmit = async () => {
+    await deleteInstance(instance.id);
+    onDone(null);
+  };
+  return html`<${Dialog} title="Delete this instance?" submit="Delete" danger onSubmit=${onSubmit} onClose=${onClose}>
+    <p class="hint">It and all of its events are removed. This cannot be undone.</p>
+  <//>`;
+}

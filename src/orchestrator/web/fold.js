@@ -1,0 +1,265 @@
+// What an instance is, folded from its events, as core/state.py folds them: the same transitions, and besides
+// them every attempt with its times, which the timeline draws.
+
+export const TERMINAL = new Set(['STATE_COMPLETE', 'STATE_ERRORED', 'STATE_TERMINATED']);
+
+const AWAITING = new Set(['STATE_WAITING', 'STATE_WAITING_FOR_PAUSE', 'STATE_PAUSED']); // perhaps a review
+const INTERRUPTED = { reason: 'INTERRUPTED', message: 'stopped together with the instance' };
+const NO_USAGE = { inputTokens: 0, outputTokens: 0, modelCalls: 0, costUsd: 0 };
+
+/** A piece of work (planning, a subtask, the synthesis) that has not begun. */
+function newWork() {
+  return { state: 'PENDING', attempt: 0, model: '', error: null, retryTime: 0, usage: NO_USAGE, attempts: [] };
+}
+
+/** An instance of which no event is known yet. */
+export function empty(id) {
+  return {
+    id,
+    state: 'STATE_UNSPECIFIED',
+    prompt: '',
+    config: {},
+    labels: {},
+    forkedFrom: '',
+    summary: '',
+    planned: false,
+    reviewed: false,
+    planning: newWork(),
+    subtasks: new Map(),
+    synthesis: newWork(),
+    finalResult: '',
+    usage: NO_USAGE,
+    error: null,
+    createTime: 0,
+    startTime: 0,
+    endTime: 0,
+    updateTime: 0,
+    lastSequence: 0,
+  };
+}
+
+/** An instance as ListInstances shows it. Its past attempts are not known, only where each subtask stands. */
+export function fromResource(resource) {
+  const subtasks = resource.subtasks.map((subtask) => ({
+    ...planned(subtask),
+    state: subtask.state.replace('SUBTASK_STATE_', ''),
+    attempt: subtask.attempt,
+    usage: usageOf(subtask.usage),
+  }));
+  return {
+    ...empty(resource.id),
+    ...resource,
+    planned: subtasks.length > 0,
+    reviewed: !AWAITING.has(resource.state) || subtasks.some((subtask) => subtask.attempt),
+    planning: newWork(),
+    synthesis: newWork(),
+    subtasks: new Map(subtasks.map((subtask) => [subtask.id, subtask])),
+    usage: usageOf(resource.usage),
+    createTime: time(resource.createTime),
+    startTime: time(resource.startTime),
+    endTime: time(resource.endTime),
+    updateTime: time(resource.updateTime),
+    lastSequence: Number(resource.lastSequence),
+  };
+}
+
+/** The name of an event's payload, in camelCase. */
+export function kindOf(event) {
+  return Object.keys(event).find((key) => key in EVOLVE);
+}
+
+/** Apply one event to an instance, in place; one that it has seen changes nothing. */
+export function apply(instance, event) {
+  const sequence = Number(event.sequence);
+  const kind = kindOf(event);
+  if (sequence <= instance.lastSequence) return;
+  const now = time(event.eventTime);
+  if (kind) EVOLVE[kind](instance, event[kind], now);
+  instance.endTime = TERMINAL.has(instance.state) ? now : 0;
+  instance.updateTime = now;
+  instance.lastSequence = sequence;
+}
+
+export function works(instance) {
+  return [instance.planning, ...instance.subtasks.values(), instance.synthesis];
+}
+
+function time(text) {
+  return text ? Date.parse(text) : 0;
+}
+
+function usageOf(usage) {
+  return {
+    inputTokens: Number(usage?.inputTokens ?? 0),
+    outputTokens: Number(usage?.outputTokens ?? 0),
+    modelCalls: usage?.modelCalls ?? 0,
+    costUsd: usage?.costUsd ?? 0,
+  };
+}
+
+function sum(one, other) {
+  return {
+    inputTokens: one.inputTokens + other.inputTokens,
+    outputTokens: one.outputTokens + other.outputTokens,
+    modelCalls: one.modelCalls + other.modelCalls,
+    costUsd: one.costUsd + other.costUsd,
+  };
+}
+
+function planned(subtask) {
+  return {
+    ...newWork(),
+    id: subtask.id,
+    title: subtask.title || subtask.id,
+    instructions: subtask.instructions ?? '',
+    dependsOn: subtask.dependsOn ?? [],
+    worker: subtask.worker ?? '',
+    output: '',
+  };
+}
+
+function begin(instance, work, { attempt, model }, now) {
+  if (instance.state === 'STATE_QUEUED') instance.state = 'STATE_RUNNING';
+  instance.startTime ||= now;
+  Object.assign(work, { state: 'RUNNING', attempt, model, retryTime: 0 });
+  work.attempts.push({ number: attempt, model, start: now, end: 0, outcome: 'RUNNING', error: null, usage: NO_USAGE });
+}
+
+function end(instance, work, payload, state, now) {
+  const usage = usageOf(payload.usage);
+  const attempt = work.attempts.at(-1);
+  if (attempt) {
+    Object.assign(attempt, { end: now, usage, error: payload.error ?? null });
+    attempt.outcome = payload.error ? 'FAILED' : 'COMPLETED';
+  }
+  Object.assign(work, { state, error: payload.error ?? null, usage: sum(work.usage, usage) });
+  instance.usage = sum(instance.usage, usage);
+}
+
+function fail(instance, work, payload, now) {
+  end(instance, work, payload, payload.retryTime ? 'PENDING' : 'FAILED', now);
+  work.retryTime = time(payload.retryTime);
+}
+
+/** The same work, to be tried afresh. */
+function renew(work) {
+  Object.assign(work, { state: 'PENDING', error: null, retryTime: 0 });
+}
+
+function cutOff(instance, now) {
+  for (const work of works(instance)) {
+    if (work.state !== 'RUNNING') continue;
+    Object.assign(work, { state: 'FAILED', error: INTERRUPTED });
+    const attempt = work.attempts.at(-1);
+    if (attempt) Object.assign(attempt, { end: now, outcome: 'FAILED', error: INTERRUPTED });
+  }
+}
+
+function choose(instance) {
+  if (instance.planned && instance.config.reviewPlan && !instance.reviewed) return 'STATE_WAITING';
+  return instance.startTime || instance.planned ? 'STATE_RUNNING' : 'STATE_QUEUED';
+}
+
+const EVOLVE = {
+  instanceCreated(instance, payload, now) {
+    Object.assign(instance, {
+      state: 'STATE_QUEUED',
+      prompt: payload.prompt,
+      config: payload.config ?? {},
+      labels: payload.labels ?? {},
+      forkedFrom: payload.forkedFrom ?? '',
+      createTime: now,
+    });
+  },
+  planningStarted(instance, payload, now) {
+    begin(instance, instance.planning, payload, now);
+    instance.subtasks = new Map();
+  },
+  planningFailed(instance, payload, now) {
+    fail(instance, instance.planning, payload, now);
+    instance.subtasks = new Map();
+  },
+  subtaskPlanned(instance, { subtask }) {
+    instance.subtasks.set(subtask.id, planned(subtask));
+  },
+  planCompleted(instance, payload, now) {
+    if (payload.attempt) end(instance, instance.planning, payload, 'COMPLETED', now);
+    else instance.planning.state = 'COMPLETED';
+    Object.assign(instance, { planned: true, summary: payload.summary ?? '' });
+    if (instance.state !== 'STATE_WAITING_FOR_PAUSE') instance.state = choose(instance);
+    if (instance.state === 'STATE_RUNNING') instance.startTime ||= now;
+  },
+  planReviewed(instance, payload, now) {
+    instance.state = 'STATE_RUNNING';
+    instance.startTime ||= now;
+    if (payload.decision === 'DECISION_REJECT') {
+      renew(instance.planning);
+      Object.assign(instance, { planned: false, summary: '', subtasks: new Map() });
+      return;
+    }
+    instance.reviewed = true;
+    if (payload.subtasks?.length) {
+      instance.subtasks = new Map(payload.subtasks.map((subtask) => [subtask.id, planned(subtask)]));
+    }
+  },
+  subtaskStarted(instance, payload, now) {
+    begin(instance, instance.subtasks.get(payload.subtaskId), payload, now);
+  },
+  subtaskCompleted(instance, payload, now) {
+    const subtask = instance.subtasks.get(payload.subtaskId);
+    end(instance, subtask, payload, 'COMPLETED', now);
+    subtask.output = payload.output ?? '';
+  },
+  subtaskFailed(instance, payload, now) {
+    fail(instance, instance.subtasks.get(payload.subtaskId), payload, now);
+  },
+  subtaskSkipped(instance, payload) {
+    Object.assign(instance.subtasks.get(payload.subtaskId), { state: 'SKIPPED', error: payload.error });
+  },
+  synthesisStarted(instance, payload, now) {
+    begin(instance, instance.synthesis, payload, now);
+  },
+  synthesisFailed(instance, payload, now) {
+    fail(instance, instance.synthesis, payload, now);
+  },
+  synthesisCompleted(instance, payload, now) {
+    end(instance, instance.synthesis, payload, 'COMPLETED', now);
+    instance.finalResult = payload.finalResult ?? '';
+  },
+  instancePauseRequested(instance) {
+    instance.state = 'STATE_WAITING_FOR_PAUSE';
+  },
+  instancePaused(instance) {
+    instance.state = 'STATE_PAUSED';
+  },
+  instanceResumed(instance) {
+    instance.state = choose(instance);
+  },
+  instanceRetried(instance, payload) {
+    Object.assign(instance, { state: 'STATE_QUEUED', config: payload.config ?? {}, error: null });
+    if (!instance.planned) renew(instance.planning);
+    for (const subtask of instance.subtasks.values()) {
+      if (subtask.state !== 'COMPLETED') renew(subtask);
+    }
+    renew(instance.synthesis);
+  },
+  instanceRestarted(instance, payload) {
+    const { id, prompt, labels, forkedFrom, createTime } = instance;
+    Object.assign(instance, empty(id), { prompt, labels, forkedFrom, createTime });
+    Object.assign(instance, { state: 'STATE_QUEUED', config: payload.config ?? {} });
+  },
+  instanceCompleted(instance) {
+    instance.state = 'STATE_COMPLETE';
+  },
+  instanceErrored(instance, payload, now) {
+    cutOff(instance, now);
+    Object.assign(instance, { state: 'STATE_ERRORED', error: payload.error });
+  },
+  instanceTerminated(instance, payload, now) {
+    cutOff(instance, now);
+    instance.state = 'STATE_TERMINATED';
+  },
+};
+
+/** Every event's name on the stream: an EventSource must ask for each by name. */
+export const EVENT_NAMES = Object.keys(EVOLVE).map((kind) => kind.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`));

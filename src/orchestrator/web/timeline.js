@@ -1,0 +1,253 @@
+// One instance over time: planning, each subtask with its attempts and dependencies, the synthesis.
+import { CopyButton } from './copy.js';
+import { TERMINAL, works } from './fold.js';
+import { cost, duration, elapsed, plural, tokens } from './format.js';
+import { Markdown } from './markdown.js';
+import { timeScale } from './scale.js';
+import { SYNTHESIS } from './texts.js';
+import { html, useLayoutEffect, useRef, useState } from './ui.js';
+
+const PREVIEW = 140; // characters of live text beside a bar
+const MARKS = { PENDING: '○', RUNNING: '●', COMPLETED: '✓', FAILED: '✕', SKIPPED: '–' };
+
+export function Timeline({ watch, now }) {
+  const { instance } = watch;
+  const [open, setOpen] = useState('');
+  const [hot, setHot] = useState('');
+  const lanes = lanesOf(instance);
+  const running = works(instance).some((work) => work.state === 'RUNNING' || work.retryTime);
+  const to = TERMINAL.has(instance.state) ? instance.endTime : running ? now : instance.updateTime;
+  const spans = works(instance).flatMap((work) => work.attempts.map(({ start, end }) => [start, end || now]));
+  const from = Math.min(instance.startTime || instance.createTime, ...spans.map(([start]) => start));
+  const scale = timeScale(spans, from, Math.max(to, from), { grows: running });
+  const related = relatedTo(hot, instance);
+  return html`<section class="card timeline" aria-labelledby="timeline-title">
+    <header><h2 id="timeline-title">Timeline</h2></header>
+    <div class="axis" aria-hidden="true">
+      <div class="track">
+        ${scale.ticks.map(
+          ({ at, ms }) => html`<span class="tick" key=${ms} style=${{ left: percent(at) }}>${ms % 1000 ? duration(ms) : elapsed(ms)}</span>`,
+        )}
+      </div>
+    </div>
+    <div class="lanes">
+      <div class="grid" aria-hidden="true">
+        <div class="track">
+          ${scale.ticks.map(({ at, ms }) => html`<i key=${ms} style=${{ left: percent(at) }}></i>`)}
+          ${scale.breaks.map(
+            (gap) => html`<i
+              class="break"
+              key=${gap.from}
+              title=${`nothing ran for ${duration(gap.to - gap.from)}`}
+              style=${{ left: percent(gap.start), width: percent(gap.end - gap.start) }}
+            ></i>`,
+          )}
+        </div>
+      </div>
+      <${Links} lanes=${lanes} hot=${hot} />
+      <ol>
+        ${lanes.map(
+          (lane) => html`<${Lane}
+            key=${lane.key}
+            lane=${lane}
+            scale=${scale}
+            now=${now}
+            text=${watch.texts.of(lane.writer)}
+            isOpen=${open === lane.key}
+            isRelated=${related.has(lane.key)}
+            onToggle=${() => setOpen(open === lane.key ? '' : lane.key)}
+            onHot=${setHot}
+          />`,
+        )}
+      </ol>
+    </div>
+  </section>`;
+}
+
+function lanesOf(instance) {
+  const subtasks = [...instance.subtasks.values()].map((subtask) => ({
+    key: `subtask-${subtask.id}`,
+    writer: subtask.id,
+    title: subtask.title,
+    id: subtask.id,
+    work: subtask,
+    dependsOn: subtask.dependsOn,
+  }));
+  return [
+    { key: 'planning', title: 'Planning', work: instance.planning, dependsOn: [], summary: instance.summary },
+    ...subtasks,
+    { key: 'synthesis', writer: SYNTHESIS, title: 'Synthesis', work: instance.synthesis, dependsOn: [] },
+  ];
+}
+
+/** The keys of what a lane waits for and of what waits for it. */
+function relatedTo(key, instance) {
+  const [, id] = key.match(/^subtask-(.*)/) ?? [];
+  const after = [...instance.subtasks.values()].filter((subtask) => subtask.dependsOn.includes(id));
+  const before = instance.subtasks.get(id)?.dependsOn ?? [];
+  return new Set([...before, ...after.map((subtask) => subtask.id)].map((each) => `subtask-${each}`));
+}
+
+function Lane({ lane, scale, now, text, isOpen, isRelated, onToggle, onHot }) {
+  const { key, title, id, work, dependsOn } = lane;
+  const spent = work.attempts.reduce((total, { start, end }) => total + (end || now) - start, 0);
+  const classes = ['lane', work.state.toLowerCase(), isOpen && 'open', isRelated && 'related'].filter(Boolean).join(' ');
+  const about = [
+    id,
+    work.model?.split('/').slice(1).join('/'),
+    dependsOn.length > 0 && `after ${dependsOn.join(', ')}`,
+    work.attempts.length > 1 && plural(work.attempts.length, 'attempt'),
+  ];
+  const note = noteOf(work, text, now);
+  return html`<li class=${classes} data-lane=${key}>
+    <button
+      type="button"
+      class="row"
+      aria-expanded=${isOpen}
+      aria-controls=${`panel-${key}`}
+      onClick=${onToggle}
+      onMouseEnter=${() => onHot(key)}
+      onMouseLeave=${() => onHot('')}
+      onFocus=${() => onHot(key)}
+      onBlur=${() => onHot('')}
+    >
+      <span class="mark" aria-hidden="true">${MARKS[work.state]}</span>
+      <span class="label">
+        <span class="title" dir="auto">${title}</span>
+        <span class="hidden">, ${work.state.toLowerCase()}, </span>
+        <span class="about">${about.filter(Boolean).join(' · ')}</span>
+      </span>
+      <span class="track" aria-hidden="true">
+        ${bars(work, scale, now)}
+        ${note && html`<span class="note"><span>${note}</span></span>`}
+      </span>
+      <span class="spent">
+        ${spent > 0 && html`<span>${work.state === 'RUNNING' ? elapsed(spent) : duration(spent)}</span>`}
+        ${work.usage.modelCalls > 0 && html`<span class="about">${tokens(work.usage.outputTokens)} tok</span>`}
+      </span>
+    </button>
+    <div id=${`panel-${key}`} hidden=${!isOpen}>${isOpen && html`<${Panel} lane=${lane} text=${text} now=${now} />`}</div>
+  </li>`;
+}
+
+/** A bar for each attempt, and a thin one for each wait between two. */
+function bars(work, scale, now) {
+  return work.attempts.flatMap((attempt, index) => {
+    const { start, end, outcome, number, error } = attempt;
+    const next = work.attempts[index + 1];
+    const waitsUntil = next?.start ?? (work.retryTime ? now : 0);
+    const says = `attempt ${number}: ${error ? error.reason : outcome.toLowerCase()}, ${duration((end || now) - start)}`;
+    return [
+      html`<span
+        class=${`bar ${outcome.toLowerCase()}`}
+        key=${start}
+        title=${says}
+        style=${between(scale, start, end || now)}
+      ></span>`,
+      error && waitsUntil > 0
+        ? html`<span class="wait" key=${`wait-${start}`} title="waits for its next attempt" style=${between(scale, end, waitsUntil)}></span>`
+        : null,
+    ];
+  });
+}
+
+function noteOf(work, text, now) {
+  if (work.state === 'RUNNING') return text.slice(-PREVIEW).replace(/\s+/g, ' ');
+  if (work.retryTime) return `${work.error.reason}: tries again in ${elapsed(Math.max(0, work.retryTime - now) + 999)}`;
+  return work.error?.reason ?? '';
+}
+
+function Panel({ lane, text, now }) {
+  const { work, summary } = lane;
+  const facts = [
+    work.model,
+    work.worker && `worker ${work.worker}`,
+    work.usage.modelCalls > 0 && `${tokens(work.usage.inputTokens)} tokens in, ${tokens(work.usage.outputTokens)} out`,
+    work.usage.costUsd > 0 && cost(work.usage.costUsd),
+  ].filter(Boolean);
+  return html`<div class="panel">
+    ${facts.length > 0 && html`<p class="about">${facts.join(' · ')}</p>`}
+    ${work.error && html`<p class="failure"><strong>${work.error.reason}</strong> ${work.error.message}</p>`}
+    ${summary && html`<p class="summary" dir="auto">${summary}</p>`}
+    ${work.output
+      ? html`<div class="output">
+          <${CopyButton} text=${work.output} what="the output" />
+          <${Markdown} text=${work.output} />
+        </div>`
+      : text && lane.key !== 'synthesis' && html`<${LiveText} text=${text} />`}
+    ${(work.attempts.length > 1 || work.error) && work.attempts.length > 0 &&
+    html`<ol class="attempts" aria-label="Attempts">
+      ${work.attempts.map(
+        ({ number, model, start, end, outcome, error }) => html`<li key=${start}>
+          <span class=${`mark ${outcome.toLowerCase()}`} aria-hidden="true">${MARKS[outcome]}</span>
+          <span>Attempt ${number}: ${outcome.toLowerCase()}, ${duration((end || now) - start)}, ${model}
+            ${error && html`<span class="about"><br />${error.reason}: ${error.message}</span>`}
+          </span>
+        </li>`,
+      )}
+    </ol>`}
+    ${work.instructions &&
+    html`<details open=${!work.output && !text}>
+      <summary>Instructions</summary>
+      <p class="pre" dir="auto">${work.instructions}</p>
+    </details>`}
+    ${lane.key === 'synthesis' && work.state === 'COMPLETED' && html`<p class="about">What it wrote is the result below.</p>`}
+  </div>`;
+}
+
+/** Text that grows; it stays at its end for whoever has not scrolled up. */
+function LiveText({ text }) {
+  const element = useRef();
+  const follows = useRef(true);
+  useLayoutEffect(() => {
+    if (follows.current) element.current.scrollTop = element.current.scrollHeight;
+  }, [text]);
+  const onScroll = ({ target }) => {
+    follows.current = target.scrollHeight - target.scrollTop - target.clientHeight < 24;
+  };
+  return html`<div class="writing pre" dir="auto" tabindex="0" role="region" aria-label="Text as it is written" ref=${element} onScroll=${onScroll}>
+    ${text}
+  </div>`;
+}
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+/** Lines from the end of what a subtask waited for to its own beginning, measured from the bars. */
+function Links({ lanes, hot }) {
+  const svg = useRef();
+  useLayoutEffect(() => {
+    const home = svg.current.parentElement;
+    const origin = home.getBoundingClientRect();
+    const boxes = (id, which) => {
+      const bar = [...home.querySelectorAll(`[data-lane="subtask-${id}"] .bar`)].at(which);
+      return bar?.getBoundingClientRect();
+    };
+    const paths = [];
+    for (const { id, key, dependsOn } of lanes) {
+      const mine = id && boxes(id, 0);
+      if (!mine) continue;
+      for (const other of dependsOn) {
+        const theirs = boxes(other, -1);
+        if (!theirs) continue;
+        const path = document.createElementNS(SVG, 'path');
+        const [x1, y1] = [theirs.right - origin.left, theirs.top + theirs.height / 2 - origin.top];
+        const [x2, y2] = [mine.left - origin.left, mine.top + mine.height / 2 - origin.top];
+        const bend = Math.max(x1 + 3, x2 - 5);
+        path.setAttribute('d', `M${x1} ${y1}H${bend}V${y2}H${x2}`);
+        if (hot === key || hot === `subtask-${other}`) path.setAttribute('class', 'hot');
+        paths.push(path);
+      }
+    }
+    svg.current.replaceChildren(...paths);
+  });
+  return html`<svg class="links" aria-hidden="true" ref=${svg}></svg>`;
+}
+
+function percent(share) {
+  return `${(share * 100).toFixed(3)}%`;
+}
+
+function between(scale, start, end) {
+  const left = scale.at(start);
+  return { left: percent(left), width: percent(Math.max(0, scale.at(end) - left)) };
+}

@@ -1,0 +1,184 @@
+"""The page before a staged service: text that comes piece by piece, a list that changes while one looks."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from support.staged_service import StagedService, Step, staged
+
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1.instance_pb2 import Failure, InstanceConfig, Subtask
+from orchestrator.v1.orchestrator_pb2 import STAGE_SUBTASKS, OutputDelta
+
+BIG, SMALL = "openai/big", "openai/small"
+PROMPT = pb.InstanceCreated(prompt="Build it", config=InstanceConfig(big_model=BIG, small_model=SMALL))
+LATER = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
+
+
+@pytest.fixture(scope="module")
+async def stage() -> AsyncIterator[tuple[StagedService, str]]:
+    async with staged() as running:
+        yield running
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    context = await browser.new_context(reduced_motion="reduce")
+    try:
+        yield await context.new_page()
+    finally:
+        await context.close()
+
+
+def begun() -> list[Step]:
+    """Planned, and its only subtask at work."""
+    return [
+        (0, PROMPT),
+        (1, pb.PlanningStarted(attempt=1, model=BIG)),
+        (2, pb.SubtaskPlanned(attempt=1, subtask=Subtask(id="t1", title="Part 1", instructions="Do it."))),
+        (3, pb.PlanCompleted(attempt=1, model=BIG)),
+        (4, pb.SubtaskStarted(subtask_id="t1", attempt=1, model=SMALL)),
+    ]
+
+
+def said(text: str, offset: int = 0, *, attempt: int = 1, subtask_id: str = "t1") -> OutputDelta:
+    return OutputDelta(subtask_id=subtask_id, attempt=attempt, offset=offset, text=text)
+
+
+async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], page: Page) -> None:
+    service, address = stage
+    await service.stage("live", begun(), ago_s=10)
+    await page.goto(f"{address}#/instances/live")
+    note, written = page.locator("[data-lane=subtask-t1] .note"), page.locator(".writing")
+    await service.write("live", said("The 😀 "), said("first", 6))
+    await expect(note).to_have_text("The 😀 first")
+    await page.locator("[data-lane=subtask-t1] .row").click()
+    await expect(written).to_have_text("The 😀 first")
+    again = OutputDelta(subtask_id="t1", attempt=1, offset=6, text="first words")
+    await service.write("live", again)
+    await expect(written).to_have_text("The 😀 first words")
+    failed = pb.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=LATER)
+    failed.retry_time.GetCurrentTime()
+    await service.record("live", failed, pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
+    await expect(written).to_have_count(0)
+    await service.write("live", said("stale", 17), said("Anew", attempt=2))
+    await expect(written).to_have_text("Anew")
+    await service.record(
+        "live",
+        pb.SubtaskCompleted(subtask_id="t1", attempt=2, model=SMALL, output="What **counts**."),
+        pb.SynthesisStarted(attempt=1, model=BIG),
+    )
+    await expect(page.locator(".panel .markdown strong")).to_have_text("counts")
+    await expect(written).to_have_count(0)
+    await service.write("live", said("# All\n\nin *one*", subtask_id=""))
+    await expect(page.locator(".result h2")).to_have_text("Result, as it is written")
+    await expect(page.locator(".result em")).to_have_text("one")
+    await service.record(
+        "live",
+        pb.SynthesisCompleted(attempt=1, model=BIG, final_result="# All\n\nin one"),
+        pb.InstanceCompleted(),
+    )
+    await expect(page.locator(".result h2")).to_have_text("Result")
+    await expect(page.locator(".result em")).to_have_count(0)
+
+
+async def test_the_list_pages_filters_and_stays_current(stage: tuple[StagedService, str], page: Page) -> None:
+    service, address = stage
+    for number in range(65):
+        fate = pb.InstanceErrored(error=LATER) if number % 13 == 0 else pb.InstanceTerminated()
+        await service.stage(f"old-{number}", [(0, PROMPT), (1, fate)], ago_s=1000 - number)
+    items = page.locator(".item")
+    await page.goto(address)
+    await expect(items).to_have_count(30)
+    await page.get_by_role("button", name="Show older").click()
+    await expect(items).to_have_count(60)
+    await page.get_by_role("link", name="Errored", exact=True).click()
+    await expect(items).to_have_count(5)
+    await expect(page.get_by_role("button", name="Show older")).to_have_count(0)
+    await service.stage("new", begun(), ago_s=0)
+    await service.record("new", pb.InstanceErrored(error=LATER))
+    await expect(items).to_have_count(6)
+    await expect(items.first).to_have_attribute("href", "#/instances/new?state=errored")
+    await items.first.click()
+    await expect(page.locator(".error h2")).to_have_text("RATE_LIMITED")
+    await service.record("old-0", pb.InstanceRetried(config=PROMPT.config))
+    await expect(items).to_have_count(5)
+    await page.get_by_role("link", name="Active", exact=True).click()
+    await expect(items).to_have_count(1)
+    await page.go_back()
+    await expect(items).to_have_count(5)
+
+
+async def test_an_instance_is_forked_and_deleted(stage: tuple[StagedService, str], page: Page) -> None:
+    service, address = stage
+    await service.stage("source", [*begun(), (5, pb.InstanceErrored(error=LATER))], ago_s=60)
+    await page.goto(f"{address}#/instances/source")
+    await page.get_by_role("button", name="Fork…").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_label("Keep the outputs")).to_be_disabled()
+    await dialog.get_by_label("Keep the plan").check()
+    await dialog.get_by_label("Id of the new instance").fill("mine")
+    await dialog.get_by_label("Small model").fill("openai/other")
+    await dialog.get_by_role("button", name="Fork").click()
+    await expect(page.get_by_text("forked from source")).to_be_visible()
+    assert page.url == f"{address}#/instances/mine"
+    asked = service.forks[-1]
+    assert (asked.id, asked.new_id, asked.stage) == ("source", "mine", STAGE_SUBTASKS)
+    assert asked.config.small_model == "openai/other"
+    assert not asked.config.HasField("big_model")
+    await page.get_by_role("link", name="source").click()
+    await page.get_by_role("button", name="Delete…").click()
+    await dialog.get_by_role("button", name="Delete").click()
+    await expect(page).to_have_url(f"{address}#/")
+    assert "source" not in service.events
+    await expect(page.locator('.item[href$="/source"]')).to_have_count(0)
+    await expect(page.locator('.item[href$="/mine"]')).to_have_count(1)
+
+
+async def module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:
+    """What `body` gives, which has the module's exports as `m` and the arguments as `a`."""
+    await page.goto(address)
+    script = f"async ([url, a]) => {{ const m = await import(url); {body} }}"
+    return await page.evaluate(script, [f"{address}{name}", list(arguments)])
+
+
+@pytest.mark.parametrize(
+    ("deltas", "text"),
+    [
+        pytest.param([(1, 0, "ab"), (1, 2, "cd")], "abcd", id="in a row"),
+        pytest.param([(1, 0, "ab"), (1, 0, "ab"), (1, 1, "bc")], "abc", id="twice"),
+        pytest.param([(1, 0, "😀é"), (1, 2, "x")], "😀éx", id="code points"),
+        pytest.param([(1, 0, "😀😀"), (1, 1, "😀y")], "😀😀y", id="overlap"),
+        pytest.param([(1, 0, "old"), (2, 0, "new")], "new", id="new attempt"),
+        pytest.param([(2, 0, "new"), (1, 3, "late")], "new", id="stale attempt"),
+        pytest.param([(1, 40, "amid"), (1, 44, " it")], "… amid it", id="joined late"),
+        pytest.param([(1, 0, "ab"), (1, 9, "after")], "… after", id="gap"),
+        pytest.param([(1, 9, "late"), (1, 0, "the start")], "the start", id="replayed"),
+        pytest.param([(1, 0, "")], "", id="empty"),
+    ],
+)
+async def test_deltas_are_put_together_by_attempt_and_offset(
+    deltas: list[tuple[int, int, str]], text: str, stage: tuple[StagedService, str], page: Page
+) -> None:
+    sent = [
+        {"subtaskId": "t1", "attempt": attempt, "offset": str(offset), "text": piece}
+        for attempt, offset, piece in deltas
+    ]
+    body = "const texts = new m.LiveTexts(); a[0].forEach((each) => texts.take(each)); return texts.of('t1');"
+    assert await module(page, stage[1], "texts.js", body, sent) == text
+
+
+async def test_long_stretches_in_which_nothing_ran_are_cut_short(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    body = """
+        const hour = 3_600_000;
+        const scale = m.timeScale([[0, 10_000], [12_000, 20_000], [hour, hour + 20_000]], 0, hour + 20_000);
+        return { breaks: scale.breaks.length, at: [0, 10_000, 20_000, hour, hour + 20_000].map(scale.at),
+                 ticks: scale.ticks.map((tick) => tick.ms) };
+    """
+    found = await module(page, stage[1], "scale.js", body)
+    assert found["breaks"] == 1
+    assert found["at"] == pytest.approx([0, 0.24, 0.48, 0.52, 1])
+    assert found["ticks"] == [0, 10_000, 20_000, 30_000, 40_000]

@@ -1,0 +1,121 @@
+"""A service whose instances stand where a test puts them, Server-Sent Events and deltas included.
+
+The engine's real events come as fast as its models answer. What is staged here has the times that it is
+given, and the text that a model writes comes piece by piece, as the service's own streams have it.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf.message import Message
+from support.scripted_service import ScriptedService, payload_event, refusal
+
+from orchestrator import edge
+from orchestrator.core import view
+from orchestrator.core.state import TERMINAL
+from orchestrator.rpc import sse
+from orchestrator.v1 import event_pb2, orchestrator_pb2
+
+Step = tuple[float, Message]
+"""Seconds after the first event, and what happened then."""
+
+
+class StagedService(ScriptedService):
+    """`stage` puts an instance on, `record` goes on with it, `write` lets one of its models say something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_events: list[event_pb2.Event] = []
+        self.deltas: dict[str, list[orchestrator_pb2.OutputDelta]] = {}
+        self.forks: list[orchestrator_pb2.ForkInstanceRequest] = []
+
+    async def stage(self, instance_id: str, steps: Sequence[Step], *, ago_s: float) -> None:
+        """Put an instance on whose first event was so many seconds ago."""
+        began_s = time.time() - ago_s
+        events = self.events.setdefault(instance_id, [])
+        for offset_s, payload in steps:
+            events.append(payload_event(instance_id, len(events) + 1, payload, began_s + offset_s))
+            self.all_events.append(events[-1])
+
+    async def record(self, instance_id: str, *payloads: Message) -> None:
+        """Append events that happen now."""
+        known = len(self.events.get(instance_id, ()))
+        await super().record(instance_id, *payloads)
+        self.all_events.extend(self.events[instance_id][known:])
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def write(self, instance_id: str, *deltas: orchestrator_pb2.OutputDelta) -> None:
+        """Send deltas to whoever streams the instance, now and later."""
+        self.deltas.setdefault(instance_id, []).extend(deltas)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def ForkInstance(  # noqa: N802  gRPC's name
+        self, request: orchestrator_pb2.ForkInstanceRequest, context: Any
+    ) -> orchestrator_pb2.ForkInstanceResponse:
+        """Note the request; the fork is an instance with nothing but its beginning."""
+        await self._known(request.id, context)
+        self.forks.append(request)
+        source = self.instance(request.id)
+        new_id = request.new_id or f"fork-{len(self.forks)}"
+        await self.record(
+            new_id,
+            event_pb2.InstanceCreated(prompt=source.prompt, config=source.config, forked_from=source.id),
+        )
+        return orchestrator_pb2.ForkInstanceResponse(instance=view.instance(self.instance(new_id)))
+
+    async def DeleteInstance(  # noqa: N802
+        self, request: orchestrator_pb2.DeleteInstanceRequest, context: Any
+    ) -> orchestrator_pb2.DeleteInstanceResponse:
+        """Forget an instance; what streams of all instances have sent stays sent."""
+        await self._known(request.id, context)
+        del self.events[request.id]
+        return orchestrator_pb2.DeleteInstanceResponse()
+
+    async def StreamServerSentEvents(  # noqa: N802  gRPC's name
+        self, request: orchestrator_pb2.StreamServerSentEventsRequest, context: Any
+    ) -> AsyncIterator[HttpBody]:
+        """Replay, then follow."""
+        if request.id:
+            await self._known(request.id, context)
+        events = self.events[request.id] if request.id else self.all_events
+        deltas = self.deltas.setdefault(request.id, []) if request.include_deltas else []
+        last, said = request.after_sequence, 0
+        if last > len(events):
+            past = {"last_sequence": str(len(events))}
+            await context.abort_with_status(
+                refusal(grpc.StatusCode.OUT_OF_RANGE, "SEQUENCE_OUT_OF_RANGE", "past the last event", past)
+            )
+        yield HttpBody(content_type=sse.CONTENT_TYPE, data=sse.OPENING)
+        while True:
+            frames = [sse.event_frame(event, last + number) for number, event in enumerate(events[last:], 1)]
+            last += len(frames)
+            frames += map(sse.delta_frame, deltas[said:])
+            said = len(deltas)
+            if frames:
+                yield HttpBody(data=b"".join(frames))
+            if request.id and self.instance(request.id).state in TERMINAL:
+                end = orchestrator_pb2.StreamEnd(state=self.instance(request.id).state, sequence=last)
+                yield HttpBody(data=sse.end_frame(end))
+                return
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(events) > last or len(deltas) > said)  # noqa: B023
+
+
+@asynccontextmanager
+async def staged() -> AsyncIterator[tuple[StagedService, str]]:
+    """A staged service behind real Envoy, and where its page is."""
+    async with StagedService() as service:
+        await service.start()
+        async with edge.running(rest_address="127.0.0.1:0", grpc_address=service.address) as envoy:
+            watch = asyncio.create_task(envoy.watch())
+            try:
+                yield service, f"http://{envoy.address}/-/ui/"
+            finally:
+                watch.cancel()
