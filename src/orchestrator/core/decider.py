@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from orchestrator.core import budget, retry
-from orchestrator.core.plan import Plan
+from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.state import (
     AT_WORK,
     DONE,
@@ -30,7 +30,7 @@ from orchestrator.core.state import (
     Work,
     evolve,
 )
-from orchestrator.core.wire import failure_message, timestamp, usage_message
+from orchestrator.core.wire import failure_message, subtask_message, timestamp, usage_message
 from orchestrator.errors import ModelError
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
@@ -85,8 +85,7 @@ def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
         return () if instance.at_work else (Record((pb.Event(instance_paused=pb.InstancePaused()),)),)
     if not instance.planned:
         return _decide_planning(instance, now_s)
-    unsettled = [subtask for subtask in instance.subtasks.values() if subtask.work.state not in SETTLED]
-    if unsettled:
+    if unsettled := _unsettled(instance):
         return _decide_subtasks(instance, unsettled, now_s)
     return _decide_synthesis(instance, now_s)
 
@@ -96,7 +95,14 @@ def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
         return (Record(plan_events(0, "", instance.config.subtasks, "", None)),)
     if instance.planning.state == FAILED:
         return _error("PLANNING_FAILED", "planning", instance.planning)
+    if instance.planning.state == AT_WORK:
+        # What the plan has told so far can be begun.
+        return _decide_subtasks(instance, _unsettled(instance), now_s)
     return _call(instance, MakePlan(), instance.planning, now_s)
+
+
+def _unsettled(instance: Instance) -> list[Subtask]:
+    return [subtask for subtask in instance.subtasks.values() if subtask.work.state not in SETTLED]
 
 
 def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float) -> tuple[Command, ...]:
@@ -107,16 +113,16 @@ def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float)
         if subtask.work.state == AT_WORK:
             running += 1
             continue
-        needs = [instance.subtasks[name] for name in subtask.depends_on]
+        needs = [instance.subtasks[name] for name in subtask.depends_on if name in instance.subtasks]
         if lost := [needed for needed in needs if needed.work.state in (FAILED, SKIPPED)]:
             skipped.append(_skip(subtask, lost[0]))
-        elif all(needed.work.state == DONE for needed in needs):
+        elif len(needs) == len(subtask.depends_on) and all(needed.work.state == DONE for needed in needs):
             ready.append(subtask)
     if skipped:
         return (Record(tuple(skipped)),)
     if ready and (failure := budget.exceeded(instance, now_s)):
         # What runs has been paid for: it may finish before the instance errs.
-        return () if running else (_errored(failure),)
+        return () if instance.at_work else (_errored(failure),)
     free = instance.config.max_parallel_subtasks - running
     commands: list[Command] = []
     for subtask in ready:
@@ -234,20 +240,40 @@ def begun(instance: Instance, call: Call) -> pb.Event:
     assert_never(call)
 
 
-def planned(instance: Instance, plan: Plan, usage: Usage) -> tuple[pb.Event, ...]:
-    """The planner answered."""
-    work = instance.planning
-    subtasks = [
-        instance_pb2.Subtask(
-            id=subtask.id,
-            title=subtask.title,
-            instructions=subtask.instructions,
-            depends_on=subtask.depends_on,
-            worker=subtask.worker,
+def planning(instance: Instance, subtasks: Iterable[Subtask], summary: str) -> tuple[pb.Event, ...]:
+    """The planner has told of these subtasks, and goes on."""
+    attempt = instance.planning.attempt
+    return tuple(
+        pb.Event(
+            subtask_planned=pb.SubtaskPlanned(
+                attempt=attempt, subtask=subtask_message(subtask), summary=summary
+            )
         )
-        for subtask in plan.subtasks
-    ]
-    return plan_events(work.attempt, work.model, subtasks, plan.summary, usage)
+        for subtask in subtasks
+    )
+
+
+def planned(instance: Instance, plan: Plan, usage: Usage) -> tuple[pb.Event, ...]:
+    """The planner answered: the events that are not recorded yet.
+
+    Raise PlanError where it contradicts what it has told before.
+    """
+    work = instance.planning
+    told = [subtask.definition for subtask in instance.subtasks.values()]
+    if told != [subtask.definition for subtask in plan.subtasks[: len(told)]]:
+        raise PlanError("the answer holds two plans: write one JSON object")
+    rest = plan.subtasks[len(told) :]
+    return plan_events(work.attempt, work.model, map(subtask_message, rest), plan.summary, usage)
+
+
+def abandoned(instance: Instance) -> tuple[pb.Event, ...]:
+    """The plan failed while it was being worked on: its calls under way are cut off with it."""
+    cause = Failure(INTERRUPTED, "the plan that it belongs to failed")
+    return tuple(
+        _failed(instance, RunSubtask(subtask.id), cause, None, Usage())
+        for subtask in instance.subtasks.values()
+        if subtask.work.state == AT_WORK
+    )
 
 
 def plan_events(

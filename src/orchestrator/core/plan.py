@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final
@@ -71,20 +71,7 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
         raise PlanError(f"a plan needs 1 to {max_subtasks} subtasks; this one has {len(subtasks)}")
     known: set[str] = set()
     for subtask in subtasks:
-        if not ID.fullmatch(subtask.id):
-            raise PlanError(f"subtask id {subtask.id[:120]!r} does not match ^{ID.pattern}$")
-        if subtask.id in known:
-            raise PlanError(f"subtask id {subtask.id!r} is there twice: ids must be unique")
-        if not subtask.instructions.strip():
-            raise PlanError(f"subtask {subtask.id!r} has no instructions")
-        if len(subtask.instructions.encode()) > MAX_INSTRUCTIONS_BYTES:
-            raise PlanError(f"subtask {subtask.id!r} has instructions of over 64 KiB: shorten them")
-        if len(subtask.title) > MAX_TITLE_CHARACTERS:
-            raise PlanError(f"subtask {subtask.id!r} has a title of over {MAX_TITLE_CHARACTERS} characters")
-        if len(subtask.worker) > MAX_WORKER_CHARACTERS:
-            raise PlanError(f"subtask {subtask.id!r} has a worker of over {MAX_WORKER_CHARACTERS} characters")
-        if len(set(subtask.depends_on)) < len(subtask.depends_on):
-            raise PlanError(f"subtask {subtask.id!r} names a dependency twice")
+        _check(subtask, known)
         known.add(subtask.id)
     for subtask in subtasks:
         if unknown := [name for name in subtask.depends_on if name not in known]:
@@ -95,6 +82,24 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
         cycle = " → ".join(error.args[1])
         raise PlanError(f"the subtasks depend on each other in a cycle: {cycle}") from None
     return subtasks
+
+
+def _check(subtask: Subtask, known: Container[str]) -> None:
+    """Raise PlanError where a subtask by itself, or after those that are known, cannot be used."""
+    if not ID.fullmatch(subtask.id):
+        raise PlanError(f"subtask id {subtask.id[:120]!r} does not match ^{ID.pattern}$")
+    if subtask.id in known:
+        raise PlanError(f"subtask id {subtask.id!r} is there twice: ids must be unique")
+    if not subtask.instructions.strip():
+        raise PlanError(f"subtask {subtask.id!r} has no instructions")
+    if len(subtask.instructions.encode()) > MAX_INSTRUCTIONS_BYTES:
+        raise PlanError(f"subtask {subtask.id!r} has instructions of over 64 KiB: shorten them")
+    if len(subtask.title) > MAX_TITLE_CHARACTERS:
+        raise PlanError(f"subtask {subtask.id!r} has a title of over {MAX_TITLE_CHARACTERS} characters")
+    if len(subtask.worker) > MAX_WORKER_CHARACTERS:
+        raise PlanError(f"subtask {subtask.id!r} has a worker of over {MAX_WORKER_CHARACTERS} characters")
+    if len(set(subtask.depends_on)) < len(subtask.depends_on):
+        raise PlanError(f"subtask {subtask.id!r} names a dependency twice")
 
 
 def parse(text: str, max_subtasks: int) -> Plan:
@@ -165,3 +170,71 @@ def _text(value: object) -> str:
         return ""
     text = value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return well_formed(text)
+
+
+_LIST: Final = re.compile(r'(?<!\\)"subtasks"\s*:\s*\[')
+_BETWEEN: Final = re.compile(r"[\s,]*")
+
+
+class PlanReader:
+    """Reads a plan while it is being written, and gives each subtask as soon as it is whole.
+
+    It gives only what `parse` would make of the whole text; where it is not sure, it gives nothing more and
+    leaves it to that. The summary must come before the subtasks: a worker cannot begin without it.
+    """
+
+    def __init__(self, max_subtasks: int) -> None:
+        self.summary = ""
+        self._max_subtasks = max_subtasks
+        self._text = ""
+        self._pieces: list[str] = []
+        self._place = 0
+        """Where in the text the next subtask begins; 0: the list has not begun."""
+        self._known: set[str] = set()
+        self._gave_up = False
+
+    def feed(self, piece: str) -> Sequence[Subtask]:
+        """Take in what was written next; the subtasks that are whole by it."""
+        self._pieces.append(piece)
+        if self._gave_up or not any(end in piece for end in ("}", "[")):
+            return ()  # nothing can have come to its end
+        self._text += "".join(self._pieces)
+        self._pieces.clear()
+        try:
+            if not self._place:
+                self._place = self._begin()
+            return self._whole() if self._place else ()
+        except (PlanError, ValueError, RecursionError):
+            self._gave_up = True
+            return ()
+
+    def _begin(self) -> int:
+        """Find the list and read what comes before it; raise ValueError where that is no plan's beginning."""
+        found = _LIST.search(self._text)
+        if not found:
+            return 0
+        head = json.loads(self._text[self._text.index("{") : found.end()] + "]}")
+        if head["subtasks"] != [] or not isinstance(head.get("summary"), str):
+            raise ValueError("the summary does not come first")
+        self.summary = _text(head["summary"])
+        return found.end()
+
+    def _whole(self) -> Sequence[Subtask]:
+        decoder = json.JSONDecoder()
+        subtasks: list[Subtask] = []
+        while True:
+            between = _BETWEEN.match(self._text, self._place)
+            start = between.end() if between else self._place
+            if self._text[start : start + 1] != "{":
+                return subtasks
+            try:
+                entry, end = decoder.raw_decode(self._text, start)
+            except json.JSONDecodeError:
+                return subtasks  # not whole yet, or never
+            subtask = _subtask(entry, len(self._known) + 1)
+            _check(subtask, self._known)
+            if len(self._known) == self._max_subtasks:
+                raise PlanError("there are too many")
+            self._known.add(subtask.id)
+            self._place = end
+            subtasks.append(subtask)

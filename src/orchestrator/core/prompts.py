@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final, Literal, Protocol
 
 from orchestrator.core import plan
-from orchestrator.core.plan import Plan
+from orchestrator.core.plan import Plan, PlanReader
 from orchestrator.core.state import DONE, Failure, Instance, Subtask
 
 Role = Literal["planning", "work", "synthesis"]
@@ -49,6 +49,9 @@ class Profile(Protocol):
 
     def plan(self, instance: Instance) -> Prompt:
         """Ask for a plan."""
+
+    def plan_reader(self, instance: Instance) -> PlanReader | None:
+        """What reads the planner's answer as it is written; None: it can only be read as a whole."""
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
         """Read the planner's answer; raise PlanError that tells the planner what to mend."""
@@ -130,6 +133,10 @@ class Full:
             parts.append(_if_given("error", error.message, "Your last answer could not be used. Mend this:"))
         system = _PLANNER.format(max_subtasks=most, data=_DATA, schema=_schema_text(most))
         return _prompt("planning", system, [*parts, _shorter(error)], schema=_schema(most))
+
+    def plan_reader(self, instance: Instance) -> PlanReader | None:
+        """A plan that is reviewed is one whole."""
+        return None if instance.config.review_plan else PlanReader(instance.config.max_subtasks)
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
         """Read the planner's answer; raise PlanError that tells the planner what to mend."""

@@ -186,6 +186,11 @@ class Subtask:
     work: Work = _NOT_BEGUN
     output: str = ""
 
+    @property
+    def definition(self) -> tuple[object, ...]:
+        """What the plan says of it."""
+        return (self.id, self.title, self.instructions, self.depends_on, self.worker)
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -207,6 +212,8 @@ class Instance:
     """What a reviewer wants of the next plan."""
     summary: str = ""
     subtasks: Mapping[str, Subtask] = field(default_factory=dict)
+    kept: Mapping[str, Subtask] = field(default_factory=dict)
+    """Completed subtasks of plans whose attempt failed: paid for, should the next plan have them too."""
     synthesis: Work = _NOT_BEGUN
     final_result: str = ""
     usage: Usage = _NO_USAGE
@@ -346,14 +353,22 @@ def _fail(work: Work, payload: _Failed, time_s: float) -> Work:
 
 
 def _planning_started(instance: Instance, payload: pb_event.PlanningStarted, time_s: float) -> Instance:
-    return replace(instance, planning=_begin(instance.planning, payload, time_s), subtasks={})
+    planning = _begin(instance.planning, payload, time_s)
+    return replace(instance, planning=planning, summary="", subtasks={}, kept=_kept(instance))
+
+
+def _kept(instance: Instance) -> Mapping[str, Subtask]:
+    done = {name: subtask for name, subtask in instance.subtasks.items() if subtask.work.state == DONE}
+    return {**instance.kept, **done} if done else instance.kept
 
 
 def _planning_failed(instance: Instance, payload: pb_event.PlanningFailed, time_s: float) -> Instance:
     return replace(
         instance,
         planning=_fail(instance.planning, payload, time_s),
+        summary="",
         subtasks={},
+        kept=_kept(instance),
         usage=instance.usage + usage_of(payload.usage),
     )
 
@@ -362,7 +377,19 @@ def _subtask_planned(instance: Instance, payload: pb_event.SubtaskPlanned, _: fl
     subtask = subtask_of(payload.subtask)
     if instance.planned or subtask.id in instance.subtasks:
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
-    return replace(instance, subtasks={**instance.subtasks, subtask.id: subtask})
+    kept = instance.kept.get(subtask.id)
+    if kept and kept.definition == subtask.definition and _are_done(instance, subtask.depends_on):
+        subtask = kept
+    return replace(
+        instance,
+        summary=payload.summary or instance.summary,
+        subtasks={**instance.subtasks, subtask.id: subtask},
+    )
+
+
+def _are_done(instance: Instance, names: Iterable[str]) -> bool:
+    needed = [instance.subtasks.get(name) for name in names]
+    return all(subtask is not None and subtask.work.state == DONE for subtask in needed)
 
 
 def _plan_completed(instance: Instance, payload: pb_event.PlanCompleted, time_s: float) -> Instance:

@@ -4,7 +4,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.core.state import Failure, Usage
+from orchestrator.core.state import Failure, Subtask, Usage
 from orchestrator.v1 import instance_pb2 as pb
 
 STATUS: Final = {
@@ -41,3 +41,14 @@ def usage_message(usage: Usage) -> pb.Usage:
 def failure_message(failure: Failure) -> pb.Failure:
     """Write a failure for the wire."""
     return pb.Failure(reason=failure.reason, message=failure.message, subtask_id=failure.subtask_id)
+
+
+def subtask_message(subtask: Subtask) -> pb.Subtask:
+    """Write what the plan says of a subtask for the wire."""
+    return pb.Subtask(
+        id=subtask.id,
+        title=subtask.title,
+        instructions=subtask.instructions,
+        depends_on=subtask.depends_on,
+        worker=subtask.worker,
+    )

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, assert_never
 
 from orchestrator.core import decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
-from orchestrator.core.plan import PlanError
+from orchestrator.core.plan import PlanError, PlanReader
 from orchestrator.core.prompts import Profile
 from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage
 from orchestrator.engine.live import LiveTexts
@@ -60,7 +61,8 @@ class Run:
     """Told whenever something that was appended has become durable: the run is to go on, or rests."""
     admitted: bool = False
     """Whether it may make calls: only so many instances are active at once."""
-    _calls: set["asyncio.Task[ModelError | None]"] = field(default_factory=set)
+    _calls: dict["asyncio.Task[ModelError | None]", Call] = field(default_factory=dict)
+    """What is under way."""
     _timer: asyncio.TimerHandle | None = None
     _durable: "asyncio.Future[None] | None" = None
     """Done once everything appended so far is durable."""
@@ -112,11 +114,11 @@ class Run:
         self._append([decider.begun(self.instance, call) for call, _ in begun])
         for call, turn in begun:
             task = self.shop.tasks.create_task(self._carry_out(call))
-            self._calls.add(task)
+            self._calls[task] = call
             task.add_done_callback(partial(self._called, turn))
 
     def _called(self, turn: Turn, task: "asyncio.Task[ModelError | None]") -> None:
-        self._calls.discard(task)
+        del self._calls[task]
         self.shop.turns.give_back(turn, None if task.cancelled() else task.result())
 
     async def steer(self, action: Action) -> Instance:
@@ -175,12 +177,41 @@ class Run:
         """Make a call that has begun, and record what came of it; what went wrong."""
         try:
             events, failure = await self._attempt(call)
-            if self.instance.state not in TERMINAL:
-                self._append(events)
+            if self.instance.state in TERMINAL:
+                return failure
+            if failure and isinstance(call, MakePlan):
+                events = (*self._abandon(), *events)
+            self._append(events)
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._stand_still(error)
             return None
         return failure
+
+    def _abandon(self) -> Sequence[Event]:
+        """Cut off what was begun of a plan that has failed."""
+        for task, call in self._calls.items():
+            if isinstance(call, RunSubtask):
+                task.cancel()
+        return decider.abandoned(self.instance)
+
+    def _listening(
+        self, call: Call, profile: Profile
+    ) -> AbstractContextManager[Callable[[str], None] | None]:
+        """What is to be told a call's text as it comes, if anything is."""
+        if isinstance(call, MakePlan):
+            reader = profile.plan_reader(self.instance)
+            return nullcontext(partial(self._read_on, reader) if reader else None)
+        subtask_id = call.subtask_id if isinstance(call, RunSubtask) else ""
+        attempt = decider.work_of(self.instance, call).attempt
+        return self.shop.live.writing(self.instance.id, subtask_id, attempt)
+
+    def _read_on(self, reader: PlanReader, piece: str) -> None:
+        """Record each subtask as soon as the planner has told of it, so that it can begin."""
+        try:
+            if (subtasks := reader.feed(piece)) and self.instance.state not in TERMINAL:
+                self._append(decider.planning(self.instance, subtasks, reader.summary))
+        except Exception as error:  # noqa: BLE001  as in `_carry_out`
+            self._stand_still(error)
 
     async def _attempt(self, call: Call) -> tuple[Sequence[Event], ModelError | None]:
         """Make one call; the events that say how it went, and what went wrong."""
@@ -239,11 +270,9 @@ class Run:
             max_output_tokens=instance.config.max_output_tokens,
             timeout_s=timeout_s,
         )
-        part, attempt = prompt.subtask_id, decider.work_of(instance, call).attempt
         try:
-            with self.shop.live.writing(instance.id, part, attempt) as write:
+            with self._listening(call, profile) as on_text:
                 async with asyncio.timeout(timeout_s):
-                    on_text = None if isinstance(call, MakePlan) else write
                     return profile, await provider.complete(request, on_text)
         except TimeoutError:
             raise ModelError(

@@ -1,0 +1,222 @@
+"""Subtasks begin while the plan is still being written."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from support.lives import resolved
+
+from orchestrator.core import lifecycle
+from orchestrator.core.create import NewInstance
+from orchestrator.engine.local import LocalEngine
+from orchestrator.errors import ModelError
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.log.subscription import wait_for_end
+from orchestrator.models.base import ModelRequest, Models
+from orchestrator.models.scripted import Answer, Scripted
+from orchestrator.v1 import instance_pb2 as pb
+
+HEAD = '{"summary": "how", "subtasks": ['
+QUICK = pb.RetryPolicy(max_attempts=3)
+QUICK.initial_delay.nanos = 1_000_000
+
+
+def part(name: str, *needs: str, text: str = "do it") -> str:
+    needed = ", ".join(f'"{need}"' for need in needs)
+    return f'{{"id": "{name}", "title": "{name}", "instructions": "{text}", "depends_on": [{needed}]}}'
+
+
+class Planner:
+    """Writes the plan as the test tells it to; workers answer at once, unless they are held."""
+
+    def __init__(self) -> None:
+        self.pieces: asyncio.Queue[str | ModelError | None] = asyncio.Queue()
+        self.worked: list[str] = []
+        self.held: set[str] = set()
+        self.cut: list[str] = []
+        self.changed = asyncio.Condition()
+        self.told: dict[str, str] = {}
+
+    async def _answer(self, request: ModelRequest) -> Answer:
+        match request.prompt.role:
+            case "planning":
+                return self._plan()
+            case "work":
+                return await self._work(request)
+            case "synthesis":
+                return "The result."
+
+    async def _plan(self) -> AsyncIterator[str]:
+        while piece := await self.pieces.get():
+            if isinstance(piece, ModelError):
+                raise piece
+            yield piece
+
+    async def _work(self, request: ModelRequest) -> str:
+        name = request.prompt.subtask_id
+        self.told[name] = request.prompt.messages[-1].content
+        async with self.changed:
+            self.worked.append(name)
+            self.changed.notify_all()
+        try:
+            if name in self.held:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cut.append(name)
+            raise
+        return f"out {name}"
+
+    async def until_worked(self, *names: str) -> None:
+        async with asyncio.timeout(10), self.changed:
+            await self.changed.wait_for(lambda: set(names) <= set(self.worked))
+
+    def write(self, *pieces: str | ModelError | None) -> None:
+        for piece in pieces:
+            self.pieces.put_nowait(piece)
+
+    @property
+    def models(self) -> Models:
+        return Models({"scripted": Scripted(self._answer)})
+
+
+async def kinds(log: SqliteEventLog) -> list[str]:
+    return [str(event.WhichOneof("payload")) for event in (await log.read("a", 0)).events()]
+
+
+def wish(**changes: object) -> NewInstance:
+    return NewInstance("a", "Build it", resolved(retry=QUICK, **changes))
+
+
+async def done(log: SqliteEventLog, *names: str) -> None:
+    with log.wakeups.watch("a") as woken:
+        while True:
+            subtasks = (await log.load("a")).subtasks
+            if all(name in subtasks and subtasks[name].output for name in names):
+                return
+            await woken.wait()
+            woken.clear()
+
+
+async def test_a_subtask_begins_as_soon_as_it_is_whole_and_its_dependencies_are_done(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a") + ", " + part("b", "a"))
+        await planner.until_worked("a", "b")
+        assert "how" in planner.told["a"]
+        assert "out a" in planner.told["b"]
+        planner.write(", " + part("d", "e"))
+        planner.write(", " + part("e"))
+        await planner.until_worked("d", "e")
+        assert planner.worked.index("e") < planner.worked.index("d")
+        assert "plan_completed" not in await kinds(log)
+        planner.write("]}", None)
+        instance = await wait_for_end(log, "a", 20)
+        assert instance.state == pb.STATE_COMPLETE
+        assert sorted(planner.worked) == ["a", "b", "d", "e"]
+        assert (await kinds(log)).count("subtask_planned") == 4
+    await log.aclose()
+
+
+async def test_a_plan_that_is_to_be_reviewed_is_not_begun(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish(review_plan=True))
+        planner.write(HEAD + part("a") + "]}", None)
+        with log.wakeups.watch("a") as woken:
+            while (await log.load("a")).state != pb.STATE_WAITING:
+                await woken.wait()
+                woken.clear()
+        assert planner.worked == []
+    await log.aclose()
+
+
+async def test_when_planning_fails_what_runs_is_cut_and_what_is_done_is_kept(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    planner.held = {"slow"}
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a") + ", " + part("b", "a") + ", " + part("c") + ", " + part("slow"))
+        await done(log, "a", "b", "c")
+        await planner.until_worked("slow")
+        planner.write(ModelError("STREAM_CUT", "cut", retryable=True))
+        changed = part("c", text="do something else")
+        planner.write(HEAD + part("a") + ", " + part("b", "a") + ", " + changed + "]}", None)
+        instance = await wait_for_end(log, "a", 20)
+        assert instance.state == pb.STATE_COMPLETE
+        assert planner.cut == ["slow"]
+        assert list(instance.subtasks) == ["a", "b", "c"]
+        assert [planner.worked.count(name) for name in ("a", "b", "c")] == [1, 1, 2]
+        events = await kinds(log)
+        cut = events.index("planning_failed")
+        assert events[cut - 1] == "subtask_failed"
+        assert (
+            instance.usage.model_calls == 7
+        )  # two plans, a, b, c twice and the synthesis; the cut one used none
+    await log.aclose()
+
+
+async def test_a_kept_result_survives_a_kill_amid_planning(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a"))
+        await done(log, "a")
+    await log.aclose()
+    planner.pieces = asyncio.Queue()
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models):
+        planner.write(HEAD + part("a") + ", " + part("b") + "]}", None)
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert planner.worked == ["a", "b"]
+    await log.aclose()
+
+
+async def test_terminating_amid_planning_and_retrying_keeps_what_is_done(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a"))
+        await done(log, "a")
+        await engine.steer("a", lifecycle.terminate)
+        planner.pieces = asyncio.Queue()
+        await engine.steer("a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+        planner.write(HEAD + part("a") + "]}", None)
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert planner.worked == ["a"]
+    await log.aclose()
+
+
+async def test_pausing_amid_planning_begins_nothing_more(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a"))
+        await done(log, "a")
+        await engine.steer("a", lifecycle.pause)
+        planner.write(", " + part("b") + "]}", None)
+        with log.wakeups.watch("a") as woken:
+            while (await log.load("a")).state != pb.STATE_PAUSED:
+                await woken.wait()
+                woken.clear()
+        assert planner.worked == ["a"]
+        await engine.steer("a", lifecycle.resume)
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+    await log.aclose()
+
+
+async def test_an_answer_that_contradicts_what_was_told_is_a_failed_attempt(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a") + ", " + part("b", "nobody") + "]}", None)
+        planner.write(HEAD + part("a") + "]}", None)
+        instance = await wait_for_end(log, "a", 20)
+        assert instance.state == pb.STATE_COMPLETE
+        assert planner.worked == ["a"]
+        failed = [
+            e.planning_failed for e in (await log.read("a", 0)).events() if e.HasField("planning_failed")
+        ]
+        assert failed[0].error.reason == "PLAN_INVALID"
+        assert "'nobody', which is not in the plan" in failed[0].error.message
+    await log.aclose()
