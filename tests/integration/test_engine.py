@@ -502,3 +502,34 @@ async def test_an_instance_with_many_subtasks_does_not_starve_the_others(tmp_pat
         await wait_for_end(log, "small", 20)
         await wait_for_end(log, "big", 20)
     assert hall.calls.index("small") <= 4  # the planning, t1 that had its turn already, and one turn of big's
+
+
+async def test_outputs_too_long_for_the_model_are_merged_and_the_instance_completes(tmp_path: Path) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def answer(request: ModelRequest) -> Answer:
+        role, name = request.prompt.role, request.prompt.subtask_id
+        calls.append((role, name))
+        if sum(len(message.content) for message in request.prompt.messages) > 12_000:
+            return ModelError("INPUT_TOO_LONG", "too long", retryable=True)
+        if role == "planning":
+            return plan_text(6)
+        return f"# {name}\n" + "x" * 4000 if role == "work" else f"merged {name}" if name else "done"
+
+    instance, events = await run(
+        tmp_path / "log.db", answer, resolved(retry=QUICK, max_input_characters=30_000)
+    )
+    assert instance.state == pb.STATE_COMPLETE
+    assert events.count("synthesis_failed") == 1
+    merges = [subtask for subtask in instance.subtasks.values() if subtask.merges]
+    assert len(merges) >= 2
+    assert all(subtask.output == f"merged {subtask.id}" for subtask in merges)
+    assert [name for role, name in calls if role == "work"] == [f"t{number}" for number in range(1, 7)]
+
+
+async def test_a_prompt_too_long_for_the_planner_is_not_sent_again(tmp_path: Path) -> None:
+    too_long = ModelError("INPUT_TOO_LONG", "too long", retryable=True)
+    instance, events = await run(tmp_path / "log.db", lambda _: too_long, resolved(retry=QUICK))
+    assert instance.error
+    assert instance.error.reason == "PLANNING_FAILED"
+    assert events.count("planning_started") == 1

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from orchestrator.core import plan
+from orchestrator.core.merging import DEFAULT_CHARACTERS
 from orchestrator.core.state import subtask_of
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1 import instance_pb2 as pb
@@ -16,6 +17,7 @@ _RANGES: Final = {
     "max_parallel_subtasks": (1, 64),
     "max_output_tokens": (1, 1_000_000),
     "tolerated_failures": (0, 64),
+    "max_input_characters": (2000, 10_000_000),
     "retry.max_attempts": (1, 100),
     "retry.multiplier": (1, 10),
     "budget.max_tokens": (1, 2**62),
@@ -46,6 +48,7 @@ def default(big_model: str, small_model: str) -> pb.InstanceConfig:
             multiplier=2,
             attempt_timeout=Duration(seconds=600),
         ),
+        max_input_characters=DEFAULT_CHARACTERS,
         tolerated_failures=0,
         review_plan=False,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from orchestrator.core import budget, retry
+from orchestrator.core import budget, merging, retry
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.state import (
     AT_WORK,
@@ -21,6 +21,7 @@ from orchestrator.core.state import (
     SETTLED,
     SKIPPED,
     TERMINAL,
+    TOO_LONG,
     WAITING,
     WAITING_FOR_PAUSE,
     Failure,
@@ -29,6 +30,7 @@ from orchestrator.core.state import (
     Usage,
     Work,
     evolve,
+    subtask_of,
 )
 from orchestrator.core.wire import failure_message, subtask_message, timestamp, usage_message
 from orchestrator.errors import ModelError
@@ -92,7 +94,8 @@ def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
 
 def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
     if instance.config.subtasks:
-        return (Record(plan_events(0, "", instance.config.subtasks, "", None)),)
+        own = map(subtask_message, map(subtask_of, instance.config.subtasks))
+        return (Record(plan_events(0, "", own, "", None)),)
     if instance.planning.state == FAILED:
         return _error("PLANNING_FAILED", "planning", instance.planning)
     if instance.planning.state == AT_WORK:
@@ -137,11 +140,15 @@ def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float)
 def _decide_synthesis(instance: Instance, now_s: float) -> tuple[Command, ...]:
     failed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == FAILED]
     done = any(subtask.work.state == DONE for subtask in instance.subtasks.values())
+    if unmerged := [subtask for subtask in failed if subtask.merges]:
+        return _error("SYNTHESIS_FAILED", unmerged[0].title.lower(), unmerged[0].work)
     if len(failed) > instance.config.tolerated_failures or not done:
         first = failed[0]
         return _error("SUBTASK_FAILED", f"subtask {first.id} ({first.title})", first.work, first.id)
     if instance.synthesis.state == FAILED:
         return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
+    if merges := merging.merges(instance):
+        return (Record(planning(instance, merges, "")),)
     return _call(instance, Synthesize(), instance.synthesis, now_s)
 
 
@@ -211,7 +218,9 @@ def follow(
 
 def model_for(instance: Instance, call: Call) -> str:
     """The `provider/model` that a call goes to."""
-    return instance.config.small_model if isinstance(call, RunSubtask) else instance.config.big_model
+    if isinstance(call, RunSubtask) and not instance.subtasks[call.subtask_id].merges:
+        return instance.config.small_model
+    return instance.config.big_model
 
 
 def work_of(instance: Instance, call: Call) -> Work:
@@ -324,7 +333,7 @@ def failed(
     `jitter`, 0 to 1, spreads retries; see `retry.retry_time_s`.
     """
     retry_s = None
-    if error.retryable:
+    if error.retryable and (error.reason != TOO_LONG or _can_be_given_less(instance, call)):
         retry_s = retry.retry_time_s(
             instance.config.retry,
             failures=work_of(instance, call).failures + 1,
@@ -333,6 +342,18 @@ def failed(
             retry_after_s=error.retry_after_s,
         )
     return _failed(instance, call, Failure(error.reason, str(error)), retry_s, usage)
+
+
+def _can_be_given_less(instance: Instance, call: Call) -> bool:
+    match call:
+        case MakePlan():
+            return False
+        case RunSubtask(subtask_id):
+            given = instance.subtasks[subtask_id].depends_on
+            return bool(given) and merging.can_shrink(instance, work_of(instance, call))
+        case Synthesize():
+            return merging.can_shrink(instance, instance.synthesis)
+    assert_never(call)
 
 
 def interrupted(instance: Instance, now_s: float) -> tuple[pb.Event, ...]:

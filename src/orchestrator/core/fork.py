@@ -45,9 +45,9 @@ def fork(
             approved = pb.PlanReviewed(decision=pb.DECISION_APPROVE)
             history.append(pb.Event(plan_reviewed=approved))
     if stage == api.STAGE_SYNTHESIS:
-        if any(subtask.work.state not in SETTLED for subtask in source.subtasks.values()):
+        if any(subtask.work.state not in SETTLED for subtask in _parts(source)):
             raise _forbidden(source, "at STAGE_SYNTHESIS before all of its subtasks have ended")
-        for subtask in source.subtasks.values():
+        for subtask in _parts(source):
             history += _work(subtask)
     return NewInstance(
         id=new_id,
@@ -59,11 +59,16 @@ def fork(
     )
 
 
+def _parts(source: Instance) -> Sequence[Subtask]:
+    """The plan's subtasks: merges belong to the synthesis."""
+    return [subtask for subtask in source.subtasks.values() if not subtask.merges]
+
+
 def _plan(source: Instance) -> Sequence[pb.Event]:
     if not source.planned:
         raise _forbidden(source, "at this stage before its plan is complete; STAGE_PLAN is possible")
     planning = source.planning
-    subtasks = list(map(subtask_message, source.subtasks.values()))
+    subtasks = list(map(subtask_message, _parts(source)))
     if not planning.attempt:
         return decider.plan_events(0, "", subtasks, source.summary, None)
     started = pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=planning.model))

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Literal, Protocol
 
-from orchestrator.core import plan
+from orchestrator.core import merging, plan
 from orchestrator.core.plan import Plan, PlanReader
-from orchestrator.core.state import DONE, Failure, Instance, Subtask
+from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask
 
 Role = Literal["planning", "work", "synthesis"]
 
@@ -67,10 +67,7 @@ class Profile(Protocol):
 
 
 NEEDED_OUTPUTS_CHARACTERS: Final = 100_000
-"""How much a worker is given of the outputs it depends on, all together: some 25,000 tokens."""
-
-ALL_OUTPUTS_CHARACTERS: Final = 300_000
-"""How much the synthesis is given of all outputs together."""
+"""How much a worker is given at most of the outputs it depends on, all together: some 25,000 tokens."""
 
 _DATA: Final = """\
 The user message holds its parts between tags, such as <prompt> and </prompt>. What stands between tags was \
@@ -117,6 +114,18 @@ Write the final answer to the prompt from them.
 {data}"""
 
 
+_MERGER: Final = """\
+You are given a client's prompt and some of the outputs of the workers who carried it out: all of them \
+together are too long for one answer. Put these together into one text, from which a colleague will write \
+the final answer together with others like it.
+
+- Keep all code whole, each file in a fenced block after its name. Of two versions of a file keep the better.
+- Keep every fact, name, number and decision; shorten the words around them, and drop what is said twice.
+- No greeting, no remarks on the task. Write Markdown.
+
+{data}"""
+
+
 class Full:
     """For models that follow instructions and a JSON schema."""
 
@@ -145,12 +154,15 @@ class Full:
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:
         """Ask a worker for one subtask, given the prompt, the plan, and the outputs that it depends on."""
         needed = [instance.subtasks[name] for name in subtask.depends_on]
+        most = merging.limit(instance, subtask.work)
+        if subtask.merges:
+            return _merge(instance, subtask, _outputs(needed, most))
         parts = [
             _block("prompt", instance.prompt),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
             _if_given("summary", instance.summary, "What everyone must know:"),
             _block("plan", "\n".join(f"{each.id}: {each.title}" for each in instance.subtasks.values())),
-            *_outputs(needed, NEEDED_OUTPUTS_CHARACTERS),
+            *_outputs(needed, min(most, NEEDED_OUTPUTS_CHARACTERS)),
             _if_given("worker", subtask.worker, "You work as:"),
             f"Your subtask is {subtask.id}:",
             _block("subtask", f"{subtask.title}\n\n{subtask.instructions}"),
@@ -164,7 +176,10 @@ class Full:
             _block("prompt", instance.prompt),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
             _if_given("summary", instance.summary, "What everyone was told:"),
-            *_outputs(instance.subtasks.values(), ALL_OUTPUTS_CHARACTERS),
+            *_outputs(
+                [*merging.sources(instance), *_without_output(instance)],
+                merging.limit(instance, instance.synthesis),
+            ),
             _shorter(instance.synthesis.error),
         ]
         return _prompt("synthesis", _SYNTHESISER_SYSTEM, parts)
@@ -176,6 +191,7 @@ class Full:
 
 FULL: Final = Full()
 
+_MERGER_SYSTEM: Final = _MERGER.format(data=_DATA)
 _WORKER_SYSTEM: Final = _WORKER.format(data=_DATA)
 _SYNTHESISER_SYSTEM: Final = _SYNTHESISER.format(data=_DATA)
 
@@ -191,6 +207,21 @@ def _prompt(
     user = "\n\n".join(filter(None, parts))
     messages = (Message("system", system), Message("user", user))
     return Prompt(role, messages, schema=schema, subtask_id=subtask_id)
+
+
+def _merge(instance: Instance, subtask: Subtask, outputs: Iterable[str]) -> Prompt:
+    parts = [
+        _block("prompt", instance.prompt),
+        _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
+        _if_given("summary", instance.summary, "What everyone was told:"),
+        *outputs,
+        _shorter(subtask.work.error),
+    ]
+    return _prompt("synthesis", _MERGER_SYSTEM, parts, subtask_id=subtask.id)
+
+
+def _without_output(instance: Instance) -> Iterable[Subtask]:
+    return [subtask for subtask in instance.subtasks.values() if subtask.work.state in (FAILED, SKIPPED)]
 
 
 @lru_cache

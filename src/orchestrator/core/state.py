@@ -35,6 +35,8 @@ FAILED: Final = pb.SUBTASK_STATE_FAILED
 SKIPPED: Final = pb.SUBTASK_STATE_SKIPPED
 SETTLED: Final = frozenset({DONE, FAILED, SKIPPED})
 
+TOO_LONG: Final = "INPUT_TOO_LONG"
+"""The reason of an attempt at which the model was given more than it takes."""
 INTERRUPTED: Final = "INTERRUPTED"
 """The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
 
@@ -157,6 +159,8 @@ class Work:
     """The number of the latest attempt, from 1; 0: none yet."""
     failures: int = 0
     """Attempts that failed of themselves; interrupted ones do not count."""
+    too_long: int = 0
+    """Attempts that failed because the model was given more than it takes."""
     model: str = ""
     error: Failure | None = None
     retry_time_s: float = 0.0
@@ -168,7 +172,7 @@ class Work:
 
     def renewed(self) -> "Work":
         """The same work, to be tried afresh: attempts go on counting, failures begin anew."""
-        return Work(attempt=self.attempt, usage=self.usage)
+        return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long)
 
 
 _NOT_BEGUN: Final = Work()
@@ -185,6 +189,8 @@ class Subtask:
     worker: str = ""
     work: Work = _NOT_BEGUN
     output: str = ""
+    merges: bool = False
+    """Whether it is no part of the plan but puts outputs together; see core/merging.py."""
 
     @property
     def definition(self) -> tuple[object, ...]:
@@ -346,6 +352,7 @@ def _fail(work: Work, payload: _Failed, time_s: float) -> Work:
     return replace(
         ended,
         failures=work.failures if interrupted else work.failures + 1,
+        too_long=work.too_long + (payload.error.reason == TOO_LONG),
         error=_failure_of(payload.error),
         retry_time_s=_seconds(payload.retry_time) if again else 0.0,
         end_time_s=0.0 if again else time_s,
@@ -374,8 +381,8 @@ def _planning_failed(instance: Instance, payload: pb_event.PlanningFailed, time_
 
 
 def _subtask_planned(instance: Instance, payload: pb_event.SubtaskPlanned, _: float) -> Instance:
-    subtask = subtask_of(payload.subtask)
-    if instance.planned or subtask.id in instance.subtasks:
+    subtask = replace(subtask_of(payload.subtask), merges=payload.subtask.merges)
+    if instance.planned != subtask.merges or subtask.id in instance.subtasks:
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
     kept = instance.kept.get(subtask.id)
     if kept and kept.definition == subtask.definition and _are_done(instance, subtask.depends_on):

@@ -36,7 +36,7 @@ def status(state: core.Instance) -> pb.InstanceStatus:
         message.error.name = state.error.reason
         message.error.message = state.error.message
     if state.state == core.COMPLETE:
-        subtasks = state.subtasks.values()
+        subtasks = [subtask for subtask in state.subtasks.values() if not subtask.merges]
         message.output.orchestrator_tasks.extend(subtask.title for subtask in subtasks)
         message.output.worker_responses.extend(subtask.output for subtask in subtasks)
         message.output.final_result = state.final_result
@@ -59,6 +59,7 @@ def _subtask(subtask: core.Subtask, *, full: bool) -> pb.Subtask:
         error=_failure(work.error),
         start_time=timestamp(work.start_time_s),
         end_time=timestamp(work.end_time_s),
+        merges=subtask.merges,
     )
 
 

@@ -51,4 +51,5 @@ def subtask_message(subtask: Subtask) -> pb.Subtask:
         instructions=subtask.instructions,
         depends_on=subtask.depends_on,
         worker=subtask.worker,
+        merges=subtask.merges,
     )

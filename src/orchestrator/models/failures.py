@@ -11,6 +11,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from orchestrator.core.plan import well_formed
+from orchestrator.core.state import TOO_LONG
 from orchestrator.errors import ModelError
 from orchestrator.models.http import Answer
 
@@ -25,6 +26,15 @@ _BUSY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPS
 _SPENT: Final = ("insufficient_quota", "enforced_spend_limit_reached")
 _BAD_KEY: Final = ("api_key_invalid", "api key not valid", "api key expired")
 _NO_MODEL: Final = ("no such model", "not a valid model")
+_TOO_LONG: Final = (
+    "context_length_exceeded",
+    "maximum context length",
+    "prompt is too long",
+    "exceed_context_size",
+    "exceeds the available context size",
+    "input token count exceeds",
+    "exceeds the maximum number of tokens",
+)
 
 _STATUSES: Final[Mapping[str, int]] = {
     "invalid_request_error": HTTPStatus.BAD_REQUEST,
@@ -76,6 +86,11 @@ class Failures:
                 message = f"{where} could not answer now, status {status}{said}"
                 wait_s = retry_after_s(answer.headers)
                 return ModelError("OVERLOADED", message, retryable=True, retry_after_s=wait_s)
+            case _ if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
+                is_bad_request and any(words in body for words in _TOO_LONG)
+            ):
+                message = f"{where} says that {model!r} was given more than it takes{said}"
+                return ModelError(TOO_LONG, message, retryable=True)
             case _ if any(f'"{word}"' in body for word in REFUSALS):
                 return ModelError("MODEL_REFUSED", f"{where} refused the prompt{said}", retryable=False)
             case _:

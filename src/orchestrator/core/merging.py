@@ -1,0 +1,71 @@
+"""Outputs that are too long for one synthesis are merged first, in groups, tree-wise and in parallel.
+
+A merge is one more subtask that depends on what it merges: it is planned, worked on, retried and recorded as
+any other, by the big model.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Final
+
+from orchestrator.core.state import DONE, Instance, Subtask, Work
+
+DEFAULT_CHARACTERS: Final = 300_000
+"""How many characters of outputs a call is given unless the configuration says otherwise."""
+_LEAST_CHARACTERS: Final = 2000
+"""However often a model says that it was given too much, it is given so much."""
+
+
+def limit(instance: Instance, work: Work) -> int:
+    """How many characters of outputs a call is given: half as many each time that was too much."""
+    most = instance.config.max_input_characters or DEFAULT_CHARACTERS
+    return max(most >> work.too_long, min(most, _LEAST_CHARACTERS))
+
+
+def can_shrink(instance: Instance, work: Work) -> bool:
+    """Whether a call can be given less than it was."""
+    return limit(instance, work) > _LEAST_CHARACTERS
+
+
+def sources(instance: Instance) -> Sequence[Subtask]:
+    """The outputs that the synthesis is made from: those that no merge has taken in."""
+    merged = {name for subtask in instance.subtasks.values() if subtask.merges for name in subtask.depends_on}
+    return [
+        subtask
+        for subtask in instance.subtasks.values()
+        if subtask.work.state == DONE and subtask.id not in merged
+    ]
+
+
+def merges(instance: Instance) -> Sequence[Subtask]:
+    """The merges to be made before the synthesis; none: its sources fit."""
+    found = sources(instance)
+    most = limit(instance, instance.synthesis)
+    if len(found) < 2 or sum(len(subtask.output) for subtask in found) <= most:  # noqa: PLR2004  a pair
+        return ()
+    names = (name for number in count(1) if (name := f"merge-{number}") not in instance.subtasks)
+    return [_merge(next(names), group) for group in _groups(found, most) if len(group) > 1]
+
+
+def _merge(name: str, group: Iterable[Subtask]) -> Subtask:
+    parts = tuple(subtask.id for subtask in group)
+    return Subtask(
+        id=name,
+        title=f"Merge {', '.join(parts)}"[:200],
+        instructions="Put these outputs together into a shorter one.",
+        depends_on=parts,
+        merges=True,
+    )
+
+
+def _groups(found: Sequence[Subtask], most: int) -> Sequence[Sequence[Subtask]]:
+    """Neighbours that fit together, at least two in a group: so there are fewer after each round."""
+    groups: list[list[Subtask]] = [[]]
+    size = 0
+    for subtask in found:
+        if len(groups[-1]) > 1 and size + len(subtask.output) > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(subtask)
+        size += len(subtask.output)
+    return groups

@@ -1,0 +1,104 @@
+from hypothesis import given
+from hypothesis import strategies as st
+from support.lives import Life, part
+
+from orchestrator.core import merging
+from orchestrator.core.decider import Record, RunSubtask, Synthesize, decide, model_for, worked
+from orchestrator.core.prompts import FULL
+from orchestrator.core.state import Usage
+from orchestrator.core.view import status
+
+LATER_S = 2e9
+
+
+def with_outputs(*lengths: int, **config: object) -> Life:
+    life = Life(**config).planned(*(part(f"t{number}") for number in range(len(lengths))))
+    for number, length in enumerate(lengths):
+        life.started(f"t{number}")
+        life.then(worked(life.instance, f"t{number}", chr(97 + number % 26) * length, Usage(1, 1, 1)))
+    return life
+
+
+def step(life: Life) -> list[object]:
+    """What is to be done next; what follows without a call is done."""
+    while True:
+        commands = decide(life.instance, LATER_S)
+        records = [command for command in commands if isinstance(command, Record)]
+        if not records:
+            return list(commands)
+        for record in records:
+            life.then(*record.events)
+
+
+def test_outputs_that_fit_are_not_merged() -> None:
+    assert step(with_outputs(1000, 1000, max_input_characters=2000)) == [Synthesize()]
+
+
+def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> None:
+    life = with_outputs(1000, 900, 800, 1200, max_input_characters=2000)
+    assert step(life) == [RunSubtask("merge-1"), RunSubtask("merge-2")]
+    assert life.instance.subtasks["merge-1"].depends_on == ("t0", "t1")
+    assert model_for(life.instance, RunSubtask("merge-1")) == "scripted/big"
+    for name in ("merge-1", "merge-2"):
+        life.started(name)
+        life.then(worked(life.instance, name, f"of {name}", Usage(1, 1, 1)))
+    assert step(life) == [Synthesize()]
+    told = FULL.synthesize(life.instance).messages[-1].content
+    assert "of merge-1" in told
+    assert "a" * 100 not in told
+    assert life.instance == life.refolded()
+
+
+def test_merges_are_no_part_of_the_plan_that_clients_see() -> None:
+    life = with_outputs(1500, 1500, max_input_characters=2000)
+    step(life)
+    life.started("merge-1").then(worked(life.instance, "merge-1", "both", Usage()))
+    life.completed()
+    assert len(status(life.instance).output.orchestrator_tasks) == 2
+
+
+@given(st.lists(st.integers(0, 9000), min_size=1, max_size=20), st.integers(0, 9000))
+def test_after_a_few_rounds_there_is_a_synthesis_that_fits(lengths: list[int], merged: int) -> None:
+    life = with_outputs(*lengths, max_input_characters=2000, max_subtasks=64, max_parallel_subtasks=64)
+    rounds = 0
+    while (commands := step(life)) != [Synthesize()]:
+        rounds += 1
+        for command in commands:
+            assert isinstance(command, RunSubtask)
+            subtask = life.instance.subtasks[command.subtask_id]
+            assert subtask.merges
+            assert len(subtask.depends_on) > 1
+            assert len(FULL.work(life.instance, subtask).messages[-1].content) < 2000 + 500 * len(lengths)
+            life.started(subtask.id)
+            life.then(worked(life.instance, subtask.id, "m" * merged, Usage()))
+    assert rounds <= 5
+    told = FULL.synthesize(life.instance).messages[-1].content
+    assert len(told) < 2000 + 500 * len(lengths)
+
+
+def test_a_merge_is_given_its_outputs_and_told_to_keep_the_code() -> None:
+    life = with_outputs(1500, 1500, max_input_characters=2000)
+    step(life)
+    prompt = FULL.work(life.instance, life.instance.subtasks["merge-1"])
+    assert prompt.role == "synthesis"
+    assert "Keep all code whole" in prompt.messages[0].content
+    assert "characters were cut here" in prompt.messages[1].content
+
+
+def test_each_time_it_was_too_much_it_is_given_half() -> None:
+    life = with_outputs(100_000, 100_000, max_input_characters=1_000_000)
+    instance = life.instance
+    limits = []
+    for too_long in range(12):
+        work = type(instance.synthesis)(too_long=too_long)
+        limits.append(merging.limit(instance, work))
+    assert limits[:3] == [1_000_000, 500_000, 250_000]
+    assert limits[-1] == 2000
+
+
+def test_a_name_that_the_plan_has_taken_is_not_used_again() -> None:
+    life = Life(max_input_characters=2000).planned(part("merge-1"), part("b"))
+    for name in ("merge-1", "b"):
+        life.started(name)
+        life.then(worked(life.instance, name, "x" * 1500, Usage()))
+    assert step(life) == [RunSubtask("merge-2")]
