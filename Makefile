@@ -63,10 +63,11 @@ format: install ## Format the code
 	$(BIN)/ruff format --quiet
 
 .PHONY: bench
-bench: install ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports
+bench: install ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports, model calls
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/inserts.py
 	$(BIN)/python benchmarks/http_transports.py
+	$(BIN)/python benchmarks/models.py
 
 # Inter is one of the fonts that the page asks for; a bare machine's own would make other pictures.
 .PHONY: screenshots

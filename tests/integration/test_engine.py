@@ -11,6 +11,7 @@ from support.lives import CONFIG, resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
+from orchestrator.core.prompts import FULL
 from orchestrator.core.state import Instance, Usage
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import InvalidArgumentError, ModelError, QueueFullError, StateForbidsError
@@ -533,3 +534,16 @@ async def test_a_prompt_too_long_for_the_planner_is_not_sent_again(tmp_path: Pat
     assert instance.error
     assert instance.error.reason == "PLANNING_FAILED"
     assert events.count("planning_started") == 1
+
+
+async def test_each_call_is_recorded_with_the_version_of_its_prompts(tmp_path: Path) -> None:
+    async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
+        await engine.create(wish())
+        await wait_for_end(log, "a", 20)
+        started = [
+            getattr(event, kind).prompts
+            for event in (await log.read("a", 0)).events()
+            for kind in ("planning_started", "subtask_started", "synthesis_started")
+            if event.HasField(kind)
+        ]
+    assert started == [FULL.version] * 7

@@ -11,7 +11,7 @@ from support.endpoint import recognize
 
 from orchestrator.core import plan
 from orchestrator.core.plan import PlanError
-from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit
+from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit, version_of
 from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask, Work
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.v1 import instance_pb2 as pb
@@ -261,3 +261,9 @@ def test_a_tiny_result_is_an_opening_and_every_output_as_it_is() -> None:
     assert result.startswith("A shop. It sells.\n\n## Write the API\n\n```go\nfunc main() {}\n```\n\n")
     assert "And it" not in result
     assert "## Missing\n\n- Write the schema: no answer within 600 s" in result
+
+
+def test_another_wording_is_another_version() -> None:
+    assert FULL.version.startswith("full-")
+    assert version_of("full", "a", "b") != version_of("full", "a", "c")
+    assert version_of("full", "ab", "") != version_of("full", "a", "b")

@@ -235,17 +235,20 @@ def work_of(instance: Instance, call: Call) -> Work:
     assert_never(call)
 
 
-def begun(instance: Instance, call: Call) -> pb.Event:
-    """The call begins."""
+def begun(instance: Instance, call: Call, prompts: str = "") -> pb.Event:
+    """The call begins, with prompts of this version."""
     attempt, model = work_of(instance, call).attempt + 1, model_for(instance, call)
     match call:
         case MakePlan():
-            return pb.Event(planning_started=pb.PlanningStarted(attempt=attempt, model=model))
+            return pb.Event(
+                planning_started=pb.PlanningStarted(attempt=attempt, model=model, prompts=prompts)
+            )
         case RunSubtask(subtask_id):
-            started = pb.SubtaskStarted(subtask_id=subtask_id, attempt=attempt, model=model)
+            started = pb.SubtaskStarted(subtask_id=subtask_id, attempt=attempt, model=model, prompts=prompts)
             return pb.Event(subtask_started=started)
         case Synthesize():
-            return pb.Event(synthesis_started=pb.SynthesisStarted(attempt=attempt, model=model))
+            synthesis = pb.SynthesisStarted(attempt=attempt, model=model, prompts=prompts)
+            return pb.Event(synthesis_started=synthesis)
     assert_never(call)
 
 

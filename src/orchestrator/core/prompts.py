@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from typing import Final, Literal, Protocol
 
 from orchestrator.core import merging, plan
@@ -46,6 +47,10 @@ class Prompt:
 
 class Profile(Protocol):
     """The three roles, fitted to a kind of model."""
+
+    @property
+    def version(self) -> str:
+        """Which prompts these are, as `name-hash`; recorded with each call."""
 
     def plan(self, instance: Instance) -> Prompt:
         """Ask for a plan."""
@@ -126,8 +131,15 @@ the final answer together with others like it.
 {data}"""
 
 
+def version_of(name: str, *wording: str) -> str:
+    """A version that changes with the wording, so that nobody has to remember to change it."""
+    return f"{name}-{sha256(chr(0).join(wording).encode()).hexdigest()[:8]}"
+
+
 class Full:
     """For models that follow instructions and a JSON schema."""
+
+    version: Final = version_of("full", _DATA, _PLANNER, _WORKER, _SYNTHESISER, _MERGER)
 
     def plan(self, instance: Instance) -> Prompt:
         """Ask for a plan; after an unusable one or a reviewer's rejection, say what to mend."""

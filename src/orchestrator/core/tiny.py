@@ -15,7 +15,7 @@ from typing import Final
 
 from orchestrator.core import plan
 from orchestrator.core.plan import Plan, PlanError, PlanReader
-from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.prompts import Message, Prompt, version_of
 from orchestrator.core.state import DONE, Instance, Subtask, Work
 
 CONTEXT_TOKENS: Final = 2048
@@ -67,6 +67,8 @@ _DANGLING: Final = frozenset(
 
 class Tiny:
     """For a model that can fill in a few short strings and write a short text."""
+
+    version: Final = version_of("tiny", _PLANNER, repr(_EXAMPLES), _TITLE, _SYNTHESISER)
 
     def plan(self, instance: Instance) -> Prompt:
         """Ask for the titles of one to four subtasks."""

@@ -111,11 +111,18 @@ class Run:
 
     def _begin(self, begun: Sequence[tuple[Call, Turn]]) -> None:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
-        self._append([decider.begun(self.instance, call) for call, _ in begun])
+        self._append([decider.begun(self.instance, call, self._prompts(call)) for call, _ in begun])
         for call, turn in begun:
             task = self.shop.tasks.create_task(self._carry_out(call))
             self._calls[task] = call
             task.add_done_callback(partial(self._called, turn))
+
+    def _prompts(self, call: Call) -> str:
+        try:
+            provider, _ = self.shop.models.resolve(decider.model_for(self.instance, call))
+        except SettingsError:
+            return ""  # which the call itself will tell
+        return provider.profile.version
 
     def _called(self, turn: Turn, task: "asyncio.Task[ModelError | None]") -> None:
         del self._calls[task]

@@ -1,0 +1,221 @@
+"""What the service makes of an endpoint's limits, of a plan that is still being written, and of many calls.
+
+    python benchmarks/models.py [storm] [planning] [calls]
+
+storm: 50 instances of 8 subtasks at an endpoint that takes 20 calls a second and answers 429 with Retry-After
+to more; beside what that limit allows. planning: one instance, the plan streamed at 50 tokens a second, once
+as subtasks are begun while it is written and once after it; beside the critical path. calls: CPU time of 500
+calls at once through the provider, beside a bare loop over the same HTTP client.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from orchestrator.core import config
+from orchestrator.core.create import NewInstance
+from orchestrator.core.prompts import FULL, Message, Prompt
+from orchestrator.engine.local import LocalEngine
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.log.subscription import wait_for_end
+from orchestrator.models.base import ModelRequest, Models, Provider
+from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.http import Client
+from orchestrator.models.scripted import plan_text
+from orchestrator.v1 import instance_pb2 as pb
+
+Answer = Callable[[web.Request, dict], Awaitable[web.StreamResponse]]
+CONFIG = config.default("openai/big", "openai/small")
+
+
+def completion(text: str) -> web.Response:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
+
+
+def is_planning(body: dict) -> bool:
+    return body["messages"][0]["content"].startswith("You are the planner")
+
+
+@asynccontextmanager
+async def endpoint(answer: Answer) -> AsyncIterator[str]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await answer(request, await request.json())
+
+    application = web.Application(client_max_size=2**26)
+    application.router.add_post("/v1/chat/completions", handle)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def engine(url: str) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        log = await SqliteEventLog.open(Path(folder, "log.db"))
+        stack.push_async_callback(log.aclose)
+        provider: Provider = ChatCompletions("openai", url, api_key="k", key_variable="OPENAI_API_KEY")
+        stack.push_async_callback(provider.aclose)
+        yield await stack.enter_async_context(LocalEngine.running(log, Models({"openai": provider}))), log
+
+
+async def storm(instances: int = 50, subtasks: int = 8, per_s: int = 20, latency_s: float = 0.2) -> None:
+    """A sliding second: no more than so many calls begin in any one."""
+    taken: deque[float] = deque()
+    good = refused = 0
+
+    async def answer(_: web.Request, body: dict) -> web.StreamResponse:
+        nonlocal good, refused
+        now = time.monotonic()
+        while taken and taken[0] <= now - 1:
+            taken.popleft()
+        if len(taken) >= per_s:
+            refused += 1
+            return web.json_response({"error": {"message": "slow"}}, status=429, headers={"Retry-After": "1"})
+        taken.append(now)
+        good += 1
+        await asyncio.sleep(latency_s)
+        return completion(plan_text(subtasks) if is_planning(body) else "The text.")
+
+    complete = 0
+    async with endpoint(answer) as url, engine(url) as (running, log):
+        begin = time.perf_counter()
+        for number in range(instances):
+            await running.create(NewInstance(id=f"i{number}", prompt="Build it.", config=CONFIG))
+        for number in range(instances):
+            instance = await wait_for_end(log, f"i{number}", 600)
+            complete += instance.state == pb.STATE_COMPLETE
+        seconds = time.perf_counter() - begin
+    print(
+        f"storm: {complete} of {instances} complete in {seconds:.1f} s; {refused} of {good + refused} calls "
+        f"refused ({refused / (good + refused):.1%}); {good / seconds:.1f} calls/s of {per_s} allowed "
+        f"({good / seconds / per_s:.0%})"
+    )
+
+
+async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.0) -> None:
+    """Four characters are a token; each subtask's work takes as long, the synthesis is instant."""
+    parts = json.loads(plan_text(subtasks))
+    for part in parts["subtasks"]:
+        part["instructions"] += " Take care of every detail that the plan's summary speaks of." * 3
+    text = json.dumps(parts)
+    tokens = [text[start : start + 4] for start in range(0, len(text), 4)]
+
+    async def answer(request: web.Request, body: dict) -> web.StreamResponse:
+        if not is_planning(body):
+            is_work = "several workers" in body["messages"][0]["content"]
+            await asyncio.sleep(work_s if is_work else 0)
+            return completion("The text.")
+        if not body.get("stream"):
+            await asyncio.sleep(len(tokens) / tokens_per_s)
+            return completion(text)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        begin = time.monotonic()
+        for number, token in enumerate(tokens, 1):
+            await asyncio.sleep(begin + number / tokens_per_s - time.monotonic())
+            chunk = {"choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]}
+            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        await response.write(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
+        return response
+
+    plan_s = len(tokens) / tokens_per_s
+    critical_s = plan_s + work_s  # the last subtask is whole when the plan is
+    print(f"planning: {len(tokens)} tokens take {plan_s:.1f} s, each subtask {work_s:.1f} s, two at once")
+    for name, streamed in (("while it is written", True), ("after it is written", False)):
+        full_reader = type(FULL).plan_reader
+        if not streamed:
+            type(FULL).plan_reader = lambda *_: None  # type: ignore[method-assign]
+        try:
+            async with endpoint(answer) as url, engine(url) as (running, log):
+                two = pb.InstanceConfig()
+                two.CopyFrom(CONFIG)
+                two.max_parallel_subtasks = 2
+                begin = time.perf_counter()
+                await running.create(NewInstance(id="a", prompt="Build it.", config=two))
+                instance = await wait_for_end(log, "a", 600)
+                seconds = time.perf_counter() - begin
+                assert instance.state == pb.STATE_COMPLETE, instance.error
+        finally:
+            type(FULL).plan_reader = full_reader  # type: ignore[method-assign]
+        print(f"  begun {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
+
+
+async def calls(at_once: int = 500, rounds: int = 4) -> None:
+    """The endpoint is a process of its own, so that its CPU time is not counted."""
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "serve", stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout
+    url = (await server.stdout.readline()).decode().strip()
+    prompt = Prompt("work", (Message("system", "Work."), Message("user", "Do it. " * 200)), subtask_id="t1")
+    request = ModelRequest("small", prompt, max_output_tokens=100, timeout_s=60)
+    body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "Do it. " * 200}]}).encode()
+    try:
+        provider = ChatCompletions("openai", url, api_key="k", key_variable="K")
+        bare = Client(url, {})
+
+        async def streamed() -> None:
+            await provider.complete(request, lambda _: None)
+
+        for name, call in (
+            ("bare client", lambda: bare.post("/chat/completions", body)),
+            ("provider", lambda: provider.complete(request)),
+            ("provider, streamed", streamed),
+        ):
+            await asyncio.gather(*(call() for _ in range(at_once)))  # connections are open from here on
+            cpu, wall = time.process_time(), time.perf_counter()
+            for _ in range(rounds):
+                await asyncio.gather(*(call() for _ in range(at_once)))
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            count = at_once * rounds
+            print(f"calls: {name:19} {cpu / count * 1e3:.2f} ms CPU a call, {count / wall:,.0f} calls/s")
+        await provider.aclose()
+        await bare.aclose()
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+async def serve() -> None:
+    async def answer(request: web.Request, body: dict) -> web.StreamResponse:
+        if not body.get("stream"):
+            return completion("The text. " * 20)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        delta = {"choices": [{"index": 0, "delta": {"content": "The text. " * 2}, "finish_reason": None}]}
+        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        for chunk in (*([delta] * 10), end):
+            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async with endpoint(answer) as url:
+        print(url, flush=True)
+        await asyncio.Event().wait()
+
+
+def main() -> None:
+    known = {"storm": storm, "planning": planning, "calls": calls, "serve": serve}
+    for name in sys.argv[1:] or ["storm", "planning", "calls"]:
+        if name not in known:
+            sys.exit(f"no benchmark {name!r}: there are storm, planning and calls")
+        asyncio.run(known[name]())
+
+
+if __name__ == "__main__":
+    main()
