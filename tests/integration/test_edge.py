@@ -176,7 +176,7 @@ async def test_a_post_without_a_body_is_the_services_to_judge(client: httpx.Asyn
         ("GET", "/a/b/c", None, 404, 5, "/a/b/c"),
         ("GET", "/-/nothing", None, 404, 5, "/-/nothing"),
         ("POST", "/a:fly", b"{}", 404, 5, "/a:fly"),
-        ("PUT", "/a", b"{}", 404, 5, "/a"),
+
         ("GET", "/favicon.ico", None, 404, 5, "no such path"),
         ("GET", "/robots.txt", None, 404, 5, "no such path"),
         ("POST", "/orchestrator.v1.Orchestrator/CreateInstance", b"{}", 404, 5, "no such path"),
