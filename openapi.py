@@ -18,10 +18,12 @@ from google.protobuf.message_factory import GetMessageClass
 Json = dict[str, Any]
 
 SERVICE: Final = "orchestrator.v1.Orchestrator"
-EVENT: Final = "orchestrator.v1.Event"
-"""What the data of a Server-Sent Event is; without the fields that have their default."""
 EVENT_STREAM: Final = "google.api.HttpBody"
 """What an RPC gives whose answer is a stream of Server-Sent Events."""
+EVENT: Final = "orchestrator.v1.Event"
+"""What the data of most of them is; without the fields that have their default."""
+OTHER_EVENTS: Final = {"delta": "orchestrator.v1.OutputDelta", "end": "orchestrator.v1.StreamEnd"}
+"""What the data of the others is, by the name of the event."""
 ERROR_DETAILS: Final = ("google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo")
 VERBS: Final = ("get", "put", "post", "delete", "patch")
 
@@ -87,7 +89,6 @@ class _Description:
             for number, rule in enumerate(self._rules(method), 1):
                 path, verb, operation = self._operation(method, rule, "" if number == 1 else str(number))
                 paths.setdefault(path, {})[verb] = operation
-        self._ref(self._pool.FindMessageTypeByName(EVENT), sent=False)
         self._schemas["Status"] = self._status()
         about = _paragraphs(self._comments[self._package])
         return {
@@ -176,11 +177,14 @@ class _Description:
         for code, reasons in _ERRORS.findall(comment):
             errors.setdefault(STATUSES[code], []).append(f"{code}: {reasons}.")
         for status, (said, only_writes) in ALWAYS.items():
-            if not only_writes or (sends if status in (408, 413) else writes):  # noqa: PLR2004  HTTP's
+            if not only_writes or (sends if status in (408, 413) else writes):
                 errors.setdefault(status, []).append(said)
         answers: Json = {}
         if method.output_type.full_name == EVENT_STREAM:
-            answers["200"] = {"description": _EVENTS, "content": {"text/event-stream": {"schema": _TEXT}}}
+            answers["200"] = {
+                "description": _EVENTS,
+                "content": {"text/event-stream": {"schema": self._server_sent_event()}},
+            }
             answers["204"] = {"description": "All of a finished instance's events have been read."}
         else:
             said = _paragraphs(self._comments[method.output_type.full_name])
@@ -204,11 +208,7 @@ class _Description:
         return {"$ref": f"#/components/schemas/{name}"}
 
     def _message(self, message: Descriptor, *, sent: bool, without: frozenset[str]) -> Json:
-        fields = [
-            field
-            for field in message.fields
-            if field.name not in without and not (sent and self._behaves(field, "OUTPUT_ONLY"))
-        ]
+        fields = [field for field in message.fields if field.name not in without]
         if sent:
             required = [field.json_name for field in fields if self._behaves(field, "REQUIRED")]
         else:
@@ -222,6 +222,9 @@ class _Description:
         }
         if required:
             schema["required"] = required
+        if sent:
+            # Stricter than Envoy, which drops what it does not know: who sends such a thing has misspelt it.
+            schema["additionalProperties"] = False
         return schema
 
     def _field(self, field: FieldDescriptor, *, sent: bool) -> Json:
@@ -229,30 +232,28 @@ class _Description:
         if field.message_type and field.message_type.GetOptions().map_entry:
             schema = self._map(field, limits)
         elif field.is_repeated:
-            schema = {"type": "array", "items": self._one(field, limits, sent=sent)}
-            if limits and limits.min_items:
-                schema["minItems"] = limits.min_items
-            if limits and limits.max_items:
-                schema["maxItems"] = limits.max_items
+            items = self._one(field, limits, sent=sent)
+            schema = {"type": "array", "items": items, **_limited(limits, _LIST_LIMITS)}
         else:
             schema = self._one(field, limits, sent=sent)
+        if sent and self._behaves(field, "OUTPUT_ONLY"):
+            schema["readOnly"] = True
         return schema | {"description": _paragraphs(self._comments.get(field.full_name, ""))}
 
     def _map(self, field: FieldDescriptor, limits: Any) -> Json:
-        value = dict(self._one(field.message_type.fields_by_name["value"], None, sent=False))
+        entry: Any = field.message_type
+        value = self._one(entry.fields_by_name["value"], None, sent=False)
         schema: Json = {"type": "object", "additionalProperties": value}
-        if limits and limits.max_items:
-            schema["maxProperties"] = limits.max_items
-        if limits and limits.pattern:
-            schema["propertyNames"] = {"pattern": limits.pattern}
-        if limits and limits.max_length:
-            value["maxLength"] = limits.max_length
+        if limits:
+            value |= _limited(limits, {"max_length": "maxLength"})
+            schema |= _limited(limits, {"max_items": "maxProperties"})
+            schema["propertyNames"] = _limited(limits, {"pattern": "pattern"})
         return schema
 
     def _one(self, field: FieldDescriptor, limits: Any, *, sent: bool) -> Json:
         """Describe one value; `limits` is None where none hold."""
         if field.type == FieldDescriptor.TYPE_ENUM:
-            return self._enum(field, sent=sent)
+            return self._enum(field.enum_type, choose=sent and self._behaves(field, "REQUIRED"))
         if field.type == FieldDescriptor.TYPE_INT64:
             return {"type": "string", "format": "int64", "pattern": _int64(limits)}
         if field.message_type:
@@ -265,14 +266,11 @@ class _Description:
         schema = dict(_SIMPLE[field.type])
         if limits and field.type == FieldDescriptor.TYPE_INT32:
             schema["minimum"], schema["maximum"] = _INT32
-        for name, keyword in _KEYWORDS.items():
-            if limits and (limits.HasField(name) if name in ("minimum", "maximum") else getattr(limits, name)):
-                schema[keyword] = _whole(getattr(limits, name))
-        return schema
+        return schema | _limited(limits, _LIMITS)
 
-    def _enum(self, field: FieldDescriptor, *, sent: bool) -> Json:
-        enum = field.enum_type
-        if sent and self._behaves(field, "REQUIRED"):
+    def _enum(self, enum: Any, *, choose: bool) -> Json:
+        """Describe an enum; `choose`: its unspecified value is not allowed."""
+        if choose:
             return {"type": "string", "enum": [value.name for value in enum.values if value.number]}
         if enum.name not in self._schemas:
             self._schemas[enum.name] = {
@@ -286,6 +284,26 @@ class _Description:
         said = {value.name: self._comments[f"{enum.full_name}.{value.name}"] for value in enum.values}
         lines = [f"- `{name}`: {_paragraphs(comment)}" for name, comment in said.items()]
         return "\n".join([_paragraphs(self._comments[enum.full_name]), "", *lines])
+
+    def _server_sent_event(self) -> Json:
+        """Describe one event: OpenAPI before 3.2 has no word for a stream's items, and tools take it so."""
+        event = self._pool.FindMessageTypeByName(EVENT)
+        others = map(self._pool.FindMessageTypeByName, OTHER_EVENTS.values())
+        names = [field.name for field in event.oneofs_by_name["payload"].fields]
+        data = [self._ref(message, sent=False) for message in (event, *others)]
+        return {
+            "type": "object",
+            "properties": {
+                "id": {"type": "string", "pattern": "^[0-9]+$"},
+                "event": {"type": "string", "enum": [*names, *OTHER_EVENTS]},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"anyOf": data},
+                },
+            },
+            "required": ["event", "data"],
+        }
 
     def _status(self) -> Json:
         """Describe google.rpc.Status as Envoy renders it, whoever failed."""
@@ -301,7 +319,10 @@ class _Description:
             "type": "object",
             "description": "Why a request failed.",
             "properties": {
-                "code": {"type": "integer", "description": "The number of the gRPC code, as INVALID_ARGUMENT is 3."},
+                "code": {
+                    "type": "integer",
+                    "description": "The gRPC code's number; INVALID_ARGUMENT is 3.",
+                },
                 "message": {"type": "string", "description": "The cause and the mend, for people."},
                 "details": {
                     "type": "array",
@@ -313,30 +334,30 @@ class _Description:
         }
 
 
-_KEYWORDS: Final = {
+_LIST_LIMITS: Final = {"min_items": "minItems", "max_items": "maxItems"}
+_LIMITS: Final = {
     "pattern": "pattern",
     "max_length": "maxLength",
     "minimum": "minimum",
     "maximum": "maximum",
 }
-_TEXT: Final[Json] = {"type": "string"}
 _JSON: Final = (
-    "Values are those of protobuf's JSON: 64-bit integers are strings, durations are seconds as in `1.5s`, times are "
-    "RFC 3339. In requests a field may also be named as in the proto (`request_id`), `null` is as if it were not "
-    "there, numbers may be strings, and unknown fields of a body are dropped without a word; unknown query "
-    "parameters are refused."
+    "Values are those of protobuf's JSON: 64-bit integers are strings, durations are seconds as in `1.5s`, "
+    "times are RFC 3339. In requests a field may also be named as in the proto (`request_id`), `null` is as "
+    "if it were not there, numbers may be strings, and unknown fields of a body are dropped without a word; "
+    "unknown query parameters are refused."
 )
 _EVENTS: Final = (
-    "Server-Sent Events. `id:` is the sequence (of all instances: the position), `event:` the payload's name in "
-    "snake_case, `data:` an Event as JSON without the fields that have their default. Comments keep a quiet stream "
-    "alive. The last one of an instance is `event: end` with its state and sequence."
+    "Server-Sent Events. `id:` is the sequence (of all instances: the position), `event:` the payload's name "
+    "in snake_case, `data:` an Event as JSON without the fields that have their default. Comments keep a "
+    "quiet stream alive. The last one of an instance is `event: end` with its state and sequence."
 )
 _LAST_EVENT_ID: Final[Json] = {
     "name": "Last-Event-ID",
     "in": "header",
     "required": False,
     "description": "The last `id:` seen; wins over `afterSequence`. An EventSource sends it by itself.",
-    "schema": {"type": "string", "pattern": f"^[0-9]{{1,{_SAFE_DIGITS}}}$"},
+    "schema": {"type": "string", "pattern": f"^[0-9]{{0,{_SAFE_DIGITS}}}$"},
 }
 
 
@@ -350,6 +371,12 @@ def _failure(said: str) -> Json:
 
 def _json_content(schema: Json) -> Json:
     return {"application/json": {"schema": schema}}
+
+
+def _limited(limits: Any, keywords: Mapping[str, str]) -> Json:
+    """Those of the limits that are set, in JSON Schema's words."""
+    fields = limits.ListFields() if limits else []
+    return {keywords[field.name]: _whole(value) for field, value in fields if field.name in keywords}
 
 
 def _int64(limits: Any) -> str:
@@ -390,12 +417,15 @@ def _comments(file: Any) -> Iterator[tuple[str, str]]:
     yield from _commented(file, said, file.package, ())
 
 
+_NAMED: Final = {"message_type", "nested_type", "enum_type", "field", "value", "service", "method"}
+
+
 def _commented(
     owner: Message, said: Mapping[tuple[int, ...], str], name: str, path: tuple[int, ...]
 ) -> Iterator[tuple[str, str]]:
     """Walk what has a name below a descriptor; `path` is protobuf's way of pointing to it."""
     for field in owner.DESCRIPTOR.fields:
-        if field.name not in ("message_type", "nested_type", "enum_type", "field", "value", "service", "method"):
+        if field.name not in _NAMED:
             continue
         for number, element in enumerate(getattr(owner, field.name)):
             place, full_name = (*path, field.number, number), f"{name}.{element.name}"

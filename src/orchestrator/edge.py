@@ -120,10 +120,10 @@ async def running(
 ) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
-    Both are `host:port`; port 0 of `rest_address` picks a free one. Pages of this machine and of `origins` may
-    call it. The block begins when Envoy answers and
-    finds the service serving (grpc.health.v1): serve before you enter. Whoever enters should also await
-    `watch()`. The child is killed when the thread that entered ends, so enter on the main thread.
+    Both are `host:port`; port 0 of `rest_address` picks a free one. Pages of `origins` may call it, as those
+    of this machine. The block begins when Envoy answers and finds the service serving (grpc.health.v1): serve
+    before you enter. Whoever enters should also await `watch()`. The child is killed when the thread that
+    entered ends, so enter on the main thread.
 
     Raise SettingsError when there is no Envoy or the address cannot be used, EdgeError when Envoy does not
     come up.

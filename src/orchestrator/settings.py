@@ -29,7 +29,7 @@ class Settings:
     rest_address: str = "127.0.0.1:8787"
     """Where Envoy listens for REST: `host:port`."""
     cors_origins: str = ""
-    """Whose web pages may call REST besides this machine's: origins as in `https://app.example.com`, with commas."""
+    """Whose web pages may call REST besides this machine's: `https://app.example.com,…`."""
     database: str = "data/orchestrator.db"
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
@@ -75,8 +75,8 @@ class Settings:
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(
-                    f"{PREFIX}CORS_ORIGINS has {origin!r}: an origin is scheme, host and port where it is not the "
-                    "scheme's own, in lower case and without a path, as in https://app.example.com; each is named"
+                    f"{PREFIX}CORS_ORIGINS has {origin!r}: it must be origins with commas between them, each "
+                    "without a path or a wildcard, as in https://app.example.com"
                 )
         return origins
 
