@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -270,15 +271,20 @@ async def test_a_body_over_32_mib_is_413(
     ],
 )
 async def test_even_what_is_hardly_http_gets_json(address: str, raw: bytes, status: int, code: int) -> None:
+    assert await answered(address, raw) == (status, code)
+
+
+async def answered(address: str, raw: bytes) -> tuple[int, int]:
+    """Send bytes; give the status and the code of the error that comes back."""
     host, _, port = address.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(raw)
     head, _, body = (await reader.read(4096)).partition(b"\r\n\r\n")
     writer.close()
-    assert int(head.split()[1]) == status
     error = json.loads(body)
-    assert (set(error), error["code"]) == ({"code", "message", "details"}, code)
+    assert set(error) == {"code", "message", "details"}
     assert error["message"]
+    return int(head.split()[1]), error["code"]
 
 
 async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:
@@ -299,21 +305,33 @@ async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:
         await running.__aexit__(None, None, None)
 
 
-async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def impatient(monkeypatch: pytest.MonkeyPatch, setting: str) -> AsyncIterator[str]:
+    """Run an edge that waits for 0.2 s where `envoy.yaml` has 60 s; give its address."""
     render = edge.render
 
-    def impatient(**settings: Any) -> str:
+    def rendered(**settings: Any) -> str:
         text = render(**settings)
-        assert "timeout: 60s" in text
-        return text.replace("  timeout: 60s", "  timeout: 0.2s")
+        assert f" {setting}: 60s" in text
+        return text.replace(f" {setting}: 60s", f" {setting}: 0.2s")
 
-    monkeypatch.setattr(edge, "render", impatient)
+    monkeypatch.setattr(edge, "render", rendered)
     async with (
         stub_service.serving(StubService()) as grpc_address,
         edge.running(rest_address=ANY_PORT, grpc_address=grpc_address) as process,
-        client_of(process.address) as client,
     ):
+        yield process.address
+
+
+async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, "timeout") as address, client_of(address) as client:
         assert "too long" in assert_error(await client.get(f"/{stub_service.SLOW}"), 504, 4)["message"]
+
+
+async def test_a_request_that_comes_in_too_slowly_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, "request_timeout") as address:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        assert await answered(address, head) == (408, 4)
 
 
 async def test_a_clients_deadline_reaches_the_service(client: httpx.AsyncClient) -> None:
