@@ -32,7 +32,10 @@ install: .venv/installed tests/node/node_modules/installed ## Install everything
 
 # Clients in the tests that are not ours; nothing that runs needs them. No lock file: it would name a registry.
 tests/node/node_modules/installed: tests/node/package.json
-	@command -v npm >/dev/null || { echo 'installing Node' >&2; $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install --yes --no-install-recommends nodejs npm; } >&2
+	@command -v npm >/dev/null || { \
+		echo 'no npm: installing Node with apt-get'; \
+		$(AS_ROOT) apt-get update --quiet && $(AS_ROOT) apt-get install --yes --quiet --no-install-recommends nodejs npm; \
+	} >&2 || { echo 'install Node 18 or newer with npm: the tests need it' >&2; exit 1; }
 	@npm install --prefix tests/node --no-package-lock --no-audit --no-fund --loglevel error >&2
 	@touch $@
 
