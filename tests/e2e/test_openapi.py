@@ -17,7 +17,7 @@ CONFIG = Path(__file__).parents[1] / "schemathesis/schemathesis.toml"
 DESCRIPTION = Path(v1.__file__).with_name("openapi.json")
 
 
-@pytest.mark.timeout(600)  # about a minute, on a machine that has nothing else to do
+@pytest.mark.timeout(600)  # a quarter of a minute, on a machine that has nothing else to do
 async def test_the_description_is_true(tmp_path: Path) -> None:
     async with (
         Endpoint(subtasks=2) as endpoint,

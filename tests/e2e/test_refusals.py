@@ -91,6 +91,14 @@ async def test_an_unknown_field_is_dropped_as_documented(rest: httpx.AsyncClient
     refusal(await rest.post("/", json={"promt": "y"}), 400, 3, "PROMPT_EMPTY")
 
 
+async def test_a_long_list_of_filters_is_not_too_long(rest: httpx.AsyncClient) -> None:
+    labels = [f"key{number}={'x' * 250}" for number in range(64)]
+    response = await rest.get("/", params={"labels": labels})
+    assert response.json() == {"instances": [], "nextPageToken": ""}
+    header = await rest.get("/", headers={"x-long": "x" * 50_000})
+    assert header.status_code == 200, header.text
+
+
 async def test_what_is_too_much_is_429_and_says_when_to_come_back(rest: httpx.AsyncClient) -> None:
     await rest.post("/", json={"prompt": "x", "id": "b"})
     details = refusal(await rest.post("/", json={"prompt": "x"}), 429, 8, "QUEUE_FULL")
