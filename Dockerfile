@@ -3,7 +3,7 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /build
-COPY LICENSE README.md constraints.txt envoy.yaml hatch_build.py pyproject.toml ./
+COPY LICENSE README.md constraints.txt envoy.yaml hatch_build.py openapi.py pyproject.toml ./
 COPY protos protos
 COPY src src
 # The build generates the gRPC modules and Envoy's descriptor set. The weights come without their dependencies,
@@ -19,10 +19,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/orchestrator orchestrator
 COPY --from=build /opt/orchestrator /opt/orchestrator
-# envoy.yaml names the descriptor set and the page's files by paths relative to the working directory.
+# envoy.yaml names these files by paths relative to the working directory.
 WORKDIR /srv/orchestrator
 COPY --from=build /build/envoy.yaml ./
-COPY --from=build /build/src/orchestrator/v1/descriptors.binpb src/orchestrator/v1/
+COPY --from=build /build/src/orchestrator/v1/descriptors.binpb /build/src/orchestrator/v1/openapi.json src/orchestrator/v1/
 COPY --from=build /build/src/orchestrator/web src/orchestrator/web
 
 ENV PATH=/opt/orchestrator/bin:$PATH \

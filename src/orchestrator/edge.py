@@ -6,11 +6,12 @@ and stopped. The child never outlives its parent, not even one that was killed (
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -116,12 +117,15 @@ class EdgeProcess:
 
 
 @asynccontextmanager
-async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[EdgeProcess]:
+async def running(
+    *, rest_address: str, grpc_address: str, origins: Sequence[str] = ()
+) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
-    Both are `host:port`; port 0 of `rest_address` picks a free one. The block begins when Envoy answers and
-    finds the service serving (grpc.health.v1): serve before you enter. Whoever enters should also await
-    `watch()`. The child is killed when the thread that entered ends, so enter on the main thread.
+    Both are `host:port`; port 0 of `rest_address` picks a free one. Pages of `origins` may call it, as those
+    of this machine. The block begins when Envoy answers and finds the service serving (grpc.health.v1): serve
+    before you enter. Whoever enters should also await `watch()`. The child is killed when the thread that
+    entered ends, so enter on the main thread.
 
     Raise SettingsError when there is no Envoy or the address cannot be used, EdgeError when Envoy does not
     come up.
@@ -129,7 +133,7 @@ async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[Edge
     envoy = find_envoy()
     rest_host, rest_port = _resolved(rest_address, _REST)
     rest_address = _joined(rest_host, free_port(_joined(rest_host, rest_port), _REST))
-    config = render(rest_address=rest_address, grpc_address=grpc_address)
+    config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins)
     with tempfile.TemporaryDirectory(prefix="orchestrator-edge-") as folder:
         file = Path(folder) / "envoy.yaml"
         file.write_text(config)
@@ -152,8 +156,11 @@ async def running(*, rest_address: str, grpc_address: str) -> AsyncIterator[Edge
             await asyncio.shield(edge._stop())  # noqa: SLF001
 
 
-def render(*, rest_address: str, grpc_address: str) -> str:
-    """Give `envoy.yaml` for these addresses, as YAML text; raise SettingsError when one cannot be used."""
+def render(*, rest_address: str, grpc_address: str, origins: Sequence[str] = ()) -> str:
+    """Give `envoy.yaml` for these addresses, as YAML text; raise SettingsError when one cannot be used.
+
+    The pages of `origins` may call the service besides those that the file names.
+    """
     rest_host, rest_port = _resolved(rest_address, _REST)
     grpc_host, grpc_port = _resolved(grpc_address, _GRPC)
     config: Any = yaml.safe_load(config_file().read_text())
@@ -162,6 +169,10 @@ def render(*, rest_address: str, grpc_address: str) -> str:
     listener["address"]["socket_address"] = {"address": rest_host, "port_value": rest_port}
     endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
     endpoint["address"]["socket_address"] = {"address": grpc_host, "port_value": grpc_port}
+    host = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]
+    # An alias in the file: what is let through here is let through by the filter that refuses, too.
+    allowed = host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"][0]
+    allowed["safe_regex"]["regex"] = "|".join([*map(re.escape, origins), allowed["safe_regex"]["regex"]])
     text: str = yaml.safe_dump(_located(config), sort_keys=False, width=110)
     return text
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -15,6 +16,8 @@ FILE: Final = "orchestrator.toml"
 _NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 """Settings that must not be passed over in silence: who sets them relies on what they do."""
 _UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+"""What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -26,6 +29,8 @@ class Settings:
     """Where gRPC listens: `host:port`, port 0 picks a free one. Loopback only."""
     rest_address: str = "127.0.0.1:8787"
     """Where Envoy listens for REST: `host:port`."""
+    cors_origins: str = ""
+    """Whose web pages may call REST besides this machine's: `https://app.example.com,…`."""
     database: str = "data/orchestrator.db"
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
@@ -75,6 +80,8 @@ class Settings:
                     "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
                 )
 
+        _ = self.origins
+
     @property
     def retention_s(self) -> float | None:
         """How many seconds finished instances are kept; None: for ever."""
@@ -87,6 +94,18 @@ class Settings:
                 "as in 30d"
             )
         return int(number) * _UNITS_S[unit]
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """`cors_origins`, taken apart; raise SettingsError when one is no origin."""
+        origins = tuple(origin.strip() for origin in self.cors_origins.split(",") if origin.strip())
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"{PREFIX}CORS_ORIGINS has {origin!r}: it must be origins with commas between them, each "
+                    "without a path or a wildcard, as in https://app.example.com"
+                )
+        return origins
 
     @classmethod
     def load(

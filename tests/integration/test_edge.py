@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 ANY_PORT = "127.0.0.1:0"
 LOOPBACK_PAGE = "http://localhost:3000"
 FOREIGN_PAGE = "https://app.example.com"
+VERBS = ("pause", "resume", "terminate", "retry", "restart", "fork", "review")
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
@@ -176,7 +179,6 @@ async def test_a_post_without_a_body_is_the_services_to_judge(client: httpx.Asyn
         ("GET", "/a/b/c", None, 404, 5, "/a/b/c"),
         ("GET", "/-/nothing", None, 404, 5, "/-/nothing"),
         ("POST", "/a:fly", b"{}", 404, 5, "/a:fly"),
-        ("PUT", "/a", b"{}", 404, 5, "/a"),
         ("GET", "/favicon.ico", None, 404, 5, "no such path"),
         ("GET", "/robots.txt", None, 404, 5, "no such path"),
         ("POST", "/orchestrator.v1.Orchestrator/CreateInstance", b"{}", 404, 5, "no such path"),
@@ -188,6 +190,55 @@ async def test_envoys_own_refusals_have_the_same_shape(
     error = assert_error(await client.request(method, path, content=body), status, code)
     assert said in error["message"]
     assert error["details"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/", {"GET", "POST"}),
+        ("/a", {"GET", "DELETE"}),
+        ("/a?view=VIEW_FULL", {"GET", "DELETE"}),
+        ("/a/events", {"GET"}),
+        ("/-/events", {"GET"}),
+        ("/-/openapi.json", {"GET"}),
+        ("/a:wait", {"GET"}),
+        ("/-/instances:batchCreate", {"POST"}),
+        *((f"/a:{verb}", {"POST"}) for verb in VERBS),
+    ],
+)
+async def test_another_method_is_405_and_told_the_right_ones(
+    client: httpx.AsyncClient, path: str, methods: set[str]
+) -> None:
+    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - methods:
+        response = await client.request(method, path)
+        assert method in assert_error(response, 405, 12)["message"]
+        assert set(response.headers["allow"].split(", ")) == methods
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ({"it's!odd": "x"}, {}),  # legal in HTTP, not in gRPC
+        ({"x-some-bin": "no base64!"}, {}),
+        ({"x-name": b"Jos\xc3\xa9"}, {"x-name": "Jos??"}),
+        ({"last-event-id": b"\xff"}, {"last-event-id": "?"}),
+        ({"content-type": "application/grpc"}, {}),
+        ({"te": "gzip"}, {}),
+    ],
+)
+async def test_headers_that_grpc_does_not_bear_fail_nothing(
+    client: httpx.AsyncClient, service: StubService, headers: dict[str, str | bytes], passes: dict[str, str]
+) -> None:
+    response = await client.get("/a", headers=headers)
+    assert response.status_code == 200, response.text
+    assert passes.items() <= service.metadata.items()
+    assert not {"it's!odd", "x-some-bin"} & service.metadata.keys()
+
+
+async def test_a_deadline_that_is_none_is_refused(client: httpx.AsyncClient) -> None:
+    for wrong in ("soon", "1", "1y", "-1S", ""):
+        error = assert_error(await client.get("/a", headers={"grpc-timeout": wrong}), 400, 3)
+        assert "grpc-timeout" in error["message"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -220,15 +271,20 @@ async def test_a_body_over_32_mib_is_413(
     ],
 )
 async def test_even_what_is_hardly_http_gets_json(address: str, raw: bytes, status: int, code: int) -> None:
+    assert await answered(address, raw) == (status, code)
+
+
+async def answered(address: str, raw: bytes) -> tuple[int, int]:
+    """Send bytes; give the status and the code of the error that comes back."""
     host, _, port = address.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(raw)
     head, _, body = (await reader.read(4096)).partition(b"\r\n\r\n")
     writer.close()
-    assert int(head.split()[1]) == status
     error = json.loads(body)
-    assert (set(error), error["code"]) == ({"code", "message", "details"}, code)
+    assert set(error) == {"code", "message", "details"}
     assert error["message"]
+    return int(head.split()[1]), error["code"]
 
 
 async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:
@@ -249,21 +305,33 @@ async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:
         await running.__aexit__(None, None, None)
 
 
-async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+@asynccontextmanager
+async def impatient(monkeypatch: pytest.MonkeyPatch, setting: str) -> AsyncIterator[str]:
+    """Run an edge that waits for 0.2 s where `envoy.yaml` has 60 s; give its address."""
     render = edge.render
 
-    def impatient(**addresses: str) -> str:
-        text = render(**addresses)
-        assert "timeout: 60s" in text
-        return text.replace("  timeout: 60s", "  timeout: 0.2s")
+    def rendered(**settings: Any) -> str:
+        text = render(**settings)
+        assert f" {setting}: 60s" in text
+        return text.replace(f" {setting}: 60s", f" {setting}: 0.2s")
 
-    monkeypatch.setattr(edge, "render", impatient)
+    monkeypatch.setattr(edge, "render", rendered)
     async with (
         stub_service.serving(StubService()) as grpc_address,
         edge.running(rest_address=ANY_PORT, grpc_address=grpc_address) as process,
-        client_of(process.address) as client,
     ):
+        yield process.address
+
+
+async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, "timeout") as address, client_of(address) as client:
         assert "too long" in assert_error(await client.get(f"/{stub_service.SLOW}"), 504, 4)["message"]
+
+
+async def test_a_request_that_comes_in_too_slowly_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with impatient(monkeypatch, "request_timeout") as address:
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        assert await answered(address, head) == (408, 4)
 
 
 async def test_a_clients_deadline_reaches_the_service(client: httpx.AsyncClient) -> None:
@@ -391,7 +459,22 @@ async def test_a_foreign_page_can_neither_read_nor_start_anything(
     assert len(service.created) == before
 
 
-# Health
+async def test_pages_of_the_origins_that_are_set_may_call() -> None:
+    origins = (FOREIGN_PAGE, "http://192.168.0.7:3000")
+    async with (
+        stub_service.serving(StubService()) as grpc_address,
+        edge.running(rest_address=ANY_PORT, grpc_address=grpc_address, origins=origins) as process,
+        client_of(process.address) as client,
+    ):
+        for origin in (*origins, LOOPBACK_PAGE):
+            posted = await client.post("/", json={"prompt": "x"}, headers={"origin": origin})
+            assert posted.status_code == 200
+            assert posted.headers["access-control-allow-origin"] == origin
+        for origin in ("https://appXexample.com", "https://app.example.com.evil.test", "http://192.168.0.7"):
+            assert_error(await client.post("/", headers={"origin": origin}), 403, 7)
+
+
+# Health and the description
 
 
 @pytest.mark.parametrize("path", ["/-/healthy", "/-/ready"])
@@ -400,3 +483,13 @@ async def test_health_is_json(client: httpx.AsyncClient, path: str) -> None:
     assert response.status_code == 200
     assert response.json() == {"status": path.removeprefix("/-/")}
     assert_nothing_leaks(response)
+
+
+async def test_the_description_is_served_as_the_build_wrote_it(client: httpx.AsyncClient) -> None:
+    response = await client.get("/-/openapi.json")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.content == Path(edge.__file__).with_name("v1").joinpath("openapi.json").read_bytes()
+    assert response.json()["openapi"].startswith("3.1.")
+    head = await client.head("/-/openapi.json")
+    assert (head.status_code, head.headers["content-length"]) == (200, response.headers["content-length"])

@@ -1,5 +1,6 @@
 """What envoy.yaml says, and what is made of it."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from orchestrator import edge
 from orchestrator.errors import SettingsError
+from orchestrator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +53,43 @@ def test_rendering_changes_the_addresses_and_the_path_only() -> None:
 def test_a_host_without_an_address_names_its_setting() -> None:
     with pytest.raises(SettingsError, match=r"ORCHESTRATOR_REST_ADDRESS.*nowhere\.invalid"):
         edge.render(rest_address="nowhere.invalid:8787", grpc_address="127.0.0.1:50051")
+
+
+def test_origins_are_taken_as_they_are_by_both_filters() -> None:
+    origins = ("https://app.example.com",)
+    text = edge.render(rest_address="127.0.0.1:1", grpc_address="127.0.0.1:2", origins=origins)
+    found: list[str] = []
+
+    def look(value: Any) -> None:
+        match value:
+            case {"safe_regex": {"regex": str(regex)}} if "localhost" in regex:
+                found.append(regex)
+            case dict():
+                for each in value.values():
+                    look(each)
+            case list():
+                for each in value:
+                    look(each)
+
+    look(yaml.safe_load(text))
+    assert len(found) == 2
+    for regex in found:
+        assert re.fullmatch(regex, "https://app.example.com")
+        assert re.fullmatch(regex, "http://localhost:3000")
+        assert not re.fullmatch(regex, "https://app-example.com")
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["*", "app.example.com", "https://app.example.com/", "https://a.example, null", "https://*.a.example"],
+)
+def test_what_is_no_origin_is_refused_with_the_settings_name(origins: str) -> None:
+    with pytest.raises(SettingsError, match="ORCHESTRATOR_CORS_ORIGINS"):
+        Settings.load({"ORCHESTRATOR_CORS_ORIGINS": origins}, Path("/nowhere"))
+
+
+def test_origins_are_read_from_one_setting() -> None:
+    environment = {"ORCHESTRATOR_CORS_ORIGINS": "https://app.example.com, http://192.168.0.7:3000,"}
+    settings = Settings.load(environment, Path("/nowhere"))
+    assert settings.origins == ("https://app.example.com", "http://192.168.0.7:3000")
+    assert Settings.load({}, Path("/nowhere")).origins == ()

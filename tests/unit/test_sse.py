@@ -73,13 +73,16 @@ def test_the_end_has_no_id_and_says_state_and_sequence() -> None:
     assert json.loads(data[1]) == {"state": "STATE_COMPLETE", "sequence": "12"}
 
 
-@pytest.mark.parametrize("frame", [sse.OPENING, sse.heartbeat_frame()])
-def test_comments_are_fields_without_a_name(frame: bytes) -> None:
-    assert [name for name, _ in fields_of(frame)] == [""]
+def test_the_opening_is_a_comment() -> None:
+    assert [name for name, _ in fields_of(sse.OPENING)] == [""]
+
+
+def test_a_heartbeat_ends_no_frame() -> None:
+    assert sse.heartbeat_line() == b": heartbeat\n"
 
 
 def test_retry_is_in_milliseconds() -> None:
-    assert sse.retry_frame(1.5) == b"retry: 1500\n\n"
+    assert sse.retry_line(1.5) == b"retry: 1500\n"
 
 
 @pytest.mark.parametrize(

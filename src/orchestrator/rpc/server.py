@@ -27,11 +27,15 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
 
 _GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
 _MOST_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+_MOST_METADATA_BYTES: Final = 128 * 1024
 _OPTIONS: Final = (
     # On by default: two servers would share one port without a word.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MOST_MESSAGE_BYTES),
+    # As much as Envoy takes, which hands a request's path on as a header; 64 labels are over 8 KiB.
+    ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
     # Clients behind a NAT may ping an idle stream as often as every 10 s.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

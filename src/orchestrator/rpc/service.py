@@ -32,6 +32,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 HEARTBEAT_S: Final = 10.0
 """A quiet stream says something this often; clients may rely on 15 s."""
 
+_RECONNECT_S: Final = 1.0
+"""How long an EventSource waits before it comes back."""
 _DEFAULT_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
@@ -254,7 +256,7 @@ class OrchestratorService:
             steps = self._follow(request.id, after, texts=request.include_deltas)
         else:
             steps = subscription.follow_all(self._log, after=after, quiet_s=HEARTBEAT_S)
-        opening = sse.OPENING
+        opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
         async for step in steps:
             yield HttpBody(content_type=sse.CONTENT_TYPE, data=opening + _sse_frames(step))
             opening = b""
@@ -267,7 +269,7 @@ def _sse_frames(step: Step | Written) -> bytes:
         case Page():
             return b"".join(map(sse.event_frame, step.events(), step.places))
         case subscription.CaughtUp() | subscription.Quiet():
-            return sse.heartbeat_frame()
+            return sse.heartbeat_line()
         case subscription.End(state, last):
             return sse.end_frame(pb.StreamEnd(state=state, sequence=last))
     assert_never(step)

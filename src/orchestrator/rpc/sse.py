@@ -46,14 +46,17 @@ def end_frame(end: StreamEnd) -> bytes:
     return f"event: end\ndata: {_json(end, complete=True)}\n\n".encode()
 
 
-def heartbeat_frame() -> bytes:
-    """Give a comment that readers skip, so that proxies and clients see a living connection."""
-    return b": heartbeat\n\n"
+def heartbeat_line() -> bytes:
+    """Give a comment that readers skip, so that proxies and clients see a living connection.
+
+    A line and no frame: httpx-sse takes the blank line that would end one for an event without data.
+    """
+    return b": heartbeat\n"
 
 
-def retry_frame(delay_s: float) -> bytes:
-    """Tell an EventSource how many seconds to wait before it reconnects."""
-    return f"retry: {round(delay_s * 1000)}\n\n".encode()
+def retry_line(delay_s: float) -> bytes:
+    """Tell an EventSource how many seconds to wait before it reconnects; a line, as a heartbeat is."""
+    return f"retry: {round(delay_s * 1000)}\n".encode()
 
 
 def parse_last_event_id(value: str) -> int | None:

@@ -1,0 +1,149 @@
+"""The OpenAPI description says what the protos and the core say."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from orchestrator import v1
+from orchestrator.core import config, create, plan
+from orchestrator.v1 import orchestrator_pb2 as pb
+
+ROOT = Path(__file__).parents[2]
+BUILT = Path(v1.__file__).parent
+SERVICE = pb.DESCRIPTOR.services_by_name["Orchestrator"]
+
+
+@pytest.fixture(scope="module")
+def description() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((BUILT / "openapi.json").read_text())
+    return found
+
+
+def schema(description: dict[str, Any], name: str, *path: str) -> dict[str, Any]:
+    """The schema of a field, by the names in the proto."""
+    found: dict[str, Any] = description["components"]["schemas"][name]
+    for step in path:
+        while "$ref" in found:
+            found = description["components"]["schemas"][found["$ref"].rpartition("/")[2]]
+        found = found["properties"][_json_name(step)]
+    return found
+
+
+def _json_name(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.capitalize, others))
+
+
+def test_what_is_built_is_what_the_protos_say(description: dict[str, Any]) -> None:
+    describe = runpy.run_path(str(ROOT / "openapi.py"))["describe"]
+    again = describe((BUILT / "descriptors.binpb").read_bytes(), description["info"]["version"])
+    assert again == description
+
+
+def test_it_is_openapi_3_1(description: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(description).validate()
+
+
+def test_every_rpc_is_described_but_those_for_grpc_only(description: dict[str, Any]) -> None:
+    operations = [operation for path in description["paths"].values() for operation in path.values()]
+    named = {operation["operationId"].rstrip("0123456789") for operation in operations}
+    assert named == {method.name for method in SERVICE.methods} - {"StreamEvents", "StreamAllEvents"}
+    for operation in operations:
+        assert operation["summary"]
+        assert all(parameter["description"] for parameter in operation["parameters"])
+        assert {"200", "400", "500", "503", "504"} <= operation["responses"].keys()
+
+
+def test_everything_has_a_description(description: dict[str, Any]) -> None:
+    for name, found in description["components"]["schemas"].items():
+        assert found["description"], name
+        for field, value in found.get("properties", {}).items():
+            assert value["description"], (name, field)
+
+
+def test_the_limits_are_those_that_the_core_holds(description: dict[str, Any]) -> None:
+    whole = "InstanceConfigInput"
+    for path, (least, most) in config._RANGES.items():
+        found = schema(description, whole, *path.split("."))
+        if found.get("format") == "int64":
+            assert re.fullmatch(found["pattern"], str(least))
+            assert not re.fullmatch(found["pattern"], str(least - 1))
+        else:
+            assert (found["minimum"], found["maximum"]) == (least, most), path
+    for path, (_, most_s) in config._DURATIONS_S.items():
+        pattern = schema(description, whole, *path.split("."))["pattern"]
+        assert re.fullmatch(pattern, f"{most_s}s"), path
+        assert not re.fullmatch(pattern, f"{most_s}0s"), path
+        assert not re.fullmatch(pattern, "-1s"), path
+    for path, characters in {
+        "instructions": config._MAX_INSTRUCTIONS_BYTES,
+        "big_model": config._MAX_MODEL_CHARACTERS,
+        "small_model": config._MAX_MODEL_CHARACTERS,
+    }.items():
+        assert schema(description, whole, path)["maxLength"] == characters
+
+    prompt = schema(description, "CreateInstanceRequest", "prompt")
+    assert prompt["maxLength"] == create.MAX_PROMPT_BYTES
+    assert not re.search(prompt["pattern"], " \n")
+    request_id = schema(description, "CreateInstanceRequest", "request_id")
+    assert request_id["maxLength"] == create.MAX_REQUEST_ID_CHARACTERS
+    labels = schema(description, "CreateInstanceRequest", "labels")
+    assert labels["maxProperties"] == create.MAX_LABELS
+    assert labels["additionalProperties"]["maxLength"] == create.MAX_LABEL_VALUE_CHARACTERS
+    assert labels["propertyNames"]["pattern"] == f"^{create._LABEL_KEY.pattern}$"
+
+    subtask = description["components"]["schemas"]["SubtaskInput"]["properties"]
+    assert subtask["id"]["pattern"] == subtask["dependsOn"]["items"]["pattern"] == f"^{plan.ID.pattern}$"
+    assert subtask["title"]["maxLength"] == plan.MAX_TITLE_CHARACTERS
+    assert subtask["instructions"]["maxLength"] == plan.MAX_INSTRUCTIONS_BYTES
+    assert subtask["worker"]["maxLength"] == plan.MAX_WORKER_CHARACTERS
+    for path in description["paths"].values():
+        for operation in path.values():
+            for parameter in operation["parameters"]:
+                if parameter["in"] == "path" and "Events" not in operation["operationId"]:
+                    assert parameter["schema"]["pattern"] == f"^{plan.ID.pattern}$"
+
+
+def test_values_look_as_envoy_renders_them(description: dict[str, Any]) -> None:
+    instance = description["components"]["schemas"]["Instance"]
+    assert instance["properties"]["lastSequence"]["type"] == "string"
+    assert instance["properties"]["createTime"]["format"] == "date-time"
+    always = {
+        field.json_name
+        for field in pb.GetInstanceResponse.DESCRIPTOR.fields_by_name["instance"].message_type.fields
+        if not field.has_presence
+    }
+    assert set(instance["required"]) == always
+    assert {"endTime", "error", "config"}.isdisjoint(instance["required"])
+
+
+def test_what_the_service_sets_is_not_asked_for(description: dict[str, Any]) -> None:
+    subtask = description["components"]["schemas"]["SubtaskInput"]["properties"]
+    asked = {name for name, field in subtask.items() if not field.get("readOnly")}
+    assert asked == {"id", "title", "instructions", "dependsOn", "worker"}
+    assert description["components"]["schemas"]["ReviewPlanRequest"]["required"] == ["decision"]
+    decision = schema(description, "ReviewPlanRequest", "decision")
+    assert decision["enum"] == ["DECISION_APPROVE", "DECISION_REJECT"]
+
+
+def test_streams_are_described_event_by_event(description: dict[str, Any]) -> None:
+    for path in ("/{id}/events", "/-/events"):
+        operation = description["paths"][path]["get"]
+        assert "204" in operation["responses"]
+        assert "Last-Event-ID" in [parameter["name"] for parameter in operation["parameters"]]
+        event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]["properties"]
+        assert {"instance_created", "instance_terminated", "delta", "end"} <= set(event["event"]["enum"])
+
+
+def test_a_failure_is_described_with_the_reasons_of_its_rpc(description: dict[str, Any]) -> None:
+    responses = description["paths"]["/"]["post"]["responses"]
+    assert "PROMPT_TOO_LARGE" in responses["400"]["description"]
+    assert "REQUEST_ID_REUSED" in responses["409"]["description"]
+    assert "QUEUE_FULL" in responses["429"]["description"]
+    status = description["components"]["schemas"]["Status"]
+    assert status["required"] == ["code", "message", "details"]
