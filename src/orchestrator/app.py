@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Never
 
-from orchestrator.core import config
+from orchestrator.core import config, workers
 from orchestrator.edge import EdgeProcess, find_envoy
 from orchestrator.edge import running as envoy_running
 from orchestrator.engine.local import LocalEngine
+from orchestrator.errors import SettingsError
 from orchestrator.log.retention import retain
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
@@ -57,8 +58,13 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         known = providers.from_environment(os.environ, settings.idle_timeout_s)
         models = replace(known, prices=Prices(prices))
         stack.push_async_callback(models.aclose)
-        for name in (settings.big_model, settings.small_model):
-            models.check(name)
+        catalogue = workers.read(settings.workers)
+        defaults = config.default(settings.big_model, settings.small_model, catalogue)
+        for path, name in config.models(defaults).items():
+            try:
+                models.check(name)
+            except SettingsError as error:
+                raise SettingsError(f"{path}: {error}") from None
         free_port(settings.grpc_address, f"{PREFIX}GRPC_ADDRESS")
         if edge:
             find_envoy()
@@ -76,7 +82,6 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         )
         if settings.retention_s:
             await stack.enter_async_context(_in_background(retain(log, settings.retention_s)))
-        defaults = config.default(settings.big_model, settings.small_model)
         service = OrchestratorService(engine, log, defaults)
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         outside = await stack.enter_async_context(AsyncExitStack())

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
@@ -50,6 +50,9 @@ class Settings:
     prices: Mapping[str, object] = field(default_factory=dict)
     """What models cost where the known prices are wrong or silent, in the file only: `[prices]` with
     `"provider/model" = {input_usd = 1.0, output_usd = 4.0}`, dollars per million tokens."""
+    workers: Sequence[object] = field(default_factory=list)
+    """The workers that the planner chooses from, in the file only: `[[workers]]` with a `name` and, as
+    wanted, `use`, `model`, `instructions`, `temperature` and `top_p`; see Worker in instance.proto."""
     idle_timeout_s: int = 120
     """How many seconds a model that streams its answer may be silent before the call is given up."""
     log_level: str = "info"
@@ -150,7 +153,8 @@ def _typed(name: str, value: object, kind: type) -> Any:
         except ValueError:
             raise SettingsError(f"{PREFIX}{name.upper()} is {value!r}: it must be a whole number") from None
     if not isinstance(value, kind):
-        raise SettingsError(f"{name} is {value!r}: it must be a {kind.__name__}")
+        described = "list of tables, each under [[workers]]" if kind is list else kind.__name__
+        raise SettingsError(f"{name} is {value!r}: it must be a {described}")
     return value
 
 

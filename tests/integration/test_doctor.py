@@ -2,7 +2,7 @@
 
 import dataclasses
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,11 @@ KEY = "sk-very-secret"
 
 
 async def examine(
-    tmp_path: Path, environment: dict[str, str], big: str = "openai/big", small: str = "openai/small"
+    tmp_path: Path,
+    environment: dict[str, str],
+    big: str = "openai/big",
+    small: str = "openai/small",
+    workers: Sequence[object] = (),
 ) -> dict[str, Finding]:
     settings = Settings(
         grpc_address=f"127.0.0.1:{free_port()}",
@@ -25,6 +29,7 @@ async def examine(
         database=str(tmp_path / "log.db"),
         big_model=big,
         small_model=small,
+        workers=workers,
     )
     return {finding.subject: finding for finding in await doctor.examine(settings, environment)}
 
@@ -50,6 +55,27 @@ async def test_each_model_is_called_once_for_little(tmp_path: Path) -> None:
     for subject in ("big model", "small model"):
         assert not findings[subject].mend
         assert f"at {endpoint.url}, with OPENAI_API_KEY: it answers" in findings[subject].finding
+
+
+async def test_each_model_of_the_catalogue_is_called_once_too(tmp_path: Path) -> None:
+    catalogue = [
+        {"name": "coder", "model": "openai/codex"},
+        {"name": "tester", "model": "openai/codex"},
+        {"name": "writer", "model": "openai/small"},
+        {"name": "any"},
+        {"name": "lost", "model": "anthropic/m"},
+    ]
+    async with Endpoint(lambda call: failing(404) if call.body["model"] == "codex" else None) as endpoint:
+        environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
+        findings = await examine(tmp_path, environment, workers=catalogue)
+    assert sorted(call.body["model"] for call in endpoint.calls) == ["big", "codex", "small"]
+    for subject in ("worker coder", "worker tester"):
+        assert findings[subject].is_broken
+        places = "workers[0].model in orchestrator.toml, workers[1].model in orchestrator.toml"
+        assert f"correct the model's name ({places})" in findings[subject].mend
+    assert not findings["worker writer"].mend
+    assert "worker any" not in findings
+    assert "set ANTHROPIC_API_KEY" in findings["worker lost"].mend
 
 
 async def test_a_model_that_thinks_all_its_few_tokens_away_has_answered(tmp_path: Path) -> None:

@@ -214,6 +214,68 @@ async def test_an_unknown_model_is_refused_before_anything_is_recorded(tmp_path:
         assert await log.find(limit=1) == []
 
 
+async def test_a_workers_model_is_checked_as_the_others_are(tmp_path: Path) -> None:
+    catalogue = [pb.Worker(name="any"), pb.Worker(name="coder", model="nobody/knows")]
+    async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
+        with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
+            await engine.create(wish(config=resolved(workers=catalogue)))
+        assert caught.value.field == "config.workers[1].model"
+        assert await log.find(limit=1) == []
+
+
+async def test_a_budget_in_dollars_needs_the_price_of_every_workers_model(tmp_path: Path) -> None:
+    prices = Prices(dict.fromkeys(("scripted/big", "scripted/small"), Price(1.0, 1.0)))
+    catalogue = [pb.Worker(name="coder", model="scripted/codex")]
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, Models({"scripted": Scripted()}, prices)) as engine:
+        new = wish(config=resolved(workers=catalogue, budget=pb.Budget(max_cost_usd=1)))
+        with pytest.raises(InvalidArgumentError, match="no price of scripted/codex is known") as caught:
+            await engine.create(new)
+        assert caught.value.field == "config.budget.max_cost_usd"
+    await log.aclose()
+
+
+async def test_each_worker_has_its_model_its_instructions_its_sampling_and_its_price(tmp_path: Path) -> None:
+    plan = plan_text(4).replace('"worker": ""', '"worker": "%s"') % ("coder", "writer", "unknown", "")
+    asked: dict[str, ModelRequest] = {}
+
+    def answer(request: ModelRequest) -> Answer:
+        asked[request.prompt.subtask_id or request.prompt.role] = request
+        text = plan if request.prompt.role == "planning" else "done"
+        return ModelReply(text, input_tokens=1_000_000)
+
+    catalogue = [
+        pb.Worker(name="coder", model="scripted/codex", instructions="Tests first.", temperature=0.2),
+        pb.Worker(name="writer", instructions="No adjectives.", temperature=0.0, top_p=0.5),
+    ]
+    usd = {"scripted/big": 0.0, "scripted/small": 1.0, "scripted/codex": 5.0}  # a call
+    prices = Prices({model: Price(price, 0.0) for model, price in usd.items()})
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, Models({"scripted": Scripted(answer)}, prices)) as engine:
+        await engine.create(wish(config=resolved(workers=catalogue)))
+        instance = await wait_for_end(log, "a", 20)
+    await log.aclose()
+    assert instance.state == pb.STATE_COMPLETE
+    assert {name: (request.model, request.prompt.sampling) for name, request in asked.items()} == {
+        "planning": ("big", {}),
+        "t1": ("codex", {"temperature": 0.2}),
+        "t2": ("small", {"temperature": 0.0, "top_p": 0.5}),
+        "t3": ("small", {}),
+        "t4": ("small", {}),
+        "synthesis": ("big", {}),
+    }
+    told = {name: request.prompt.messages[-1].content for name, request in asked.items()}
+    assert [name for name, text in told.items() if "Tests first." in text] == ["t1"]
+    assert [name for name, text in told.items() if "No adjectives." in text] == ["t2"]
+    works = {name: subtask.work for name, subtask in instance.subtasks.items()}
+    assert {name: (work.model, work.usage.cost_usd) for name, work in works.items()} == {
+        "t1": ("scripted/codex", 5.0),
+        "t2": ("scripted/small", 1.0),
+        "t3": ("scripted/small", 1.0),
+        "t4": ("scripted/small", 1.0),
+    }
+
+
 async def test_subtasks_run_in_parallel_within_both_bounds(tmp_path: Path) -> None:
     hall = Hall(plan_text(6))
     async with engine_on(tmp_path / "log.db", hall.provider, max_calls=5) as (engine, log):

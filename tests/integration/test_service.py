@@ -144,6 +144,7 @@ async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service
         ({"prompt": "x", "config": NO_ATTEMPTS}, "CONFIG_INVALID", "config.retry.max_attempts"),
         ({"prompt": "x", "config": IN_DOLLARS}, "CONFIG_INVALID", "config.budget.max_cost_usd"),
         ({"prompt": "x", "config": {"subtasks": [{"id": "a"}]}}, "PLAN_INVALID", "config.subtasks"),
+        ({"prompt": "x", "config": {"workers": [{}]}}, "CONFIG_INVALID", "config.workers[0].name"),
     ],
 )  # fmt: skip
 async def test_a_bad_request_says_which_field_and_leaves_nothing(

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -96,6 +97,21 @@ def test_after_the_last_attempt_planning_has_failed() -> None:
 def test_a_reason_that_tells_what_to_change_becomes_the_instances(reason: str) -> None:
     life = fail(Life(), MakePlan(), ModelError(reason, "mend me", retryable=False))
     assert recorded(life).instance_errored.error.reason == reason
+
+
+def test_a_call_goes_to_its_workers_model_or_else_to_the_small_one() -> None:
+    catalogue = [
+        instance_pb2.Worker(name="coder", model="scripted/codex"),
+        instance_pb2.Worker(name="writer", use="writes prose"),
+    ]
+    names = {"a": "coder", "b": "writer", "c": "unknown", "d": "", "e": "Coder"}
+    life = Life(workers=catalogue).planned(*(replace(part(key), worker=names[key]) for key in names))
+    models = {key: decider.model_for(life.instance, RunSubtask(key)) for key in names}
+    assert models == {"a": "scripted/codex", **dict.fromkeys("bcde", "scripted/small")}
+    assert decider.begun(life.instance, RunSubtask("a")).subtask_started.model == "scripted/codex"
+    assert decider.begun(life.instance, RunSubtask("c")).subtask_started.model == "scripted/small"
+    assert decider.model_for(life.instance, MakePlan()) == "scripted/big"
+    assert decider.model_for(life.instance, Synthesize()) == "scripted/big"
 
 
 def test_siblings_of_a_failed_subtask_go_on_and_its_dependents_are_skipped() -> None:

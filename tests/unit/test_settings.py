@@ -27,3 +27,14 @@ def test_prices_come_from_the_file(tmp_path: Path) -> None:
     assert settings.prices == {"openai/mine": {"input_usd": 1.0, "output_usd": 4.0}}
     with pytest.raises(SettingsError, match="must be a dict"):
         Settings.load({"ORCHESTRATOR_PRICES": "cheap"}, Path("/nowhere"))
+
+
+def test_workers_come_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "orchestrator.toml"
+    file.write_text('[[workers]]\nname = "coder"\ntemperature = 0.2\n\n[[workers]]\nname = "writer"\n')
+    settings = Settings.load({}, tmp_path)
+    assert settings.workers == [{"name": "coder", "temperature": 0.2}, {"name": "writer"}]
+    assert Settings.load({}, Path("/nowhere")).workers == []
+    file.write_text('[workers]\nname = "coder"\n')
+    with pytest.raises(SettingsError, match=r"must be a list of tables, each under \[\[workers\]\]"):
+        Settings.load({}, tmp_path)

@@ -20,17 +20,17 @@ from orchestrator.cli import rest
 from orchestrator.cli.reporters import terminal
 from orchestrator.cli.text import one_line
 from orchestrator.client import Client
+from orchestrator.core import workers
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import providers
 from orchestrator.models.base import ModelRequest
-from orchestrator.settings import PREFIX, Settings, split_address
+from orchestrator.settings import FILE, PREFIX, Settings, split_address
 
 OLDEST_PYTHON: Final = (3, 11)
 CALL_TIMEOUT_S: Final = 30.0
 """How long a model may take for a word; the embedded one has to start first."""
 
-_MODEL_SETTINGS: Final = f"{PREFIX}BIG_MODEL, {PREFIX}SMALL_MODEL"
 _MEND_EMBEDDED: Final = (
     "`make install`, or set both models to a provider's, such as openai/… with OPENAI_API_KEY"
 )
@@ -104,27 +104,34 @@ def _envoy() -> Finding:
 
 async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
     """Whether each model that is set answers; one that is set twice is called once."""
-    roles = {"big model": settings.big_model, "small model": settings.small_model}
-    names = tuple(dict.fromkeys(roles.values()))
-    found = dict(
-        zip(names, await asyncio.gather(*(_model(name, environment) for name in names)), strict=True)
-    )
-    is_needed = any(name.startswith("llama/") for name in names)
+    roles = {
+        "big model": (settings.big_model, f"{PREFIX}BIG_MODEL"),
+        "small model": (settings.small_model, f"{PREFIX}SMALL_MODEL"),
+    }
+    for number, worker in enumerate(workers.read(settings.workers)):
+        if worker.model:
+            roles[f"worker {worker.name}"] = (worker.model, f"workers[{number}].model in {FILE}")
+    places: dict[str, list[str]] = {}
+    for name, place in roles.values():
+        places.setdefault(name, []).append(place)
+    calls = (_model(name, ", ".join(where), environment) for name, where in places.items())
+    found = dict(zip(places, await asyncio.gather(*calls), strict=True))
+    is_needed = any(name.startswith("llama/") for name in places)
     return [
-        *(replace(found[name], subject=role) for role, name in roles.items()),
+        *(replace(found[name], subject=role) for role, (name, _) in roles.items()),
         _embedded(is_needed=is_needed),
     ]
 
 
-async def _model(name: str, environment: Mapping[str, str]) -> Finding:
-    """Call a model once, for a word."""
+async def _model(name: str, where: str, environment: Mapping[str, str]) -> Finding:
+    """Call a model once, for a word; `where` are the settings that name it."""
     subject = "model"
     try:
         models = providers.from_environment(environment)
         provider, model = models.resolve(name)
         provider.check(model)
     except SettingsError as error:
-        return Finding(subject, f"{name} cannot be called", f"{error} ({_MODEL_SETTINGS})")
+        return Finding(subject, f"{name} cannot be called", f"{error} ({where})")
     endpoint = next((it for it in providers.ENDPOINTS if name.startswith(f"{it.name}/")), None)
     place = f"{name}{_set_up(endpoint, environment)}"
     request = ModelRequest(model, _HELLO, max_output_tokens=_MOST_TOKENS, timeout_s=2 * CALL_TIMEOUT_S)
@@ -134,13 +141,14 @@ async def _model(name: str, environment: Mapping[str, str]) -> Finding:
             await provider.complete(request)
     except TimeoutError:
         said = f"{place} gave no answer within {CALL_TIMEOUT_S:g} s"
-        return Finding(subject, said, f"try again, for it may have to load; otherwise {_mend('', endpoint)}")
+        mend = f"try again, for it may have to load; otherwise {_mend('', where, endpoint)}"
+        return Finding(subject, said, mend)
     except ModelError as error:
         # A model that used its few tokens up for thinking has answered too.
         if error.reason != "OUTPUT_TRUNCATED":
             # What passes by itself is tried again, and no reason not to start.
             is_passing = error.retryable and error.reason in ("RATE_LIMITED", "OVERLOADED")
-            mend = _mend(error.reason, endpoint)
+            mend = _mend(error.reason, where, endpoint)
             return Finding(subject, f"{place}: {error}", mend, is_optional=is_passing)
     finally:
         await models.aclose()
@@ -154,7 +162,7 @@ def _set_up(endpoint: providers.Endpoint | None, environment: Mapping[str, str])
     return f" at {endpoint.url_in(environment)}, " + (f"with {variable}" if key else "without a key")
 
 
-def _mend(reason: str, endpoint: providers.Endpoint | None) -> str:
+def _mend(reason: str, where: str, endpoint: providers.Endpoint | None) -> str:
     """What to do about a model that failed for that reason; empty: it was silent."""
     if endpoint is None:
         return _MEND_EMBEDDED
@@ -163,7 +171,7 @@ def _mend(reason: str, endpoint: providers.Endpoint | None) -> str:
             variables = " or ".join(endpoint.key_variables) or endpoint.url_variable
             return f"set {variables} to a key that is valid and may use the model"
         case "MODEL_NOT_FOUND":
-            return f"correct the model's name ({_MODEL_SETTINGS}) or the address ({endpoint.url_variable})"
+            return f"correct the model's name ({where}) or the address ({endpoint.url_variable})"
         case "RATE_LIMITED":
             return f"wait, or raise the limits of the account at {endpoint.name}"
         case "OVERLOADED":
@@ -172,7 +180,7 @@ def _mend(reason: str, endpoint: providers.Endpoint | None) -> str:
             doubts = "whether it runs, and whether the network and the system's proxy let calls through"
             return f"see {doubts}, or correct {endpoint.url_variable}"
         case _:
-            return f"choose another model ({_MODEL_SETTINGS}), or correct {endpoint.url_variable}"
+            return f"choose another model ({where}), or correct {endpoint.url_variable}"
 
 
 def _embedded(*, is_needed: bool) -> Finding:

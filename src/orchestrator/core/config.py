@@ -1,5 +1,6 @@
 """An instance's configuration: its defaults, and what a client may ask for."""
 
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Final, NoReturn
 
@@ -7,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from orchestrator.core import plan
+from orchestrator.core import workers as catalogue
 from orchestrator.core.merging import DEFAULT_CHARACTERS
 from orchestrator.core.state import subtask_of
 from orchestrator.errors import InvalidArgumentError
@@ -30,10 +32,9 @@ _DURATIONS_S: Final = {
     "budget.max_duration": (0.001, 365 * 24 * 3600),
 }
 _MAX_INSTRUCTIONS_BYTES: Final = 32 * 1024
-_MAX_MODEL_CHARACTERS: Final = 200
 
 
-def default(big_model: str, small_model: str) -> pb.InstanceConfig:
+def default(big_model: str, small_model: str, workers: Iterable[pb.Worker] = ()) -> pb.InstanceConfig:
     """The configuration of an instance whose client asks for nothing."""
     return pb.InstanceConfig(
         big_model=big_model,
@@ -51,7 +52,15 @@ def default(big_model: str, small_model: str) -> pb.InstanceConfig:
         max_input_characters=DEFAULT_CHARACTERS,
         tolerated_failures=0,
         review_plan=False,
+        workers=workers,
     )
+
+
+def models(config: pb.InstanceConfig) -> Mapping[str, str]:
+    """Each `provider/model` that an instance may call, by the path of the field that names it."""
+    own = {f"workers[{number}].model": worker.model for number, worker in enumerate(config.workers)}
+    named = {path: model for path, model in own.items() if model}
+    return {"big_model": config.big_model, "small_model": config.small_model, **named}
 
 
 def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.InstanceConfig:
@@ -94,8 +103,10 @@ def _check(config: pb.InstanceConfig) -> None:
     if len(config.instructions.encode()) > _MAX_INSTRUCTIONS_BYTES:
         _refuse("instructions", "are over 32 KiB: shorten them")
     for name in ("big_model", "small_model"):
-        if len(getattr(config, name)) > _MAX_MODEL_CHARACTERS:
-            _refuse(name, f"is over {_MAX_MODEL_CHARACTERS} characters: it must be provider/model")
+        if len(getattr(config, name)) > catalogue.MAX_MODEL_CHARACTERS:
+            _refuse(name, f"is over {catalogue.MAX_MODEL_CHARACTERS} characters: it must be provider/model")
+    for path, fault in catalogue.faults(config.workers):
+        _refuse(path, fault)
 
 
 def _find(config: pb.InstanceConfig, path: str) -> tuple[Message, str]:

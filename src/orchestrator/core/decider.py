@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-from orchestrator.core import budget, merging, retry
+from orchestrator.core import budget, merging, retry, workers
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.state import (
     AT_WORK,
@@ -217,10 +217,11 @@ def follow(
 
 
 def model_for(instance: Instance, call: Call) -> str:
-    """The `provider/model` that a call goes to."""
-    if isinstance(call, RunSubtask) and not instance.subtasks[call.subtask_id].merges:
-        return instance.config.small_model
-    return instance.config.big_model
+    """The `provider/model` that a call goes to: a worker without one of its own has the small model."""
+    if not isinstance(call, RunSubtask) or instance.subtasks[call.subtask_id].merges:
+        return instance.config.big_model
+    worker = workers.find(instance.config, instance.subtasks[call.subtask_id].worker)
+    return worker.model if worker and worker.model else instance.config.small_model
 
 
 def work_of(instance: Instance, call: Call) -> Work:

@@ -14,9 +14,10 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Final, Literal, Protocol
 
-from orchestrator.core import merging, plan
+from orchestrator.core import merging, plan, workers
 from orchestrator.core.plan import Plan, PlanReader
 from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask
+from orchestrator.v1 import instance_pb2 as pb
 
 Role = Literal["planning", "work", "synthesis"]
 
@@ -88,13 +89,18 @@ formats, tone) belongs in the summary, which each of them is given.
 - Instructions tell one worker all it has to know: what to produce, in what form, and what to leave to others.
 - A subtask depends on another only if it cannot be done without that one's output: what is independent runs \
 in parallel. Dependencies must not form a cycle.
-- "id" is short, as in t1. "worker" is the kind of worker that suits, as in coder, writer or analyst.
+- "id" is short, as in t1. {worker}
 - Do not plan a subtask that puts the outputs together: that is done for you.
 
 {data}
 
 Answer with one JSON object that fits this JSON schema, and nothing else:
 {schema}"""
+
+_ANY_WORKER: Final = '"worker" is the kind of worker that suits, as in coder, writer or analyst.'
+_ONE_OF_THE_WORKERS: Final = """\
+"worker" is who works on it: one of the names in the list of workers that the user message holds, written as \
+it is there, whose use fits the subtask; empty where none fits."""
 
 _WORKER: Final = """\
 You are one of several workers who carry out a client's prompt together. You are given the plan and one \
@@ -139,7 +145,9 @@ def version_of(name: str, *wording: str) -> str:
 class Full:
     """For models that follow instructions and a JSON schema."""
 
-    version: Final = version_of("full", _DATA, _PLANNER, _WORKER, _SYNTHESISER, _MERGER)
+    version: Final = version_of(
+        "full", _DATA, _PLANNER, _ONE_OF_THE_WORKERS, _ANY_WORKER, _WORKER, _SYNTHESISER, _MERGER
+    )
 
     def plan(self, instance: Instance) -> Prompt:
         """Ask for a plan; after an unusable one or a reviewer's rejection, say what to mend."""
@@ -147,12 +155,18 @@ class Full:
         parts = [
             _block("prompt", instance.prompt),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
+            _if_given("workers", _catalogue(instance.config.workers), "The workers, each with its use:"),
             _if_given("feedback", instance.feedback, "A reviewer rejected the last plan. Plan anew:"),
         ]
         error = instance.planning.error
         if error is not None and error.reason in ("OUTPUT_INVALID", "PLAN_INVALID"):
             parts.append(_if_given("error", error.message, "Your last answer could not be used. Mend this:"))
-        system = _PLANNER.format(max_subtasks=most, data=_DATA, schema=_schema_text(most))
+        system = _PLANNER.format(
+            max_subtasks=most,
+            worker=_ONE_OF_THE_WORKERS if instance.config.workers else _ANY_WORKER,
+            data=_DATA,
+            schema=_schema_text(most),
+        )
         return _prompt("planning", system, [*parts, _shorter(error)], schema=_schema(most))
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:
@@ -169,6 +183,8 @@ class Full:
         most = merging.limit(instance, subtask.work)
         if subtask.merges:
             return _merge(instance, subtask, _outputs(needed, most))
+        worker = workers.find(instance.config, subtask.worker)
+        asked = worker.instructions if worker else ""
         parts = [
             _block("prompt", instance.prompt),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
@@ -176,11 +192,13 @@ class Full:
             _block("plan", "\n".join(f"{each.id}: {each.title}" for each in instance.subtasks.values())),
             *_outputs(needed, min(most, NEEDED_OUTPUTS_CHARACTERS)),
             _if_given("worker", subtask.worker, "You work as:"),
+            _if_given("worker_instructions", asked, "This is asked of whoever works as that:"),
             f"Your subtask is {subtask.id}:",
             _block("subtask", f"{subtask.title}\n\n{subtask.instructions}"),
             _shorter(subtask.work.error),
         ]
-        return _prompt("work", _WORKER_SYSTEM, parts, subtask_id=subtask.id)
+        sampling = workers.sampling(worker)
+        return _prompt("work", _WORKER_SYSTEM, parts, sampling=sampling, subtask_id=subtask.id)
 
     def synthesize(self, instance: Instance) -> Prompt:
         """Ask for the final result, given every subtask with its output or with why there is none."""
@@ -214,11 +232,12 @@ def _prompt(
     parts: Iterable[str],
     *,
     schema: Mapping[str, object] | None = None,
+    sampling: Mapping[str, float] | None = None,
     subtask_id: str = "",
 ) -> Prompt:
     user = "\n\n".join(filter(None, parts))
     messages = (Message("system", system), Message("user", user))
-    return Prompt(role, messages, schema=schema, subtask_id=subtask_id)
+    return Prompt(role, messages, schema=schema, sampling=sampling or {}, subtask_id=subtask_id)
 
 
 def _merge(instance: Instance, subtask: Subtask, outputs: Iterable[str]) -> Prompt:
@@ -244,6 +263,12 @@ def _schema(max_subtasks: int) -> Mapping[str, object]:
 @lru_cache
 def _schema_text(max_subtasks: int) -> str:
     return json.dumps(plan.schema(max_subtasks))
+
+
+def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
+    """Each worker in a line, so that none can pose as several."""
+    lines = (f"{worker.name}: {' '.join(worker.use.split())}" for worker in catalogue)
+    return "\n".join(line.removesuffix(": ") for line in lines)
 
 
 def _block(tag: str, text: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Self
 
+from orchestrator.core import config as core_config
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import RESTING, TERMINAL, Instance
 from orchestrator.engine.live import LiveTexts
@@ -140,13 +141,14 @@ class LocalEngine:
                 self._release(run)
 
     def _check_models(self, config: pb.InstanceConfig) -> None:
-        for name in ("big_model", "small_model"):
+        models = core_config.models(config)
+        for path, name in models.items():
             try:
-                self._shop.models.check(getattr(config, name))
+                self._shop.models.check(name)
             except SettingsError as error:
-                raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{name}") from None
+                raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{path}") from None
         if config.budget.HasField("max_cost_usd"):
-            for name in (config.big_model, config.small_model):
+            for name in models.values():
                 if self._shop.models.prices.cost_usd(name, 1, 1) is None:
                     raise InvalidArgumentError(
                         "CONFIG_INVALID",
