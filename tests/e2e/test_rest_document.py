@@ -15,8 +15,6 @@ DOCUMENT = Path(__file__).parents[2] / "docs/rest.md"
 ADDRESS = "127.0.0.1:8787"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-NOT_YET = (":batchCreate", ":fork", "-X DELETE")
-"""Commands of RPCs that answer 501 in this version. To be emptied as they come."""
 CUT_SHORT = 28
 """curl's exit code for a stream that goes on when --max-time is over."""
 
@@ -57,9 +55,6 @@ async def test_every_command_prints_what_the_document_shows(tmp_path: Path) -> N
             match language:
                 case "bash":
                     asked = text
-                case "json" | "" if any(marked in asked for marked in NOT_YET):
-                    answer = await said(service.rest_address, "bash", "-c", asked)
-                    assert '"code":12' in answer, f"{asked} is there now: take it out of NOT_YET"
                 case "json" | "":
                     answer = await said(service.rest_address, "bash", "-c", asked)
                     assert re.fullmatch(shown(text), answer.rstrip("\n"), re.DOTALL), asked + answer

@@ -14,7 +14,13 @@ from orchestrator.core.create import NewInstance
 from orchestrator.core.prompts import FULL
 from orchestrator.core.state import Instance, Usage
 from orchestrator.engine.local import LocalEngine
-from orchestrator.errors import InvalidArgumentError, ModelError, QueueFullError, StateForbidsError
+from orchestrator.errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    ModelError,
+    QueueFullError,
+    StateForbidsError,
+)
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelReply, ModelRequest, Models
@@ -167,6 +173,26 @@ async def test_beyond_the_queue_bound_nothing_is_created(tmp_path: Path) -> None
             await engine.create(wish("d"))
         assert caught.value.retry_after_s
         assert len(await log.find(limit=9)) == 3
+        with pytest.raises(QueueFullError):
+            await engine.create_all([wish("d"), wish("e")])
+        await engine.steer("c", lifecycle.terminate)  # who has gone keeps no place in the queue
+        await engine.create(wish("d"))
+        repeated = NewInstance("f", "Build it", CONFIG, request_id="key", request_digest=b"x")
+        with pytest.raises(QueueFullError):
+            await engine.create(repeated)
+
+
+async def test_a_repeated_request_is_answered_though_the_queue_is_full(tmp_path: Path) -> None:
+    hall = Hall()
+    first = NewInstance("a", "Build it", CONFIG, request_id="key", request_digest=b"x")
+    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1, max_queued=1) as (engine, _):
+        await engine.create(first)
+        await engine.create(wish("b"))
+        again = NewInstance("other", "Build it", CONFIG, request_id="key", request_digest=b"x")
+        assert (await engine.create(again)).id == "a"
+        assert [instance.id for instance in await engine.create_all([again])] == ["a"]
+        with pytest.raises(AlreadyExistsError):
+            await engine.create(wish("b"))
 
 
 async def test_siblings_of_a_failed_subtask_keep_their_results(tmp_path: Path) -> None:

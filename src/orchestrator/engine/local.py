@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,7 +36,8 @@ class LocalEngine:
         self._max_queued = max_queued
         self._runs: dict[str, Run] = {}
         self._active = 0
-        self._waiting: deque[str] = deque()
+        self._waiting: dict[str, None] = {}
+        """Ids of those that wait for a place, in order."""
         self._stopping = False
 
     @classmethod
@@ -86,8 +86,9 @@ class LocalEngine:
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""
         self._check_models(new.config)
-        self._check_queue(1)
         entry = self._entry(new)
+        if len(self._waiting) >= self._max_queued:
+            return await self._repeated(entry)
         return await self._created(entry.instance, self._shop.log.append(entry))
 
     async def create_all(self, wishes: Sequence[NewInstance]) -> Sequence[Instance]:
@@ -95,17 +96,22 @@ class LocalEngine:
         for number, new in enumerate(wishes):
             with at_field(f"requests[{number}]"):
                 self._check_models(new.config)
-        self._check_queue(len(wishes))
         entries = [self._entry(new) for new in wishes]
+        if len(self._waiting) + len(entries) > self._max_queued:
+            return [await self._repeated(entry) for entry in entries]
         durables = self._shop.log.append_together(entries)
         created = [
             self._created(entry.instance, durable) for entry, durable in zip(entries, durables, strict=True)
         ]
         return await asyncio.gather(*created)
 
-    def _check_queue(self, more: int) -> None:
-        if len(self._waiting) + more > self._max_queued:
-            raise QueueFullError(len(self._waiting))
+    async def _repeated(self, entry: Entry) -> Instance:
+        """With a full queue, give the instance that the same request has made; there can be no new one."""
+        try:
+            await self._shop.log.check_new(entry.instance)
+        except DuplicateRequest as duplicate:
+            return await self._shop.log.load(duplicate.instance_id)
+        raise QueueFullError(len(self._waiting))
 
     def _entry(self, new: NewInstance) -> Entry:
         instance, events = new.begin(self._shop.now_s())
@@ -168,7 +174,7 @@ class LocalEngine:
 
     def _enqueue(self, instance: Instance) -> None:
         self._runs[instance.id] = Run(instance, self._shop, self._follow_up)
-        self._waiting.append(instance.id)
+        self._waiting[instance.id] = None
         self._admit()
 
     def _follow_up(self, run: Run) -> None:
@@ -178,10 +184,11 @@ class LocalEngine:
         elif run.admitted:
             run.advance()
         elif run.instance.state not in RESTING and run.instance.id not in self._waiting:
-            self._waiting.append(run.instance.id)
+            self._waiting[run.instance.id] = None
             self._admit()
 
     def _release(self, run: Run) -> None:
+        self._waiting.pop(run.instance.id, None)
         if run.instance.state in TERMINAL:
             self._runs.pop(run.instance.id, None)
         if run.admitted:
@@ -191,7 +198,8 @@ class LocalEngine:
 
     def _admit(self) -> None:
         while self._waiting and self._active < self._max_active and not self._stopping:
-            run = self._runs.get(self._waiting.popleft())
+            run = self._runs.get(instance_id := next(iter(self._waiting)))
+            del self._waiting[instance_id]
             if run and run.instance.state not in RESTING:
                 run.admitted = True
                 self._active += 1

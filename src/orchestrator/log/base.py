@@ -72,6 +72,9 @@ class EventLog(Protocol):
         own entry only.
         """
 
+    async def check_new(self, instance: Instance) -> None:
+        """Raise what creating this instance would fail with now: AlreadyExistsError, DuplicateRequest."""
+
     async def delete(self, instance_id: str) -> None:
         """Remove a finished instance and its events; its positions and its key are never given again.
 

@@ -69,6 +69,12 @@ class MemoryEventLog:
             refused[-1].exception()  # as with the others: whoever does not wait does not want to know
         return refused
 
+    async def check_new(self, instance: Instance) -> None:
+        """Look for what has its id or request id."""
+        taken = self._requests.get(instance.request_id, instance.id)
+        if refusal := conflict(instance, self._instances.get(taken)):
+            raise refusal
+
     async def delete(self, instance_id: str) -> None:
         """Remove a finished instance."""
         state = (await self.load(instance_id)).state

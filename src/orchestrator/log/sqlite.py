@@ -19,6 +19,7 @@ from orchestrator.log.base import PAGE_BYTES, PAGE_EVENTS, Entry, Page, Wakeups
 from orchestrator.log.lock import DatabaseLock
 from orchestrator.log.schema import migrate
 from orchestrator.log.sqlite_connection import connect, fetch
+from orchestrator.log.sqlite_tables import find_conflict
 from orchestrator.log.sqlite_writer import SqliteWriter
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -83,6 +84,11 @@ class SqliteEventLog:
     def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
         """Queue creations that go together; see EventLog."""
         return self._writer.append_together(entries)
+
+    async def check_new(self, instance: Instance) -> None:
+        """Look for what has its id or request id; see EventLog."""
+        if refusal := await find_conflict(self._reader, instance):
+            raise refusal
 
     async def delete(self, instance_id: str) -> None:
         """Remove a finished instance; see EventLog."""

@@ -106,7 +106,8 @@ class SqliteTables:
                 self._rows[instance.id] = _Row(row[0], instance.state)
                 labels += [(row[0], name, value) for name, value in instance.labels.items()]
             else:
-                pending.refusal = await self._conflict(instance)
+                unknown = StorageError(f"instance {instance.id!r} could not be recorded")
+                pending.refusal = await find_conflict(self.connection, instance) or unknown
         await self._insert("INSERT INTO label (instance, name, value) VALUES", labels)
 
     async def _insert(
@@ -120,18 +121,6 @@ class SqliteTables:
             query = f"{statement} {','.join([places] * len(chunk))} {ending}"
             returned += await fetch(self.connection, query, list(chain.from_iterable(chunk)))
         return returned
-
-    async def _conflict(self, wanted: Instance) -> Exception:
-        rows = await fetch(
-            self.connection,
-            "SELECT id, coalesce(request_id, ''), request_digest FROM instance"
-            " WHERE id = ?1 OR request_id = nullif(?2, '') ORDER BY request_id IS NOT nullif(?2, '') LIMIT 1",
-            (wanted.id, wanted.request_id),
-        )
-        if not rows:
-            return StorageError(f"instance {wanted.id!r} could not be recorded")
-        taken = Instance(id=rows[0][0], request_id=rows[0][1], request_digest=bytes.fromhex(rows[0][2]))
-        return conflict(wanted, taken) or StorageError(f"instance {wanted.id!r} could not be recorded")
 
     async def _find_rows(self, group: list[Pending]) -> None:
         for pending in group:
@@ -210,3 +199,17 @@ def _fault(creations: Sequence[Pending]) -> Exception | None:
     """What stands against creating them all: a repeated request does not."""
     refusals = [pending.refusal for pending in creations]
     return next((error for error in refusals if error and not isinstance(error, DuplicateRequest)), None)
+
+
+async def find_conflict(connection: aiosqlite.Connection, wanted: Instance) -> Exception | None:
+    """Why an instance cannot be created beside those that are there; None: it can."""
+    rows = await fetch(
+        connection,
+        "SELECT id, coalesce(request_id, ''), request_digest FROM instance"
+        " WHERE id = ?1 OR request_id = nullif(?2, '') ORDER BY request_id IS NOT nullif(?2, '') LIMIT 1",
+        (wanted.id, wanted.request_id),
+    )
+    if not rows:
+        return None
+    taken = Instance(id=rows[0][0], request_id=rows[0][1], request_digest=bytes.fromhex(rows[0][2]))
+    return conflict(wanted, taken)
