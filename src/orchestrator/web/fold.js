@@ -26,6 +26,7 @@ export function empty(id) {
     reviewed: false,
     planning: newWork(),
     subtasks: new Map(),
+    kept: new Map(), // completed subtasks of plans whose attempt failed: the next plan may have them too
     synthesis: newWork(),
     finalResult: '',
     usage: NO_USAGE,
@@ -114,8 +115,24 @@ function planned(subtask) {
     instructions: subtask.instructions ?? '',
     dependsOn: subtask.dependsOn ?? [],
     worker: subtask.worker ?? '',
+    merges: subtask.merges ?? false,
     output: '',
   };
+}
+
+/** Begin a new plan; what was paid for in the last one is kept. */
+function setAside(instance) {
+  for (const subtask of instance.subtasks.values()) {
+    if (subtask.state === 'COMPLETED') instance.kept.set(subtask.id, subtask);
+  }
+  instance.subtasks = new Map();
+}
+
+function isKept(instance, subtask) {
+  const kept = instance.kept.get(subtask.id);
+  const definition = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker]);
+  const isDone = (name) => instance.subtasks.get(name)?.state === 'COMPLETED';
+  return kept && definition(kept) === definition(subtask) && subtask.dependsOn.every(isDone);
 }
 
 function begin(instance, work, { attempt, model }, now) {
@@ -173,14 +190,16 @@ const EVOLVE = {
   },
   planningStarted(instance, payload, now) {
     begin(instance, instance.planning, payload, now);
-    instance.subtasks = new Map();
+    setAside(instance);
   },
   planningFailed(instance, payload, now) {
     fail(instance, instance.planning, payload, now);
-    instance.subtasks = new Map();
+    setAside(instance);
   },
-  subtaskPlanned(instance, { subtask }) {
-    instance.subtasks.set(subtask.id, planned(subtask));
+  subtaskPlanned(instance, payload) {
+    const subtask = planned(payload.subtask);
+    if (payload.summary) instance.summary = payload.summary;
+    instance.subtasks.set(subtask.id, isKept(instance, subtask) ? instance.kept.get(subtask.id) : subtask);
   },
   planCompleted(instance, payload, now) {
     if (payload.attempt) end(instance, instance.planning, payload, 'COMPLETED', now);
