@@ -45,6 +45,10 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
 
     def __init__(self, script: Script | None = None) -> None:
         self.events: dict[str, list[event_pb2.Event]] = {}
+        self.written: dict[str, dict[tuple[str, int], str]] = {}
+        """By instance: the text of each attempt under way, by subtask (empty: the synthesis) and attempt."""
+        self.all_events: list[event_pb2.Event] = []
+        """The events of all instances; an event's position is its place here, from 1."""
         self.streams_opened: list[int] = []
         """The `after_sequence` of each stream opened so far."""
         self.cut_after: int | None = None
@@ -105,6 +109,17 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         events = self.events.setdefault(instance_id, [])
         for payload in payloads:
             events.append(payload_event(instance_id, len(events) + 1, payload))
+            self.all_events.append(events[-1])
+            if payload.DESCRIPTOR.name.endswith(("Completed", "Failed")):
+                key = getattr(payload, "subtask_id", ""), getattr(payload, "attempt", 0)
+                self.written.get(instance_id, {}).pop(key, None)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def write(self, instance_id: str, text: str, *, subtask_id: str = "", attempt: int = 1) -> None:
+        """Let an attempt under way write more."""
+        texts = self.written.setdefault(instance_id, {})
+        texts[subtask_id, attempt] = texts.get((subtask_id, attempt), "") + text
         async with self._changed:
             self._changed.notify_all()
 
@@ -180,6 +195,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         last = request.after_sequence
         follow = request.follow or not request.HasField("follow")
         caught_up = False
+        sent: dict[tuple[str, int], int] = {}
+        """How many characters of each attempt this stream has been told."""
+
+        def unsent() -> dict[tuple[str, int], str]:
+            texts = self.written.get(request.id, {}) if request.include_deltas else {}
+            return {key: text for key, text in texts.items() if len(text) > sent.get(key, 0)}
+
         while True:
             for event in events[last:]:
                 batch = orchestrator_pb2.EventBatch(events=[event])
@@ -202,8 +224,43 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
                 )
                 if not follow:
                     return
+            for (subtask_id, attempt), text in unsent().items():
+                offset = sent.get((subtask_id, attempt), 0)
+                sent[subtask_id, attempt] = len(text)
+                delta = orchestrator_pb2.OutputDelta(
+                    subtask_id=subtask_id, attempt=attempt, offset=offset, text=text[offset:]
+                )
+                yield orchestrator_pb2.StreamEventsResponse(delta=delta)
             async with self._changed:
-                await self._changed.wait_for(lambda: len(events) > last)  # noqa: B023  awaited right here
+                await self._changed.wait_for(lambda: len(events) > last or unsent())  # noqa: B023  awaited here
+
+    async def StreamAllEvents(  # noqa: N802
+        self, request: orchestrator_pb2.StreamAllEventsRequest, context: Any
+    ) -> AsyncIterator[orchestrator_pb2.StreamAllEventsResponse]:
+        self.streams_opened.append(request.after_position)
+        last = request.after_position
+        wanted = dict(label.split("=") for label in request.labels)
+        caught_up = False
+        while True:
+            for position, event in enumerate(self.all_events[last:], last + 1):
+                last = position
+                if wanted.items() <= dict(self.instance(event.instance_id).labels).items():
+                    batch = orchestrator_pb2.EventBatch(events=[event], last_position=position)
+                    yield orchestrator_pb2.StreamAllEventsResponse(batch=batch)
+                if self.cut_after == last:
+                    self.cut_after = None
+                    await context.abort_with_status(
+                        refusal(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the service stops")
+                    )
+            if not caught_up:
+                caught_up = True
+                yield orchestrator_pb2.StreamAllEventsResponse(
+                    caught_up=orchestrator_pb2.CaughtUp(sequence=last)
+                )
+                if not request.follow:
+                    return
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self.all_events) > last)  # noqa: B023  awaited here
 
     async def _known(self, instance_id: str, context: Any) -> None:
         if instance_id not in self.events:
