@@ -318,6 +318,7 @@ class Client:
         instance_id: str,
         *,
         after_sequence: int = 0,
+        follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
         on_cut: "OnCut | None" = None,
     ) -> AsyncGenerator[Event | OutputDelta, None]:
@@ -328,7 +329,7 @@ class Client:
         may be missing, events never: what counts is the output in the completed event.
         """
         request = orchestrator_pb2.StreamEventsRequest(
-            id=instance_id, after_sequence=after_sequence, follow=True, include_deltas=True
+            id=instance_id, after_sequence=after_sequence, follow=follow, include_deltas=True
         )
         async with contextlib.aclosing(self._stream(request, keep_trying_s, on_cut)) as items:
             async for item in items:

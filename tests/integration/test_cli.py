@@ -291,8 +291,10 @@ async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal
         process.send_signal(number)
         _, err = await process.communicate()
     assert process.returncode == code
-    assert err.decode().splitlines()[-1].startswith("detached: i1 goes on without you")
-    assert "orchestrator events i1 --follow" in err.decode()
+    told = err.decode().splitlines()[-3:]
+    assert told[0] == "detached: i1 goes on without you"
+    assert told[1].endswith("orchestrator events i1 --follow")
+    assert told[2].endswith("orchestrator terminate i1")
 
 
 async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
@@ -385,3 +387,90 @@ async def test_run_says_when_its_own_service_cannot_start(no_service: Shell) -> 
     note, error = outcome.err.splitlines()
     assert note.startswith("no service at")
     assert error.startswith("error: ORCHESTRATOR_REST_ADDRESS")
+
+
+async def complete(shell: Shell, kind: str, line: str) -> list[str]:
+    """What typer's script for a shell is offered behind a line."""
+    words = line.split(" ")
+    shell = shell.with_variables(
+        _ORCHESTRATOR_COMPLETE=f"complete_{kind}",
+        COMP_WORDS=line,
+        COMP_CWORD=str(len(words) - 1),
+        _TYPER_COMPLETE_ARGS=line,
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )
+    outcome = await shell.run()
+    assert (outcome.code, outcome.err) == (0, "")
+    return outcome.out.split("\n")[:-1] if outcome.out.strip() else []
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+async def test_commands_and_ids_are_completed(shell: Shell, service: ScriptedService, kind: str) -> None:
+    for name in ("rain-1", "rain-2", "sun", "$(touch evil)"):
+        await service.record(name, event_pb2.InstanceCreated(prompt="p"))
+    commands = "\n".join(await complete(shell, kind, "orchestrator re"))
+    assert all(name in commands for name in ("resume", "retry", "restart", "review"))
+    offered = await complete(shell, kind, "orchestrator get rain")
+    expected = {
+        "bash": ["rain-2", "rain-1"],
+        "zsh": ['_arguments \'*: :(("rain-2":"queued"', '"rain-1":"queued"))\''],
+        "fish": ["rain-2\tqueued", "rain-1\tqueued"],
+    }
+    assert offered == expected[kind]
+    everything = "\n".join(await complete(shell, kind, "orchestrator terminate "))
+    assert "sun" in everything
+    assert "touch" not in everything
+
+
+async def test_ids_are_completed_of_the_service_that_the_line_names(
+    no_service: Shell, service: ScriptedService
+) -> None:
+    await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
+    line = f"orchestrator get --address {service.address} r"
+    assert await complete(no_service, "bash", line) == ["rain"]
+
+
+async def test_without_a_quick_answer_no_ids_are_offered(no_service: Shell) -> None:
+    assert await complete(no_service, "bash", "orchestrator get r") == []
+    assert await complete(no_service, "bash", "orchestrator get --address nonsense r") == []
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        line = f"orchestrator get --address {address} r"
+        async with asyncio.timeout(10):
+            assert await complete(no_service, "bash", line) == []
+
+
+async def test_bash_completes_by_the_script_that_is_shown_and_installed(
+    shell: Shell, service: ScriptedService
+) -> None:
+    await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
+    folder = Path(sys.executable).parent
+    shell = shell.with_variables(HOME=str(shell.folder), PATH=f"{folder}:{os.environ['PATH']}")
+    tab = """
+        COMP_WORDS=(orchestrator get r) COMP_CWORD=2
+        $(complete -p orchestrator | sed 's/.*-F \\([^ ]*\\).*/\\1/') orchestrator
+        echo "${COMPREPLY[@]}"
+    """
+    for script in (
+        'eval "$(orchestrator --show-completion)"',
+        "orchestrator --install-completion; source ~/.bashrc",
+    ):
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", script + tab, env=shell.environment, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert out.decode().splitlines()[-1] == "rain"
+
+
+@pytest.mark.parametrize("kind", ["zsh", "fish"])
+async def test_other_shells_get_their_script(no_service: Shell, kind: str) -> None:
+    shell = no_service.with_variables(
+        HOME=str(no_service.folder), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    shown = await shell.run("--show-completion", kind)
+    assert f"_ORCHESTRATOR_COMPLETE=complete_{kind}" in shown.out
+    assert (await shell.run("--install-completion", kind)).code == 0
+    path = {"zsh": ".zfunc/_orchestrator", "fish": ".config/fish/completions/orchestrator.fish"}[kind]
+    assert (no_service.folder / path).read_text().strip() == shown.out.strip()

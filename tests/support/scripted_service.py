@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,8 +22,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from orchestrator.core import view
-from orchestrator.core.state import TERMINAL, Instance, fold
+from orchestrator.core.state import AT_WORK, TERMINAL, Instance, fold
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+_STORY = "A bucket holds *n* tokens; each request takes one.\n\n```go\nfunc Allow(key string) bool {\n"
+_WORD_S = 0.1
 
 Script = Callable[["ScriptedService", str], Any]
 
@@ -61,7 +65,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         """Set when somebody waits for an instance."""
         self._script = script
         self._changed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._scripts: dict[str, asyncio.Task[Any]] = {}
         self._server: grpc.aio.Server | None = None
         self._door: asyncio.Server | None = None
         self.port = 0
@@ -92,8 +96,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
 
     async def stop(self) -> None:
         """Go away at once, as a crash does; the events stay for the next start."""
-        for task in self._tasks:
-            task.cancel()
+        for script in self._scripts.values():
+            script.cancel()
         if self._door:
             self._door.close()
         if self._server:
@@ -138,9 +142,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         created = event_pb2.InstanceCreated(prompt=request.prompt, config=config, labels=request.labels)
         await self.record(instance_id, created)
         if self._script:
-            task = asyncio.create_task(self._script(self, instance_id))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._scripts[instance_id] = asyncio.create_task(self._script(self, instance_id))
         state = self.instance(instance_id)
         return orchestrator_pb2.CreateInstanceResponse(
             id=instance_id, details=view.status(state), instance=view.instance(state)
@@ -183,6 +185,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         self, request: orchestrator_pb2.TerminateInstanceRequest, context: Any
     ) -> orchestrator_pb2.TerminateInstanceResponse:
         await self._known(request.id, context)
+        if request.id in self._scripts:
+            self._scripts[request.id].cancel()
         await self.record(request.id, event_pb2.InstanceTerminated())
         return orchestrator_pb2.TerminateInstanceResponse(instance=view.instance(self.instance(request.id)))
 
@@ -352,8 +356,16 @@ async def play_badly(service: ScriptedService, instance_id: str) -> None:
 async def play_slowly(service: ScriptedService, instance_id: str) -> None:
     """A plan of eight subtasks with every kind of fortune, at a pace one can watch."""
 
+    words = itertools.cycle(_STORY.split(" "))
+
     async def after(seconds: float, *payloads: Message) -> None:
-        await asyncio.sleep(seconds)
+        for _ in range(round(seconds / _WORD_S)):
+            await asyncio.sleep(_WORD_S)
+            instance = service.instance(instance_id)
+            works = {name: subtask.work for name, subtask in instance.subtasks.items()}
+            for name, work in (works | {"": instance.synthesis}).items():
+                if work.state == AT_WORK:
+                    await service.write(instance_id, next(words) + " ", subtask_id=name, attempt=work.attempt)
         await service.record(instance_id, *payloads)
 
     titles = {
