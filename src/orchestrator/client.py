@@ -1,6 +1,7 @@
 """A small typed client that resumes streams by itself.
 
-    from orchestrator.client import Client
+    from collections import defaultdict
+    from orchestrator.client import Client, Event, OutputDelta
 
     async with Client("127.0.0.1:50051") as client:
         created = await client.create("Compare three ways to shard a counter", labels={"team": "infra"})
@@ -11,14 +12,13 @@
 
 `stream` also gives text while models write it, each piece with its place in its attempt's text:
 
-    written = defaultdict(str)
-    async for item in client.stream(created.id):
-        match item:
-            case OutputDelta():
-                key = item.subtask_id, item.attempt
-                written[key] = written[key][: item.offset] + item.text
-            case Event():
-                print(item.sequence, item.WhichOneof("payload"))
+        written: defaultdict[tuple[str, int], str] = defaultdict(str)
+        async for item in client.stream(created.id):
+            match item:
+                case OutputDelta(subtask_id=name, attempt=attempt, offset=offset, text=text):
+                    written[name, attempt] = written[name, attempt][:offset] + text
+                case Event():
+                    print(item.sequence, item.WhichOneof("payload"))
 
 Every failure is a `ServiceError`. Reading survives a restart of the service; what changes something is sent
 once, so give `create` a `request_id` where you want to repeat it safely.

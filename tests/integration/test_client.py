@@ -5,13 +5,17 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from support.scripted_service import ScriptedService, play_well
+from support.service import service as real_service
 
 from orchestrator import client as client_module
 from orchestrator.client import Client, Event, EventBatch, OutputDelta, ServiceError
+from orchestrator.models.scripted import Scripted
 from orchestrator.v1 import event_pb2, instance_pb2
 
 PLAYED = 12
@@ -52,6 +56,24 @@ async def test_a_stream_gives_every_event_and_ends(service: ScriptedService, cli
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
     assert await sequences(client, "i1", after=5) == list(range(6, PLAYED + 1))
     assert await sequences(client, "i1", after=PLAYED) == []
+
+
+async def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    async def play(service: ScriptedService, instance_id: str) -> None:
+        await service.write(instance_id, "as it is written", subtask_id="t9")
+        await play_well(service, instance_id)
+
+    async with ScriptedService(play) as service:
+        await service.start()
+        lines = (client_module.__doc__ or "").replace("127.0.0.1:50051", service.address).splitlines()
+        example = "\n".join(line for line in lines if line.startswith("    "))
+        names: dict[str, Any] = {}
+        exec(f"async def run():\n{example}\n    return written", names)
+        written = await names["run"]()
+    out = capsys.readouterr().out
+    assert out.count(f"{PLAYED} instance_completed") == 2
+    assert "# Answer" in out
+    assert written == {("t9", 1): "as it is written"}
 
 
 async def test_a_stream_that_is_told_of_a_shutdown_resumes(service: ScriptedService, client: Client) -> None:
@@ -151,6 +173,28 @@ async def test_the_stream_of_all_instances_goes_on_live(service: ScriptedService
             await service.record("i1", to_come.pop(0))
             await service.start(port=service.port)
     assert positions == [1, 2, 3]
+
+
+async def test_the_real_service_streams_all_instances_from_any_position(tmp_path: Path) -> None:
+    async with (
+        real_service(tmp_path / "log.db", Scripted(subtasks=2)) as real,
+        Client(real.address) as client,
+    ):
+        for instance_id, team in (("i1", "a"), ("i2", "b"), ("i3", "a")):
+            await client.create("p", instance_id=instance_id, labels={"team": team})
+            await client.wait(instance_id)
+        batches = [batch async for batch in client.stream_all_events(follow=False)]
+        told = [(event.instance_id, event.sequence) for batch in batches for event in batch.events]
+        assert len(told) == len(set(told)) == batches[-1].last_position
+        labelled = client.stream_all_events(labels={"team": "a"}, follow=False)
+        names = [event.instance_id async for batch in labelled for event in batch.events]
+        assert names == [name for name, _ in told if name != "i2"]
+        rest = client.stream_all_events(after_position=batches[-1].last_position - 1, follow=False)
+        assert [len(batch.events) async for batch in rest] == [1]
+        items = [item async for item in client.stream("i1")]
+        assert [item.sequence for item in items if isinstance(item, Event)] == [
+            sequence for name, sequence in told if name == "i1"
+        ]
 
 
 def test_a_position_that_goes_back_is_an_error() -> None:

@@ -216,6 +216,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
                     await context.abort_with_status(
                         refusal(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the service stops")
                     )
+            for (subtask_id, attempt), text in unsent().items():
+                offset = sent.get((subtask_id, attempt), 0)
+                sent[subtask_id, attempt] = len(text)
+                delta = orchestrator_pb2.OutputDelta(
+                    subtask_id=subtask_id, attempt=attempt, offset=offset, text=text[offset:]
+                )
+                yield orchestrator_pb2.StreamEventsResponse(delta=delta)
             state = self.instance(request.id).state
             if state in TERMINAL:
                 end = orchestrator_pb2.StreamEnd(state=state, sequence=last)
@@ -228,13 +235,6 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
                 )
                 if not follow:
                     return
-            for (subtask_id, attempt), text in unsent().items():
-                offset = sent.get((subtask_id, attempt), 0)
-                sent[subtask_id, attempt] = len(text)
-                delta = orchestrator_pb2.OutputDelta(
-                    subtask_id=subtask_id, attempt=attempt, offset=offset, text=text[offset:]
-                )
-                yield orchestrator_pb2.StreamEventsResponse(delta=delta)
             async with self._changed:
                 await self._changed.wait_for(lambda: len(events) > last or unsent())  # noqa: B023  awaited here
 

@@ -43,13 +43,9 @@ _DRAFT_LINES: Final = 6
 """The most lines that are shown of what one model is writing."""
 _TROUBLE_LINES: Final = 6
 """The most lines that are shown of what went wrong, once it has ended."""
-
-
+_BLANK_LINES: Final = re.compile(r"\n\s*\n")
 _NO_USAGE: Final = Usage()
 _NO_DRAFTS: Final[Mapping[str, Draft]] = {}
-
-
-_BLANK_LINES: Final = re.compile(r"\n\s*\n")
 
 
 class Mark(Enum):
@@ -242,7 +238,7 @@ class _Lines:
     now_s: float
     width: int
     total: Usage
-    """Whether tokens and costs have columns at all."""
+    """The instance's: where it has no tokens or no costs, rows have no columns for them."""
     draft_lines: int
     trouble_lines: int
 
@@ -286,17 +282,13 @@ class _Lines:
             elapsed = duration(row.elapsed_s) if row.elapsed_s is not None else ""
             columns += elapsed.rjust(_TIME_COLUMNS)
         has_room = self.width - len(row.note) >= _LEAST_TITLE
-        if (
-            row.note and has_room and (self.width >= _NARROW or row.mark is not Mark.WAITING)
-        ):  # its sign says enough
-            right.append(f"  {row.note}", style=_note_style(row.mark))
-        if row.after and left_columns + right.cell_len + len(row.after) + 2 + len(columns) <= self.width:
-            right = Text(f"  {row.after}", style="dim").append_text(right)
+        says_more = self.width >= _NARROW or row.mark is not Mark.WAITING  # whose sign says enough
+        if row.note and has_room and says_more:
+            right.append(f"  {row.note}", style=row.mark.value[1] if row.mark is Mark.RETRYING else "dim")
+        after = Text(f"  {row.after}", "dim")
+        if row.after and left_columns + after.cell_len + right.cell_len + len(columns) <= self.width:
+            right = after.append_text(right)
         return right.append(columns, style="dim")
-
-
-def _note_style(mark: Mark) -> str:
-    return mark.value[1] if mark is Mark.RETRYING else "dim"
 
 
 @dataclass(frozen=True, slots=True)
