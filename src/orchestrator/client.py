@@ -1,6 +1,7 @@
 """A small typed client that resumes streams by itself.
 
-    from orchestrator.client import Client
+    from collections import defaultdict
+    from orchestrator.client import Client, Event, OutputDelta
 
     async with Client("127.0.0.1:50051") as client:
         created = await client.create("Compare three ways to shard a counter", labels={"team": "infra"})
@@ -8,6 +9,16 @@
             print(event.sequence, event.WhichOneof("payload"))
         answer = await client.get(created.id)
         print(answer.status.output.final_result)
+
+`stream` also gives text while models write it, each piece with its place in its attempt's text:
+
+        written: defaultdict[tuple[str, int], str] = defaultdict(str)
+        async for item in client.stream(created.id):
+            match item:
+                case OutputDelta(subtask_id=name, attempt=attempt, offset=offset, text=text):
+                    written[name, attempt] = written[name, attempt][:offset] + text
+                case Event():
+                    print(item.sequence, item.WhichOneof("payload"))
 
 Every failure is a `ServiceError`. Reading survives a restart of the service; what changes something is sent
 once, so give `create` a `request_id` where you want to repeat it safely.
@@ -17,9 +28,9 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -39,6 +50,10 @@ KEEP_TRYING_S: Final = 60.0
 """How long reading goes on trying to reconnect before it gives up."""
 SILENCE_S: Final = 45.0
 """Three heartbeats missed: the connection is dead though nobody closed it."""
+
+Event: TypeAlias = event_pb2.Event
+OutputDelta: TypeAlias = orchestrator_pb2.OutputDelta
+EventBatch: TypeAlias = orchestrator_pb2.EventBatch
 
 _HEALTH_TIMEOUT_S: Final = 2.0
 _WAIT_STEP_S: Final = 300.0
@@ -282,39 +297,103 @@ class Client:
         after_sequence: int = 0,
         follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
-    ) -> AsyncGenerator[event_pb2.Event, None]:
+        on_cut: "OnCut | None" = None,
+    ) -> AsyncGenerator[Event, None]:
         """Give each event after `after_sequence` once and in order, until the instance has ended.
 
         With `follow` false: until what is recorded now has been read. When the connection is cut, reading
         goes on by itself after the last event given, for up to `keep_trying_s` seconds without any sign of
         life; then the last failure is raised. An order that the service must never show is DATA_LOSS.
         """
-        last = after_sequence
-        patience = _Patience(keep_trying_s)
-        while True:
-            request = orchestrator_pb2.StreamEventsRequest(id=instance_id, after_sequence=last, follow=follow)
-            call = self._stub.StreamEvents(request)
-            try:
-                async for message in _messages(call):
-                    match message.WhichOneof("kind"):
-                        case "batch":
-                            patience.renew()
-                            for event in message.batch.events:
-                                _check_order(event, last)
-                                last = event.sequence
-                                yield event
-                        case "heartbeat":
-                            patience.renew()
-                        case "caught_up" if not follow:
-                            return
-                        case "end":
-                            return
-                        case _:  # deltas are not asked for; kinds of later versions are not ours to judge
-                            pass
-            except ServiceError as error:
-                await patience.outlast(error)
-            finally:
-                call.cancel()
+        request = orchestrator_pb2.StreamEventsRequest(
+            id=instance_id, after_sequence=after_sequence, follow=follow
+        )
+        async with contextlib.aclosing(self._stream(request, keep_trying_s, on_cut)) as items:
+            async for item in items:
+                if isinstance(item, Event):
+                    yield item
+
+    async def stream(
+        self,
+        instance_id: str,
+        *,
+        after_sequence: int = 0,
+        follow: bool = True,
+        keep_trying_s: float = KEEP_TRYING_S,
+        on_cut: "OnCut | None" = None,
+    ) -> AsyncGenerator[Event | OutputDelta, None]:
+        """Give events as `stream_events` does, and between them text as models write it.
+
+        A delta says where its text belongs: in which attempt, after how many characters. After a cut the
+        texts of the attempts under way may be sent again; put in their places they repeat nothing. Deltas
+        may be missing, events never: what counts is the output in the completed event.
+        """
+        request = orchestrator_pb2.StreamEventsRequest(
+            id=instance_id, after_sequence=after_sequence, follow=follow, include_deltas=True
+        )
+        async with contextlib.aclosing(self._stream(request, keep_trying_s, on_cut)) as items:
+            async for item in items:
+                yield item
+
+    async def stream_all_events(
+        self,
+        *,
+        after_position: int = 0,
+        labels: Mapping[str, str] | None = None,
+        follow: bool = True,
+        keep_trying_s: float = KEEP_TRYING_S,
+        on_cut: "OnCut | None" = None,
+    ) -> AsyncGenerator[EventBatch, None]:
+        """Give the events of all instances that have all of the labels, in commit order, in batches.
+
+        A batch's `last_position` is what to go on after another time, once its events are dealt with. Cuts
+        are overcome as in `stream_events`. With `follow` it has no end of its own.
+        """
+        request = orchestrator_pb2.StreamAllEventsRequest(
+            after_position=after_position,
+            follow=follow,
+            labels=[f"{key}={value}" for key, value in (labels or {}).items()],
+        )
+        kind = orchestrator_pb2.StreamAllEventsResponse
+        messages = _resuming(kind, lambda: self._stub.StreamAllEvents(request), keep_trying_s, on_cut)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                match message.WhichOneof("kind"):
+                    case "batch":
+                        _check_position(message.batch, request.after_position)
+                        request.after_position = message.batch.last_position
+                        yield message.batch
+                    case "caught_up" if not follow:
+                        return
+                    case _:
+                        pass
+
+    async def _stream(
+        self, request: orchestrator_pb2.StreamEventsRequest, keep_trying_s: float, on_cut: "OnCut | None"
+    ) -> AsyncGenerator[Event | OutputDelta, None]:
+        """Give what the request asks for; its `after_sequence` moves on, so that a cut repeats nothing."""
+        kind = orchestrator_pb2.StreamEventsResponse
+        messages = _resuming(kind, lambda: self._stub.StreamEvents(request), keep_trying_s, on_cut)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                match message.WhichOneof("kind"):
+                    case "batch":
+                        for event in message.batch.events:
+                            _check_order(event, request.after_sequence)
+                            request.after_sequence = event.sequence
+                            yield event
+                    case "delta":
+                        yield message.delta
+                    case "caught_up" if not request.follow:
+                        return
+                    case "end":
+                        return
+                    case _:  # kinds of later versions are not ours to judge
+                        pass
+
+
+OnCut: TypeAlias = Callable[[ServiceError | None], None]
+"""Told why when a stream's connection is cut, at each failed try, and with None once it is back."""
 
 
 class _Patience:
@@ -341,12 +420,43 @@ class _Patience:
         await asyncio.sleep(min(jittered, self._end - now))
 
 
-_Stream = grpc.aio.UnaryStreamCall[
-    orchestrator_pb2.StreamEventsRequest, orchestrator_pb2.StreamEventsResponse
-]
+_Message = TypeVar(
+    "_Message", orchestrator_pb2.StreamEventsResponse, orchestrator_pb2.StreamAllEventsResponse
+)
 
 
-async def _messages(call: _Stream) -> AsyncIterator[orchestrator_pb2.StreamEventsResponse]:
+async def _resuming(
+    kind: type[_Message],
+    open_call: "Callable[[], grpc.aio.UnaryStreamCall[Any, _Message]]",
+    keep_trying_s: float,
+    on_cut: OnCut | None,
+) -> AsyncGenerator[_Message, None]:
+    """Give messages for as long as somebody reads, with a new call after each cut."""
+    tell = on_cut or (lambda _: None)
+    patience = _Patience(keep_trying_s)
+    is_cut = False
+    while True:
+        call = open_call()
+        try:
+            async for message in _messages(kind, call):
+                if is_cut:
+                    is_cut = False
+                    tell(None)
+                if message.WhichOneof("kind") != "caught_up":  # that says less than that the service stays
+                    patience.renew()
+                yield message
+        except ServiceError as error:
+            if error.is_a_cut:
+                is_cut = True
+                tell(error)
+            await patience.outlast(error)
+        finally:
+            call.cancel()
+
+
+async def _messages(
+    kind: type[_Message], call: "grpc.aio.UnaryStreamCall[Any, _Message]"
+) -> AsyncIterator[_Message]:
     while True:
         try:
             with _translated():
@@ -354,7 +464,7 @@ async def _messages(call: _Stream) -> AsyncIterator[orchestrator_pb2.StreamEvent
                     message = await call.read()
         except TimeoutError:
             raise _cut(f"the service has been silent for {SILENCE_S:.0f} s") from None
-        if not isinstance(message, orchestrator_pb2.StreamEventsResponse):
+        if not isinstance(message, kind):
             raise _cut("the stream closed before its end")  # grpc.aio.EOF
         yield message
 
@@ -376,6 +486,14 @@ def _check_order(event: event_pb2.Event, last: int) -> None:
         raise ServiceError(
             grpc.StatusCode.DATA_LOSS,
             f"event {event.sequence} of {event.instance_id} came after {last}: the service broke its promise",
+        )
+
+
+def _check_position(batch: EventBatch, last: int) -> None:
+    if batch.last_position <= last:
+        raise ServiceError(
+            grpc.StatusCode.DATA_LOSS,
+            f"position {batch.last_position} came after {last}: the service broke its promise",
         )
 
 

@@ -21,7 +21,10 @@ from support.scripted_service import ScriptedService, play_badly, play_well
 from orchestrator.v1 import event_pb2, instance_pb2
 
 COMMAND = (sys.executable, "-m", "orchestrator")
-COMMANDS = ("run", "up", "serve", "doctor", "create", "get", "list", "events", "wait", "terminate")
+COMMANDS = (
+    *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
+    *("terminate", "retry", "restart", "fork", "delete", "review"),
+)
 NO_MODELS = {"ORCHESTRATOR_BIG_MODEL": "openai/m", "ORCHESTRATOR_SMALL_MODEL": "openai/m"}
 """Models without a key: where it is not them that is looked at, they need not answer."""
 
@@ -127,6 +130,8 @@ async def test_help_has_examples_and_needs_no_slow_import(no_service: Shell) -> 
         ("create", "p", "--prompt-file", "p.md"),
         ("create", "--prompt-file", "nowhere.md"),
         ("create", "p", "--max-subtasks", "99999999999"),
+        ("retry", "i1", "--max-attempts", "99999999999"),
+        ("fork", "i1", "--stage", "odd"),
         ("run", " \n"),
         ("get", "i1", "--address", "nonsense"),
         ("serve", "--log-level", "loud"),
@@ -295,22 +300,133 @@ async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal
         process.send_signal(number)
         _, err = await process.communicate()
     assert process.returncode == code
-    assert err.decode().splitlines()[-1].startswith("detached: i1 goes on without you")
-    assert "orchestrator events i1 --follow" in err.decode()
+    told = err.decode().splitlines()[-3:]
+    assert told[0] == "detached: i1 goes on without you"
+    assert told[1].endswith("orchestrator events i1 --follow")
+    assert told[2].endswith("orchestrator terminate i1")
 
 
-async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
+async def in_a_terminal(shell: Shell, *arguments: str, columns: int = 60) -> tuple[int | None, str]:
+    """The exit code, and all that a terminal is sent."""
     ours, theirs = pty.openpty()
-    process = await shell.with_variables(TERM="xterm-256color", COLUMNS="60", LINES="20").start(
-        "run", "p", stdin=theirs, stdout=theirs, stderr=theirs
+    process = await shell.with_variables(TERM="xterm-256color", COLUMNS=str(columns), LINES="20").start(
+        *arguments, stdin=theirs, stdout=theirs, stderr=theirs
     )
     os.close(theirs)
     text = (await asyncio.to_thread(read_all, ours)).decode()
-    assert await process.wait() == 0
+    return await process.wait(), text
+
+
+async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
+    code, text = await in_a_terminal(shell, "run", "p")
+    assert code == 0
     assert "✓" in text
     assert "First [bold]part" in text
     assert "\\x1b[31mtwo" in text
     assert "\x1b[31mtwo" not in text
+
+
+async def test_in_a_terminal_events_are_drawn_and_end_with_the_result(
+    shell: Shell, service: ScriptedService
+) -> None:
+    await shell.run("create", "p")
+    await shell.run("wait", "i1")
+    code, text = await in_a_terminal(shell, "events", "i1")
+    assert code == 0
+    assert "2 of 2 done" in text
+    assert text.rindex("Answer") > text.rindex("2 of 2 done")
+    for arguments in (("--no-follow",), ("--after", "3")):
+        _, text = await in_a_terminal(shell, "events", "i1", *arguments)
+        assert "synthesis done" in text
+        assert "2 of 2 done" not in text
+    await service.record("bad", event_pb2.InstanceCreated(prompt="p"))
+    await play_badly(service, "bad")
+    code, text = await in_a_terminal(shell, "events", "bad", columns=100)
+    assert code == 0
+    assert "MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY" in text
+
+
+async def test_in_a_terminal_list_is_a_table_and_get_a_page(shell: Shell) -> None:
+    name = "an-id-that-is-longer-than-the-terminal-is-wide-and-must-be-copied-whole"
+    await shell.run("create", "a prompt", "--id", name)
+    await shell.run("wait", name)
+    _, table = await in_a_terminal(shell, "list")
+    assert name in table
+    assert "complete" in table
+    code, page = await in_a_terminal(shell, "get", name)
+    assert code == 0
+    assert "First [bold]part" in page
+    assert "\x1b[31mtwo" not in page
+
+
+async def test_what_is_being_written_is_shown_and_told_to_programs(no_service: Shell) -> None:
+    async def play(service: ScriptedService, instance_id: str) -> None:
+        await service.record(
+            instance_id,
+            event_pb2.PlanningStarted(attempt=1, model="m/m"),
+            event_pb2.SubtaskPlanned(attempt=1, subtask=instance_pb2.Subtask(id="t1", title="First")),
+            event_pb2.PlanCompleted(attempt=1, model="m/m"),
+            event_pb2.SubtaskStarted(subtask_id="t1", attempt=1, model="m/m"),
+        )
+        await service.write(instance_id, "half a \x1b[31msentence", subtask_id="t1")
+
+    async with ScriptedService(play) as service:
+        await service.start(rest_port=0)
+        shell = no_service.with_variables(
+            ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
+        )
+        process = await shell.start("run", "p", "--live", "--json")
+        assert process.stdout
+        while '"delta"' not in (line := (await process.stdout.readline()).decode()):
+            pass
+        assert json.loads(line)["delta"] == {
+            "subtaskId": "t1",
+            "attempt": 1,
+            "text": "half a \x1b[31msentence",
+        }
+        ours, theirs = pty.openpty()
+        drawing = await shell.with_variables(TERM="xterm-256color", COLUMNS="60", LINES="20").start(
+            "events", "i1", "-v", stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        reading = asyncio.to_thread(read_until, ours, b"half a \\x1b[31msentence")
+        assert b"\x1b[31msentence" not in await reading
+        await service.record("i1", event_pb2.InstanceTerminated())
+        await asyncio.to_thread(read_all, ours)
+        assert await drawing.wait() == 0
+        await process.communicate()
+        assert process.returncode == 1
+
+
+def read_until(descriptor: int, text: bytes) -> bytes:
+    read = b""
+    while text not in read:
+        read += os.read(descriptor, 65536)
+    return read
+
+
+async def test_a_service_that_goes_and_comes_back_is_told_of(shell: Shell, service: ScriptedService) -> None:
+    service.cut_after = 5
+    outcome = await shell.run("run", "p")
+    assert (outcome.code, outcome.out) == (0, ANSWER)
+    told = outcome.err.splitlines()
+    assert [line for line in told if "away" in line] == [
+        "the service is away, reconnecting…: the service stops"
+    ]
+    assert "the service is back" in told
+
+
+async def test_events_says_how_to_come_back_when_it_is_stopped(
+    shell: Shell, service: ScriptedService
+) -> None:
+    await service.record("open", event_pb2.InstanceCreated(prompt="p"))
+    process = await shell.start("events", "open")
+    assert process.stdout
+    assert b"created open" in await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    assert err.decode().splitlines()[0] == "detached: open goes on without you"
 
 
 def read_all(descriptor: int) -> bytes:
@@ -393,3 +509,90 @@ async def test_run_says_when_its_own_service_cannot_start(no_service: Shell) -> 
     note, error = outcome.err.splitlines()
     assert note.startswith("no service at")
     assert error.startswith("error: ORCHESTRATOR_REST_ADDRESS")
+
+
+async def complete(shell: Shell, kind: str, line: str) -> list[str]:
+    """What typer's script for a shell is offered behind a line."""
+    words = line.split(" ")
+    shell = shell.with_variables(
+        _ORCHESTRATOR_COMPLETE=f"complete_{kind}",
+        COMP_WORDS=line,
+        COMP_CWORD=str(len(words) - 1),
+        _TYPER_COMPLETE_ARGS=line,
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )
+    outcome = await shell.run()
+    assert (outcome.code, outcome.err) == (0, "")
+    return outcome.out.split("\n")[:-1] if outcome.out.strip() else []
+
+
+@pytest.mark.parametrize("kind", ["bash", "zsh", "fish"])
+async def test_commands_and_ids_are_completed(shell: Shell, service: ScriptedService, kind: str) -> None:
+    for name in ("rain-1", "rain-2", "sun", "$(touch evil)"):
+        await service.record(name, event_pb2.InstanceCreated(prompt="p"))
+    commands = "\n".join(await complete(shell, kind, "orchestrator re"))
+    assert all(name in commands for name in ("resume", "retry", "restart", "review"))
+    offered = await complete(shell, kind, "orchestrator get rain")
+    expected = {
+        "bash": ["rain-2", "rain-1"],
+        "zsh": ['_arguments \'*: :(("rain-2":"queued"', '"rain-1":"queued"))\''],
+        "fish": ["rain-2\tqueued", "rain-1\tqueued"],
+    }
+    assert offered == expected[kind]
+    everything = "\n".join(await complete(shell, kind, "orchestrator terminate "))
+    assert "sun" in everything
+    assert "touch" not in everything
+
+
+async def test_ids_are_completed_of_the_service_that_the_line_names(
+    no_service: Shell, service: ScriptedService
+) -> None:
+    await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
+    line = f"orchestrator get --address {service.address} r"
+    assert await complete(no_service, "bash", line) == ["rain"]
+
+
+async def test_without_a_quick_answer_no_ids_are_offered(no_service: Shell) -> None:
+    assert await complete(no_service, "bash", "orchestrator get r") == []
+    assert await complete(no_service, "bash", "orchestrator get --address nonsense r") == []
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        line = f"orchestrator get --address {address} r"
+        async with asyncio.timeout(10):
+            assert await complete(no_service, "bash", line) == []
+
+
+async def test_bash_completes_by_the_script_that_is_shown_and_installed(
+    shell: Shell, service: ScriptedService
+) -> None:
+    await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
+    folder = Path(sys.executable).parent
+    shell = shell.with_variables(HOME=str(shell.folder), PATH=f"{folder}:{os.environ['PATH']}")
+    tab = """
+        COMP_WORDS=(orchestrator get r) COMP_CWORD=2
+        $(complete -p orchestrator | sed 's/.*-F \\([^ ]*\\).*/\\1/') orchestrator
+        echo "${COMPREPLY[@]}"
+    """
+    for script in (
+        'eval "$(orchestrator --show-completion)"',
+        "orchestrator --install-completion; source ~/.bashrc",
+    ):
+        process = await asyncio.create_subprocess_exec(
+            "bash", "-c", script + tab, env=shell.environment, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert out.decode().splitlines()[-1] == "rain"
+
+
+@pytest.mark.parametrize("kind", ["zsh", "fish"])
+async def test_other_shells_get_their_script(no_service: Shell, kind: str) -> None:
+    shell = no_service.with_variables(
+        HOME=str(no_service.folder), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    shown = await shell.run("--show-completion", kind)
+    assert f"_ORCHESTRATOR_COMPLETE=complete_{kind}" in shown.out
+    assert (await shell.run("--install-completion", kind)).code == 0
+    path = {"zsh": ".zfunc/_orchestrator", "fish": ".config/fish/completions/orchestrator.fish"}[kind]
+    assert (no_service.folder / path).read_text().strip() == shown.out.strip()

@@ -5,13 +5,17 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from support.scripted_service import ScriptedService, play_well
+from support.service import service as real_service
 
 from orchestrator import client as client_module
-from orchestrator.client import Client, ServiceError
+from orchestrator.client import Client, Event, EventBatch, OutputDelta, ServiceError
+from orchestrator.models.scripted import Scripted
 from orchestrator.v1 import event_pb2, instance_pb2
 
 PLAYED = 12
@@ -54,6 +58,24 @@ async def test_a_stream_gives_every_event_and_ends(service: ScriptedService, cli
     assert await sequences(client, "i1", after=PLAYED) == []
 
 
+async def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    async def play(service: ScriptedService, instance_id: str) -> None:
+        await service.write(instance_id, "as it is written", subtask_id="t9")
+        await play_well(service, instance_id)
+
+    async with ScriptedService(play) as service:
+        await service.start()
+        lines = (client_module.__doc__ or "").replace("127.0.0.1:50051", service.address).splitlines()
+        example = "\n".join(line for line in lines if line.startswith("    "))
+        names: dict[str, Any] = {}
+        exec(f"async def run():\n{example}\n    return written", names)
+        written = await names["run"]()
+    out = capsys.readouterr().out
+    assert out.count(f"{PLAYED} instance_completed") == 2
+    assert "# Answer" in out
+    assert written == {("t9", 1): "as it is written"}
+
+
 async def test_a_stream_that_is_told_of_a_shutdown_resumes(service: ScriptedService, client: Client) -> None:
     await play_well(service, await created(service))
     service.cut_after = 4
@@ -76,6 +98,109 @@ async def test_a_stream_survives_a_restart_of_the_service(service: ScriptedServi
                 await service.record("i1", event_pb2.InstanceTerminated())
     assert seen == [1, 2, 3, 4]
     assert service.streams_opened == [0, 2]
+
+
+async def test_a_stream_tells_when_it_is_cut_and_when_it_is_back(
+    service: ScriptedService, client: Client
+) -> None:
+    await play_well(service, await created(service))
+    service.cut_after = 4
+    told: list[str] = []
+    events = client.stream_events("i1", on_cut=lambda error: told.append(error.reason if error else "back"))
+    assert len([event async for event in events]) == PLAYED
+    assert told == ["SHUTTING_DOWN", "back"]
+
+
+async def test_text_arrives_as_it_is_written_and_a_cut_repeats_it_in_its_place(
+    service: ScriptedService, client: Client
+) -> None:
+    await created(service)
+    await service.record("i1", event_pb2.PlanningStarted(attempt=1, model="m/m"))
+    await service.write("i1", "one two", subtask_id="t1", attempt=2)
+    heard: list[Event | OutputDelta] = []
+    async with aclosing(client.stream("i1")) as items:
+        async for item in items:
+            heard.append(item)
+            if isinstance(item, OutputDelta) and item.text == "one two":
+                await service.write("i1", " three", subtask_id="t1", attempt=2)
+            if isinstance(item, OutputDelta) and item.text == " three":
+                await service.stop()
+                await service.start(port=service.port)
+            if isinstance(item, OutputDelta) and item.text == "one two three":
+                await service.record("i1", event_pb2.InstanceTerminated())
+    assert [item.sequence for item in heard if isinstance(item, Event)] == [1, 2, 3]
+    deltas = [item for item in heard if isinstance(item, OutputDelta)]
+    places = [(delta.subtask_id, delta.attempt, delta.offset, delta.text) for delta in deltas]
+    assert places == [
+        ("t1", 2, 0, "one two"),
+        ("t1", 2, 7, " three"),
+        ("t1", 2, 0, "one two three"),
+    ]
+    assert service.streams_opened == [0, 2]
+
+
+async def test_without_being_asked_for_there_is_no_text(service: ScriptedService, client: Client) -> None:
+    await created(service)
+    await service.write("i1", "text")
+    await service.record("i1", event_pb2.InstanceTerminated())
+    assert await sequences(client, "i1") == [1, 2]
+
+
+async def test_the_stream_of_all_instances_resumes_after_the_last_position(
+    service: ScriptedService, client: Client
+) -> None:
+    for instance_id, team in (("i1", "a"), ("i2", "b"), ("i3", "a")):
+        await service.record(instance_id, event_pb2.InstanceCreated(prompt="p", labels={"team": team}))
+    service.cut_after = 2
+    batches = [batch async for batch in client.stream_all_events(follow=False)]
+    assert [batch.events[0].instance_id for batch in batches] == ["i1", "i2", "i3"]
+    assert service.streams_opened == [0, 2]
+    after = batches[0].last_position
+    labelled = client.stream_all_events(after_position=after, labels={"team": "a"}, follow=False)
+    assert [batch.last_position async for batch in labelled] == [3]
+
+
+async def test_the_stream_of_all_instances_goes_on_live(service: ScriptedService, client: Client) -> None:
+    await created(service)
+    to_come = [event_pb2.PlanningStarted(attempt=1, model="m/m"), event_pb2.InstanceTerminated()]
+    positions = []
+    async with aclosing(client.stream_all_events()) as batches:
+        async for batch in batches:
+            positions.append(batch.last_position)
+            if not to_come:
+                break
+            await service.stop()
+            await service.record("i1", to_come.pop(0))
+            await service.start(port=service.port)
+    assert positions == [1, 2, 3]
+
+
+async def test_the_real_service_streams_all_instances_from_any_position(tmp_path: Path) -> None:
+    async with (
+        real_service(tmp_path / "log.db", Scripted(subtasks=2)) as real,
+        Client(real.address) as client,
+    ):
+        for instance_id, team in (("i1", "a"), ("i2", "b"), ("i3", "a")):
+            await client.create("p", instance_id=instance_id, labels={"team": team})
+            await client.wait(instance_id)
+        batches = [batch async for batch in client.stream_all_events(follow=False)]
+        told = [(event.instance_id, event.sequence) for batch in batches for event in batch.events]
+        assert len(told) == len(set(told)) == batches[-1].last_position
+        labelled = client.stream_all_events(labels={"team": "a"}, follow=False)
+        names = [event.instance_id async for batch in labelled for event in batch.events]
+        assert names == [name for name, _ in told if name != "i2"]
+        rest = client.stream_all_events(after_position=batches[-1].last_position - 1, follow=False)
+        assert [len(batch.events) async for batch in rest] == [1]
+        items = [item async for item in client.stream("i1")]
+        assert [item.sequence for item in items if isinstance(item, Event)] == [
+            sequence for name, sequence in told if name == "i1"
+        ]
+
+
+def test_a_position_that_goes_back_is_an_error() -> None:
+    with pytest.raises(ServiceError) as failure:
+        client_module._check_position(EventBatch(last_position=3), 3)
+    assert failure.value.code is grpc.StatusCode.DATA_LOSS
 
 
 async def test_without_follow_a_stream_ends_where_live_begins(

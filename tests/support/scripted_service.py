@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,8 +22,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from orchestrator.core import view
-from orchestrator.core.state import TERMINAL, Instance, fold
+from orchestrator.core.state import AT_WORK, TERMINAL, Instance, fold
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
+
+_STORY = "A bucket holds *n* tokens; each request takes one.\n\n```go\nfunc Allow(key string) bool {\n"
+_WORD_S = 0.1
 
 Script = Callable[["ScriptedService", str], Any]
 
@@ -45,6 +49,10 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
 
     def __init__(self, script: Script | None = None) -> None:
         self.events: dict[str, list[event_pb2.Event]] = {}
+        self.written: dict[str, dict[tuple[str, int], str]] = {}
+        """By instance: the text of each attempt under way, by subtask (empty: the synthesis) and attempt."""
+        self.all_events: list[event_pb2.Event] = []
+        """The events of all instances; an event's position is its place here, from 1."""
         self.streams_opened: list[int] = []
         """The `after_sequence` of each stream opened so far."""
         self.cut_after: int | None = None
@@ -57,7 +65,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         """Set when somebody waits for an instance."""
         self._script = script
         self._changed = asyncio.Condition()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._scripts: dict[str, asyncio.Task[Any]] = {}
         self._server: grpc.aio.Server | None = None
         self._door: asyncio.Server | None = None
         self.port = 0
@@ -88,8 +96,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
 
     async def stop(self) -> None:
         """Go away at once, as a crash does; the events stay for the next start."""
-        for task in self._tasks:
-            task.cancel()
+        for script in self._scripts.values():
+            script.cancel()
         if self._door:
             self._door.close()
         if self._server:
@@ -105,6 +113,17 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         events = self.events.setdefault(instance_id, [])
         for payload in payloads:
             events.append(payload_event(instance_id, len(events) + 1, payload))
+            self.all_events.append(events[-1])
+            if payload.DESCRIPTOR.name.endswith(("Completed", "Failed")):
+                key = getattr(payload, "subtask_id", ""), getattr(payload, "attempt", 0)
+                self.written.get(instance_id, {}).pop(key, None)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def write(self, instance_id: str, text: str, *, subtask_id: str = "", attempt: int = 1) -> None:
+        """Let an attempt under way write more."""
+        texts = self.written.setdefault(instance_id, {})
+        texts[subtask_id, attempt] = texts.get((subtask_id, attempt), "") + text
         async with self._changed:
             self._changed.notify_all()
 
@@ -123,9 +142,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         created = event_pb2.InstanceCreated(prompt=request.prompt, config=config, labels=request.labels)
         await self.record(instance_id, created)
         if self._script:
-            task = asyncio.create_task(self._script(self, instance_id))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._scripts[instance_id] = asyncio.create_task(self._script(self, instance_id))
         state = self.instance(instance_id)
         return orchestrator_pb2.CreateInstanceResponse(
             id=instance_id, details=view.status(state), instance=view.instance(state)
@@ -168,6 +185,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         self, request: orchestrator_pb2.TerminateInstanceRequest, context: Any
     ) -> orchestrator_pb2.TerminateInstanceResponse:
         await self._known(request.id, context)
+        if request.id in self._scripts:
+            self._scripts[request.id].cancel()
         await self.record(request.id, event_pb2.InstanceTerminated())
         return orchestrator_pb2.TerminateInstanceResponse(instance=view.instance(self.instance(request.id)))
 
@@ -180,6 +199,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         last = request.after_sequence
         follow = request.follow or not request.HasField("follow")
         caught_up = False
+        sent: dict[tuple[str, int], int] = {}
+        """How many characters of each attempt this stream has been told."""
+
+        def unsent() -> dict[tuple[str, int], str]:
+            texts = self.written.get(request.id, {}) if request.include_deltas else {}
+            return {key: text for key, text in texts.items() if len(text) > sent.get(key, 0)}
+
         while True:
             for event in events[last:]:
                 batch = orchestrator_pb2.EventBatch(events=[event])
@@ -190,6 +216,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
                     await context.abort_with_status(
                         refusal(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the service stops")
                     )
+            for (subtask_id, attempt), text in unsent().items():
+                offset = sent.get((subtask_id, attempt), 0)
+                sent[subtask_id, attempt] = len(text)
+                delta = orchestrator_pb2.OutputDelta(
+                    subtask_id=subtask_id, attempt=attempt, offset=offset, text=text[offset:]
+                )
+                yield orchestrator_pb2.StreamEventsResponse(delta=delta)
             state = self.instance(request.id).state
             if state in TERMINAL:
                 end = orchestrator_pb2.StreamEnd(state=state, sequence=last)
@@ -203,7 +236,35 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
                 if not follow:
                     return
             async with self._changed:
-                await self._changed.wait_for(lambda: len(events) > last)  # noqa: B023  awaited right here
+                await self._changed.wait_for(lambda: len(events) > last or unsent())  # noqa: B023  awaited here
+
+    async def StreamAllEvents(  # noqa: N802
+        self, request: orchestrator_pb2.StreamAllEventsRequest, context: Any
+    ) -> AsyncIterator[orchestrator_pb2.StreamAllEventsResponse]:
+        self.streams_opened.append(request.after_position)
+        last = request.after_position
+        wanted = dict(label.split("=") for label in request.labels)
+        caught_up = False
+        while True:
+            for position, event in enumerate(self.all_events[last:], last + 1):
+                last = position
+                if wanted.items() <= dict(self.instance(event.instance_id).labels).items():
+                    batch = orchestrator_pb2.EventBatch(events=[event], last_position=position)
+                    yield orchestrator_pb2.StreamAllEventsResponse(batch=batch)
+                if self.cut_after == last:
+                    self.cut_after = None
+                    await context.abort_with_status(
+                        refusal(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", "the service stops")
+                    )
+            if not caught_up:
+                caught_up = True
+                yield orchestrator_pb2.StreamAllEventsResponse(
+                    caught_up=orchestrator_pb2.CaughtUp(sequence=last)
+                )
+                if not request.follow:
+                    return
+            async with self._changed:
+                await self._changed.wait_for(lambda: len(self.all_events) > last)  # noqa: B023  awaited here
 
     async def _known(self, instance_id: str, context: Any) -> None:
         if instance_id not in self.events:
@@ -295,8 +356,16 @@ async def play_badly(service: ScriptedService, instance_id: str) -> None:
 async def play_slowly(service: ScriptedService, instance_id: str) -> None:
     """A plan of eight subtasks with every kind of fortune, at a pace one can watch."""
 
+    words = itertools.cycle(_STORY.split(" "))
+
     async def after(seconds: float, *payloads: Message) -> None:
-        await asyncio.sleep(seconds)
+        for _ in range(round(seconds / _WORD_S)):
+            await asyncio.sleep(_WORD_S)
+            instance = service.instance(instance_id)
+            works = {name: subtask.work for name, subtask in instance.subtasks.items()}
+            for name, work in (works | {"": instance.synthesis}).items():
+                if work.state == AT_WORK:
+                    await service.write(instance_id, next(words) + " ", subtask_id=name, attempt=work.attempt)
         await service.record(instance_id, *payloads)
 
     titles = {

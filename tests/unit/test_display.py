@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from support.scripted_service import payload_event
 
 from orchestrator.cli.display import Answer, Mark, Row, rows, view, visible
+from orchestrator.cli.drafts import Draft
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import counted, duration, neutral, one_line
+from orchestrator.client import OutputDelta
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
 
@@ -142,11 +145,104 @@ def test_no_line_is_wider_than_the_terminal_nor_steers_it(width: int, title: str
     plan = a_plan(planned("t1", title), planned("t2", title, ["t1"]), prompt=title)
     again = failed("t1", retry_at_s=START_S + 100, message=title * 3)
     progress = told([*plan, started("t1"), again])
-    text = drawn(view(progress.instance, START_S + 20, width=width), width)
-    plain = Console(width=1000)
-    assert all(plain.render_str(line, markup=False).cell_len <= width for line in text.splitlines())
-    assert len(text.splitlines()) == 10  # nothing has been wrapped
-    assert not STEERING.search(text)
+    drafts = {"t1": Draft(1, len(title), title)}
+    live = drawn(view(progress.instance, START_S + 20, width=width, height=24, drafts=drafts), width)
+    whole = drawn(view(progress.instance, START_S + 20, width=width, drafts=drafts), width)
+    for text in (live, whole):
+        assert all(cell_len(line) <= width for line in text.splitlines())
+        assert not STEERING.search(text)
+    assert len(live.splitlines()) == 10  # nothing has been wrapped
+
+
+@pytest.mark.parametrize("width", [20, 60, 120])
+@pytest.mark.parametrize("text", ["Short", "日本語のドキュメントを書く" * 80, "long " * 400, EVIL * 9])
+def test_what_is_being_written_fits_and_cannot_steer(width: int, text: str) -> None:
+    progress = told([*a_plan(planned("t1", "First")), started("t1")])
+    shown = view(progress.instance, START_S + 9, width=width, height=24, drafts={"t1": Draft(1, 99, text)})
+    lines = drawn(shown, width).splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    assert 9 <= len(lines) <= 24
+    assert not STEERING.search("\n".join(lines))
+
+
+def test_below_a_running_subtask_is_the_end_of_what_it_writes() -> None:
+    progress = told([*a_plan(planned("t1"), planned("t2")), started("t1"), started("t2", 2)])
+    story = Draft(1, 99, "".join(f"line {number}\n\n" for number in range(20)))
+    drafts = {"t1": story, "t2": Draft(1, 99, "of an earlier attempt")}
+    lines = drawn(view(progress.instance, START_S + 9, height=24, drafts=drafts)).splitlines()
+    at = next(i for i, line in enumerate(lines) if " t1 " in line)
+    assert [line.strip() for line in lines[at + 1 : at + 7]] == [f"│ line {i}" for i in range(14, 20)]
+    assert "t2" in lines[at + 7]
+    assert "earlier" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("height", [10, 16, 24])
+def test_texts_share_the_room_that_rows_leave(height: int) -> None:
+    names = [f"t{i}" for i in range(6)]
+    progress = told([*a_plan(*map(planned, names)), *map(started, names)])
+    drafts = {name: Draft(1, 9999, "word " * 800) for name in names}
+    text = drawn(view(progress.instance, START_S + 20, width=80, height=height, drafts=drafts), 80)
+    assert len(text.splitlines()) <= max(height, 12)
+    assert ("word" in text) == (height >= 24)
+
+
+def test_a_draft_puts_deltas_in_their_places() -> None:
+    def delta(offset: int, text: str, attempt: int = 1) -> OutputDelta:
+        return OutputDelta(subtask_id="t1", attempt=attempt, offset=offset, text=text)
+
+    draft = Draft().after(delta(0, "one ")).after(delta(4, "two "))
+    assert draft == Draft(1, 8, "one two ")
+    assert draft.after(delta(4, "two three")) == Draft(1, 13, "one two three")
+    assert draft.after(delta(0, "one two three")) == Draft(1, 13, "one two three")
+    assert draft.after(delta(20, "after a gap")) == Draft(1, 31, "after a gap")
+    assert draft.after(delta(0, "again", attempt=2)) == Draft(2, 5, "again")
+    long = draft.after(delta(8, "x" * 9000))
+    assert (long.length, set(long.text)) == (9008, {"x"})
+    assert len(long.text) < 9000
+    assert long.after(delta(0, "one two")) == Draft(1, 7, "one two")
+
+
+def test_while_the_service_is_away_the_drawing_says_so() -> None:
+    progress = told(a_plan(planned("t1")))
+    assert "reconnecting… 7.0s" in drawn(view(progress.instance, START_S + 9, away_s=7))
+    assert "reconnecting" in drawn(view(Progress().instance, START_S, away_s=7))
+    assert "reconnecting" not in drawn(view(progress.instance, START_S + 9))
+
+
+def test_a_plan_that_awaits_review_is_shown_with_the_command_for_it() -> None:
+    created = pb.InstanceCreated(prompt="p", config=instance_pb2.InstanceConfig(review_plan=True))
+    progress = told([created, *a_plan(planned("t1"))[1:]])
+    assert "review i1 --approve" in drawn(view(progress.instance, START_S + 9))
+
+
+def test_each_piece_of_work_shows_what_it_has_used_where_there_is_room() -> None:
+    usage = instance_pb2.Usage(input_tokens=1000, output_tokens=234, model_calls=1)
+    done = pb.SubtaskCompleted(subtask_id="t1", attempt=1, output="x", usage=usage)
+    plan = a_plan(planned("t1", "First"), planned("t2", "Second", ["t1"]))
+    progress = told([*plan, started("t1"), done, started("t2")])
+    lines = drawn(view(progress.instance, START_S + 9, width=100)).splitlines()
+    assert next(line for line in lines if "First" in line).endswith("1,234 tok   1.0s")
+    assert "after t1" in next(line for line in lines if "Second" in line)
+    assert "$" not in "".join(lines)
+    narrow = drawn(view(progress.instance, START_S + 9, width=50))
+    assert "tok " not in narrow
+    assert "1,234 tokens" in narrow
+    done.usage.cost_usd = 0.0123
+    progress = told([*plan, started("t1"), done])
+    first = next(
+        line
+        for line in drawn(view(progress.instance, START_S + 9, width=100)).splitlines()
+        if "First" in line
+    )
+    assert first.endswith("1,234 tok   $0.0123   1.0s")
+
+
+def test_when_it_has_ended_a_failure_is_told_in_full() -> None:
+    message = "no key for openai: set OPENAI_API_KEY, or choose another ORCHESTRATOR_BIG_MODEL"
+    error = instance_pb2.Failure(reason="MODEL_UNAUTHENTICATED", message=message)
+    events = [*a_plan()[:2], pb.PlanningFailed(attempt=1, error=error), pb.InstanceErrored(error=error)]
+    lines = drawn(view(told(events).instance, START_S + 9, width=40), 40).splitlines()
+    assert message in " ".join(line.strip() for line in lines)
 
 
 def test_markup_in_a_title_is_shown_as_it_is() -> None:

@@ -49,23 +49,16 @@ def _root(
     )
 )
 @ends_well
+@opt.takes_config
 def run(
     prompt: opt.Prompt = None,
     *,
     prompt_file: opt.PromptFile = None,
-    big_model: opt.BigModel = None,
-    small_model: opt.SmallModel = None,
     instance_id: opt.NewId = "",
     request_id: opt.RequestId = "",
     label: opt.Labels = None,
-    instructions: opt.Instructions = None,
-    max_subtasks: opt.MaxSubtasks = None,
-    max_parallel_subtasks: opt.MaxParallelSubtasks = None,
-    max_output_tokens: opt.MaxOutputTokens = None,
-    max_attempts: opt.MaxAttempts = None,
-    tolerated_failures: opt.ToleratedFailures = None,
-    max_tokens: opt.MaxTokens = None,
-    max_cost_usd: opt.MaxCostUsd = None,
+    config: opt.Config,
+    live: opt.Live = False,
     grpc_address: opt.GrpcAddress = None,
     rest_address: opt.RestAddress = None,
     database: opt.Database = None,
@@ -81,32 +74,20 @@ def run(
         grpc_address=grpc_address,
         rest_address=rest_address,
         database=database,
-        big_model=big_model,
-        small_model=small_model,
+        big_model=config.big_model,
+        small_model=config.small_model,
         log_level=log_level,
-    )
-    config = opt.config_of(
-        big_model=big_model,
-        small_model=small_model,
-        instructions=instructions,
-        max_subtasks=max_subtasks,
-        max_parallel_subtasks=max_parallel_subtasks,
-        max_output_tokens=max_output_tokens,
-        max_attempts=max_attempts,
-        tolerated_failures=tolerated_failures,
-        max_tokens=max_tokens,
-        max_cost_usd=max_cost_usd,
     )
     request = opt.request_of(
         opt.read_prompt(prompt, prompt_file),
-        config,
+        config.message(),
         instance_id=instance_id,
         request_id=request_id,
         labels=label,
     )
     from orchestrator.cli.run import Run, quiet  # noqa: PLC0415
 
-    performance = Run(request, settings if log_level else quiet(settings), as_json=as_json)
+    performance = Run(request, settings if log_level else quiet(settings), live=live, as_json=as_json)
     try:
         code = asyncio.run(performance.perform())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:

@@ -1,6 +1,7 @@
 """The commands that create instances and show them."""
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -31,52 +32,31 @@ app = typer.Typer()
     )
 )
 @ends_well
+@opt.takes_config
 def create(
     prompt: opt.Prompt = None,
     *,
     prompt_file: opt.PromptFile = None,
-    big_model: opt.BigModel = None,
-    small_model: opt.SmallModel = None,
     instance_id: opt.NewId = "",
     request_id: opt.RequestId = "",
     label: opt.Labels = None,
-    instructions: opt.Instructions = None,
-    max_subtasks: opt.MaxSubtasks = None,
-    max_parallel_subtasks: opt.MaxParallelSubtasks = None,
-    max_output_tokens: opt.MaxOutputTokens = None,
-    max_attempts: opt.MaxAttempts = None,
-    tolerated_failures: opt.ToleratedFailures = None,
-    review_plan: opt.ReviewPlan = None,
+    config: opt.Config,
     plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A JSON list of subtasks: no model plans.", show_default=False),
     ] = None,
-    max_tokens: opt.MaxTokens = None,
-    max_cost_usd: opt.MaxCostUsd = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Create an instance, print its id and leave it to the service."""
-    config = opt.config_of(
-        big_model=big_model,
-        small_model=small_model,
-        instructions=instructions,
-        max_subtasks=max_subtasks,
-        max_parallel_subtasks=max_parallel_subtasks,
-        max_output_tokens=max_output_tokens,
-        max_attempts=max_attempts,
-        tolerated_failures=tolerated_failures,
-        review_plan=review_plan,
-        max_tokens=max_tokens,
-        max_cost_usd=max_cost_usd,
-    )
-    config.subtasks.extend(opt.read_plan(plan) if plan else ())
+    message = config.message()
+    message.subtasks.extend(opt.read_plan(plan) if plan else ())
     text = opt.read_prompt(prompt, prompt_file)
     labels = opt.read_labels(label)
 
     async def call(client: "Client") -> None:
         created = await client.create(
-            text, instance_id=instance_id, request_id=request_id, config=config, labels=labels
+            text, instance_id=instance_id, request_id=request_id, config=message, labels=labels
         )
         if as_json:
             from orchestrator.cli.reporters import print_json  # noqa: PLC0415
@@ -196,25 +176,37 @@ def events(
     *,
     after: Annotated[int, typer.Option(min=0, metavar="N", help="Only events after this sequence.")] = 0,
     follow: Annotated[bool, typer.Option(help="Go on until the instance has ended.")] = True,
+    live: opt.Live = False,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Show an instance's events as they happen, one a line."""
+    """Follow an instance: drawn in a terminal, in a pipe its events, one a line.
+
+    With --no-follow or --after a terminal shows lines too.
+    """
 
     async def call(client: "Client") -> None:
-        await client.get(
-            instance_id
-        )  # a stream goes on trying; whether anybody answers is to be known at once
-        from orchestrator.cli import reporters  # noqa: PLC0415
+        # A stream goes on trying; whether anybody answers, and knows the instance, is to be known at once.
+        await client.get(instance_id)
+        from orchestrator.cli import follow as following  # noqa: PLC0415
+        from orchestrator.cli import reporters, tables  # noqa: PLC0415
         from orchestrator.cli.progress import Progress  # noqa: PLC0415
 
+        # Without its beginning an instance cannot be drawn.
+        is_drawn = follow and not after and not as_json and sys.stdout.isatty()
+        drawing = reporters.drawn() if is_drawn else None
+        lines = reporters.JsonReporter() if as_json else reporters.EventLines()
         progress = Progress()
-        async for event in client.stream_events(instance_id, after_sequence=after, follow=follow):
-            progress.apply(event)
-            if as_json:
-                reporters.print_json(event)
-            else:
-                reporters.print_event(event, progress)
+        try:
+            await following.follow(
+                client, instance_id, progress, drawing or lines, after=after, to_its_end=follow, live=live
+            )
+        except asyncio.CancelledError:  # Ctrl-C
+            if follow:
+                typer.echo(following.detached(instance_id), err=True)
+            raise
+        if drawing:
+            tables.print_outcome(progress.instance)
 
     call_service(address, call)
 

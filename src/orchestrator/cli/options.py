@@ -1,20 +1,26 @@
 """The options that several commands share, and how they become a request."""
 
+import functools
+import inspect
 import json
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 
+from orchestrator.cli.completion import instance_ids
 from orchestrator.cli.exits import UsageError
 
 if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
     from orchestrator.v1.instance_pb2 import InstanceConfig, Subtask
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
+
+R = TypeVar("R")
 
 Prompt: TypeAlias = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="What is to be done; - or nothing reads stdin.")
@@ -22,7 +28,9 @@ Prompt: TypeAlias = Annotated[
 PromptFile: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Read the prompt from a file.", show_default=False)
 ]
-InstanceId: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The instance's id.")]
+InstanceId: TypeAlias = Annotated[
+    str, typer.Argument(metavar="ID", help="The instance's id.", autocompletion=instance_ids)
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Answer with JSON, for programs.")]
 Address: TypeAlias = Annotated[
     str | None,
@@ -55,34 +63,88 @@ RequestId: TypeAlias = Annotated[
 Labels: TypeAlias = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A mark of your own; repeatable.")
 ]
-MaxSubtasks: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="N", help="The most subtasks a plan may have.", show_default=False)
-]
-MaxParallelSubtasks: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="N", help="The most subtasks at work at once.", show_default=False)
-]
-MaxOutputTokens: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="N", help="The most tokens one call may write.", show_default=False)
-]
-MaxAttempts: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="N", help="The most attempts at one model call.", show_default=False)
-]
-ToleratedFailures: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="N", help="How many subtasks may fail.", show_default=False)
-]
-ReviewPlan: TypeAlias = Annotated[
-    bool | None, typer.Option("--review-plan", help="Wait for a review before the subtasks start.")
-]
-MaxTokens: TypeAlias = Annotated[
-    int | None, typer.Option(metavar="N", help="Stop when so many tokens are used.", show_default=False)
-]
-MaxCostUsd: TypeAlias = Annotated[
-    float | None, typer.Option(metavar="USD", help="Stop when so much is spent.", show_default=False)
-]
-Instructions: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="TEXT", help="Told to every model beside the prompt.", show_default=False),
-]
+Live: TypeAlias = Annotated[bool, typer.Option("--live", "-v", help="Also show text while models write it.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The options that become an instance's config; what is not given is the service's to fill in."""
+
+    big_model: BigModel = None
+    small_model: SmallModel = None
+    instructions: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Told to every model beside the prompt.", show_default=False),
+    ] = None
+    max_subtasks: Annotated[
+        int | None, typer.Option(metavar="N", help="The most subtasks a plan may have.", show_default=False)
+    ] = None
+    max_parallel_subtasks: Annotated[
+        int | None, typer.Option(metavar="N", help="The most subtasks at work at once.", show_default=False)
+    ] = None
+    max_output_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="The most tokens one call may write.", show_default=False)
+    ] = None
+    max_attempts: Annotated[
+        int | None, typer.Option(metavar="N", help="The most attempts at one model call.", show_default=False)
+    ] = None
+    tolerated_failures: Annotated[
+        int | None, typer.Option(metavar="N", help="How many subtasks may fail.", show_default=False)
+    ] = None
+    review_plan: Annotated[
+        bool | None, typer.Option("--review-plan", help="Wait for a review before the subtasks start.")
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Stop when so many tokens are used.", show_default=False)
+    ] = None
+    max_cost_usd: Annotated[
+        float | None, typer.Option(metavar="USD", help="Stop when so much is spent.", show_default=False)
+    ] = None
+
+    def message(self) -> "InstanceConfig":
+        """What was given, and nothing else; raise UsageError for a number that no message can hold."""
+        from orchestrator.v1.instance_pb2 import Budget, InstanceConfig, RetryPolicy  # noqa: PLC0415
+
+        try:
+            config = InstanceConfig(
+                big_model=self.big_model,
+                small_model=self.small_model,
+                instructions=self.instructions,
+                max_subtasks=self.max_subtasks,
+                max_parallel_subtasks=self.max_parallel_subtasks,
+                max_output_tokens=self.max_output_tokens,
+                tolerated_failures=self.tolerated_failures,
+                review_plan=self.review_plan,
+            )
+            retry = RetryPolicy(max_attempts=self.max_attempts)
+            budget = Budget(max_tokens=self.max_tokens, max_cost_usd=self.max_cost_usd)
+        except ValueError as error:  # beyond 32 bits
+            raise UsageError(f"a number is out of range: {error}") from None
+        if retry.ListFields():
+            config.retry.CopyFrom(retry)
+        if budget.ListFields():
+            config.budget.CopyFrom(budget)
+        return config
+
+
+def takes_config(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options of `Config`, in the place of its parameter `config`."""
+    signature = inspect.signature(command)
+    names = [field.name for field in fields(Config)]
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> R:
+        config = Config(**{name: given.pop(name) for name in names})
+        return command(**given, config=config)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "config":
+            parameters += inspect.signature(Config).parameters.values()
+        else:
+            parameters.append(parameter)
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapped
 
 
 class StateName(Enum):
@@ -166,28 +228,6 @@ def read_labels(labels: Sequence[str] | None) -> dict[str, str]:
         if not key or not equals:
             raise UsageError(f"--label {key + equals + value!r} must be KEY=VALUE, as in --label team=infra")
     return {key: value for key, _, value in split}
-
-
-def config_of(
-    *,
-    max_attempts: int | None = None,
-    max_tokens: int | None = None,
-    max_cost_usd: float | None = None,
-    **plain: str | float | None,
-) -> "InstanceConfig":
-    """What was given, and nothing else: the rest is the service's to fill in."""
-    from orchestrator.v1.instance_pb2 import Budget, InstanceConfig, RetryPolicy  # noqa: PLC0415
-
-    budget = Budget(max_tokens=max_tokens, max_cost_usd=max_cost_usd)
-    given = {name: value for name, value in plain.items() if value is not None}
-    try:
-        return InstanceConfig(
-            **given,  # type: ignore[arg-type]  # the options' types are the fields'
-            retry=RetryPolicy(max_attempts=max_attempts) if max_attempts is not None else None,
-            budget=budget if budget.ListFields() else None,
-        )
-    except ValueError as error:  # beyond 32 bits
-        raise UsageError(f"a number is out of range: {error}") from None
 
 
 def request_of(

@@ -12,9 +12,11 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.display import view
+from orchestrator.cli.drafts import Draft
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import duration, one_line
-from orchestrator.v1.event_pb2 import Event
+from orchestrator.client import Event, OutputDelta, ServiceError
+from orchestrator.v1.orchestrator_pb2 import StreamEventsResponse
 
 _REFRESHES_PER_SECOND: Final = 8
 
@@ -28,6 +30,12 @@ class Reporter(Protocol):
     def show(self, event: Event, progress: Progress) -> None:
         """Tell an event."""
 
+    def hear(self, delta: OutputDelta) -> None:
+        """Tell a piece of text that a model has just written."""
+
+    def connection(self, error: ServiceError | None) -> None:
+        """Tell that the service is away, and with None that it is back: a client's `on_cut`."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -39,8 +47,13 @@ def choose(*, as_json: bool) -> Reporter:
     """The way that suits whoever listens on stderr."""
     if as_json:
         return JsonReporter()
+    return drawn() or LineReporter()
+
+
+def drawn() -> "LiveReporter | None":
+    """The drawing; None where stderr is no terminal that can be drawn on."""
     console = terminal(stderr=True)
-    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else LineReporter()
+    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else None
 
 
 def terminal(*, stderr: bool = False) -> Console:
@@ -53,13 +66,20 @@ def print_json(message: Message) -> None:
     print(MessageToJson(message, indent=None), flush=True)  # noqa: T201  the answer itself
 
 
-def print_event(event: Event, progress: Progress) -> None:
-    """Print an event on one line of stdout: its sequence, its time of day, what happened."""
-    clock = time.strftime("%H:%M:%S", time.localtime(event.event_time.seconds))
-    print(f"{event.sequence:>4}  {clock}  {progress.describe(event)}", flush=True)  # noqa: T201  the answer
-
-
 class _Plain:
+    _is_away = False
+
+    def hear(self, delta: OutputDelta) -> None:
+        """Wait for the whole text: lines cannot be taken back."""
+
+    def connection(self, error: ServiceError | None) -> None:
+        """Print a line when the service goes and one when it is back."""
+        if error is None:
+            self.note("the service is back")
+        elif not self._is_away:
+            self.note(f"the service is away, reconnecting…: {error}")
+        self._is_away = error is not None
+
     def note(self, line: str) -> None:
         """Print the line on stderr."""
         print(one_line(line), file=sys.stderr, flush=True)  # noqa: T201  the command's own voice
@@ -80,6 +100,19 @@ class JsonReporter(_Plain):
         """Print the event."""
         print_json(event)
 
+    def hear(self, delta: OutputDelta) -> None:
+        """Print the text and its place, as the stream's message has it: `{"delta": {…}}`."""
+        print_json(StreamEventsResponse(delta=delta))
+
+
+class EventLines(_Plain):
+    """One line an event on stdout: its sequence, its time of day, what happened."""
+
+    def show(self, event: Event, progress: Progress) -> None:
+        """Print the event."""
+        clock = time.strftime("%H:%M:%S", time.localtime(event.event_time.seconds))
+        print(f"{event.sequence:>4}  {clock}  {progress.describe(event)}", flush=True)  # noqa: T201  the answer
+
 
 class LineReporter(_Plain):
     """One line an event on stderr, with the time since the instance was created."""
@@ -98,6 +131,8 @@ class LiveReporter:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress()
+        self._drafts: dict[str, Draft] = {}
+        self._away_since_s: float | None = None
         self._ended = False
         # Rich draws from a thread of its own: states are immutable, so it always sees a whole one.
         self._live = Live(
@@ -115,6 +150,15 @@ class LiveReporter:
         """Draw the new state with the next refresh."""
         self._progress = progress
 
+    def hear(self, delta: OutputDelta) -> None:
+        """Draw the end of the attempt's text with the next refresh."""
+        draft = self._drafts.get(delta.subtask_id, Draft())
+        self._drafts[delta.subtask_id] = draft.after(delta)
+
+    def connection(self, error: ServiceError | None) -> None:
+        """Draw for how long the service has been away."""
+        self._away_since_s = (self._away_since_s or time.time()) if error else None
+
     def __enter__(self) -> Self:
         self._console.print()
         self._live.start()
@@ -127,6 +171,12 @@ class LiveReporter:
         self._live.stop()
 
     def _draw(self) -> RenderableType:
-        size = self._console.size
-        height = 1000 if self._ended else size.height
-        return view(self._progress.instance, time.time(), width=size.width, height=height)
+        now_s = time.time()
+        return view(
+            self._progress.instance,
+            now_s,
+            width=self._console.width,
+            height=None if self._ended else self._console.height,
+            drafts=self._drafts,
+            away_s=now_s - self._away_since_s if self._away_since_s else None,
+        )

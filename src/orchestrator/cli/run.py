@@ -11,11 +11,13 @@ from typing import Final
 
 from orchestrator.cli import reporters, rest
 from orchestrator.cli.exits import ExitCode, complain
+from orchestrator.cli.follow import detached, follow
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import command
 from orchestrator.client import Client
 from orchestrator.core.state import COMPLETE, TERMINAL, Instance
 from orchestrator.settings import EMBEDDED_MODEL, Settings
+from orchestrator.v1.instance_pb2 import InstanceConfig
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
 _BETTER_MODELS: Final = (
@@ -27,10 +29,13 @@ _BETTER_MODELS: Final = (
 class Run:
     """One run. `progress` and `parting_words` are for whoever has to say how it was left."""
 
-    def __init__(self, request: CreateInstanceRequest, settings: Settings, *, as_json: bool) -> None:
+    def __init__(
+        self, request: CreateInstanceRequest, settings: Settings, *, live: bool, as_json: bool
+    ) -> None:
         self.progress = Progress()
         self._request = request
         self._settings = settings
+        self._live = live
         self._as_json = as_json
         self._reporter = reporters.choose(as_json=as_json)
         self._has_own_service = False
@@ -43,7 +48,7 @@ class Run:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with self._service() as (client, rest_address):
             await self._create(client, rest_address)
-            await self._follow(client)
+            await follow(client, self._instance_id, self.progress, self._reporter, live=self._live)
         return self._answer(self.progress.instance)
 
     @property
@@ -51,13 +56,14 @@ class Run:
         """What becomes of the instance that nobody follows any more; empty where there is none."""
         if not self._instance_id or self.progress.instance.state in TERMINAL:
             return ""
-        back = command(f"events {self._instance_id} --follow")
-        if self._has_own_service:
-            return (
-                f"stopped: {self._instance_id} is kept in {self._settings.database} "
-                f"and goes on when the service starts again: `{command('up')}`, then `{back}`"
-            )
-        return f"detached: {self._instance_id} goes on without you; come back with `{back}`"
+        if not self._has_own_service:
+            return detached(self._instance_id)
+        return (
+            f"stopped: {self._instance_id} is kept in {self._settings.database} "
+            "and goes on when the service starts again\n"
+            f"  to start it:  {command('up')}\n"
+            f"  to come back: {command(f'events {self._instance_id} --follow')}"
+        )
 
     @contextlib.asynccontextmanager
     async def _service(self) -> AsyncIterator[tuple[Client, str]]:
@@ -81,27 +87,18 @@ class Run:
         """Through REST, as any other client does; over gRPC where only that is served."""
         request = self._request
         if self._has_own_service or await rest.is_ready(rest_address):
-            self._instance_id = (await rest.create(rest_address, request)).id
-            return
-        self._reporter.note(f"REST does not answer at {rest_address}: creating the instance over gRPC")
-        created = await client.create(
-            request.prompt,
-            instance_id=request.id,
-            request_id=request.request_id,
-            config=request.config,
-            labels=request.labels,
-        )
+            created = await rest.create(rest_address, request)
+        else:
+            self._reporter.note(f"REST does not answer at {rest_address}: creating the instance over gRPC")
+            created = await client.create(
+                request.prompt,
+                instance_id=request.id,
+                request_id=request.request_id,
+                config=request.config,
+                labels=request.labels,
+            )
         self._instance_id = created.id
-
-    async def _follow(self, client: Client) -> None:
-        events = client.stream_events(self._instance_id)
-        async with contextlib.aclosing(events), contextlib.AsyncExitStack() as stack:
-            async for event in events:
-                self.progress.apply(event)
-                if event.sequence == 1:
-                    self._reporter.note(_models_line(self.progress.instance))
-                    stack.enter_context(self._reporter)
-                self._reporter.show(event, self.progress)
+        self._reporter.note(_models_line(created.instance.config))
 
     def _answer(self, instance: Instance) -> ExitCode:
         if instance.state != COMPLETE:
@@ -124,8 +121,8 @@ class Run:
         return ExitCode.DONE
 
 
-def _models_line(instance: Instance) -> str:
-    big, small = instance.config.big_model, instance.config.small_model
+def _models_line(config: InstanceConfig) -> str:
+    big, small = config.big_model, config.small_model
     models = f"{big} plans and works" if big == small else f"{big} plans, {small} works"
     return f"{models} ({_BETTER_MODELS})" if EMBEDDED_MODEL in (big, small) else models
 

@@ -57,45 +57,32 @@ def terminate(instance_id: opt.InstanceId, *, address: opt.Address = None, as_js
     epilog=examples("orchestrator retry 01J9Z", "orchestrator retry 01J9Z --small-model openai/gpt-5-mini")
 )
 @ends_well
+@opt.takes_config
 def retry(
     instance_id: opt.InstanceId,
     *,
-    big_model: opt.BigModel = None,
-    small_model: opt.SmallModel = None,
-    max_attempts: opt.MaxAttempts = None,
-    tolerated_failures: opt.ToleratedFailures = None,
-    max_tokens: opt.MaxTokens = None,
-    max_cost_usd: opt.MaxCostUsd = None,
+    config: opt.Config,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Run again what failed; what is done stays done."""
-    config = opt.config_of(
-        big_model=big_model,
-        small_model=small_model,
-        max_attempts=max_attempts,
-        tolerated_failures=tolerated_failures,
-        max_tokens=max_tokens,
-        max_cost_usd=max_cost_usd,
-    )
-    _steer(address, lambda client: client.retry(instance_id, config), as_json=as_json)
+    _steer(address, lambda client: client.retry(instance_id, config.message()), as_json=as_json)
 
 
 @app.command(
     epilog=examples("orchestrator restart 01J9Z", "orchestrator restart 01J9Z --big-model openai/gpt-5")
 )
 @ends_well
+@opt.takes_config
 def restart(
     instance_id: opt.InstanceId,
     *,
-    big_model: opt.BigModel = None,
-    small_model: opt.SmallModel = None,
+    config: opt.Config,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Begin anew under the same id; the events so far are kept."""
-    config = opt.config_of(big_model=big_model, small_model=small_model)
-    _steer(address, lambda client: client.restart(instance_id, config), as_json=as_json)
+    _steer(address, lambda client: client.restart(instance_id, config.message()), as_json=as_json)
 
 
 class Stage(Enum):
@@ -113,6 +100,7 @@ class Stage(Enum):
     )
 )
 @ends_well
+@opt.takes_config
 def fork(
     instance_id: opt.InstanceId,
     *,
@@ -121,27 +109,18 @@ def fork(
         typer.Option(help="What is done anew: all of it, the subtasks, or the synthesis alone."),
     ],
     new_id: opt.NewId = "",
-    big_model: opt.BigModel = None,
-    small_model: opt.SmallModel = None,
-    tolerated_failures: opt.ToleratedFailures = None,
-    max_tokens: opt.MaxTokens = None,
-    max_cost_usd: opt.MaxCostUsd = None,
+    config: opt.Config,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Make a new instance from what this one has done; this one stays as it is."""
     from orchestrator.v1 import orchestrator_pb2 as pb  # noqa: PLC0415
 
-    config = opt.config_of(
-        big_model=big_model,
-        small_model=small_model,
-        tolerated_failures=tolerated_failures,
-        max_tokens=max_tokens,
-        max_cost_usd=max_cost_usd,
-    )
     at = pb.Stage.Value(f"STAGE_{stage.name}")
     _steer(
-        address, lambda client: client.fork(instance_id, at, new_id=new_id, config=config), as_json=as_json
+        address,
+        lambda client: client.fork(instance_id, at, new_id=new_id, config=config.message()),
+        as_json=as_json,
     )
 
 

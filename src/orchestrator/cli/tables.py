@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,11 +15,18 @@ from rich.text import Text
 from orchestrator.cli.display import Answer, state_text
 from orchestrator.cli.progress import usage_line
 from orchestrator.cli.reporters import terminal
-from orchestrator.cli.text import duration, neutral, one_line
+from orchestrator.cli.text import age, command, duration, neutral, one_line
+from orchestrator.core import state as core
 from orchestrator.core.state import usage_of
 from orchestrator.v1 import instance_pb2 as pb
 
 _NO_WRAPPING: Final = 10_000
+_GAP: Final = "  "
+_LEAST_PROMPT: Final = 20
+"""Columns of a prompt that are worth more than another number."""
+_NARROWEST_PROMPT: Final = 8
+_WIDTH_FOR_NUMBERS: Final = 72
+"""Below this many columns a subtask's title is worth more than its numbers."""
 
 
 def print_instances(instances: Iterable[pb.Instance]) -> None:
@@ -27,19 +35,72 @@ def print_instances(instances: Iterable[pb.Instance]) -> None:
         for instance in instances:
             print(*_fields(instance), sep="\t")  # noqa: T201  the answer itself
         return
-    instances = list(instances)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-    # An id that is cut cannot be copied: on a narrow terminal the prompt gives way.
-    table.add_column("id", no_wrap=True, min_width=max((len(it.id) for it in instances), default=0))
-    for heading in ("state", "created", "took", "done"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in ("took", "done") else "left")
-    table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
-    for instance in instances:
-        name, _, _, *rest = _fields(instance)
-        created = Text(_recent(instance.create_time))
-        table.add_row(Text(name), state_text(instance.state), created, *map(Text, rest))
     console = terminal()
-    console.print(table if table.row_count else Text("no instances", style="dim"))
+    for line in lines_of(list(instances), time.time(), console.width):
+        # An id that is cut cannot be copied: on the narrowest terminals the terminal itself breaks the line.
+        console.print(line, soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A heading and a cell for each instance."""
+
+    heading: str
+    cells: Sequence[Text]
+    is_number: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal that it takes, the gap behind it included."""
+        return max(len(self.heading), *(cell.cell_len for cell in self.cells)) + len(_GAP)
+
+    def line(self, number: int) -> Text:
+        """The heading, or a cell from 1, padded to the column's width."""
+        text = self.cells[number - 1].copy() if number else Text(self.heading, "dim")
+        missing = self.width - len(_GAP) - text.cell_len
+        text.pad_left(missing) if self.is_number else text.pad_right(missing)
+        return text.append(_GAP)
+
+
+def lines_of(instances: Sequence[pb.Instance], now_s: float, width: int) -> Iterator[Text]:
+    """The table's lines for so many columns: where they are few, numbers give way to the prompt."""
+    if not instances:
+        yield Text("no instances", style="dim")
+        return
+    columns = [
+        _Column("id", [Text(one_line(it.id)) for it in instances]),
+        _Column("state", [state_text(it.state) for it in instances]),
+        _Column("age", [Text(age(now_s - it.create_time.seconds)) for it in instances], is_number=True),
+        _Column("done", [Text(_done(it)) for it in instances], is_number=True),
+        _Column("tokens", [Text(_tokens(it.usage)) for it in instances], is_number=True),
+        _Column("cost", [Text(_cost(it.usage)) for it in instances], is_number=True),
+    ]
+    columns = [column for column in columns if any(column.cells)]
+    while len(columns) > 2 and width - _width(columns) < _LEAST_PROMPT:  # noqa: PLR2004  id and state stay
+        columns.pop()
+    room = width - _width(columns)
+    for number in range(len(instances) + 1):
+        line = Text().join(column.line(number) for column in columns)
+        prompt = Text(one_line(instances[number - 1].prompt, 200)) if number else Text("prompt", "dim")
+        if room >= _NARROWEST_PROMPT:
+            prompt.truncate(room, overflow="ellipsis")
+            line.append_text(prompt)
+        line.rstrip()
+        yield line
+
+
+def _width(columns: Iterable[_Column]) -> int:
+    return sum(column.width for column in columns)
+
+
+def print_outcome(instance: core.Instance) -> None:
+    """What an instance has come to: its result, or why there is none."""
+    console = terminal()
+    console.print()
+    if instance.error:
+        console.print(_error_text(instance.error.reason, instance.error.message))
+    elif instance.final_result:
+        console.print(Answer(instance.final_result))
 
 
 def print_instance(instance: pb.Instance, *, full: bool) -> None:
@@ -52,19 +113,19 @@ def print_instance(instance: pb.Instance, *, full: bool) -> None:
         facts.add_row(name, value)
     parts: list[RenderableType] = [facts]
     if instance.subtasks:
-        parts += [Text(""), _subtasks(instance)]
+        parts += [Text(), _subtasks(instance, console.width if console.is_terminal else _NO_WRAPPING)]
     if full:
         for subtask in instance.subtasks:
-            parts += [Text(""), Text(f"{one_line(subtask.id)} {one_line(subtask.title)}", style="bold")]
-            parts += [_indented(text) for text in (subtask.instructions, subtask.output) if text]
+            parts += [Text(), Text(f"{one_line(subtask.id)} {one_line(subtask.title)}", style="bold")]
+            parts += [_indented(subtask.instructions, "dim")] if subtask.instructions else []
+            parts += [Text(), _indented(subtask.output)] if subtask.output else []
     if instance.HasField("error"):
-        error = Text(f"{instance.error.reason}: {one_line(instance.error.message)}", style="red")
-        parts += [Text(""), error]
+        parts += [Text(), _error_text(instance.error.reason, instance.error.message)]
     if instance.final_result:
         result = (
             Answer(instance.final_result) if console.is_terminal else Text(neutral(instance.final_result))
         )
-        parts += [Text(""), result]
+        parts += [Text(), result]
     if console.is_terminal:
         console.print(Group(*parts))
         return
@@ -75,23 +136,38 @@ def print_instance(instance: pb.Instance, *, full: bool) -> None:
         print(line.rstrip())  # noqa: T201  the answer itself
 
 
-def _fields(instance: pb.Instance) -> tuple[str, str, str, str, str, str]:
-    done = sum(subtask.state == pb.SUBTASK_STATE_COMPLETED for subtask in instance.subtasks)
+def _fields(instance: pb.Instance) -> tuple[str, ...]:
     return (
         one_line(instance.id),
         state_text(instance.state).plain,
         _local(instance.create_time),
         _took(instance),
-        f"{done}/{len(instance.subtasks)}" if instance.subtasks else "",
+        _done(instance),
+        str(instance.usage.input_tokens + instance.usage.output_tokens),
+        f"{instance.usage.cost_usd:.4f}",
         one_line(instance.prompt, 200),
     )
+
+
+def _done(instance: pb.Instance) -> str:
+    done = sum(subtask.state == pb.SUBTASK_STATE_COMPLETED for subtask in instance.subtasks)
+    return f"{done}/{len(instance.subtasks)}" if instance.subtasks else ""
+
+
+def _tokens(usage: pb.Usage) -> str:
+    tokens = usage.input_tokens + usage.output_tokens
+    return f"{tokens:,}" if tokens else ""
+
+
+def _cost(usage: pb.Usage) -> str:
+    return f"${usage.cost_usd:.4f}" if usage.cost_usd else ""
 
 
 def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
     config = instance.config
     yield "id", Text(one_line(instance.id))
     yield "state", state_text(instance.state)
-    yield "prompt", Text(one_line(instance.prompt, 300))
+    yield "prompt", Text(one_line(instance.prompt, 300), style="bold")
     models = (
         config.big_model
         if config.big_model == config.small_model
@@ -111,42 +187,73 @@ def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
     if instance.forked_from:
         yield "forked from", Text(one_line(instance.forked_from))
     yield "events", Text(str(instance.last_sequence))
+    if instance.state in _NEXT:
+        yield "next", Text(command(_NEXT[instance.state].format(instance.id)))
 
 
-def _subtasks(instance: pb.Instance) -> Table:
+_NEXT: Final = {
+    core.PAUSED: "resume {}",
+    core.WAITING: "review {} --approve",
+    core.ERRORED: "retry {}",
+    core.TERMINATED: "retry {}",
+}
+"""What is likely to be done next to an instance that rests."""
+
+
+def _subtasks(instance: pb.Instance, width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("id", "state", "attempts", "subtask"):
-        table.add_column(
-            heading, no_wrap=heading != "subtask", justify="right" if heading == "attempts" else "left"
-        )
+    numbers = (
+        ["attempts", "took", "tokens", "cost"] if instance.usage.cost_usd else ["attempts", "took", "tokens"]
+    )
+    if width < _WIDTH_FOR_NUMBERS:
+        numbers = []
+    for heading in ("id", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, no_wrap=True, justify="right")
+    table.add_column("subtask")
     for subtask in instance.subtasks:
-        state = pb.SubtaskState.Name(subtask.state).removeprefix("SUBTASK_STATE_").lower()
         title = Text(one_line(subtask.title))
+        if subtask.depends_on:
+            title.append(f"  after {', '.join(map(one_line, subtask.depends_on))}", style="dim")
         if subtask.HasField("error"):
-            title.append(f"\n{subtask.error.reason}: {one_line(subtask.error.message)}", style="red")
-        table.add_row(Text(one_line(subtask.id)), state, str(subtask.attempt), title)
+            title.append("\n").append_text(_error_text(subtask.error.reason, subtask.error.message))
+        values = (str(subtask.attempt or ""), _took(subtask), _tokens(subtask.usage), _cost(subtask.usage))
+        table.add_row(
+            Text(one_line(subtask.id)), _subtask_state(subtask.state), *values[: len(numbers)], title
+        )
     return table
 
 
-def _indented(text: str) -> Padding:
-    return Padding(Text(neutral(text)), (0, 0, 0, 2))
+def _subtask_state(state: core.SubtaskState) -> Text:
+    name = pb.SubtaskState.Name(state) if state in pb.SubtaskState.values() else f"STATE_{state}"
+    words = name.removeprefix("SUBTASK_STATE_").lower()
+    return Text(words, style=_SUBTASK_STYLES.get(state, "dim"))
+
+
+_SUBTASK_STYLES: Final = {
+    core.AT_WORK: "cyan",
+    core.DONE: "green",
+    core.FAILED: "red",
+    core.SKIPPED: "yellow",
+}
+
+
+def _error_text(reason: str, message: str) -> Text:
+    return Text(f"{one_line(reason)}: {one_line(message)}", style="red")
+
+
+def _indented(text: str, style: str = "") -> Padding:
+    return Padding(Text(neutral(text), style), (0, 0, 0, 2))
 
 
 def _local(moment: Timestamp) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.seconds))
 
 
-def _recent(moment: Timestamp) -> str:
-    """The time of today, or the day."""
-    then = time.localtime(moment.seconds)
-    today = time.strftime("%Y-%m-%d", then) == time.strftime("%Y-%m-%d")
-    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d", then)
-
-
-def _took(instance: pb.Instance) -> str:
-    if not instance.HasField("start_time"):
+def _took(it: pb.Instance | pb.Subtask) -> str:
+    if not it.HasField("start_time"):
         return ""
-    start_s = instance.start_time.seconds + instance.start_time.nanos / 1e9
-    end = instance.end_time
-    end_s = end.seconds + end.nanos / 1e9 if instance.HasField("end_time") else time.time()
+    start_s = it.start_time.seconds + it.start_time.nanos / 1e9
+    end_s = it.end_time.seconds + it.end_time.nanos / 1e9 if it.HasField("end_time") else time.time()
     return duration(end_s - start_s)

@@ -1,5 +1,6 @@
 """Text as a person reads it. What models and other people wrote must not steer a terminal."""
 
+import functools
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ _CONTROLS: Final = re.compile(
 )
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
+_DAY_S: Final = 86_400
 
 
 def neutral(text: str) -> str:
@@ -39,6 +41,15 @@ def duration(seconds: float) -> str:
     return f"{whole // _HOUR_S}h{whole % _HOUR_S // _MINUTE_S:02}m"
 
 
+def age(seconds: float) -> str:
+    """A time span at a glance, in its largest unit: `12s`, `3m`, `2h`, `5d`."""
+    whole = max(0, int(seconds))
+    for unit_s, unit in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "m")):
+        if whole >= unit_s:
+            return f"{whole // unit_s}{unit}"
+    return f"{whole}s"
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun: `1 subtask`, `12,340 tokens`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -46,8 +57,13 @@ def counted(number: int, noun: str) -> str:
 
 def command(words: str) -> str:
     """A command line that a person can paste here: `orchestrator …`, with its path where that is needed."""
+    return f"{_program()} {words}"
+
+
+@functools.cache
+def _program() -> str:
     beside = Path(sys.executable).with_name("orchestrator")
     if shutil.which("orchestrator") or not beside.exists():
-        return f"orchestrator {words}"
+        return "orchestrator"
     shown = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
-    return f"{shown} {words}"
+    return str(shown)

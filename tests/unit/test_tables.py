@@ -1,0 +1,67 @@
+"""The list of instances fits the terminal; ids are never cut."""
+
+import pytest
+from rich.cells import cell_len
+
+from orchestrator.cli.tables import lines_of
+from orchestrator.cli.text import age
+from orchestrator.v1 import instance_pb2 as pb
+
+NOW_S = 1_800_000_000.0
+UUID = "0b6f0d4e-7c2f-4a53-9a3e-6d1f2a9c8e11"
+
+
+def instance(
+    instance_id: str = "i1", prompt: str = "A prompt that says what is to be done", **more: float
+) -> pb.Instance:
+    made = pb.Instance(id=instance_id, state=pb.STATE_RUNNING, prompt=prompt)
+    made.create_time.FromSeconds(int(NOW_S) - 7200)
+    made.subtasks.add(id="t1", state=pb.SUBTASK_STATE_COMPLETED)
+    made.subtasks.add(id="t2")
+    made.usage.CopyFrom(pb.Usage(input_tokens=12_000, output_tokens=340, **more))
+    return made
+
+
+def lines(*instances: pb.Instance, width: int = 120) -> list[str]:
+    return [line.plain for line in lines_of(instances, NOW_S, width)]
+
+
+def test_each_instance_has_its_numbers_where_there_is_room() -> None:
+    heading, line = lines(instance(cost_usd=0.0123))
+    assert heading.split() == ["id", "state", "age", "done", "tokens", "cost", "prompt"]
+    assert line.split()[:6] == ["i1", "running", "2h", "1/2", "12,340", "$0.0123"]
+    assert line.endswith("A prompt that says what is to be done")
+
+
+def test_what_costs_nothing_has_no_column_for_it() -> None:
+    assert "cost" not in lines(instance())[0]
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100])
+@pytest.mark.parametrize("prompt", ["short", "long " * 50, "日本語のドキュメント" * 9, "\x1b[31mevil\n\x07"])
+def test_the_table_is_as_wide_as_the_terminal_and_cuts_no_id(width: int, prompt: str) -> None:
+    for line in lines(instance(UUID, prompt, cost_usd=0.5), width=width)[1:]:
+        assert UUID in line
+        assert "running" in line
+        assert cell_len(line) <= max(width, len(UUID) + len("  running"))
+        assert "\x1b" not in line
+
+
+def test_numbers_give_way_to_the_prompt() -> None:
+    headings = [
+        lines(instance(UUID, cost_usd=0.5), width=width)[0].split() for width in (120, 90, 74, 64, 48)
+    ]
+    assert [len(words) for words in headings] == sorted((len(words) for words in headings), reverse=True)
+    assert headings[0][-2:] == ["cost", "prompt"]
+    assert headings[-2] == ["id", "state", "prompt"]
+    assert headings[-1] == ["id", "state"]
+
+
+def test_no_instances_are_told_of() -> None:
+    assert lines() == ["no instances"]
+
+
+def test_an_age_is_told_in_its_largest_unit() -> None:
+    assert [age(s) for s in (-3, 0, 59.9, 60, 3599, 7200, 86_399, 86_400 * 9)] == [
+        *("0s", "0s", "59s", "1m", "59m", "2h", "23h", "9d")
+    ]
