@@ -202,26 +202,25 @@ _NEXT: Final = {
 
 def _subtasks(instance: pb.Instance, width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    numbers = (
-        ["attempts", "took", "tokens", "cost"] if instance.usage.cost_usd else ["attempts", "took", "tokens"]
-    )
-    if width < _WIDTH_FOR_NUMBERS:
-        numbers = []
+    numbers = {
+        "attempts": [str(subtask.attempt or "") for subtask in instance.subtasks],
+        "took": [_took(subtask) for subtask in instance.subtasks],
+        "tokens": [_tokens(subtask.usage) for subtask in instance.subtasks],
+        "cost": [_cost(subtask.usage) for subtask in instance.subtasks],
+    }
+    shown = [name for name, cells in numbers.items() if any(cells) and width >= _WIDTH_FOR_NUMBERS]
     for heading in ("id", "state"):
         table.add_column(heading, no_wrap=True)
-    for heading in numbers:
+    for heading in shown:
         table.add_column(heading, no_wrap=True, justify="right")
     table.add_column("subtask")
-    for subtask in instance.subtasks:
+    for subtask, *cells in zip(instance.subtasks, *(numbers[name] for name in shown), strict=True):
         title = Text(one_line(subtask.title))
         if subtask.depends_on:
             title.append(f"  after {', '.join(map(one_line, subtask.depends_on))}", style="dim")
         if subtask.HasField("error"):
             title.append("\n").append_text(_error_text(subtask.error.reason, subtask.error.message))
-        values = (str(subtask.attempt or ""), _took(subtask), _tokens(subtask.usage), _cost(subtask.usage))
-        table.add_row(
-            Text(one_line(subtask.id)), _subtask_state(subtask.state), *values[: len(numbers)], title
-        )
+        table.add_row(Text(one_line(subtask.id)), _subtask_state(subtask.state), *cells, title)
     return table
 
 
