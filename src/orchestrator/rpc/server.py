@@ -52,6 +52,7 @@ async def serving(
     seconds to finish. Raise SettingsError when the address cannot be had.
     """
     free_port(address, _GRPC)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((_handlers(service),))
     healthy = health.aio.HealthServicer()
@@ -72,6 +73,11 @@ async def serving(
         await healthy.enter_graceful_shutdown()
         wakeups.close()
         await server.stop(grace_s)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether grpc.aio tells more than that a stream's client went away while it was written to."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
 def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
