@@ -5,7 +5,6 @@ between; the models are a real HTTP endpoint that counts its calls and does what
 """
 
 import asyncio
-import os
 import re
 import signal
 import subprocess
@@ -433,7 +432,7 @@ def refused(reason: str) -> Iterator[None]:
 
 TestLives = pytest.mark.timeout(900)(Lives.TestCase)
 TestLives.settings = settings(
-    max_examples=int(os.environ.get("LIVES", "8")),
+    max_examples=8,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
