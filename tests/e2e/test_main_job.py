@@ -80,10 +80,18 @@ async def test_a_prompt_becomes_a_result_through_a_scripted_endpoint(tmp_path: P
 async def test_a_prompt_becomes_a_result_by_the_embedded_model(tmp_path: Path) -> None:
     async with process(tmp_path, "up") as service, on_rest(service) as rest:
         instance_id = await created(rest)
-        messages = await sse(rest, f"/{instance_id}/events")
+        messages = await sse(rest, f"/{instance_id}/events?include_deltas=true")
         body = await ended(rest, instance_id)
     status = body["status"]
     assert status["status"] == "complete", status
+    written: dict[str, str] = {}
+    for _, event, data in messages:
+        if event == "delta" and (delta := data).get("subtaskId"):
+            text = written.setdefault(delta["subtaskId"], "")
+            assert int(delta["offset"]) == len(text)
+            written[delta["subtaskId"]] = text + delta["text"]
+    assert list(written.values()) == status["output"]["workerResponses"]
+    assert sum(event == "delta" for _, event, _ in messages) > 5 * len(written)  # as tokens came
     tasks = status["output"]["orchestratorTasks"]
     assert 1 <= len(tasks) <= 8
     assert all(re.search(r"[a-z]{3}", task) for task in tasks)

@@ -397,8 +397,9 @@ async def test_what_the_service_refuses_is_told_and_nothing_is_lost(browser: Bro
 
 
 async def test_all_of_it_works_by_keyboard(browser: Browser, tmp_path: Path) -> None:
+    gate = Gate()
     async with (
-        Endpoint() as endpoint,
+        Endpoint(gate) as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
@@ -414,6 +415,8 @@ async def test_all_of_it_works_by_keyboard(browser: Browser, tmp_path: Path) -> 
         await expect(focused).to_have_text("Options")
         await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
+        await shows(page, "Running")
+        gate.opened.set()
         await shows(page, "Complete")
         await expect(page.get_by_role("status").filter(has_text="Complete.")).to_be_attached()
         await lane(page, "Part 1").locator(".row").focus()

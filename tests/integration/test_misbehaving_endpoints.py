@@ -315,7 +315,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
         (404, "MODEL_NOT_FOUND", False),
         (408, "OVERLOADED", True),
         (409, "OVERLOADED", True),
-        (413, "REQUEST_REJECTED", False),
+        (413, "INPUT_TOO_LONG", True),
         (422, "REQUEST_REJECTED", False),
         (425, "OVERLOADED", True),
         (429, "RATE_LIMITED", True),
@@ -367,12 +367,14 @@ async def test_a_date_is_measured_by_the_endpoints_own_clock(make: Make) -> None
         ("API key not valid. Please pass a valid API key.", "MODEL_UNAUTHENTICATED"),
         ("m is not a valid model ID", "MODEL_NOT_FOUND"),
         ("AiError: No such model @cf/m", "MODEL_NOT_FOUND"),
-        ("prompt is too long", "REQUEST_REJECTED"),
+        ("prompt is too long: 205000 tokens > 200000 maximum", "INPUT_TOO_LONG"),
+        ("This model's maximum context length is 128000 tokens.", "INPUT_TOO_LONG"),
+        ("this is too much for me", "REQUEST_REJECTED"),
     ],
 )
 async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str) -> None:
     error = await failure(make, always(failing(400, message)))
-    assert (error.reason, error.retryable) == (reason, False)
+    assert (error.reason, error.retryable) == (reason, reason == "INPUT_TOO_LONG")
 
 
 # A parameter is refused

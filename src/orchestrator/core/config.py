@@ -23,7 +23,7 @@ _RANGES: Final = {
     "retry.max_attempts": (1, 100),
     "retry.multiplier": (1, 10),
     "budget.max_tokens": (1, 2**62),
-    "budget.max_cost_usd": (1e-9, 1e9),
+    "budget.max_cost_usd": (1e-6, 1e9),
 }
 _DURATIONS_S: Final = {
     "retry.initial_delay": (0, 3600),
