@@ -10,7 +10,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from orchestrator import v1
-from orchestrator.core import config, create, plan
+from orchestrator.core import config, create, plan, workers
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -82,10 +82,12 @@ def test_the_limits_are_those_that_the_core_holds(description: dict[str, Any]) -
         assert not re.fullmatch(pattern, "-1s"), path
     for path, characters in {
         "instructions": config._MAX_INSTRUCTIONS_BYTES,
-        "big_model": config._MAX_MODEL_CHARACTERS,
-        "small_model": config._MAX_MODEL_CHARACTERS,
+        "big_model": workers.MAX_MODEL_CHARACTERS,
+        "small_model": workers.MAX_MODEL_CHARACTERS,
     }.items():
         assert schema(description, whole, path)["maxLength"] == characters
+    worker = description["components"]["schemas"]["WorkerInput"]["properties"]
+    assert {name: worker[name]["maxLength"] for name in workers._MAX_CHARACTERS} == workers._MAX_CHARACTERS
 
     prompt = schema(description, "CreateInstanceRequest", "prompt")
     assert prompt["maxLength"] == create.MAX_PROMPT_BYTES
