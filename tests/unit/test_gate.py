@@ -147,3 +147,23 @@ def test_no_more_are_open_than_allowed_and_there_is_always_a_way_on(steps: list[
                 now_s += 0.3
         assert len(begun) <= min(most, max(FIRST_LIMIT, most))
         assert begun or gate.wait_s(now_s) is not None  # with nothing open, time alone opens it
+
+
+def test_a_refusal_long_after_the_last_call_leaves_a_rate() -> None:
+    gate = Gate(most=64)
+    for _ in range(9):
+        gate.begin(0)
+    gate.refuse(0, 0.1, None)
+    for _ in range(8):
+        gate.end()
+    now_s = 1.0
+    for _ in range(9):
+        now_s += gate.wait_s(now_s) or 0
+        gate.begin(now_s)
+    gate.refuse(now_s, now_s + 1.5, None)
+    for _ in range(8):
+        gate.end()
+    gate.begin(now_s + 2)
+    wait_s = gate.wait_s(now_s + 2)
+    assert wait_s is not None
+    assert wait_s < 2

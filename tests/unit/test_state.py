@@ -194,3 +194,50 @@ def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
     assert run.stdout.decode() == (docs / "states.md").read_text(), (
         "run: python docs/states.py > docs/states.md"
     )
+
+
+def told(name: str, *needs: str, text: str = "do it") -> Event:
+    subtask = instance_pb2.Subtask(id=name, title=name, instructions=text, depends_on=needs)
+    return Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask))
+
+
+def replanned(first: list[Event], done: str) -> Life:
+    """A plan that was begun, some of it done, and failed; the next attempt has begun."""
+    life = Life().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1))).then(*first).done(*done)
+    failed = event_pb2.PlanningFailed(attempt=1)
+    failed.retry_time.seconds = 1
+    return life.then(
+        Event(planning_failed=failed), Event(planning_started=event_pb2.PlanningStarted(attempt=2))
+    )
+
+
+def test_a_kept_result_is_taken_over_whichever_order_the_plan_comes_in() -> None:
+    life = replanned([told("a"), told("b", "a")], "ab").then(told("b", "a"), told("a"))
+    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of b", "output of a"]
+    assert life.instance == life.refolded()
+
+
+def test_what_was_made_from_another_result_is_not_taken_over() -> None:
+    life = replanned([told("a"), told("b", "a")], "ab").then(told("a", text="otherwise")).done("a")
+    assert not life.then(told("b", "a")).instance.subtasks["b"].output
+
+
+def test_a_retry_with_a_plan_of_the_clients_own_begins_without_half_of_another() -> None:
+    life = replanned([told("a"), told("b")], "a").then(told("a"))
+    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
+    assert life.instance.subtasks == {}
+    assert life.instance.kept["a"].output
+
+
+def test_an_edited_plan_keeps_what_is_done_and_unchanged() -> None:
+    life = Life().planned(part("a"), part("b")).done("a", "b")
+    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    config = instance_pb2.InstanceConfig()
+    config.CopyFrom(life.instance.config)
+    config.review_plan = True
+    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=config)))
+    edited = [wire.subtask_message(part("a")), instance_pb2.Subtask(id="b", instructions="otherwise")]
+    reviewed = event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE, subtasks=edited)
+    life.then(Event(plan_reviewed=reviewed))
+    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", ""]

@@ -102,3 +102,13 @@ async def test_a_new_endpoint_is_tried_with_some_calls_first() -> None:
     crowd = Crowd(100)
     crowd.want("a", 100)
     assert len(crowd.order) == FIRST_LIMIT
+
+
+async def test_an_endpoint_with_many_waiting_does_not_starve_another() -> None:
+    crowd = Crowd(1)
+    crowd.want("a", 9, "busy")
+    crowd.want("b", 9, "busy")
+    crowd.want("c", 1, "other")
+    crowd.give_back()
+    crowd.give_back()
+    assert "c" in crowd.order

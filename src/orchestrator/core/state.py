@@ -94,11 +94,12 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
         **_to((TERMINATED,), "instance_terminated"),
     },
     COMPLETE: _to((QUEUED,), "instance_restarted"),
-    ERRORED: _to((QUEUED,), "instance_retried", "instance_restarted"),
-    TERMINATED: _to((QUEUED,), "instance_retried", "instance_restarted"),
+    ERRORED: {**_to((QUEUED, WAITING), "instance_retried"), **_to((QUEUED,), "instance_restarted")},
+    TERMINATED: {**_to((QUEUED, WAITING), "instance_retried"), **_to((QUEUED,), "instance_restarted")},
 }
 """For each state, the events that may follow and the states they may lead to. Where there are several,
-`WAITING` holds while the plan awaits review, `QUEUED` while no work has begun, `RUNNING` otherwise."""
+`WAITING` holds while the plan awaits review, `QUEUED` while no work has begun, `RUNNING` otherwise; the first
+of them where that one is not among them."""
 
 
 if TYPE_CHECKING:
@@ -263,7 +264,8 @@ def evolve(instance: Instance, event: pb_event.Event) -> Instance:
         raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(instance.state)}")
     time_s = event.event_time.seconds + event.event_time.nanos / 1e9
     changed = _EVOLVE[kind](instance, getattr(event, kind), time_s)
-    state = targets[0] if len(targets) == 1 else _choose(changed)
+    chosen = _choose(changed) if len(targets) > 1 else targets[0]
+    state = chosen if chosen in targets else targets[0]
     begins = state == RUNNING and not changed.start_time_s
     return replace(
         changed,
@@ -365,8 +367,14 @@ def _planning_started(instance: Instance, payload: pb_event.PlanningStarted, tim
 
 
 def _kept(instance: Instance) -> Mapping[str, Subtask]:
+    """What is completed in this plan and in those before it, but for what was made from another result."""
     done = {name: subtask for name, subtask in instance.subtasks.items() if subtask.work.state == DONE}
-    return {**instance.kept, **done} if done else instance.kept
+    kept = {**instance.kept, **done}
+    replaced = {name for name in instance.kept if kept[name] is not instance.kept[name]}
+    while stale := {name for name in kept.keys() - done.keys() if replaced & set(kept[name].depends_on)}:
+        replaced |= stale
+        kept = {name: subtask for name, subtask in kept.items() if name not in stale}
+    return kept
 
 
 def _planning_failed(instance: Instance, payload: pb_event.PlanningFailed, time_s: float) -> Instance:
@@ -384,19 +392,21 @@ def _subtask_planned(instance: Instance, payload: pb_event.SubtaskPlanned, _: fl
     subtask = replace(subtask_of(payload.subtask), merges=payload.subtask.merges)
     if instance.planned != subtask.merges or subtask.id in instance.subtasks:
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
-    kept = instance.kept.get(subtask.id)
-    if kept and kept.definition == subtask.definition and _are_done(instance, subtask.depends_on):
-        subtask = kept
-    return replace(
-        instance,
-        summary=payload.summary or instance.summary,
-        subtasks={**instance.subtasks, subtask.id: subtask},
+    subtasks = {**instance.subtasks, subtask.id: subtask}
+    while found := [name for name in subtasks if _is_kept(instance.kept, subtasks, name)]:
+        subtasks |= {name: instance.kept[name] for name in found}
+    return replace(instance, summary=payload.summary or instance.summary, subtasks=subtasks)
+
+
+def _is_kept(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name: str) -> bool:
+    """Whether a subtask that has not begun is one whose result is kept, made from the same results."""
+    subtask, done = subtasks[name], kept.get(name)
+    return (
+        done is not None
+        and subtask.work is _NOT_BEGUN
+        and done.definition == subtask.definition
+        and all(needed in subtasks and subtasks[needed] is kept.get(needed) for needed in done.depends_on)
     )
-
-
-def _are_done(instance: Instance, names: Iterable[str]) -> bool:
-    needed = [instance.subtasks.get(name) for name in names]
-    return all(subtask is not None and subtask.work.state == DONE for subtask in needed)
 
 
 def _plan_completed(instance: Instance, payload: pb_event.PlanCompleted, time_s: float) -> Instance:
@@ -426,9 +436,16 @@ def _plan_reviewed(instance: Instance, payload: pb_event.PlanReviewed, _: float)
         )
     if not payload.subtasks:
         return replace(instance, reviewed=True)
+    edited = [subtask_of(message) for message in payload.subtasks]
     return replace(
-        instance, reviewed=True, subtasks={message.id: subtask_of(message) for message in payload.subtasks}
+        instance, reviewed=True, subtasks={subtask.id: _unless_done(instance, subtask) for subtask in edited}
     )
+
+
+def _unless_done(instance: Instance, edited: Subtask) -> Subtask:
+    known = instance.subtasks.get(edited.id)
+    is_done = known is not None and known.work.state == DONE and known.definition == edited.definition
+    return known if known is not None and is_done else edited
 
 
 def _subtask(instance: Instance, subtask_id: str) -> Subtask:
@@ -506,15 +523,18 @@ def _retried(instance: Instance, payload: pb_event.InstanceRetried, _: float) ->
         instance,
         config=payload.config,
         planning=instance.planning if instance.planned else instance.planning.renewed(),
-        subtasks={
-            subtask.id: subtask
-            if subtask.work.state == DONE
-            else replace(subtask, work=subtask.work.renewed())
-            for subtask in instance.subtasks.values()
-        },
+        kept=instance.kept if instance.planned else _kept(instance),
+        subtasks=_renewed(instance) if instance.planned else {},
         synthesis=instance.synthesis.renewed(),
         error=None,
     )
+
+
+def _renewed(instance: Instance) -> Mapping[str, Subtask]:
+    return {
+        name: subtask if subtask.work.state == DONE else replace(subtask, work=subtask.work.renewed())
+        for name, subtask in instance.subtasks.items()
+    }
 
 
 def _restarted(instance: Instance, payload: pb_event.InstanceRestarted, _: float) -> Instance:

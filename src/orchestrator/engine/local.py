@@ -1,12 +1,13 @@
 """The local engine: asyncio, one process, everything it knows is in the log."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Self
+from typing import Final, Self
 
 from orchestrator.core import config as core_config
 from orchestrator.core.create import NewInstance
@@ -25,6 +26,8 @@ from orchestrator.log.base import DuplicateRequest, Entry, EventLog
 from orchestrator.models.base import Models
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event, InstanceRestarted, InstanceRetried
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 class LocalEngine:
@@ -65,7 +68,10 @@ class LocalEngine:
                 max_queued=max_queued,
             )
             for instance_id in await log.unfinished():
-                engine._enqueue(await log.load(instance_id))
+                try:
+                    engine._enqueue(await log.load(instance_id))
+                except Exception:  # one instance that cannot be read must not keep the others from going on
+                    _LOGGER.exception("%s cannot be taken up", instance_id)
             try:
                 yield engine
             except Exception as error:  # noqa: BLE001  a task group would wrap what is not its own
@@ -140,7 +146,8 @@ class LocalEngine:
         try:
             return await run.steer(partial(self._with_models, action))
         except InstanceNotFoundError:
-            self._runs.pop(instance_id, None)  # deleted meanwhile
+            if self._runs.get(instance_id) is run:
+                del self._runs[instance_id]  # deleted meanwhile
             raise
         finally:
             if run.rests:
@@ -173,13 +180,13 @@ class LocalEngine:
         return events
 
     def _enqueue(self, instance: Instance) -> None:
-        self._runs[instance.id] = Run(instance, self._shop, self._follow_up)
+        self._runs.setdefault(instance.id, Run(instance, self._shop, self._follow_up))
         self._waiting[instance.id] = None
         self._admit()
 
     def _follow_up(self, run: Run) -> None:
         """Something that a run appended is durable: let it rest, go on, or wait until it may."""
-        if run.rests:
+        if run.rests or run.stands_still:
             self._release(run)
         elif run.admitted:
             run.advance()
@@ -188,9 +195,10 @@ class LocalEngine:
             self._admit()
 
     def _release(self, run: Run) -> None:
-        self._waiting.pop(run.instance.id, None)
-        if run.instance.state in TERMINAL:
-            self._runs.pop(run.instance.id, None)
+        if self._runs.get(run.instance.id) is run:
+            self._waiting.pop(run.instance.id, None)
+            if run.instance.state in TERMINAL or run.stands_still:
+                del self._runs[run.instance.id]
         if run.admitted:
             run.admitted = False
             self._active -= 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, assert_never
 
-from orchestrator.core import decider
+from orchestrator.core import budget, decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
 from orchestrator.core.plan import PlanError, PlanReader
 from orchestrator.core.prompts import Profile
@@ -64,6 +64,8 @@ class Run:
     _calls: dict["asyncio.Task[ModelError | None]", Call] = field(default_factory=dict)
     """What is under way."""
     _timer: asyncio.TimerHandle | None = None
+    stands_still: bool = False
+    """Whether something went wrong that must not happen: only the log knows how the instance stands."""
     _durable: "asyncio.Future[None] | None" = None
     """Done once everything appended so far is durable."""
 
@@ -74,12 +76,15 @@ class Run:
 
     def recover(self) -> None:
         """Record that a crash cut off the calls under way."""
-        self._append(decider.interrupted(self.instance, self.shop.now_s()))
+        try:
+            self._append(decider.interrupted(self.instance, self.shop.now_s()))
+        except Exception as error:  # noqa: BLE001  as in `advance`
+            self._stand_still(error)
 
     def advance(self) -> None:
         """Start whatever is to be done now, and wake up when something is to be done later."""
         try:
-            if self.admitted:
+            if self.admitted and not self.stands_still:
                 self._advance()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._stand_still(error)
@@ -101,6 +106,8 @@ class Run:
                     endpoint, _, _ = decider.model_for(self.instance, command).partition("/")
                     if turn := self.shop.turns.take(endpoint, self.instance.id, self.advance):
                         begun.append((command, turn))
+                    elif (deadline_s := budget.deadline_s(self.instance)) is not None:
+                        wake_s.append(deadline_s)  # it may pass while the instance waits for a turn
                 case _:
                     assert_never(command)
         if begun:
@@ -111,7 +118,12 @@ class Run:
 
     def _begin(self, begun: Sequence[tuple[Call, Turn]]) -> None:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
-        self._append([decider.begun(self.instance, call, self._prompts(call)) for call, _ in begun])
+        try:
+            self._append([decider.begun(self.instance, call, self._prompts(call)) for call, _ in begun])
+        except BaseException:
+            for _, turn in begun:
+                self.shop.turns.give_back(turn, None)
+            raise
         for call, turn in begun:
             task = self.shop.tasks.create_task(self._carry_out(call))
             self._calls[task] = call
@@ -154,12 +166,14 @@ class Run:
             task.cancel()
 
     def _stand_still(self, error: BaseException) -> None:
-        _LOGGER.error("%s stands still until the next start", self.instance.id, exc_info=error)
+        _LOGGER.error("%s stands still until it is steered", self.instance.id, exc_info=error)
+        self.stands_still = True
         self.cut()
+        self.on_durable(self)
 
     def _append(self, events: Sequence[Event]) -> None:
         """Queue what happened for the log, together with whatever follows from it without a call."""
-        if not events:
+        if not events or self.stands_still:
             return
         self.instance, followed = decider.follow(self.instance, events, self.shop.now_s())
         self._durable = self.shop.log.append(Entry(followed, self.instance))

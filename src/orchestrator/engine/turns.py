@@ -30,8 +30,8 @@ class Turns:
         self._gates: dict[str, Gate] = {}
         self._queues: dict[str, dict[str, Callable[[], None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._asked = ""
-        """The instance that is being asked, if one is: it comes before those that wait."""
+        self._asked = ("", "")
+        """The endpoint and the instance that is being asked, if one is: it comes before those that wait."""
 
     def take(self, endpoint: str, instance_id: str, ask_again: Callable[[], None]) -> Turn | None:
         """Take a turn if there is one; otherwise `ask_again` is called, once, when there may be."""
@@ -40,12 +40,12 @@ class Turns:
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
         wait_s = gate.wait_s(now_s)
-        if self._free > 0 and wait_s == 0 and (not queue or instance_id == self._asked):
-            self._asked = ""
-            self._free -= 1
+        if self._free > 0 and wait_s == 0 and (not queue or (endpoint, instance_id) == self._asked):
+            self._asked = ("", "")
             gate.begin(now_s)
+            self._free -= 1
             return Turn(endpoint, now_s)
-        queue.setdefault(instance_id, ask_again)
+        queue[instance_id] = ask_again
         if wait_s:
             self._serve_later(endpoint, wait_s)
         return None
@@ -58,8 +58,7 @@ class Turns:
             gate.refuse(turn.begun_s, asyncio.get_running_loop().time(), error.retry_after_s)
         else:
             gate.end()
-        for endpoint in tuple(self._queues):
-            self._serve(endpoint)
+        self._serve()
 
     def close(self) -> None:
         """Grant no more."""
@@ -67,20 +66,31 @@ class Turns:
         for timer in self._timers.values():
             timer.cancel()
 
-    def _serve(self, endpoint: str) -> None:
+    def _serve(self) -> None:
+        """Ask one instance of each endpoint's queue after the other, as long as there are turns.
+
+        The endpoint that was served last comes last the next time.
+        """
+        while [endpoint for endpoint in tuple(self._queues) if self._serve_one(endpoint)]:
+            pass
+
+    def _serve_one(self, endpoint: str) -> bool:
         gate, queue = self._gates[endpoint], self._queues[endpoint]
-        while queue and self._free > 0:
-            wait_s = gate.wait_s(asyncio.get_running_loop().time())
-            if wait_s is None:
-                return
-            if wait_s:
-                self._serve_later(endpoint, wait_s)
-                return
-            self._asked = next(iter(queue))
-            queue.pop(self._asked)()
-            self._asked = ""
+        if not queue or self._free <= 0:
+            return False
+        wait_s = gate.wait_s(asyncio.get_running_loop().time())
+        if wait_s:
+            self._serve_later(endpoint, wait_s)
+        if wait_s != 0:
+            return False
+        self._queues[endpoint] = self._queues.pop(endpoint)
+        instance_id = next(iter(queue))
+        self._asked = (endpoint, instance_id)
+        queue.pop(instance_id)()
+        self._asked = ("", "")
+        return True
 
     def _serve_later(self, endpoint: str, wait_s: float) -> None:
         if timer := self._timers.get(endpoint):
             timer.cancel()
-        self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._serve, endpoint)
+        self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._serve)

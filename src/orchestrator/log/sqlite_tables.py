@@ -149,7 +149,7 @@ class SqliteTables:
         changes = {}
         for entry in entries:
             row = self._rows[entry.instance.id]
-            if row.state != entry.instance.state:
+            if row.key in changes or row.state != entry.instance.state:
                 changes[row.key] = (row.key, entry.instance.state, entry.instance.end_time_s)
         if changes:
             await self.connection.execute(

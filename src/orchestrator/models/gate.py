@@ -57,12 +57,12 @@ class Gate:
         """A call begins."""
         if self._is_cut:
             self._reopen(now_s)
-        self._open += 1
         self._begun_s.append(now_s)
         while self._begun_s[0] < now_s - 2 * _STRETCH_S:
             self._begun_s.popleft()
         if self._rate is not None:
             self._next_s = max(self._next_s, now_s - 1 / self._rate) + 1 / self._rate
+        self._open += 1
 
     def end(self) -> None:
         """A call has ended, whether well or not, but was not refused."""
@@ -94,7 +94,7 @@ class Gate:
         first_s = self._begun_s[0]
         if self._rate is not None and self._cut_s - first_s >= _STRETCH_S:
             recent = sum(begun_s > self._cut_s - _STRETCH_S for begun_s in self._begun_s)
-            self._ceiling = recent / _STRETCH_S
+            self._ceiling = max(recent, 1) / _STRETCH_S
             self._rate = self._ceiling * _BELOW
         else:
             # A burst may have been on credit; what is sure is that so many went well in all this time. The
