@@ -15,7 +15,7 @@ export const FILTERS = {
 };
 
 export class Instances {
-  loading = false;
+  loading = true; // until it is known what there is
   failure = null; // RequestError of the last page asked for
   connected = true;
   #filter = 'all';
