@@ -432,7 +432,8 @@ def refused(reason: str) -> Iterator[None]:
 
 TestLives = pytest.mark.timeout(900)(Lives.TestCase)
 TestLives.settings = settings(
-    max_examples=8,
+    max_examples=6,
+    derandomize=True,  # another seed finds other lives: take this line out to look for them
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
