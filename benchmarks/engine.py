@@ -20,7 +20,6 @@ from orchestrator.app import calm_collector
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
 from orchestrator.engine.local import LocalEngine
-from orchestrator.log import schema
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import Models
@@ -69,13 +68,15 @@ def raw(source: Path, path: Path) -> tuple[float, int]:
     with sqlite3.connect(source) as origin:
         events = origin.execute("SELECT position, instance, sequence, data FROM event").fetchall()
         instances = origin.execute("SELECT * FROM instance").fetchall()
+        tables = origin.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
     copy = sqlite3.connect(path, isolation_level="IMMEDIATE")
     copy.execute("PRAGMA journal_mode = WAL")
     copy.execute("PRAGMA synchronous = FULL")
-    for script in schema.MIGRATIONS:
-        copy.executescript(script)
+    for (table,) in tables:
+        copy.execute(table)
+    copy.commit()
     begin = time.perf_counter()
-    copy.executemany("INSERT INTO instance VALUES (?, ?, ?, ?, ?)", instances)
+    copy.executemany(f"INSERT INTO instance VALUES ({', '.join('?' * len(instances[0]))})", instances)
     for start in range(0, len(events), ROWS_A_COMMIT):
         copy.executemany("INSERT INTO event VALUES (?, ?, ?, ?)", events[start : start + ROWS_A_COMMIT])
         copy.commit()

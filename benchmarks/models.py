@@ -22,7 +22,9 @@ from aiohttp import web
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.prompts import FULL, Message, Prompt
+from orchestrator.core.plan import PlanReader
+from orchestrator.core.prompts import FULL, Full, Message, Profile, Prompt
+from orchestrator.core.state import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
@@ -61,13 +63,20 @@ async def endpoint(answer: Answer) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
+class Whole(Full):
+    """As FULL, but a plan is read only once it is all there."""
+
+    def plan_reader(self, instance: Instance) -> PlanReader | None:  # noqa: ARG002  as FULL's
+        return None
+
+
 @asynccontextmanager
-async def engine(url: str) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
+async def engine(url: str, profile: Profile = FULL) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         log = await SqliteEventLog.open(Path(folder, "log.db"))
         stack.push_async_callback(log.aclose)
-        provider: Provider = ChatCompletions("openai", url, api_key="k", key_variable="OPENAI_API_KEY")
+        provider: Provider = ChatCompletions("openai", url, api_key="k", profile=profile)
         stack.push_async_callback(provider.aclose)
         yield await stack.enter_async_context(LocalEngine.running(log, Models({"openai": provider}))), log
 
@@ -136,22 +145,16 @@ async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.
     plan_s = len(tokens) / tokens_per_s
     critical_s = plan_s + work_s  # the last subtask is whole when the plan is
     print(f"planning: {len(tokens)} tokens take {plan_s:.1f} s, each subtask {work_s:.1f} s, two at once")
-    for name, streamed in (("while it is written", True), ("after it is written", False)):
-        full_reader = type(FULL).plan_reader
-        if not streamed:
-            type(FULL).plan_reader = lambda *_: None  # type: ignore[method-assign]
-        try:
-            async with endpoint(answer) as url, engine(url) as (running, log):
-                two = pb.InstanceConfig()
-                two.CopyFrom(CONFIG)
-                two.max_parallel_subtasks = 2
-                begin = time.perf_counter()
-                await running.create(NewInstance(id="a", prompt="Build it.", config=two))
-                instance = await wait_for_end(log, "a", 600)
-                seconds = time.perf_counter() - begin
-                assert instance.state == pb.STATE_COMPLETE, instance.error
-        finally:
-            type(FULL).plan_reader = full_reader  # type: ignore[method-assign]
+    two = pb.InstanceConfig()
+    two.CopyFrom(CONFIG)
+    two.max_parallel_subtasks = 2
+    for name, profile in (("while it is written", FULL), ("after it is written", Whole())):
+        async with endpoint(answer) as url, engine(url, profile) as (running, log):
+            begin = time.perf_counter()
+            await running.create(NewInstance(id="a", prompt="Build it.", config=two))
+            instance = await wait_for_end(log, "a", 600)
+            seconds = time.perf_counter() - begin
+            assert instance.state == pb.STATE_COMPLETE, instance.error
         print(f"  begun {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
 
 
