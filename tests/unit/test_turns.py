@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,8 +32,10 @@ class Crowd:
 
         ask()
 
-    def give_back(self, error: ModelError | None = None) -> None:
-        self.turns.give_back(self.held.pop(0), error)
+    async def give_back(self, count: int = 1, error: ModelError | None = None) -> None:
+        for _ in range(count):
+            self.turns.give_back(self.held.pop(0), error)
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ async def test_instances_that_wait_are_let_in_by_turns(crowd: Crowd) -> None:
     for name, wants in (("x", 1), ("a", 4), ("b", 2), ("c", 1)):
         crowd.want(name, wants)
     for _ in range(7):
-        crowd.give_back()
+        await crowd.give_back()
     assert "".join(crowd.order) == "xabcabaa"
 
 
@@ -57,7 +60,7 @@ async def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, 
         crowd.want(str(name), want)
     assert len(crowd.order) == min(limit, sum(wants))
     for given_back in range(1, sum(wants) + 1):
-        crowd.give_back()
+        await crowd.give_back()
         assert len(crowd.order) == min(limit + given_back, sum(wants))
     crowd.want("last", limit + 1)
     assert crowd.wants["last"] == 1
@@ -67,7 +70,7 @@ async def test_one_who_no_longer_wants_a_turn_keeps_nobody_out(crowd: Crowd) -> 
     for name in ("x", "gone", "a"):
         crowd.want(name, 1)
     crowd.wants["gone"] = 0
-    crowd.give_back()
+    await crowd.give_back()
     assert crowd.order == ["x", "a"]
 
 
@@ -75,7 +78,7 @@ async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
     crowd.want("x", 1)
     crowd.want("a", 1)
     crowd.turns.close()
-    crowd.give_back()
+    await crowd.give_back()
     crowd.want("b", 1)
     assert crowd.order == ["x"]
 
@@ -83,7 +86,7 @@ async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
 async def test_one_throttled_endpoint_does_not_stop_another() -> None:
     crowd = Crowd(4)
     crowd.want("a", 1, "busy")
-    crowd.give_back(REFUSED)
+    await crowd.give_back(error=REFUSED)
     crowd.want("b", 1, "busy")
     crowd.want("c", 1, "well")
     assert crowd.order == ["a", "c"]
@@ -94,7 +97,7 @@ async def test_who_waits_at_one_endpoint_is_served_when_another_gives_back() -> 
     crowd = Crowd(1)
     crowd.want("a", 1, "one")
     crowd.want("b", 1, "other")
-    crowd.give_back()
+    await crowd.give_back()
     assert crowd.order == ["a", "b"]
 
 
@@ -109,6 +112,14 @@ async def test_an_endpoint_with_many_waiting_does_not_starve_another() -> None:
     crowd.want("a", 9, "busy")
     crowd.want("b", 9, "busy")
     crowd.want("c", 1, "other")
-    crowd.give_back()
-    crowd.give_back()
+    await crowd.give_back()
+    await crowd.give_back()
     assert "c" in crowd.order
+
+
+async def test_what_is_free_is_shared_among_those_who_wait() -> None:
+    crowd = Crowd(6)
+    for name, wants in (("x", 6), ("a", 9), ("b", 9)):
+        crowd.want(name, wants)
+    await crowd.give_back(6)
+    assert "".join(crowd.order[6:]) == "aaabbb"

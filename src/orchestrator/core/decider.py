@@ -190,12 +190,13 @@ def _errored(failure: Failure) -> Record:
 
 def take(instance: Instance, events: Iterable[pb.Event], now_s: float) -> Instance:
     """Give new events their places and time, and the instance after them."""
-    micros = round(now_s * 1e6)
+    seconds, micros = divmod(round(now_s * 1e6), 1_000_000)
     for event in events:
         event.instance_id = instance.id
         event.sequence = instance.last_sequence + 1
-        event.event_time.seconds = micros // 1_000_000
-        event.event_time.nanos = micros % 1_000_000 * 1000
+        event_time = event.event_time
+        event_time.seconds = seconds
+        event_time.nanos = micros * 1000
         instance = evolve(instance, event)
     return instance
 

@@ -112,8 +112,7 @@ else:
         The values here have no slots, so that their `__dict__` can be copied whole.
         """
         copy = object.__new__(type(value))
-        copy.__dict__.update(value.__dict__)
-        copy.__dict__.update(changes)
+        object.__setattr__(copy, "__dict__", value.__dict__ | changes)
         return copy
 
 
@@ -262,7 +261,7 @@ def evolve(instance: Instance, event: pb_event.Event) -> Instance:
     targets = TRANSITIONS[instance.state].get(kind)
     if targets is None:
         raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(instance.state)}")
-    time_s = event.event_time.seconds + event.event_time.nanos / 1e9
+    time_s = _seconds(event.event_time)
     changed = _EVOLVE[kind](instance, getattr(event, kind), time_s)
     chosen = _choose(changed) if len(targets) > 1 else targets[0]
     state = chosen if chosen in targets else targets[0]
@@ -389,11 +388,13 @@ def _planning_failed(instance: Instance, payload: pb_event.PlanningFailed, time_
 
 
 def _subtask_planned(instance: Instance, payload: pb_event.SubtaskPlanned, _: float) -> Instance:
-    subtask = replace(subtask_of(payload.subtask), merges=payload.subtask.merges)
+    subtask = subtask_of(payload.subtask)
+    if payload.subtask.merges:
+        subtask = replace(subtask, merges=True)
     if instance.planned != subtask.merges or subtask.id in instance.subtasks:
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
     subtasks = {**instance.subtasks, subtask.id: subtask}
-    while found := [name for name in subtasks if _is_kept(instance.kept, subtasks, name)]:
+    while instance.kept and (found := [name for name in subtasks if _is_kept(instance.kept, subtasks, name)]):
         subtasks |= {name: instance.kept[name] for name in found}
     return replace(instance, summary=payload.summary or instance.summary, subtasks=subtasks)
 

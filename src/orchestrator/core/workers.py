@@ -19,7 +19,7 @@ _KEYS: Final = ("name", "use", "model", "instructions", *_RANGES)
 
 def find(config: pb.InstanceConfig, name: str) -> pb.Worker | None:
     """The worker of that name; None: the small model works, as it would without a catalogue."""
-    return next((worker for worker in config.workers if worker.name == name), None)
+    return next((worker for worker in config.workers if worker.name == name), None) if name else None
 
 
 def sampling(worker: pb.Worker | None) -> Mapping[str, float]:

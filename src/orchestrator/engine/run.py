@@ -68,6 +68,8 @@ class Run:
     """Whether something went wrong that must not happen: only the log knows how the instance stands."""
     _durable: "asyncio.Future[None] | None" = None
     """Done once everything appended so far is durable."""
+    _done: Instance | None = None
+    """The instance when everything that the core asked for it had been begun, if it has been."""
 
     @property
     def rests(self) -> bool:
@@ -96,7 +98,9 @@ class Run:
         now_s = self.shop.now_s()
         wake_s: list[float] = []
         begun: list[tuple[Call, Turn]] = []
-        for command in decider.decide(self.instance, now_s):
+        self._done = None
+        commands = decider.decide(self.instance, now_s)
+        for command in commands:
             match command:
                 case Record(events):
                     self._append(events)
@@ -115,11 +119,14 @@ class Run:
         if wake_s:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
+        if not any(isinstance(command, Record) for command in commands):
+            self._done = self.instance
 
     def _begin(self, begun: Sequence[tuple[Call, Turn]]) -> None:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
         try:
-            self._append([decider.begun(self.instance, call, self._prompts(call)) for call, _ in begun])
+            events = [decider.begun(self.instance, call, self._prompts(call)) for call, _ in begun]
+            self._queue(decider.take(self.instance, events, self.shop.now_s()), events)
         except BaseException:
             for _, turn in begun:
                 self.shop.turns.give_back(turn, None)
@@ -175,8 +182,11 @@ class Run:
         """Queue what happened for the log, together with whatever follows from it without a call."""
         if not events or self.stands_still:
             return
-        self.instance, followed = decider.follow(self.instance, events, self.shop.now_s())
-        self._durable = self.shop.log.append(Entry(followed, self.instance))
+        self._queue(*decider.follow(self.instance, events, self.shop.now_s()))
+
+    def _queue(self, instance: Instance, events: Sequence[Event]) -> None:
+        self.instance = instance
+        self._durable = self.shop.log.append(Entry(events, instance))
         self._durable.add_done_callback(self._recorded)
 
     def _recorded(self, durable: "asyncio.Future[None]") -> None:
@@ -186,7 +196,7 @@ class Run:
             # The service stops, and the log tells the next start how far this came; or it was deleted.
             if not isinstance(error, UnavailableError | InstanceNotFoundError):
                 self._stand_still(error)
-        else:
+        elif self.instance is not self._done or self.rests:
             self.on_durable(self)
 
     async def _until_durable(self) -> None:

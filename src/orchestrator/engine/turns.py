@@ -20,8 +20,9 @@ class Turns:
     """Grants turns, in all so many at a time and for each endpoint as many as its gate lets through.
 
     Where there is none, instances wait in the endpoint's queue. One that waits is asked again when there is a
-    turn, and takes its place behind all others if it wants more: so one with many subtasks cannot starve
-    others (round robin; Nagle, RFC 970), and one throttled endpoint does not hold up another.
+    turn: it may take its share of what is free, which is at least one, and takes its place behind all others
+    if it wants more. So one with many subtasks cannot starve others (round robin; Nagle, RFC 970), and one
+    throttled endpoint does not hold up another.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,6 +33,12 @@ class Turns:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._asked = ("", "")
         """The endpoint and the instance that is being asked, if one is: it comes before those that wait."""
+        self._share = 0
+        """How many turns it may take."""
+        self._unasked = 0
+        """How many wait that have not been asked this time."""
+        self._serving: asyncio.Handle | None = None
+        """What will serve those who wait, once all that ends in this pass of the loop has ended."""
 
     def take(self, endpoint: str, instance_id: str, ask_again: Callable[[], None]) -> Turn | None:
         """Take a turn if there is one; otherwise `ask_again` is called, once, when there may be."""
@@ -40,8 +47,9 @@ class Turns:
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
         wait_s = gate.wait_s(now_s)
-        if self._free > 0 and wait_s == 0 and (not queue or (endpoint, instance_id) == self._asked):
-            self._asked = ("", "")
+        is_asked = self._share > 0 and (endpoint, instance_id) == self._asked
+        if self._free > 0 and wait_s == 0 and (is_asked or not queue):
+            self._share -= is_asked
             gate.begin(now_s)
             self._free -= 1
             return Turn(endpoint, now_s)
@@ -58,19 +66,23 @@ class Turns:
             gate.refuse(turn.begun_s, asyncio.get_running_loop().time(), error.retry_after_s)
         else:
             gate.end()
-        self._serve()
+        if not self._serving and any(self._queues.values()):
+            self._serving = asyncio.get_running_loop().call_soon(self._serve)
 
     def close(self) -> None:
         """Grant no more."""
         self._free = -self._limit
-        for timer in self._timers.values():
-            timer.cancel()
+        for pending in (*self._timers.values(), self._serving):
+            if pending:
+                pending.cancel()
 
     def _serve(self) -> None:
         """Ask one instance of each endpoint's queue after the other, as long as there are turns.
 
         The endpoint that was served last comes last the next time.
         """
+        self._serving = None
+        self._unasked = sum(map(len, self._queues.values()))
         while [endpoint for endpoint in tuple(self._queues) if self._serve_one(endpoint)]:
             pass
 
@@ -84,10 +96,12 @@ class Turns:
         if wait_s != 0:
             return False
         self._queues[endpoint] = self._queues.pop(endpoint)
+        self._share = max(1, min(self._free // self._unasked, gate.room // min(self._unasked, len(queue))))
+        self._unasked = max(1, self._unasked - 1)
         instance_id = next(iter(queue))
         self._asked = (endpoint, instance_id)
         queue.pop(instance_id)()
-        self._asked = ("", "")
+        self._share = 0
         return True
 
     def _serve_later(self, endpoint: str, wait_s: float) -> None:

@@ -45,6 +45,11 @@ class Gate:
     _begun_s: "deque[float]" = field(default_factory=deque)
     """When the calls of this stretch, since the gate opened, began that were not refused."""
 
+    @property
+    def room(self) -> int:
+        """How many calls more may be open."""
+        return int(min(self._limit, self.most)) - self._open
+
     def wait_s(self, now_s: float) -> float | None:
         """How long until a call may begin, 0: now; None: as soon as an open one has ended."""
         if now_s < self._closed_until_s:
