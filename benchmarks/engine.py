@@ -3,12 +3,15 @@
     python benchmarks/engine.py [--instances 3000] [--repeats 3]
 
 An instance is a plan, five subtasks and a synthesis by a scripted model that answers at once; fsync is on.
-Raw group commit writes the same bytes into the same tables, a hundred rows a transaction, with nothing else
-to do. One instance alone stands beside as many bare fsyncs as it waits for.
+Two measures stand beside it. Raw group commit writes the same bytes into the same tables, a hundred rows a
+transaction, with nothing else to do. The bare way has an asyncio task for each call and the same log, and
+nothing between them: it writes the same kinds of events in order, but knows no state, so it could neither
+recover, retry, pause, bound its calls nor keep a budget. One instance alone stands beside one fsync.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import sqlite3
 import statistics
@@ -19,14 +22,20 @@ from pathlib import Path
 from orchestrator.app import calm_collector
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
+from orchestrator.core.state import COMPLETE, RUNNING, Instance, State
 from orchestrator.engine.local import LocalEngine
+from orchestrator.log.base import Entry, EventLog
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import Models
-from orchestrator.models.scripted import Scripted
+from orchestrator.models.scripted import Scripted, plan_text
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1.instance_pb2 import Subtask, Usage
 
 MODELS = Models({"scripted": Scripted(subtasks=5)})
-CONFIG = config.default("scripted/big", "scripted/small")
+BIG, SMALL = "scripted/big", "scripted/small"
+CONFIG = config.default(BIG, SMALL)
+PLAN = plan_text(5)
 ROWS_A_COMMIT = 100
 
 
@@ -45,6 +54,72 @@ async def through_engine(path: Path, instances: int) -> float:
         for number in range(instances):
             await wait_for_end(log, f"bench-{number}", 60)
         elapsed = time.perf_counter() - begin
+    await log.aclose()
+    return elapsed
+
+
+class Bare:
+    """One instance without an engine: calls in order, and their events to the log."""
+
+    def __init__(self, log: EventLog, instance_id: str) -> None:
+        self.log = log
+        self.id = instance_id
+        self.sequence = 0
+
+    def append(self, *events: pb.Event, state: State = RUNNING) -> "asyncio.Future[None]":
+        now_ns = time.time_ns()
+        for event in events:
+            self.sequence += 1
+            event.instance_id, event.sequence = self.id, self.sequence
+            event.event_time.FromNanoseconds(now_ns)
+        return self.log.append(Entry(events, Instance(id=self.id, state=state)))
+
+    async def run(self) -> None:
+        one = Usage(model_calls=1)
+        await self.append(pb.Event(instance_created=pb.InstanceCreated(prompt=wish(0).prompt, config=CONFIG)))
+        self.append(pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=BIG)))
+        plan = json.loads(await answer(PLAN))
+        subtasks = [Subtask(**subtask) for subtask in plan["subtasks"]]
+        planned = [pb.SubtaskPlanned(attempt=1, subtask=subtask) for subtask in subtasks]
+        completed = pb.PlanCompleted(attempt=1, model=BIG, summary=plan["summary"], usage=one)
+        await self.append(
+            *(pb.Event(subtask_planned=each) for each in planned), pb.Event(plan_completed=completed)
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for subtask in subtasks:
+                tasks.create_task(self.work(subtask.id))
+        self.append(pb.Event(synthesis_started=pb.SynthesisStarted(attempt=1, model=BIG)))
+        result = await answer("# The result\n\nAll parts, put together.")
+        synthesis = pb.SynthesisCompleted(attempt=1, model=BIG, final_result=result, usage=one)
+        end = pb.InstanceCompleted(usage=Usage(model_calls=7))
+        await self.append(
+            pb.Event(synthesis_completed=synthesis), pb.Event(instance_completed=end), state=COMPLETE
+        )
+
+    async def work(self, name: str) -> None:
+        self.append(pb.Event(subtask_started=pb.SubtaskStarted(subtask_id=name, attempt=1, model=SMALL)))
+        completed = pb.SubtaskCompleted(
+            subtask_id=name,
+            attempt=1,
+            model=SMALL,
+            output=await answer(f"The output of {name}."),
+            usage=Usage(model_calls=1),
+        )
+        await self.append(pb.Event(subtask_completed=completed))
+
+
+async def answer(text: str) -> str:
+    return text
+
+
+async def bare(path: Path, instances: int) -> float:
+    """Seconds until all instances are complete that no engine runs."""
+    log = await SqliteEventLog.open(path)
+    begin = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(instances):
+            tasks.create_task(Bare(log, f"bench-{number}").run())
+    elapsed = time.perf_counter() - begin
     await log.aclose()
     return elapsed
 
@@ -106,15 +181,16 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=3)
     options = arguments.parse_args()
     calm_collector()
-    print(f"{'':14}{'instances/s':>14}{'events/s':>12}{'of raw':>9}")
+    print(f"{'':14}{'instances/s':>14}{'events/s':>12}{'of raw':>9}{'of bare':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.repeats):
-            ours, theirs = Path(folder, f"{number}.db"), Path(folder, f"raw-{number}.db")
+            ours, others = Path(folder, f"{number}.db"), Path(folder, f"bare-{number}.db")
             engine_s = asyncio.run(through_engine(ours, options.instances))
-            raw_s, events = raw(ours, theirs)
-            for name, seconds in (("raw", raw_s), ("engine and log", engine_s)):
-                share = f"{raw_s / seconds:8.0%}"
-                print(f"{name:14}{options.instances / seconds:14,.0f}{events / seconds:12,.0f}{share:>9}")
+            bare_s = asyncio.run(bare(others, options.instances))
+            raw_s, events = raw(ours, Path(folder, f"raw-{number}.db"))
+            for name, seconds in (("raw", raw_s), ("bare", bare_s), ("engine and log", engine_s)):
+                rates = f"{options.instances / seconds:14,.0f}{events / seconds:12,.0f}"
+                print(f"{name:14}{rates}{raw_s / seconds:9.0%}{bare_s / seconds:9.0%}")
         alone = asyncio.run(one_alone(Path(folder, "alone.db"), 200))[20:]
         fsync = fsync_s(Path(folder, "fsync"))
     middle = statistics.median(alone)
