@@ -286,14 +286,18 @@ async def test_run_survives_a_restart_of_the_service(shell: Shell, service: Scri
     assert [int(event["sequence"]) for event in outcome.events] == list(range(1, 13))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "options"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("-v",))]
+)
+async def test_run_detaches_when_it_is_stopped(
+    no_service: Shell, number: signal.Signals, code: int, options: Sequence[str]
+) -> None:
     async with ScriptedService() as service:
         await service.start(rest_port=0)
         shell = no_service.with_variables(
             ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
         )
-        process = await shell.start("run", "p")
+        process = await shell.start("run", "p", *options)
         assert process.stderr
         while b"created i1" not in await process.stderr.readline():
             pass
@@ -302,7 +306,7 @@ async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal
     assert process.returncode == code
     told = err.decode().splitlines()[-3:]
     assert told[0] == "detached: i1 goes on without you"
-    assert told[1].endswith("orchestrator events i1 --follow")
+    assert told[1].endswith(" ".join(("orchestrator events i1 --follow", *options)))
     assert told[2].endswith("orchestrator terminate i1")
 
 
@@ -420,13 +424,15 @@ async def test_events_says_how_to_come_back_when_it_is_stopped(
     shell: Shell, service: ScriptedService
 ) -> None:
     await service.record("open", event_pb2.InstanceCreated(prompt="p"))
-    process = await shell.start("events", "open")
-    assert process.stdout
-    assert b"created open" in await process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = await process.communicate()
-    assert process.returncode == 130
-    assert err.decode().splitlines()[0] == "detached: open goes on without you"
+    for options, again in (((), "events open --follow"), (("-v",), "events open --follow -v")):
+        process = await shell.start("events", "open", *options)
+        assert process.stdout
+        assert b"created open" in await process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert process.returncode == 130
+        assert err.decode().splitlines()[0] == "detached: open goes on without you"
+        assert err.decode().splitlines()[1].endswith(again)
 
 
 def read_all(descriptor: int) -> bytes:

@@ -25,7 +25,7 @@ from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import providers
 from orchestrator.models.base import ModelRequest
-from orchestrator.settings import FILE, PREFIX, Settings, split_address
+from orchestrator.settings import Settings, split_address
 
 OLDEST_PYTHON: Final = (3, 11)
 CALL_TIMEOUT_S: Final = 30.0
@@ -105,12 +105,12 @@ def _envoy() -> Finding:
 async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
     """Whether each model that is set answers; one that is set twice is called once."""
     roles = {
-        "big model": (settings.big_model, f"{PREFIX}BIG_MODEL"),
-        "small model": (settings.small_model, f"{PREFIX}SMALL_MODEL"),
+        "big model": (settings.big_model, settings.name_of("big_model")),
+        "small model": (settings.small_model, settings.name_of("small_model")),
     }
     for number, worker in enumerate(workers.read(settings.workers)):
         if worker.model:
-            roles[f"worker {worker.name}"] = (worker.model, f"workers[{number}].model in {FILE}")
+            roles[f"worker {worker.name}"] = (worker.model, settings.name_of(f"workers[{number}].model"))
     places: dict[str, list[str]] = {}
     for name, place in roles.values():
         places.setdefault(name, []).append(place)
@@ -197,7 +197,8 @@ def _embedded(*, is_needed: bool) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     path = Path(settings.database).absolute()
-    mend = f"make it a file in a folder that this user may write, or set {PREFIX}DATABASE to another path"
+    setting = settings.name_of("database")
+    mend = f"make it a file in a folder that this user may write, or set {setting} to another path"
     try:
         if path.exists():
             with path.open("r+b"):
@@ -216,22 +217,21 @@ def _database(settings: Settings) -> Finding:
 async def _ports(settings: Settings) -> AsyncIterator[Finding]:
     async with Client(settings.grpc_address) as client:
         is_ours = await client.is_serving()
-    yield _port("grpc", settings.grpc_address, is_ours=is_ours)
+    yield _port("grpc", settings.grpc_address, settings.name_of("grpc_address"), is_ours=is_ours)
     is_ours = await rest.is_ready(settings.rest_address)
-    yield _port("rest", settings.rest_address, is_ours=is_ours)
+    yield _port("rest", settings.rest_address, settings.name_of("rest_address"), is_ours=is_ours)
 
 
-def _port(name: str, address: str, *, is_ours: bool) -> Finding:
+def _port(name: str, address: str, setting: str, *, is_ours: bool) -> Finding:
     if is_ours:
         return Finding(name, f"{address} is answered by the service")
-    variable = f"{PREFIX}{name.upper()}_ADDRESS"
-    host, port = split_address(address, variable)
+    host, port = split_address(address, setting)
     try:
         family, kind, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        mend = f"stop what listens there, or set {variable} to another address"
+        mend = f"stop what listens there, or set {setting} to another address"
         return Finding(name, f"{address} cannot be listened on: {error.strerror}", mend)
     return Finding(name, f"{address} is free")
