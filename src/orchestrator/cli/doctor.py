@@ -8,8 +8,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,9 @@ CALL_TIMEOUT_S: Final = 30.0
 _MEND_EMBEDDED: Final = (
     "`make install`, or set both models to a provider's, such as openai/… with OPENAI_API_KEY"
 )
+_NO_WRAPPING: Final = 10_000
+_LEAST_WIDTH: Final = 30
+"""Columns of a finding: where they are fewer beside its subject, it stands below."""
 _MOST_TOKENS: Final = 16
 _HELLO: Final = Prompt("work", (Message("user", "Say hello."),), may_be_cut=True)
 
@@ -75,14 +79,32 @@ def print_findings(findings: list[Finding], *, as_json: bool) -> None:
         print(json.dumps({"ok": not any(it.is_broken for it in findings), "checks": checks}))  # noqa: T201
         return
     console = terminal()
-    width = max(len(it.subject) for it in findings)
+    # A word that is too long for a line, such as a path, is left to the terminal: it can be copied whole.
+    for line in lines_of(findings, console.width if console.is_terminal else _NO_WRAPPING):
+        console.print(line, soft_wrap=True)
+
+
+def lines_of(findings: list[Finding], width: int) -> Iterator[Text]:
+    """The checklist's lines for so many columns, broken between words."""
+    room = max(len(it.subject) for it in findings)
+    indent = room + 4
+    if is_narrow := width - indent < _LEAST_WIDTH:
+        indent = 2
     for it in findings:
         sign, style = ("✗", "red") if it.is_broken else ("!", "yellow") if it.mend else ("✓", "green")
-        line = Text(f"{sign} ", style=style)
-        line.append(f"{it.subject:<{width}}  ", style="bold").append(one_line(it.finding), style="default")
-        console.print(line, soft_wrap=True)
-        if it.mend:
-            console.print(Text(f"{'':{width + 4}}{one_line(it.mend)}", style="dim"), soft_wrap=True)
+        head = Text(f"{sign} ", style=style).append(f"{it.subject:<{room}}  ", style="bold")
+        texts = [(line, "default") for line in _broken(it.finding, width - indent)]
+        texts += [(line, "dim") for line in _broken(it.mend, width - indent)]
+        if not is_narrow:
+            head.append(*texts.pop(0))
+        head.rstrip()
+        yield head
+        for text, dimness in texts:
+            yield Text(" " * indent).append(text, style=dimness)
+
+
+def _broken(text: str, width: int) -> list[str]:
+    return textwrap.wrap(one_line(text), width, break_long_words=False, break_on_hyphens=False)
 
 
 def _python() -> Finding:
