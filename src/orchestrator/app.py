@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Never
 
+from orchestrator.client import Client
 from orchestrator.core import config, workers
 from orchestrator.edge import EdgeProcess, find_envoy
 from orchestrator.edge import running as envoy_running
@@ -24,7 +25,7 @@ from orchestrator.models.prices import Price, Prices
 from orchestrator.ports import free_port
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
-from orchestrator.settings import PREFIX, Settings
+from orchestrator.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Running:
     log: SqliteEventLog
     envoy: EdgeProcess | None
     """None: without REST."""
+    taken_up: int
+    """How many instances that an earlier service left unfinished go on."""
 
     async def watch(self) -> None:
         """Wait for as long as all parts run; raise what ended one of them."""
@@ -64,12 +67,9 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
             try:
                 models.check(name)
             except SettingsError as error:
-                raise SettingsError(f"{path}: {error}") from None
-        free_port(settings.grpc_address, f"{PREFIX}GRPC_ADDRESS")
-        if edge:
-            find_envoy()
-            free_port(settings.rest_address, f"{PREFIX}REST_ADDRESS")
-        log = await SqliteEventLog.open(Path(settings.database))
+                raise SettingsError(f"{settings.name_of(path)}: {error}") from None
+        await _check_addresses(settings, edge=edge)
+        log = await SqliteEventLog.open(Path(settings.database), settings.name_of("database"))
         stack.push_async_callback(log.aclose)
         engine = await stack.enter_async_context(
             LocalEngine.running(
@@ -93,7 +93,26 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                     rest_address=settings.rest_address, grpc_address=address, origins=settings.origins
                 )
             )
-        yield Running(address, log, envoy)
+        yield Running(address, log, envoy, engine.taken_up)
+
+
+async def _check_addresses(settings: Settings, *, edge: bool) -> None:
+    """Raise SettingsError where one cannot be listened on, or REST is not there to do so."""
+    addresses = ["grpc_address", *(["rest_address"] if edge else [])]
+    if edge:
+        find_envoy()
+    try:
+        for name in addresses:
+            free_port(getattr(settings, name), settings.name_of(name))
+    except SettingsError:
+        async with Client(settings.grpc_address) as client:
+            if not await client.is_serving():
+                raise
+        own = [settings.name_of(name) for name in (*addresses, "database")]
+        raise SettingsError(
+            f"already running: an orchestrator answers at {settings.grpc_address}. Use that one, stop it, or "
+            f"give this one its own {', '.join(own[:-1])} and {own[-1]}"
+        ) from None
 
 
 @asynccontextmanager
@@ -139,10 +158,11 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     async with running(settings, edge=edge) as service:
-        rest = f"REST on http://{service.rest_address}, " if service.rest_address else ""
+        address, models = service.rest_address, dict.fromkeys((settings.big_model, settings.small_model))
+        rest = f"REST on http://{address}, the page on http://{address}/-/ui/, " if address else ""
         sys.stdout.write(
             f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}, "
-            f"models {settings.big_model} and {settings.small_model}; Ctrl-C stops\n"
+            f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
         )
         sys.stdout.flush()
         await _first(stop.wait(), service.watch())

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -134,26 +134,26 @@ async def running(
     rest_host, rest_port = _resolved(rest_address, _REST)
     rest_address = _joined(rest_host, free_port(_joined(rest_host, rest_port), _REST))
     config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins)
-    with tempfile.TemporaryDirectory(prefix="orchestrator-edge-") as folder:
-        file = Path(folder) / "envoy.yaml"
-        file.write_text(config)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())),
-            *(str(envoy), "-c", str(file)),
-            # Hot restart is for two Envoys that share memory under one name: two services here would clash.
-            *("--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal goes to its whole process group; this process decides when Envoy ends.
-            process_group=0,
-        )
-        edge = EdgeProcess(process, rest_address)
-        try:
-            await edge._wait_until_ready()  # noqa: SLF001  this module's own
-            yield edge
-        finally:
-            await asyncio.shield(edge._stop())  # noqa: SLF001
+    async with AsyncExitStack() as stack:
+        # Envoy reads it only as it starts: once it answers, the file is gone, and no kill leaves it behind.
+        with tempfile.NamedTemporaryFile("w", prefix="orchestrator-", suffix=".yaml") as file:
+            file.write(config)
+            file.flush()
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())),
+                *(str(envoy), "-c", file.name),
+                # Hot restart is for two Envoys that share memory under one name: two services would clash.
+                *("--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                # Ctrl-C in a terminal goes to its whole process group; this process decides when Envoy ends.
+                process_group=0,
+            )
+            edge = EdgeProcess(process, rest_address)
+            stack.push_async_callback(lambda: asyncio.shield(edge._stop()))  # noqa: SLF001  this module's own
+            await edge._wait_until_ready()  # noqa: SLF001
+        yield edge
 
 
 def render(*, rest_address: str, grpc_address: str, origins: Sequence[str] = ()) -> str:

@@ -84,10 +84,10 @@ class AlreadyExistsError(RequestError):
 class StateForbidsError(RequestError):
     """The instance's state does not allow the action."""
 
-    def __init__(self, instance_id: str, *, state: str, action: str, why: str = "") -> None:
+    def __init__(self, instance_id: str, *, state: str, action: str, why: str) -> None:
         super().__init__(
             "STATE_FORBIDS",
-            f"instance {instance_id!r} is {state}: it cannot be asked to {action}" + (why and f" {why}"),
+            f"instance {instance_id!r} is {state}: it cannot be asked to {action}{why}",
             metadata={"state": state, "action": action},
         )
 

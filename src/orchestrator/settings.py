@@ -1,5 +1,6 @@
 """The service's settings: `ORCHESTRATOR_*` variables, `orchestrator.toml`, then flags; the later wins."""
 
+import difflib
 import ipaddress
 import os
 import re
@@ -15,6 +16,14 @@ PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
 _NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 """Settings that must not be passed over in silence: who sets them relies on what they do."""
+_FOREIGN: Final = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+"""What Kubernetes sets, behind the prefix, in every container beside a service called orchestrator…."""
+_FLAGS: Final = {"address": "grpc_address"}
+"""Flags that are not called as the setting that they set."""
+_IN_FILE_ONLY: Final[Mapping[type, str]] = {
+    dict: "table, under [{name}] in " + FILE,
+    list: "list of tables, each under [[{name}]] in " + FILE,
+}
 _UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 """What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
@@ -57,14 +66,22 @@ class Settings:
     """How many seconds a model that streams its answer may be silent before the call is given up."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """No setting: where those that were given came from, as `name_of` tells it."""
 
     def __post_init__(self) -> None:
         if self.engine != "local":
-            raise SettingsError(f"{PREFIX}ENGINE is {self.engine!r}: this version has the engine 'local'")
+            raise SettingsError(
+                f"{self.name_of('engine')} is {self.engine!r}: this version has the engine 'local'"
+            )
         if self.database.startswith("postgresql:"):
-            raise SettingsError(f"{PREFIX}DATABASE must be a path: this version keeps its log in SQLite")
+            raise SettingsError(
+                f"{self.name_of('database')} must be a path: this version keeps its log in SQLite"
+            )
         if self.log_level not in ("debug", "info", "warning", "error"):
-            raise SettingsError(f"{PREFIX}LOG_LEVEL is {self.log_level!r}: use debug, info, warning or error")
+            raise SettingsError(
+                f"{self.name_of('log_level')} is {self.log_level!r}: use debug, info, warning or error"
+            )
         for name in (
             "max_active_instances",
             "max_queued_instances",
@@ -72,10 +89,10 @@ class Settings:
             "idle_timeout_s",
         ):
             if getattr(self, name) < 1:
-                raise SettingsError(f"{PREFIX}{name.upper()} is {getattr(self, name)}: it must be at least 1")
+                raise SettingsError(f"{self.name_of(name)} is {getattr(self, name)}: it must be at least 1")
         _ = self.retention_s  # refused now rather than later
         for name in ("grpc_address", "rest_address"):
-            setting, address = PREFIX + name.upper(), getattr(self, name)
+            setting, address = self.name_of(name), getattr(self, name)
             host, _ = split_address(address, setting)
             if not _is_loopback(host):
                 raise SettingsError(
@@ -85,6 +102,15 @@ class Settings:
 
         _ = self.origins
 
+    def name_of(self, path: str) -> str:
+        """What a person changes to change a setting: a flag, a key of the file, or a variable.
+
+        `path` may lead into a setting, as in `workers[0].model`: only the file has such.
+        """
+        if path not in {field.name for field in fields(self)}:
+            return f"{path} in {FILE}"
+        return self.sources.get(path, PREFIX + path.upper())
+
     @property
     def retention_s(self) -> float | None:
         """How many seconds finished instances are kept; None: for ever."""
@@ -93,8 +119,8 @@ class Settings:
         number, unit = self.retention[:-1], self.retention[-1]
         if not number.isdecimal() or not int(number) or unit not in _UNITS_S:
             raise SettingsError(
-                f"{PREFIX}RETENTION is {self.retention!r}: it must be a whole number with d, h, m or s, "
-                "as in 30d"
+                f"{self.name_of('retention')} is {self.retention!r}: it must be a whole number with "
+                "d, h, m or s, as in 30d"
             )
         return int(number) * _UNITS_S[unit]
 
@@ -105,8 +131,8 @@ class Settings:
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(
-                    f"{PREFIX}CORS_ORIGINS has {origin!r}: it must be origins with commas between them, each "
-                    "without a path or a wildcard, as in https://app.example.com"
+                    f"{self.name_of('cors_origins')} has {origin!r}: it must be origins with commas between "
+                    "them, each without a path or a wildcard, as in https://app.example.com"
                 )
         return origins
 
@@ -115,28 +141,60 @@ class Settings:
         cls, environment: Mapping[str, str] = os.environ, folder: Path = Path(), **flags: object
     ) -> Self:
         """Read the settings; a flag that is None counts as not given. Raise SettingsError."""
-        found: dict[str, object] = {}
-        known = {field.name: field for field in fields(cls)}
-        for name in _NOT_YET:
-            if environment.get(PREFIX + name):
-                raise SettingsError(f"{PREFIX}{name} is set, and this version does not have it: unset it")
-        for name in known:
-            if value := environment.get(PREFIX + name.upper()):
-                found[name] = value
+        known = [field.name for field in fields(cls) if field.name != "sources"]
         file = folder / FILE
-        if file.exists():
-            try:
-                table = tomllib.loads(file.read_text())
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-                raise SettingsError(f"{file} cannot be read: {error}") from None
-            if unknown := sorted(set(table) - set(known)):
-                raise SettingsError(f"{file}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
-            found |= table
-        found |= {name: value for name, value in flags.items() if value is not None}
+        given: dict[str, tuple[str, object]] = {}
+        for name, value in _variables(environment, known).items():
+            given[name] = (PREFIX + name.upper(), value)
+        for name, setting in _table(file, known).items():
+            given[name] = (f"{name} in {file}", setting)
+        for flag, setting in flags.items():
+            if setting is not None:
+                given[_FLAGS.get(flag, flag)] = (f"--{flag.replace('_', '-')}", setting)
         defaults = cls()
-        return cls(
-            **{name: _typed(name, value, type(getattr(defaults, name))) for name, value in found.items()}
-        )
+        typed = {
+            name: _typed(name, source, value, type(getattr(defaults, name)))
+            for name, (source, value) in given.items()
+        }
+        return cls(**typed, sources={name: source for name, (source, _) in given.items()})
+
+
+def _variables(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[str, str]:
+    """The settings that variables hold; an empty variable counts as not set."""
+    names = {PREFIX + name.upper(): name for name in known}
+    found = {}
+    for variable in sorted(environment):
+        name, value = variable.removeprefix(PREFIX), environment[variable]
+        if name == variable or not value:
+            continue
+        if name in _NOT_YET:
+            raise SettingsError(f"{variable} is set, and this version does not have it: unset it")
+        if variable in names:
+            found[names[variable]] = value
+        elif not _FOREIGN.fullmatch(name) and not value.startswith(("tcp://", "udp://", "sctp://")):
+            raise SettingsError(f"{variable} is set, and is no setting: {meant(variable, [*names])}")
+    return found
+
+
+def _table(file: Path, known: Sequence[str]) -> Mapping[str, object]:
+    """The settings that the file holds, where it is there."""
+    if not file.exists():
+        return {}
+    try:
+        table = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f"{file} cannot be read: {error}") from None
+    if unknown := sorted(set(table) - set(known)):
+        raise SettingsError(f"{file}: unknown setting {unknown[0]!r}: {meant(unknown[0], known)}")
+    return table
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """What a name that nobody knows was perhaps to be; else all that there are."""
+    # Without the prefix, which all of them share and which would make any two alike.
+    short = {each.removeprefix(PREFIX): each for each in known}
+    near = difflib.get_close_matches(name.removeprefix(PREFIX), short, n=1)
+    return f"did you mean {short[near[0]]}?" if near else f"known are {', '.join(known)}"
 
 
 def _is_loopback(host: str) -> bool:
@@ -146,15 +204,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _typed(name: str, value: object, kind: type) -> Any:
+def _typed(name: str, source: str, value: object, kind: type) -> Any:
     if kind is int and not isinstance(value, int):
         try:
             return int(str(value))
         except ValueError:
-            raise SettingsError(f"{PREFIX}{name.upper()} is {value!r}: it must be a whole number") from None
+            raise SettingsError(f"{source} is {value!r}: it must be a whole number") from None
     if not isinstance(value, kind):
-        described = "list of tables, each under [[workers]]" if kind is list else kind.__name__
-        raise SettingsError(f"{name} is {value!r}: it must be a {described}")
+        described = _IN_FILE_ONLY.get(kind, "text in quotes").format(name=name)
+        raise SettingsError(f"{source} is {value!r}: it must be a {described}")
     return value
 
 

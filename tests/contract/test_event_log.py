@@ -360,7 +360,9 @@ async def test_a_deleted_instance_is_gone_for_everybody(log: EventLog) -> None:
 async def test_only_a_finished_instance_is_deleted(log: EventLog) -> None:
     life = Life("a")
     await record(log, life)
-    with pytest.raises(StateForbidsError, match="is queued: it cannot be asked to delete"):
+    with pytest.raises(
+        StateForbidsError, match="is queued: it cannot be asked to delete; terminate it first"
+    ):
         await log.delete("a")
     assert await log.load("a") == life.instance
 

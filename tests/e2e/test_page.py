@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from axe_playwright_python import base as axe_package
 from playwright.async_api import Browser, Page, expect
+from support import streams
 from support.browser import DESKTOP, PHONE
 from support.endpoint import Answer, Call, Endpoint, completion, failing, hang
 from support.process import Process, on_endpoint, process
@@ -33,6 +34,26 @@ class Gate:
     async def _wait(self, call: Call) -> web.StreamResponse:
         await self.opened.wait()
         return web.json_response(completion(f"The output of {call.subtask_id}."))
+
+
+class Dictation:
+    """Workers that stream each piece of text once it is put into `pieces`, and end with an empty one."""
+
+    def __init__(self) -> None:
+        self.pieces: asyncio.Queue[str] = asyncio.Queue()
+
+    def __call__(self, call: Call) -> Answer:
+        return self._say if call.role == "work" else None
+
+    async def _say(self, call: Call) -> web.StreamResponse:
+        assert call.body["stream"]
+        response = await streams.begin(call.request)
+        while piece := await self.pieces.get():
+            chunk = {"choices": [{"index": 0, "delta": {"content": piece}}]}
+            await response.write(streams.encoded(chunk))
+        for event in streams.of_completion(completion(""), call.body):
+            await response.write(streams.encoded(event))
+        return response
 
 
 @asynccontextmanager
@@ -157,6 +178,30 @@ async def test_a_finished_instance_that_goes_on_is_followed_again(browser: Brows
         await shows(page, "Complete")
         await expect(page.locator(".bar")).to_have_count(5)
         await expect(page.locator(".connection")).to_have_text("Live")
+
+
+async def test_a_subtasks_text_grows_while_its_call_is_open(browser: Browser, tmp_path: Path) -> None:
+    dictation = Dictation()
+    async with (
+        Endpoint(dictation, subtasks=1) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+    ):
+        await created(service, "a", config={"reviewPlan": True})
+        await page.goto(ui(service, "a"))
+        await button(page, "Approve").click()
+        await expect(page.locator(".lane.running")).to_have_count(1)
+        written = page.locator(".writing")
+        await lane(page, "Part 1").locator(".row").click()
+        await dictation.pieces.put("The first ")
+        await expect(written).to_have_text("The first ")
+        await dictation.pieces.put("words, then more.")
+        await expect(written).to_have_text("The first words, then more.")
+        assert endpoint.open_calls == 1
+        await dictation.pieces.put("")
+        await shows(page, "Complete")
+        await expect(written).to_have_count(0)
+        await expect(page.locator(".panel .markdown")).to_have_text("The first words, then more.")
 
 
 VECTORS = [

@@ -1,5 +1,6 @@
 """The page before a staged service: text that comes piece by piece, a list that changes while one looks."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from support.staged_service import StagedService, Step, staged
 
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1.instance_pb2 import Failure, InstanceConfig, Subtask
-from orchestrator.v1.orchestrator_pb2 import STAGE_SUBTASKS, OutputDelta
+from orchestrator.v1.orchestrator_pb2 import STAGE_SUBTASKS, DeleteInstanceRequest, OutputDelta
 
 BIG, SMALL = "openai/big", "openai/small"
 PROMPT = pb.InstanceCreated(prompt="Build it", config=InstanceConfig(big_model=BIG, small_model=SMALL))
@@ -127,6 +128,9 @@ async def test_an_instance_is_forked_and_deleted(stage: tuple[StagedService, str
     assert (asked.id, asked.new_id, asked.stage) == ("source", "mine", STAGE_SUBTASKS)
     assert asked.config.small_model == "openai/other"
     assert not asked.config.HasField("big_model")
+    fork = page.locator('.item[href$="/mine"]').get_by_text("fork", exact=True)
+    await expect(fork).to_have_attribute("title", re.compile("^forked from source: "))
+    await expect(page.locator('.item[href$="/source"]').get_by_text("fork", exact=True)).to_have_count(0)
     await page.get_by_role("link", name="source").click()
     await page.get_by_role("button", name="Delete…").click()
     await dialog.get_by_role("button", name="Delete").click()
@@ -134,6 +138,43 @@ async def test_an_instance_is_forked_and_deleted(stage: tuple[StagedService, str
     assert "source" not in service.events
     await expect(page.locator('.item[href$="/source"]')).to_have_count(0)
     await expect(page.locator('.item[href$="/mine"]')).to_have_count(1)
+
+
+async def test_an_instance_that_was_deleted_elsewhere_leaves_the_list_when_it_is_opened(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    for name in ("stays", "gone"):
+        await service.stage(name, [*begun(), (5, pb.InstanceTerminated())], ago_s=0)
+    await page.goto(address)
+    row = page.locator('.item[href$="/gone"]')
+    await expect(row).to_have_count(1)
+    await service.DeleteInstance(DeleteInstanceRequest(id="gone"), None)
+    await row.click()
+    await expect(page.get_by_role("heading", name="No such instance")).to_be_visible()
+    await expect(row).to_have_count(0)
+    await expect(page.locator('.item[href$="/stays"]')).to_have_count(1)
+
+
+@pytest.mark.parametrize("width", [320, 761, 1280, 1920])
+async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
+    width: int, stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    await service.stage(f"old-{width}", [(0, PROMPT), (1, pb.InstanceTerminated())], ago_s=0)
+    complaints: list[str] = []
+    page.on("response", lambda answer: complaints.append(answer.url) if answer.status >= 400 else None)
+    page.on("console", lambda said: complaints.append(said.text))
+    await page.set_viewport_size({"width": width, "height": 900})
+    await page.goto(f"{address}?{width}#/new")
+    await page.get_by_label("Prompt").wait_for()
+    await expect(page.locator(f'.item[href$="/old-{width}"]')).to_have_count(1)
+    await service.stage(f"new-{width}", begun(), ago_s=0)
+    await service.record(f"new-{width}", pb.InstanceTerminated())
+    await expect(page.locator(f'.item[href$="/new-{width}"] .tone')).to_have_text("Terminated")
+    assert complaints == []
+    size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    assert await page.evaluate(size) == [width, 900]
 
 
 async def module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:

@@ -6,8 +6,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from support.endpoint import Endpoint
+from support.endpoint import Endpoint, hang
 from support.process import COMMAND, environment, free_port, on_endpoint, process
+
+from orchestrator.client import Client
 
 
 async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
@@ -40,6 +42,7 @@ async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, st
         ({"ORCHESTRATOR_LOG_LEVEL": "loud"}, 2, "use debug, info, warning or error"),
         ({"ORCHESTRATOR_ENGINE": "temporal"}, 2, "this version has the engine 'local'"),
         ({"ORCHESTRATOR_DATABASE": "postgresql://x/y"}, 2, "keeps its log in SQLite"),
+        ({"ORCHESTRATOR_SMAL_MODEL": "openai/m"}, 2, "did you mean ORCHESTRATOR_SMALL_MODEL?"),
     ],
     ids=lambda value: "" if not isinstance(value, dict) else next(iter(value)),
 )
@@ -66,6 +69,48 @@ async def test_a_port_that_is_taken_is_named_with_its_setting(name: str, tmp_pat
     assert name in errors
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('small_model = "gpt-5"', "small_model in orchestrator.toml: no model 'gpt-5': it must be"),
+        ('database = "/proc/no/log.db"', "set database in orchestrator.toml to a path that this user may"),
+        (
+            '[[workers]]\nname = "c"\nmodel = "groq/m"',
+            "workers[0].model in orchestrator.toml: no key for groq",
+        ),
+        ('[[workers]]\nname = "c"\nmodell = "m"', "workers[0] in orchestrator.toml has an unknown 'modell'"),
+        ('[prices]\n"a/b" = 3', 'prices."a/b" in orchestrator.toml must be { input_usd'),
+    ],
+)
+async def test_what_is_wrong_in_the_file_is_blamed_on_the_file(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text(text)
+    _, errors = await told(tmp_path, "up")
+    assert errors.startswith("error: ")
+    assert words in errors
+    assert errors.count("\n") == 1
+
+
+async def test_up_says_where_the_page_is_and_names_a_model_once(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint:
+        models = on_endpoint(endpoint.url)
+        async with process(tmp_path, "up", **models) as service:
+            assert f" http://{service.rest_address}/-/ui/," in service.ready
+            assert " models openai/big and openai/small;" in service.ready
+        models["ORCHESTRATOR_SMALL_MODEL"] = "openai/big"
+        async with process(tmp_path, **models) as service:
+            assert " model openai/big;" in service.ready
+            assert "/-/ui/" not in service.ready
+
+
+async def test_a_second_service_says_that_one_is_running_and_how_to_run_two(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint, process(tmp_path, "up", **on_endpoint(endpoint.url)) as service:
+        code, errors = await told(tmp_path, "up", "--grpc-address", service.grpc_address)
+        assert code == 2
+        assert errors.startswith(f"error: already running: an orchestrator answers at {service.grpc_address}")
+        assert "its own --grpc-address, ORCHESTRATOR_REST_ADDRESS and ORCHESTRATOR_DATABASE" in errors
+        assert errors.count("\n") == 1
+
+
 async def test_a_database_that_another_server_has_is_left_to_it(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, process(tmp_path, **on_endpoint(endpoint.url)) as service:
         database = service.variables["ORCHESTRATOR_DATABASE"]
@@ -87,6 +132,26 @@ async def test_a_database_that_another_program_holds_is_named(tmp_path: Path) ->
     assert code == 3
     assert "another program holds it: close that program" in errors
     assert errors.count("\n") == 1
+
+
+async def test_run_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path) -> None:
+    async with (
+        Endpoint(lambda _: hang) as endpoint,
+        process(tmp_path, **on_endpoint(endpoint.url)) as service,
+    ):
+        async with Client(service.grpc_address) as client:
+            for number in range(3):
+                await client.create("x", instance_id=f"a{number}")
+            await endpoint.wait_for_calls(3)
+            await client.terminate("a0")
+        await service.kill()
+    async with Endpoint(subtasks=1) as endpoint:
+        variables = {**service.variables, **on_endpoint(endpoint.url)}
+        code, errors = await told(tmp_path, "run", "y", **variables)
+    assert code == 0
+    (note,) = (line for line in errors.splitlines() if "unfinished" in line)
+    database = service.variables["ORCHESTRATOR_DATABASE"]
+    assert note == f"2 unfinished instances of {database} go on beside this one while it runs"
 
 
 async def test_run_brings_its_own_service_and_leaves_none_behind(tmp_path: Path) -> None:

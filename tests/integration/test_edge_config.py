@@ -55,7 +55,7 @@ def test_a_host_without_an_address_names_its_setting() -> None:
         edge.render(rest_address="nowhere.invalid:8787", grpc_address="127.0.0.1:50051")
 
 
-def test_origins_are_taken_as_they_are_by_both_filters() -> None:
+def test_origins_are_taken_as_they_are_wherever_they_are_asked_for() -> None:
     origins = ("https://app.example.com",)
     text = edge.render(rest_address="127.0.0.1:1", grpc_address="127.0.0.1:2", origins=origins)
     found: list[str] = []
@@ -72,7 +72,7 @@ def test_origins_are_taken_as_they_are_by_both_filters() -> None:
                     look(each)
 
     look(yaml.safe_load(text))
-    assert len(found) == 2
+    assert len(found) == 3
     for regex in found:
         assert re.fullmatch(regex, "https://app.example.com")
         assert re.fullmatch(regex, "http://localhost:3000")

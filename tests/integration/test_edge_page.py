@@ -58,6 +58,7 @@ async def test_a_browser_is_led_to_the_page_and_a_program_gets_the_list(client: 
     assert led.status_code == 303
     assert led.headers["location"] == f"{client.base_url}/-/ui/".replace("//-", "/-")
     assert led.content == b""
+    assert (await client.head("/", headers=BROWSER)).headers["location"] == led.headers["location"]
     for accept in ("application/json", "*/*"):
         answer = await client.get("/", headers={"accept": accept})
         assert answer.json() == {"instances": [], "nextPageToken": ""}

@@ -116,3 +116,4 @@ async def test_envoy_dies_with_a_killed_parent(tmp_path: Path) -> None:
     parent.kill()
     await parent.wait()
     await wait_gone(envoy)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"

@@ -155,6 +155,28 @@ async def test_a_bad_request_says_which_field_and_leaves_nothing(
     assert not (await running.stub.ListInstances(pb.ListInstancesRequest())).instances
 
 
+async def test_a_page_says_from_where_to_follow_what_it_shows(running: Service) -> None:
+    async def listed() -> tuple[int, int]:
+        """How many instances, and the position that goes with them."""
+        call = running.stub.ListInstances(pb.ListInstancesRequest())
+        metadata = dict(await call.initial_metadata())
+        return len((await call).instances), int(metadata["last-position"])
+
+    assert await listed() == (0, 0)
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    last = (await running.ended("a")).instance.last_sequence
+    assert await listed() == (1, last)
+    after = pb.StreamAllEventsRequest(after_position=last)
+    stream = running.stub.StreamAllEvents(after)
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="b"))
+    async for message in stream:
+        if message.HasField("batch"):
+            assert message.batch.events[0].instance_created.prompt == "x"
+            assert message.batch.events[0].instance_id == "b"
+            break
+    stream.cancel()
+
+
 async def test_what_is_not_there_is_not_found(running: Service) -> None:
     stub = running.stub
     for call in (

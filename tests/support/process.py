@@ -43,6 +43,8 @@ class Process:
             **variables,
         }
         self.process: asyncio.subprocess.Process
+        self.ready = ""
+        """What it says once it answers."""
 
     async def start(self, command: str = "serve") -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -58,6 +60,7 @@ class Process:
         if not line.startswith(b"ready: "):
             output, errors = await self.process.communicate()
             raise AssertionError((line + output + errors).decode())
+        self.ready = line.decode()
 
     async def kill(self) -> None:
         self.process.kill()

@@ -159,8 +159,9 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         )
 
     async def ListInstances(  # noqa: N802
-        self, request: orchestrator_pb2.ListInstancesRequest, _: Any
+        self, request: orchestrator_pb2.ListInstancesRequest, context: Any
     ) -> orchestrator_pb2.ListInstancesResponse:
+        await context.send_initial_metadata((("last-position", str(len(self.all_events))),))
         states = [self.instance(instance_id) for instance_id in reversed(self.events)]
         wanted = [state for state in states if not request.states or state.state in request.states]
         start = int(request.page_token or 0)

@@ -30,7 +30,6 @@ class StagedService(ScriptedService):
 
     def __init__(self) -> None:
         super().__init__()
-        self.all_events: list[event_pb2.Event] = []
         self.deltas: dict[str, list[orchestrator_pb2.OutputDelta]] = {}
         self.forks: list[orchestrator_pb2.ForkInstanceRequest] = []
 
@@ -41,14 +40,6 @@ class StagedService(ScriptedService):
         for offset_s, payload in steps:
             events.append(payload_event(instance_id, len(events) + 1, payload, began_s + offset_s))
             self.all_events.append(events[-1])
-
-    async def record(self, instance_id: str, *payloads: Message) -> None:
-        """Append events that happen now."""
-        known = len(self.events.get(instance_id, ()))
-        await super().record(instance_id, *payloads)
-        self.all_events.extend(self.events[instance_id][known:])
-        async with self._changed:
-            self._changed.notify_all()
 
     async def write(self, instance_id: str, *deltas: orchestrator_pb2.OutputDelta) -> None:
         """Send deltas to whoever streams the instance, now and later."""

@@ -59,6 +59,25 @@ def test_an_action_is_allowed_where_the_table_allows_its_event_and_changes_nothi
         assert life.instance == before
 
 
+@pytest.mark.parametrize(
+    ("state", "action", "words"),
+    [
+        ("RUNNING", "retry", "is running: it cannot be asked to retry; terminate it first"),
+        ("RUNNING", "resume", "is running: it cannot be asked to resume; you can pause or terminate it"),
+        ("RUNNING", "review", "; you can pause or terminate it"),
+        ("PAUSED", "pause", "is paused: it cannot be asked to pause; you can resume or terminate it"),
+        ("PAUSED", "restart", "; terminate it first"),
+        ("WAITING", "resume", "; you can pause, terminate or review it"),
+        ("COMPLETE", "terminate", "; you can restart, fork or delete it"),
+        ("ERRORED", "pause", "; you can retry, restart, fork or delete it"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed_instead(state: str, action: str, words: str) -> None:
+    with pytest.raises(StateForbidsError) as caught:
+        ACTIONS[action](lives()[state].instance)
+    assert str(caught.value).endswith(words)
+
+
 def test_a_retry_changes_the_config_and_records_it_whole() -> None:
     (event,) = lifecycle.retry(lives()["ERRORED"].instance, instance_pb2.InstanceConfig(max_subtasks=3))
     assert event.instance_retried.config.max_subtasks == 3

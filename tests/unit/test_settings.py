@@ -25,7 +25,7 @@ def test_prices_come_from_the_file(tmp_path: Path) -> None:
     )
     settings = Settings.load({}, tmp_path)
     assert settings.prices == {"openai/mine": {"input_usd": 1.0, "output_usd": 4.0}}
-    with pytest.raises(SettingsError, match="must be a dict"):
+    with pytest.raises(SettingsError, match="must be a table, under"):
         Settings.load({"ORCHESTRATOR_PRICES": "cheap"}, Path("/nowhere"))
 
 
@@ -38,3 +38,71 @@ def test_workers_come_from_the_file(tmp_path: Path) -> None:
     file.write_text('[workers]\nname = "coder"\n')
     with pytest.raises(SettingsError, match=r"must be a list of tables, each under \[\[workers\]\]"):
         Settings.load({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("ORCHESTRATOR_SMAL_MODEL", "did you mean ORCHESTRATOR_SMALL_MODEL?"),
+        ("ORCHESTRATOR_MODEL", "did you mean ORCHESTRATOR_BIG_MODEL?"),
+        ("ORCHESTRATOR_MAX_CONCURENT_CALLS", "did you mean ORCHESTRATOR_MAX_CONCURRENT_CALLS?"),
+        ("ORCHESTRATOR_rest_address", "known are ORCHESTRATOR_GRPC_ADDRESS, "),
+        ("ORCHESTRATOR_SOURCES", "is no setting"),
+        ("ORCHESTRATOR_PORT", "is no setting"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused_with_the_nearest_one(variable: str, words: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"PATH": "/bin", variable: "8787"}, Path("/nowhere"))
+    assert str(caught.value).startswith(f"{variable} is set, and is no setting")
+    assert words in str(caught.value)
+
+
+def test_what_is_empty_and_what_kubernetes_sets_for_a_service_of_our_name_is_let_be() -> None:
+    foreign = {
+        "ORCHESTRATOR_SERVICE_HOST": "10.0.0.1",
+        "ORCHESTRATOR_SERVICE_PORT": "50051",
+        "ORCHESTRATOR_SERVICE_PORT_GRPC": "50051",
+        "ORCHESTRATOR_PORT": "tcp://10.0.0.1:50051",
+        "ORCHESTRATOR_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+        "ORCHESTRATOR_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "ORCHESTRATOR_EDGE_SERVICE_HOST": "10.0.0.2",
+    }
+    assert Settings.load({**foreign, "ORCHESTRATOR_NOTHING": ""}, Path("/nowhere")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('rest_address = "8787"', "rest_address in {file} is '8787': it must be host:port"),
+        ('grpc_address = "0.0.0.0:1"', "grpc_address in {file} is '0.0.0.0:1': this version has no"),
+        ("log_level = 3", "log_level in {file} is 3: it must be a text in quotes"),
+        ('log_level = "loud"', "log_level in {file} is 'loud': use debug"),
+        ('max_active_instances = "many"', "max_active_instances in {file} is 'many': it must be a whole"),
+        ("max_concurrent_calls = 0", "max_concurrent_calls in {file} is 0: it must be at least 1"),
+        ('retention = "2w"', "retention in {file} is '2w': it must be a whole number with"),
+        ('cors_origins = "*"', "cors_origins in {file} has '*': it must be origins"),
+        ('engine = "temporal"', "engine in {file} is 'temporal'"),
+        ('database = "postgresql://x/y"', "database in {file} must be a path"),
+        ('smal_model = "openai/m"', "{file}: unknown setting 'smal_model': did you mean small_model?"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_blamed_on_the_file(line: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "orchestrator.toml"
+    file.write_text(line)
+    variables = {"ORCHESTRATOR_REST_ADDRESS": "127.0.0.1:1", "ORCHESTRATOR_LOG_LEVEL": "info"}
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(variables, tmp_path)
+    assert str(caught.value).startswith(words.format(file=file))
+
+
+def test_each_setting_is_called_as_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text('small_model = "openai/s"\nlog_level = "debug"\n')
+    variables = {"ORCHESTRATOR_BIG_MODEL": "openai/b", "ORCHESTRATOR_LOG_LEVEL": "info"}
+    settings = Settings.load(variables, tmp_path, log_level="error", address="127.0.0.1:1", database=None)
+    assert settings.name_of("big_model") == "ORCHESTRATOR_BIG_MODEL"
+    assert settings.name_of("small_model") == f"small_model in {tmp_path}/orchestrator.toml"
+    assert settings.name_of("log_level") == "--log-level"
+    assert settings.name_of("grpc_address") == "--address"
+    assert settings.name_of("database") == "ORCHESTRATOR_DATABASE"
+    assert settings.name_of("workers[0].model") == "workers[0].model in orchestrator.toml"

@@ -50,7 +50,8 @@ def test_a_table_of_the_settings_becomes_a_worker() -> None:
 def test_a_table_that_makes_no_sense_is_refused(table: object, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         workers.read([TABLE, table])
-    assert str(caught.value).startswith(words)
+    place, verb, fault = words.partition(" has " if " has " in words else " is ")
+    assert str(caught.value).startswith(f"{place} in orchestrator.toml{verb}{fault}")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 def instance_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The newest instances whose id begins like this, with their states; none where no service answers."""
     try:
-        settings = Settings.load(grpc_address=context.params.get("address"))
+        settings = Settings.load(address=context.params.get("address"))
         found = asyncio.run(_newest(settings.grpc_address))
     except (OrchestratorError, OSError):
         return []

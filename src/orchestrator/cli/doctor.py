@@ -8,8 +8,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import providers
 from orchestrator.models.base import ModelRequest
-from orchestrator.settings import FILE, PREFIX, Settings, split_address
+from orchestrator.settings import Settings, split_address
 
 OLDEST_PYTHON: Final = (3, 11)
 CALL_TIMEOUT_S: Final = 30.0
@@ -34,6 +35,9 @@ CALL_TIMEOUT_S: Final = 30.0
 _MEND_EMBEDDED: Final = (
     "`make install`, or set both models to a provider's, such as openai/… with OPENAI_API_KEY"
 )
+_NO_WRAPPING: Final = 10_000
+_LEAST_WIDTH: Final = 30
+"""Columns of a finding: where they are fewer beside its subject, it stands below."""
 _MOST_TOKENS: Final = 16
 _HELLO: Final = Prompt("work", (Message("user", "Say hello."),), may_be_cut=True)
 
@@ -75,14 +79,32 @@ def print_findings(findings: list[Finding], *, as_json: bool) -> None:
         print(json.dumps({"ok": not any(it.is_broken for it in findings), "checks": checks}))  # noqa: T201
         return
     console = terminal()
-    width = max(len(it.subject) for it in findings)
+    # A word that is too long for a line, such as a path, is left to the terminal: it can be copied whole.
+    for line in lines_of(findings, console.width if console.is_terminal else _NO_WRAPPING):
+        console.print(line, soft_wrap=True)
+
+
+def lines_of(findings: list[Finding], width: int) -> Iterator[Text]:
+    """The checklist's lines for so many columns, broken between words."""
+    room = max(len(it.subject) for it in findings)
+    indent = room + 4
+    if is_narrow := width - indent < _LEAST_WIDTH:
+        indent = 2
     for it in findings:
         sign, style = ("✗", "red") if it.is_broken else ("!", "yellow") if it.mend else ("✓", "green")
-        line = Text(f"{sign} ", style=style)
-        line.append(f"{it.subject:<{width}}  ", style="bold").append(one_line(it.finding), style="default")
-        console.print(line, soft_wrap=True)
-        if it.mend:
-            console.print(Text(f"{'':{width + 4}}{one_line(it.mend)}", style="dim"), soft_wrap=True)
+        head = Text(f"{sign} ", style=style).append(f"{it.subject:<{room}}  ", style="bold")
+        texts = [(line, "default") for line in _broken(it.finding, width - indent)]
+        texts += [(line, "dim") for line in _broken(it.mend, width - indent)]
+        if not is_narrow:
+            head.append(*texts.pop(0))
+        head.rstrip()
+        yield head
+        for text, dimness in texts:
+            yield Text(" " * indent).append(text, style=dimness)
+
+
+def _broken(text: str, width: int) -> list[str]:
+    return textwrap.wrap(one_line(text), width, break_long_words=False, break_on_hyphens=False)
 
 
 def _python() -> Finding:
@@ -105,12 +127,12 @@ def _envoy() -> Finding:
 async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
     """Whether each model that is set answers; one that is set twice is called once."""
     roles = {
-        "big model": (settings.big_model, f"{PREFIX}BIG_MODEL"),
-        "small model": (settings.small_model, f"{PREFIX}SMALL_MODEL"),
+        "big model": (settings.big_model, settings.name_of("big_model")),
+        "small model": (settings.small_model, settings.name_of("small_model")),
     }
     for number, worker in enumerate(workers.read(settings.workers)):
         if worker.model:
-            roles[f"worker {worker.name}"] = (worker.model, f"workers[{number}].model in {FILE}")
+            roles[f"worker {worker.name}"] = (worker.model, settings.name_of(f"workers[{number}].model"))
     places: dict[str, list[str]] = {}
     for name, place in roles.values():
         places.setdefault(name, []).append(place)
@@ -197,7 +219,8 @@ def _embedded(*, is_needed: bool) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     path = Path(settings.database).absolute()
-    mend = f"make it a file in a folder that this user may write, or set {PREFIX}DATABASE to another path"
+    setting = settings.name_of("database")
+    mend = f"make it a file in a folder that this user may write, or set {setting} to another path"
     try:
         if path.exists():
             with path.open("r+b"):
@@ -216,22 +239,21 @@ def _database(settings: Settings) -> Finding:
 async def _ports(settings: Settings) -> AsyncIterator[Finding]:
     async with Client(settings.grpc_address) as client:
         is_ours = await client.is_serving()
-    yield _port("grpc", settings.grpc_address, is_ours=is_ours)
+    yield _port("grpc", settings.grpc_address, settings.name_of("grpc_address"), is_ours=is_ours)
     is_ours = await rest.is_ready(settings.rest_address)
-    yield _port("rest", settings.rest_address, is_ours=is_ours)
+    yield _port("rest", settings.rest_address, settings.name_of("rest_address"), is_ours=is_ours)
 
 
-def _port(name: str, address: str, *, is_ours: bool) -> Finding:
+def _port(name: str, address: str, setting: str, *, is_ours: bool) -> Finding:
     if is_ours:
         return Finding(name, f"{address} is answered by the service")
-    variable = f"{PREFIX}{name.upper()}_ADDRESS"
-    host, port = split_address(address, variable)
+    host, port = split_address(address, setting)
     try:
         family, kind, *_, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
     except OSError as error:
-        mend = f"stop what listens there, or set {variable} to another address"
+        mend = f"stop what listens there, or set {setting} to another address"
         return Finding(name, f"{address} cannot be listened on: {error.strerror}", mend)
     return Finding(name, f"{address} is free")

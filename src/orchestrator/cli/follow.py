@@ -34,10 +34,15 @@ async def follow(
                     reporter.show(item, progress)
 
 
-def detached(instance_id: str) -> str:
+def come_back(instance_id: str, *, live: bool) -> str:
+    """The command that follows an instance again, as it was followed."""
+    return command(f"events {instance_id} --follow" + (" -v" if live else ""))
+
+
+def detached(instance_id: str, *, live: bool) -> str:
     """What to say to whoever stops following an instance that goes on."""
     return (
         f"detached: {instance_id} goes on without you\n"
-        f"  to come back: {command(f'events {instance_id} --follow')}\n"
+        f"  to come back: {come_back(instance_id, live=live)}\n"
         f"  to stop it:   {command(f'terminate {instance_id}')}"
     )

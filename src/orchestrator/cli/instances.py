@@ -203,7 +203,7 @@ def events(
             )
         except asyncio.CancelledError:  # Ctrl-C
             if follow:
-                typer.echo(following.detached(instance_id), err=True)
+                typer.echo(following.detached(instance_id, live=live), err=True)
             raise
         if drawing:
             tables.print_outcome(progress.instance)
@@ -252,7 +252,7 @@ def wait(
 
 
 def _address(address: str | None) -> str:
-    return Settings.load(grpc_address=address).grpc_address
+    return Settings.load(address=address).grpc_address
 
 
 def _no_service(address: str) -> NoServiceError:

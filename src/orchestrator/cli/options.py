@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
 R = TypeVar("R")
+
+_EACH_LINE: Final = 'each line must be a whole one, as in {"prompt": "Write a haiku"}'
+_A_SUBTASK: Final = 'as in [{"id": "t1", "title": "Part 1", "instructions": "Write part 1"}]'
 
 Prompt: TypeAlias = Annotated[
     str | None, typer.Argument(metavar="PROMPT", help="What is to be done; - or nothing reads stdin.")
@@ -188,36 +191,56 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def read_plan(file: Path) -> "list[Subtask]":
-    """Subtasks from a JSON file; raise UsageError where it has none."""
-    from google.protobuf.json_format import ParseDict, ParseError  # noqa: PLC0415
-
+    """Subtasks from a JSON file; raise UsageError that names what is at fault."""
+    from orchestrator.cli.written import parse  # noqa: PLC0415
     from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
 
+    expected = f"{file} must be a JSON list of subtasks, {_A_SUBTASK}"
     try:
-        return [ParseDict(entry, Subtask()) for entry in json.loads(file.read_text(encoding="utf-8"))]
+        entries = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, TypeError, ParseError) as error:
-        raise UsageError(f"{file} is no JSON list of subtasks: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"{expected}: {error}") from None
+    if not isinstance(entries, list):
+        raise UsageError(expected)
+    subtasks = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            subtasks.append(parse(entry, Subtask()))
+        except UsageError as error:
+            raise UsageError(f"subtask {number} of {file}: {error}") from None
+    return subtasks
 
 
 def read_requests(file: Path) -> "list[CreateInstanceRequest]":
     """Requests from a file of JSON lines; raise UsageError that names the line at fault."""
-    from google.protobuf.json_format import Parse, ParseError  # noqa: PLC0415
-
+    from orchestrator.cli.written import parse  # noqa: PLC0415
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
 
+    name = "stdin" if str(file) == "-" else str(file)
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        lines = data.decode().split("\n")
+    except OSError as error:
+        raise UsageError(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeError:
+        raise UsageError(f"{name} is not UTF-8 text") from None
     requests = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                requests.append(Parse(line, CreateInstanceRequest()))
-            except ParseError as error:
-                raise UsageError(f"line {number} of {file} is no request: {error}") from None
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if not isinstance(entry, dict):
+                raise UsageError(f"line {number} of {name} is no JSON object: {_EACH_LINE}")
+            try:
+                requests.append(parse(entry, CreateInstanceRequest()))
+            except UsageError as error:
+                raise UsageError(f"line {number} of {name}: {error}") from None
+    if not requests:
+        raise UsageError(f"{name} holds no requests: {_EACH_LINE}")
     return requests
 
 

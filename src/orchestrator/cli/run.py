@@ -11,9 +11,9 @@ from typing import Final
 
 from orchestrator.cli import reporters, rest
 from orchestrator.cli.exits import ExitCode, complain
-from orchestrator.cli.follow import detached, follow
+from orchestrator.cli.follow import come_back, detached, follow
 from orchestrator.cli.progress import Progress
-from orchestrator.cli.text import command
+from orchestrator.cli.text import command, counted
 from orchestrator.client import Client
 from orchestrator.core.state import COMPLETE, TERMINAL, Instance
 from orchestrator.settings import EMBEDDED_MODEL, Settings
@@ -57,12 +57,12 @@ class Run:
         if not self._instance_id or self.progress.instance.state in TERMINAL:
             return ""
         if not self._has_own_service:
-            return detached(self._instance_id)
+            return detached(self._instance_id, live=self._live)
         return (
             f"stopped: {self._instance_id} is kept in {self._settings.database} "
             "and goes on when the service starts again\n"
             f"  to start it:  {command('up')}\n"
-            f"  to come back: {command(f'events {self._instance_id} --follow')}"
+            f"  to come back: {come_back(self._instance_id, live=self._live)}"
         )
 
     @contextlib.asynccontextmanager
@@ -81,6 +81,10 @@ class Run:
         database = self._settings.database
         self._reporter.note(f"no service at {address}: starting one for this run (events in {database})")
         async with app.running(self._settings, edge=True) as own, Client(own.grpc_address) as client:
+            if own.taken_up:
+                found = counted(own.taken_up, "unfinished instance")
+                goes = "goes" if own.taken_up == 1 else "go"
+                self._reporter.note(f"{found} of {database} {goes} on beside this one while it runs")
             yield client, own.rest_address
 
     async def _create(self, client: Client, rest_address: str) -> None:

@@ -98,4 +98,4 @@ def _work(subtask: Subtask) -> Sequence[pb.Event]:
 
 
 def _forbidden(source: Instance, why: str) -> StateForbidsError:
-    return StateForbidsError(source.id, state=STATUS[source.state], action="fork", why=why)
+    return StateForbidsError(source.id, state=STATUS[source.state], action="fork", why=f" {why}")

@@ -9,6 +9,8 @@ from typing import Final
 from orchestrator.core import config as core_config
 from orchestrator.core import plan
 from orchestrator.core.state import (
+    TERMINAL,
+    TERMINATED,
     TRANSITIONS,
     Instance,
     State,
@@ -33,6 +35,17 @@ _ACTIONS: Final = {
 def allows(state: State, action: str) -> bool:
     """Whether an instance in this state may be paused, resumed, terminated, retried, restarted, reviewed."""
     return _ACTIONS[action] in TRANSITIONS[state]
+
+
+def forbidden(instance_id: str, state: State, action: str) -> StateForbidsError:
+    """Say that a state does not allow an action, and what a client may do instead."""
+    instead = [other for other in _ACTIONS if allows(state, other)]
+    if state in TERMINAL:
+        instead += ["fork", "delete"]
+    mend = f"you can {', '.join(instead[:-1])} or {instead[-1]} it"
+    if state not in TERMINAL and (action == "delete" or allows(TERMINATED, action)):
+        mend = "terminate it first"
+    return StateForbidsError(instance_id, state=STATUS[state], action=action, why=f"; {mend}")
 
 
 def pause(instance: Instance) -> Sequence[pb.Event]:
@@ -102,4 +115,4 @@ def review(
 
 def _check(instance: Instance, action: str) -> None:
     if not allows(instance.state, action):
-        raise StateForbidsError(instance.id, state=STATUS[instance.state], action=action)
+        raise forbidden(instance.id, instance.state, action)

@@ -14,6 +14,7 @@ MAX_INSTRUCTIONS_BYTES: Final = 8 * 1024
 
 _MAX_CHARACTERS: Final = {"name": MAX_WORKER_CHARACTERS, "use": 1000, "model": MAX_MODEL_CHARACTERS}
 _RANGES: Final = {"temperature": (0, 2), "top_p": (0, 1)}
+_FILE: Final = "orchestrator.toml"
 _KEYS: Final = ("name", "use", "model", "instructions", *_RANGES)
 
 
@@ -56,18 +57,18 @@ def read(tables: Sequence[object]) -> Sequence[pb.Worker]:
     """Read the `[[workers]]` of the settings; raise SettingsError that names the first fault."""
     workers = [_read(table, f"workers[{number}]") for number, table in enumerate(tables)]
     for path, fault in faults(workers):
-        raise SettingsError(f"{path} {fault}")
+        raise SettingsError(f"{path} in {_FILE} {fault}")
     return workers
 
 
 def _read(table: object, path: str) -> pb.Worker:
     if not isinstance(table, Mapping):
-        raise SettingsError(f"{path} is {table!r}: it must be a table, as in [[workers]]")
+        raise SettingsError(f"{path} in {_FILE} is {table!r}: it must be a table, as in [[workers]]")
     for key, value in table.items():
         if key not in _KEYS:
-            raise SettingsError(f"{path} has an unknown {key!r}; known are {', '.join(_KEYS)}")
+            raise SettingsError(f"{path} in {_FILE} has an unknown {key!r}; known are {', '.join(_KEYS)}")
         is_right = type(value) in (int, float) if key in _RANGES else isinstance(value, str)
         if not is_right:
             kind = "number" if key in _RANGES else "text"
-            raise SettingsError(f"{path}.{key} is {value!r}: it must be a {kind}")
+            raise SettingsError(f"{path}.{key} in {_FILE} is {value!r}: it must be a {kind}")
     return pb.Worker(**table)

@@ -42,6 +42,8 @@ class LocalEngine:
         self._waiting: dict[str, None] = {}
         """Ids of those that wait for a place, in order."""
         self._stopping = False
+        self.taken_up = 0
+        """How many unfinished instances it found that go on; paused ones and those in review wait."""
 
     @classmethod
     @asynccontextmanager
@@ -69,7 +71,9 @@ class LocalEngine:
             )
             for instance_id in await log.unfinished():
                 try:
-                    engine._enqueue(await log.load(instance_id))
+                    instance = await log.load(instance_id)
+                    engine._enqueue(instance)
+                    engine.taken_up += instance.state not in RESTING
                 except Exception:  # one instance that cannot be read must not keep the others from going on
                     _LOGGER.exception("%s cannot be taken up", instance_id)
             try:

@@ -13,7 +13,7 @@ class DatabaseLock:
     The kernel lets go of it when the process ends, however it ends.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: Path, setting: str) -> None:
         self._file = Path(f"{database}.lock").open("a+")  # noqa: SIM115  held for as long as the lock
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -23,7 +23,7 @@ class DatabaseLock:
             self._file.close()
             raise StorageError(
                 f"database {database} is in use by another server (process {owner}): "
-                "stop that server, or set ORCHESTRATOR_DATABASE to another path"
+                f"stop that server, or set {setting} to another path"
             ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

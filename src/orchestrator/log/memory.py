@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from orchestrator.core.lifecycle import forbidden
 from orchestrator.core.state import TERMINAL, Instance, State
-from orchestrator.core.wire import STATUS
-from orchestrator.errors import InstanceNotFoundError, StateForbidsError
+from orchestrator.errors import InstanceNotFoundError
 from orchestrator.log.base import PAGE_EVENTS, DuplicateRequest, Entry, Page, Wakeups, framed
 from orchestrator.log.conflict import conflict
 from orchestrator.v1 import instance_pb2 as pb
@@ -79,7 +79,7 @@ class MemoryEventLog:
         """Remove a finished instance."""
         state = (await self.load(instance_id)).state
         if state not in TERMINAL:
-            raise StateForbidsError(instance_id, state=STATUS[state], action="delete")
+            raise forbidden(instance_id, state, "delete")
         self._remove(instance_id)
         self.wakeups.wake((instance_id,))
 

@@ -58,14 +58,12 @@ MIGRATIONS: Final = (
 _APPLICATION_ID: Final = 0x6F726368  # "orch": tells our files from other SQLite databases
 
 
-async def migrate(connection: aiosqlite.Connection, path: Path) -> None:
+async def migrate(connection: aiosqlite.Connection, path: Path, setting: str) -> None:
     """Bring a database to the newest version; raise StorageError when it is not ours or newer than that."""
     application = await _pragma(connection, "application_id")
     version = await _pragma(connection, "user_version")
     if application not in (0, _APPLICATION_ID) or (not application and await _has_tables(connection)):
-        raise StorageError(
-            f"database {path} belongs to another program: set ORCHESTRATOR_DATABASE to another path"
-        )
+        raise StorageError(f"database {path} belongs to another program: set {setting} to another path")
     if version > len(MIGRATIONS):
         raise StorageError(
             f"database {path} has version {version} and this release knows up to {len(MIGRATIONS)}: "

@@ -44,31 +44,34 @@ class SqliteEventLog:
         self._deletions = 0
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
-        """Open or make the log at a path; raise StorageError that says what is in the way."""
+    async def open(cls, path: Path, setting: str = "ORCHESTRATOR_DATABASE") -> Self:
+        """Open or make the log at a path; raise StorageError that says what is in the way.
+
+        `setting` is what a person changes to have it elsewhere.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path = path.resolve()  # one lock, by whatever name the file is reached
-            lock = DatabaseLock(path)
+            lock = DatabaseLock(path, setting)
         except OSError as error:
             raise StorageError(
                 f"database {path} cannot be opened ({error.strerror}): "
-                "set ORCHESTRATOR_DATABASE to a path that this user may write"
+                f"set {setting} to a path that this user may write"
             ) from None
         log = cls(path, lock)
         try:
-            await log._connect()
+            await log._connect(setting)
         except BaseException as error:
             lock.release()
             if isinstance(error, sqlite3.Error):
-                raise _cannot_open(path, error) from None
+                raise _cannot_open(path, error, setting) from None
             raise
         return log
 
-    async def _connect(self) -> None:
+    async def _connect(self, setting: str) -> None:
         writer = await connect(self._path)
         try:
-            await migrate(writer, self._path)
+            await migrate(writer, self._path, setting)
             self._reader = await connect(self._path)
             await self._reader.execute("PRAGMA query_only = ON")
             await self._reader.execute("PRAGMA wal_autocheckpoint = 0")
@@ -292,12 +295,12 @@ def _characters(instance: Instance) -> int:
     return 4096 + whole + texts + instance.config.ByteSize()
 
 
-def _cannot_open(path: Path, error: sqlite3.Error) -> StorageError:
-    mend = "set ORCHESTRATOR_DATABASE to another path"
+def _cannot_open(path: Path, error: sqlite3.Error, setting: str) -> StorageError:
+    mend = f"set {setting} to another path"
     if "locked" in str(error):
-        mend = "another program holds it: close that program, or set ORCHESTRATOR_DATABASE to another path"
+        mend = f"another program holds it: close that program, or {mend}"
     elif "not a database" in str(error):
-        mend = "it is some other file: set ORCHESTRATOR_DATABASE to another path"
+        mend = f"it is some other file: {mend}"
     elif "readonly" in str(error) or "unable to open" in str(error):
-        mend = "set ORCHESTRATOR_DATABASE to a path that this user may write"
+        mend = f"set {setting} to a path that this user may write"
     return StorageError(f"database {path} cannot be opened ({error}): {mend}")

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import aiosqlite
 
+from orchestrator.core.lifecycle import forbidden
 from orchestrator.core.state import TERMINAL, Instance, State
-from orchestrator.core.wire import STATUS
-from orchestrator.errors import InstanceNotFoundError, StateForbidsError, StorageError
+from orchestrator.errors import InstanceNotFoundError, StorageError
 from orchestrator.log.base import DuplicateRequest, Entry, framed
 from orchestrator.log.conflict import conflict
 from orchestrator.log.sqlite_connection import fetch
@@ -180,7 +180,7 @@ class SqliteTables:
             raise InstanceNotFoundError(instance_id)
         key, state = rows[0]
         if state not in TERMINAL:
-            raise StateForbidsError(instance_id, state=STATUS[state], action="delete")
+            raise forbidden(instance_id, state, "delete")
         connection = self.connection
         await connection.execute("DELETE FROM event WHERE instance = ?", (key,))
         await connection.execute("DELETE FROM label WHERE instance = ?", (key,))

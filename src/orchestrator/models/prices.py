@@ -34,7 +34,8 @@ class Price:
             isinstance(number, int | float) and number >= 0 for number in numbers
         ):
             raise SettingsError(
-                f'prices."{model}" must be {{ input_usd = …, output_usd = … }}, dollars per million tokens'
+                f'prices."{model}" in orchestrator.toml must be {{ input_usd = …, output_usd = … }}, '
+                "dollars per million tokens"
             )
         return cls(*map(float, numbers))  # type: ignore[arg-type]  # checked above
 

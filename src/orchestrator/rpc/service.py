@@ -39,6 +39,8 @@ _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
 _END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
 _LARGEST_PAGE: Final = 1000
+_LAST_POSITION: Final = "last-position"
+"""The initial metadata that tells where to follow a page's instances from."""
 _LARGEST_BATCH: Final = 100
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
 """A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
@@ -118,8 +120,10 @@ class OrchestratorService:
         instance = await subscription.wait_for_end(self._log, request.id, min(timeout_s, _LONGEST_WAIT_S))
         return pb.WaitInstanceResponse(status=view.status(instance), instance=view.instance(instance))
 
-    async def ListInstances(self, request: pb.ListInstancesRequest, _: Context) -> pb.ListInstancesResponse:
-        """Page through instances."""
+    async def ListInstances(
+        self, request: pb.ListInstancesRequest, context: Context
+    ) -> pb.ListInstancesResponse:
+        """Page through instances, and tell where to follow them from."""
         if request.page_size < 0:
             raise InvalidArgumentError(
                 "CONFIG_INVALID",
@@ -127,10 +131,13 @@ class OrchestratorService:
                 field="page_size",
             )
         size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
+        labels, before = _labels(request.labels), _read_page_token(request)
+        position = await self._log.last_position()  # before the page is read: nothing falls between
+        await context.send_initial_metadata(((_LAST_POSITION, str(position)),))
         found = await self._log.find(
             states=sorted(set(request.states)),
-            labels=_labels(request.labels),
-            before=_read_page_token(request),
+            labels=labels,
+            before=before,
             limit=size + 1,
         )
         page = pb.ListInstancesResponse()

@@ -15,8 +15,6 @@ export class RequestError extends Error {
   }
 }
 
-const LAST = '9223372036854775807'; // int64's
-
 let skewMs = 0;
 
 /** The service's clock, in milliseconds: bars that are still growing are measured against its times. */
@@ -25,6 +23,11 @@ export function serviceNow() {
 }
 
 async function request(method, path, body) {
+  return (await ask(method, path, body)).answer;
+}
+
+/** The answer and its headers. */
+async function ask(method, path, body) {
   let response;
   try {
     response = await fetch(path, {
@@ -38,7 +41,7 @@ async function request(method, path, body) {
   const skew = Date.parse(response.headers.get('date')) - Date.now();
   skewMs = Math.abs(skew) > 2000 ? skew : 0; // the header counts whole seconds
   const answer = await response.json().catch(() => null);
-  if (response.ok && answer) return answer;
+  if (response.ok && answer) return { answer, headers: response.headers };
   const info = answer?.details?.find((detail) => detail.reason) ?? {};
   throw new RequestError(answer?.message || `The service answered ${response.status}.`, {
     status: response.status,
@@ -49,11 +52,13 @@ async function request(method, path, body) {
 
 const pathOf = (id) => `/${encodeURIComponent(id)}`;
 
-export function listInstances({ states, pageSize, pageToken }) {
+/** A page, and the position of the last event of all before it was read. */
+export async function listInstances({ states, pageSize, pageToken }) {
   const query = new URLSearchParams({ pageSize });
   for (const state of states) query.append('states', state);
   if (pageToken) query.set('pageToken', pageToken);
-  return request('GET', `/?${query}`);
+  const { answer, headers } = await ask('GET', `/?${query}`);
+  return { ...answer, lastPosition: headers.get('last-position') };
 }
 
 export async function getInstance(id) {
@@ -73,15 +78,9 @@ export function deleteInstance(id) {
   return request('DELETE', pathOf(id));
 }
 
-/** The position of the last event of all: asking for more than there is, is answered with what there is. */
+/** The position of the last event of all. */
 export async function lastPosition() {
-  try {
-    await request('GET', `/-/events?after_sequence=${LAST}`);
-  } catch (error) {
-    if (error.reason === 'SEQUENCE_OUT_OF_RANGE') return error.metadata.last_sequence;
-    throw error;
-  }
-  throw new RequestError('The service did not say where its events end.');
+  return (await listInstances({ states: [], pageSize: 1 })).lastPosition;
 }
 
 export const allEventsPath = '/-/events';

@@ -76,9 +76,14 @@ function App() {
     };
   }, [address.id]);
 
+  // A deletion is no event: that an instance is gone shows when somebody asks for it.
+  const shown = watch.current?.id === address.id ? watch.current : null;
+  useEffect(() => {
+    if (shown?.missing) instances.current.forget(address.id);
+  }, [address.id, shown?.missing]);
+
   // Where the list makes room for what was chosen, so does the focus.
   const arrived = useRef(false);
-  const shown = watch.current?.id === address.id ? watch.current : null;
   const isThere = address.id ? Boolean(shown && (shown.missing || shown.instance.lastSequence)) : true;
   useEffect(() => {
     if (!isThere) return;

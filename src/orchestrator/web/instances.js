@@ -56,7 +56,7 @@ export class Instances {
     this.reload();
   }
 
-  /** Begin with the first page. The stream begins where the log ends before the page is read: nothing falls between. */
+  /** Begin with the first page. The stream begins where the log ended before the page was read: nothing falls between. */
   async reload() {
     const load = ++this.#load;
     this.#known.clear();
@@ -64,9 +64,8 @@ export class Instances {
     this.#oldest = Infinity;
     this.failure = null;
     await this.#loading(async () => {
-      const position = this.#feed ? null : await lastPosition();
-      await this.#page(load);
-      if (position !== null && load === this.#load) this.#follow(position);
+      const position = await this.#page(load);
+      if (!this.#feed && load === this.#load) this.#follow(position);
     });
   }
 
@@ -98,10 +97,11 @@ export class Instances {
       pageSize: PAGE_SIZE,
       pageToken: this.#pageToken,
     });
-    if (load !== this.#load) return;
+    if (load !== this.#load) return null;
     for (const resource of page.instances) this.#keep(fromResource(resource));
     this.#pageToken = page.nextPageToken;
     this.#oldest = page.nextPageToken ? Date.parse(page.instances.at(-1).createTime) : 0;
+    return page.lastPosition;
   }
 
   #keep(instance) {
@@ -153,8 +153,8 @@ export class Instances {
       const instance = fromResource(await getInstance(id));
       if (instance.createTime >= this.#oldest) this.#keep(instance);
       this.onChange();
-    } catch {
-      // Deleted meanwhile, or out of reach: its next event asks again.
+    } catch (error) {
+      if (!error.passing) this.forget(id); // deleted meanwhile; one out of reach is asked for by its next event
     } finally {
       this.#asked.delete(id);
     }

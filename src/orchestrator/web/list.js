@@ -38,6 +38,8 @@ function Item({ instance, now, href, isCurrent }) {
     <span class="about">
       <span class=${`tone ${tone}`}>${name}</span>
       <span>${since(instance.createTime, now)}</span>
+      ${instance.forkedFrom &&
+      html`<span title=${`forked from ${instance.forkedFrom}: what it took over from there counts as used`}>fork</span>`}
       ${instance.usage.modelCalls > 0 && html`<span>${tokens(instance.usage.inputTokens + instance.usage.outputTokens)} tok</span>`}
       ${instance.usage.costUsd > 0 && html`<span>${cost(instance.usage.costUsd)}</span>`}
     </span>
