@@ -42,21 +42,25 @@ class Answer:
 class Incoming:
     """An HTTP answer of any status whose body is still coming in."""
 
-    def __init__(self, response: httpx.Response, host: str) -> None:
+    def __init__(self, response: httpx.Response, host: str, idle_timeout_s: float | None) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self._response = response
         self._host = host
+        self._idle_timeout_s = idle_timeout_s
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; raise ModelError where it is longer than any model's answer."""
+        """The body as it comes; raise ModelError where it breaks off or is longer than any model's answer."""
         received = 0
-        async for chunk in self._response.aiter_bytes():
-            received += len(chunk)
-            if received > MAX_ANSWER_BYTES:
-                problem = f"{self._host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
-                raise ModelError("OUTPUT_INVALID", problem, retryable=True)
-            yield chunk
+        with mapped_errors(self._host, self._idle_timeout_s):
+            async for chunk in self._response.aiter_bytes():
+                received += len(chunk)
+                if received > MAX_ANSWER_BYTES:
+                    problem = (
+                        f"{self._host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
+                    )
+                    raise ModelError("OUTPUT_INVALID", problem, retryable=True)
+                yield chunk
 
     async def whole(self) -> Answer:
         """Wait for the rest."""
@@ -152,7 +156,7 @@ class Client:
             async with client.stream(
                 "POST", f"{self._base_url}/{path}", content=body, headers=headers, timeout=waits
             ) as response:
-                yield Incoming(response, self.host)
+                yield Incoming(response, self.host, idle_timeout_s)
 
     def _open(self) -> httpx.AsyncClient:
         proxy = _proxy(self._scheme, self._name)
