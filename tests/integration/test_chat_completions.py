@@ -1,7 +1,6 @@
 """The OpenAI-compatible provider against a real HTTP endpoint."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -375,12 +374,27 @@ async def test_connections_are_kept_for_the_next_call_where_nothing_is_streamed(
         for _ in range(4):
             await provider.complete(asking())
     whole = [call for call in endpoint.calls if "stream" not in call.body]
-    peers = {
-        json.dumps(call.request.transport and call.request.transport.get_extra_info("peername"))
-        for call in whole
-    }
     assert len(whole) == 4
-    assert len(peers) == 1
+    assert len(peers(whole)) == 1
+
+
+async def test_connections_over_tls_are_kept_though_a_stream_ends_a_little_after_its_last_event() -> None:
+    async def end_late(call: Call) -> web.StreamResponse:
+        response = await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
+        await asyncio.sleep(0.02)
+        return response
+
+    async with Endpoint(lambda _: end_late) as endpoint, provider_for(endpoint) as provider:
+        provider._client._scheme = "https"  # as far as keeping connections goes
+        for _ in range(3):
+            assert (await support.ask(provider)).text == "all of it"
+    assert len(endpoint.calls) == 3
+    assert len(peers(endpoint.calls)) == 1
+
+
+def peers(calls: list[Call]) -> set[str]:
+    """The addresses that they came from: one for each connection."""
+    return {call.peer for call in calls}
 
 
 async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_breaks_no_call() -> None:

@@ -77,7 +77,7 @@ class Stream:
             self.tell("".join(texts))
 
     def _catch_up(self) -> None:
-        # A failure is the call's, with what comes next or with its end, and no trouble of whoever has arrived.
+        # A failure is the call's, with what comes next or at its end, and no trouble of whoever arrives.
         with suppress(Exception):
             self.read_on()
 
