@@ -5,7 +5,8 @@
 storm: 50 instances of 8 subtasks at an endpoint that takes 20 calls a second and answers 429 with Retry-After
 to more; beside what that limit allows. planning: one instance, the plan streamed at 50 tokens a second, once
 as subtasks are begun while it is written and once after it; beside the critical path. calls: CPU time of 500
-calls at once through the provider, beside a bare loop over the same HTTP client.
+calls at once: plain, by a bare client, and streamed in 200 pieces at 20 a second, as a bare client takes them
+in, and as the provider does while nobody listens and while somebody does.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from orchestrator.core.state import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelRequest, Models, Provider
+from orchestrator.models.base import Attentive, ModelRequest, Models, Provider
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.http import Client
 from orchestrator.models.scripted import plan_text
@@ -36,6 +37,10 @@ from orchestrator.v1 import instance_pb2 as pb
 
 Answer = Callable[[web.Request, dict], Awaitable[web.StreamResponse]]
 CONFIG = config.default("openai/big", "openai/small")
+PIECES = 200
+PIECES_PER_S = 20
+PIECE = "text"
+"""As long as a token."""
 
 
 def completion(text: str) -> web.Response:
@@ -158,7 +163,7 @@ async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.
         print(f"  begun {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
 
 
-async def calls(at_once: int = 500, rounds: int = 4) -> None:
+async def calls(at_once: int = 500, rounds: int = 1) -> None:
     """The endpoint is a process of its own, so that its CPU time is not counted."""
     server = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "serve", stdout=asyncio.subprocess.PIPE
@@ -166,27 +171,42 @@ async def calls(at_once: int = 500, rounds: int = 4) -> None:
     assert server.stdout
     url = (await server.stdout.readline()).decode().strip()
     prompt = Prompt("work", (Message("system", "Work."), Message("user", "Do it. " * 200)), subtask_id="t1")
-    request = ModelRequest("small", prompt, max_output_tokens=100, timeout_s=60)
-    body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "Do it. " * 200}]}).encode()
+    request = ModelRequest("small", prompt, max_output_tokens=1000, timeout_s=600)
+    asked = {"model": "small", "messages": [{"role": "user", "content": "Do it. " * 200}]}
+    body, streamed_body = json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()
+    heard = 0
     try:
         provider = ChatCompletions("openai", url, api_key="k", key_variable="K")
         bare = Client(url, {})
 
-        async def streamed() -> None:
-            await provider.complete(request, lambda _: None)
+        async def bare_stream() -> None:
+            async with bare.stream("chat/completions", streamed_body, 60) as incoming:
+                await incoming.whole()
+
+        async def watched() -> None:
+            await provider.complete(request, Attentive(hear))
+
+        def hear(_: str) -> None:
+            nonlocal heard
+            heard += 1
 
         for name, call in (
-            ("bare client", lambda: bare.post("/chat/completions", body)),
-            ("provider", lambda: provider.complete(request)),
-            ("provider, streamed", streamed),
+            ("plain, bare client", lambda: bare.post("chat/completions", body)),
+            ("streamed, bare client", bare_stream),
+            ("streamed, unwatched", lambda: provider.complete(request)),
+            ("streamed, watched", watched),
         ):
             await asyncio.gather(*(call() for _ in range(at_once)))  # connections are open from here on
+            heard = 0
             cpu, wall = time.process_time(), time.perf_counter()
             for _ in range(rounds):
                 await asyncio.gather(*(call() for _ in range(at_once)))
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             count = at_once * rounds
-            print(f"calls: {name:19} {cpu / count * 1e3:.2f} ms CPU a call, {count / wall:,.0f} calls/s")
+            told = f", told in {heard / count:.0f} pieces" if heard else ""
+            print(
+                f"calls: {name:21} {cpu / count * 1e3:.2f} ms CPU a call, {count / wall:,.0f} calls/s{told}"
+            )
         await provider.aclose()
         await bare.aclose()
     finally:
@@ -197,15 +217,20 @@ async def calls(at_once: int = 500, rounds: int = 4) -> None:
 async def serve() -> None:
     async def answer(request: web.Request, body: dict) -> web.StreamResponse:
         if not body.get("stream"):
-            return completion("The text. " * 20)
+            return completion(PIECE * PIECES)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        delta = {"choices": [{"index": 0, "delta": {"content": "The text. " * 2}, "finish_reason": None}]}
-        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-        for chunk in (*([delta] * 10), end):
-            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
-        await response.write(b"data: [DONE]\n\n")
+        for _ in range(PIECES):
+            await response.write(delta)
+            await asyncio.sleep(1 / PIECES_PER_S)
+        await response.write(end)
         return response
+
+    said = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "small"}
+    choice = {"index": 0, "delta": {"content": PIECE}, "finish_reason": None}
+    delta = f"data: {json.dumps({**said, 'choices': [choice]})}\n\n".encode()
+    choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    end = f"data: {json.dumps({**said, 'choices': [choice]})}\n\ndata: [DONE]\n\n".encode()
 
     async with endpoint(answer) as url:
         print(url, flush=True)

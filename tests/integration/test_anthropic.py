@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from support.asking import HI, KEY, SCHEMA, ask, asking, failure, messages, reply
+from support.asking import HI, KEY, SCHEMA, How, ask, asking, each_way, failure, messages, reply
 from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.misbehaviour import refusing, streaming
 
@@ -11,14 +11,12 @@ from orchestrator.core import plan
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.models.base import ModelRequest
 
-either_way = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
-
-async def sent(request: ModelRequest, *, streamed: bool = False) -> Call:
+async def sent(request: ModelRequest, how: How = "unwatched") -> Call:
     """What the endpoint is asked."""
     async with Endpoint(lambda _: "{}") as endpoint:
         provider = messages(endpoint)
-        await ask(provider, request, streamed=streamed)
+        await ask(provider, request, how=how)
         await provider.aclose()
     [call] = endpoint.calls
     return call
@@ -36,17 +34,13 @@ async def test_a_call_sends_version_key_and_the_system_message_apart() -> None:
         "system": "You work.",
         "messages": [{"role": "user", "content": "Hi"}],
         "temperature": 0.2,
+        "stream": True,
     }
 
 
 async def test_a_prompt_without_system_message_sends_none() -> None:
     call = await sent(ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 9, 20))
     assert "system" not in call.body
-
-
-async def test_a_stream_is_asked_for_only_where_somebody_listens() -> None:
-    assert (await sent(asking(), streamed=True)).body["stream"] is True
-    assert "stream" not in (await sent(asking())).body
 
 
 async def test_a_plan_is_held_to_as_much_of_the_schema_as_structured_outputs_know() -> None:
@@ -59,8 +53,8 @@ async def test_a_plan_is_held_to_as_much_of_the_schema_as_structured_outputs_kno
     assert asked["schema"]["additionalProperties"] is False
 
 
-@either_way
-async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(streamed: bool) -> None:
+@each_way
+async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(how: How) -> None:
     def script(call: Call) -> Answer:
         if "output_config" in call.body:
             return failing(400, "'m' does not support output format")
@@ -72,7 +66,7 @@ async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(streame
     async with Endpoint(script) as endpoint:
         provider = messages(endpoint)
         for _ in range(2):
-            answer = await ask(provider, asking(schema=True), streamed=streamed)
+            answer = await ask(provider, asking(schema=True), how=how)
             assert plan.json_object(answer.text) == {"summary": "Grüße"}
         await provider.aclose()
     assert ["tools" in call.body for call in endpoint.calls] == [False, True, True]
@@ -84,44 +78,42 @@ async def test_a_model_that_takes_no_temperature_is_asked_without() -> None:
     assert (await reply(messages, script, asking(sampling={"temperature": 0.2}))).text == "warm"
 
 
-@either_way
-async def test_what_a_cache_gave_or_took_counts_as_input(streamed: bool) -> None:
+@each_way
+async def test_what_a_cache_gave_or_took_counts_as_input(how: How) -> None:
     usage = {
         "input_tokens": 7,
         "cache_creation_input_tokens": 20,
         "cache_read_input_tokens": 300,
         "output_tokens": 5,
     }
-    answer = await reply(messages, lambda _: message("hi", usage=usage), streamed=streamed)
+    answer = await reply(messages, lambda _: message("hi", usage=usage), how=how)
     assert (answer.input_tokens, answer.output_tokens) == (327, 5)
 
 
-@either_way
-async def test_thoughts_are_no_part_of_the_text(streamed: bool) -> None:
+@each_way
+async def test_thoughts_are_no_part_of_the_text(how: How) -> None:
     blocks: list[Any] = [{"type": "thinking", "thinking": "hmm", "signature": "s"}, "one ", "two"]
-    assert (await reply(messages, lambda _: message(*blocks), streamed=streamed)).text == "one two"
+    assert (await reply(messages, lambda _: message(*blocks), how=how)).text == "one two"
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize("details", [None, {"type": "refusal", "explanation": "It is about poison"}])
-async def test_a_refusal_is_not_tried_again_and_says_why(
-    streamed: bool, details: dict[str, str] | None
-) -> None:
+async def test_a_refusal_is_not_tried_again_and_says_why(how: How, details: dict[str, str] | None) -> None:
     answer = message("I", stop_reason="refusal", stop_details=details)
-    error = await failure(messages, lambda _: answer, streamed=streamed)
+    error = await failure(messages, lambda _: answer, how=how)
     assert (error.reason, error.retryable, error.output_tokens) == ("MODEL_REFUSED", False, 20)
     assert ("poison" in str(error)) == bool(details)
 
 
-@either_way
-async def test_a_full_context_is_a_truncated_answer(streamed: bool) -> None:
+@each_way
+async def test_a_full_context_is_a_truncated_answer(how: How) -> None:
     answer = message("half", stop_reason="model_context_window_exceeded")
-    error = await failure(messages, lambda _: answer, streamed=streamed)
+    error = await failure(messages, lambda _: answer, how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
 
 
 async def test_a_cut_stream_tells_what_it_used() -> None:
-    error = await failure(messages, lambda _: streaming(), streamed=True)
+    error = await failure(messages, lambda _: streaming(), how="watched")
     assert (error.reason, error.input_tokens, error.output_tokens) == ("STREAM_CUT", 100, 1)
 
 

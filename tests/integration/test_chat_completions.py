@@ -1,7 +1,6 @@
 """The OpenAI-compatible provider against a real HTTP endpoint."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,31 +11,29 @@ import pytest
 from aiohttp import web
 from support import asking as support
 from support import streams
-from support.asking import KEY, SCHEMA, asking, chat
+from support.asking import KEY, SCHEMA, How, asking, chat, each_way
 from support.endpoint import Answer, Call, Endpoint, completion, failing, hang, without_json_schema
 from support.misbehaviour import refusing
 
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError
 from orchestrator.models import http
-from orchestrator.models.base import ModelRequest
+from orchestrator.models.base import Attentive, ModelRequest
 from orchestrator.models.chat_completions import ChatCompletions
-
-either_way = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
 
 async def ask(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, *, streamed: bool = False
+    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "unwatched"
 ) -> str:
     script = answer if callable(answer) else lambda _: answer
-    return (await support.reply(chat, script, request, streamed=streamed)).text
+    return (await support.reply(chat, script, request, how=how)).text
 
 
 async def failure(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, *, streamed: bool = False
+    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "unwatched"
 ) -> ModelError:
     script = answer if callable(answer) else lambda _: answer
-    return await support.failure(chat, script, request, streamed=streamed)
+    return await support.failure(chat, script, request, how=how)
 
 
 class provider_for(ChatCompletions):  # noqa: N801  reads as what it is for
@@ -66,6 +63,8 @@ async def test_a_call_sends_model_messages_limit_and_key_and_gives_text_and_usag
         "model": "m",
         "max_tokens": 500,
         "messages": [{"role": "system", "content": "You work."}, {"role": "user", "content": "Hi"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
     }
 
 
@@ -132,7 +131,7 @@ async def test_an_empty_account_is_not_tried_again() -> None:
     assert (error.reason, error.retryable) == ("RATE_LIMITED", False)
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize(
     "answer",
     [
@@ -143,8 +142,8 @@ async def test_an_empty_account_is_not_tried_again() -> None:
     ],
     ids=str,
 )
-async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer, streamed: bool) -> None:
-    error = await failure(answer, streamed=streamed)
+async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer, how: How) -> None:
+    error = await failure(answer, how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
@@ -175,9 +174,9 @@ async def test_a_failed_answer_tells_what_it_used() -> None:
     ],
     ids=str,
 )
-@either_way
-async def test_a_refusal_is_not_tried_again(answer: Answer, streamed: bool) -> None:
-    error = await failure(answer, streamed=streamed)
+@each_way
+async def test_a_refusal_is_not_tried_again(answer: Answer, how: How) -> None:
+    error = await failure(answer, how=how)
     assert (error.reason, error.retryable) == ("MODEL_REFUSED", False)
 
 
@@ -199,14 +198,14 @@ async def test_a_prompt_that_a_filter_stops_is_not_tried_again() -> None:
         ('<think>{"b": 2}?</think>\n{"a": 1}', {}, '{"a": 1}'),
     ],
 )
-@either_way
+@each_way
 async def test_json_is_found_wherever_an_endpoint_puts_it(
-    content: Any, message: dict[str, str], expected: str, streamed: bool
+    content: Any, message: dict[str, str], expected: str, how: How
 ) -> None:
-    assert await ask(completion(content, **message), asking(schema=True), streamed=streamed) == expected
+    assert await ask(completion(content, **message), asking(schema=True), how=how) == expected
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -217,8 +216,8 @@ async def test_json_is_found_wherever_an_endpoint_puts_it(
         ("a <think>b</think> c", "a <think>b</think> c"),
     ],
 )
-async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, streamed: bool) -> None:
-    assert await ask(completion(content), streamed=streamed) == expected
+async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, how: How) -> None:
+    assert await ask(completion(content), how=how) == expected
 
 
 async def test_text_is_told_as_it_comes() -> None:
@@ -239,26 +238,24 @@ async def test_text_is_told_as_it_comes() -> None:
         heard.set()
 
     async with Endpoint(lambda _: one_at_a_time) as endpoint, provider_for(endpoint) as provider:
-        reply = await provider.complete(asking(), on_text)
-    assert told == ["one t", "wo th", "ree"]
+        reply = await provider.complete(asking(), Attentive(on_text))
+    assert (told[0], "".join(told)) == ("one t", "one two three")
     assert (reply.text, reply.output_tokens) == ("one two three", 20)
 
 
-async def test_a_stream_is_asked_for_with_its_usage_and_only_where_somebody_listens(
-    endpoint: Endpoint,
-) -> None:
-    async with provider_for(endpoint) as provider:
-        await support.ask(provider, streamed=True)
-        await support.ask(provider)
-    streamed, plain = endpoint.calls
-    assert (streamed.body["stream"], streamed.body["stream_options"]) == (True, {"include_usage": True})
-    assert not plain.body.keys() & {"stream", "stream_options"}
+async def test_the_last_event_ends_a_call_though_the_connection_is_held_open_and_nobody_listens() -> None:
+    async def hold_open(call: Call) -> web.StreamResponse:
+        await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
+        return await hang(call)
+
+    async with asyncio.timeout(10):
+        assert await ask(lambda _: hold_open) == "all of it"
 
 
 async def test_an_endpoint_without_stream_options_streams_all_the_same() -> None:
     async with Endpoint(refusing(400, "stream_options")) as endpoint, provider_for(endpoint) as provider:
         for _ in range(2):
-            assert (await support.ask(provider, streamed=True)).output_tokens == 0
+            assert (await support.ask(provider, how="watched")).output_tokens == 0
     assert ["stream_options" in call.body for call in endpoint.calls] == [True, False, False]
     assert all(call.body["stream"] for call in endpoint.calls)
 
@@ -271,7 +268,7 @@ async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the
 
     async with Endpoint(script) as endpoint, provider_for(endpoint) as provider:
         for schema in (True, True, False):
-            await support.ask(provider, asking(schema=schema), streamed=True)
+            await support.ask(provider, asking(schema=schema), how="watched")
     asked = [("response_format" in call.body, "stream" in call.body) for call in endpoint.calls]
     assert asked == [(True, True), (True, False), (True, False), (False, True)]
 
@@ -372,16 +369,32 @@ async def test_hundreds_of_calls_are_open_at_once() -> None:
         assert endpoint.most_open_calls == 300
 
 
-async def test_connections_are_kept_for_the_next_call(endpoint: Endpoint) -> None:
-    async with provider_for(endpoint) as provider:
-        for _ in range(3):
+async def test_connections_are_kept_for_the_next_call_where_nothing_is_streamed() -> None:
+    async with Endpoint(refusing(400, "stream")) as endpoint, provider_for(endpoint) as provider:
+        for _ in range(4):
             await provider.complete(asking())
-    peers = {
-        json.dumps(call.request.transport and call.request.transport.get_extra_info("peername"))
-        for call in endpoint.calls
-    }
+    whole = [call for call in endpoint.calls if "stream" not in call.body]
+    assert len(whole) == 4
+    assert len(peers(whole)) == 1
+
+
+async def test_connections_over_tls_are_kept_though_a_stream_ends_a_little_after_its_last_event() -> None:
+    async def end_late(call: Call) -> web.StreamResponse:
+        response = await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
+        await asyncio.sleep(0.02)
+        return response
+
+    async with Endpoint(lambda _: end_late) as endpoint, provider_for(endpoint) as provider:
+        provider._client._scheme = "https"  # as far as keeping connections goes
+        for _ in range(3):
+            assert (await support.ask(provider)).text == "all of it"
     assert len(endpoint.calls) == 3
-    assert len(peers) == 1
+    assert len(peers(endpoint.calls)) == 1
+
+
+def peers(calls: list[Call]) -> set[str]:
+    """The addresses that they came from: one for each connection."""
+    return {call.peer for call in calls}
 
 
 async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_breaks_no_call() -> None:
@@ -397,7 +410,7 @@ async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_br
     async with server:
         provider = ChatCompletions("llama", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
         for _ in range(20):
-            assert (await support.ask(provider, streamed=True)).text == "all of it"
+            assert (await support.ask(provider, how="watched")).text == "all of it"
         await provider.aclose()
 
 

@@ -2,15 +2,23 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from support import streams
+from support.asking import chat, messages, said
+from support.endpoint import Call, Endpoint
 from support.service import Service, service
 
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText
+from orchestrator.models import endpoint as endpoint_module
+from orchestrator.models import streaming
+from orchestrator.models.base import ModelRequest
+from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -20,18 +28,11 @@ SECOND_TRY.initial_delay.nanos = 1_000_000
 
 
 class Slow(Scripted):
-    """A worker that writes word by word, each when the test says so; it counts who asks for a stream."""
+    """A worker that writes word by word, each when the test says so."""
 
     def __init__(self) -> None:
         super().__init__(self._answer)
         self.words: asyncio.Queue[str | ModelError] = asyncio.Queue()
-        self.written = asyncio.Condition()
-        self.streamed: list[bool] = []
-
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
-        if request.prompt.role == "work":
-            self.streamed.append(on_text is not None)
-        return await super().complete(request, on_text)
 
     def _answer(self, request: ModelRequest) -> Answer:
         if request.prompt.role == "planning":
@@ -43,6 +44,13 @@ class Slow(Scripted):
             if isinstance(word, ModelError):
                 raise word
             yield word
+            self.words.task_done()
+
+    async def write(self, *words: str) -> None:
+        """Return once they have been written."""
+        for word in words:
+            self.words.put_nowait(word)
+        await self.words.join()
 
 
 @pytest.fixture
@@ -118,7 +126,6 @@ async def test_text_comes_as_it_is_written_and_before_the_event_that_ends_it(
         kinds += [str(event.WhichOneof("payload")) for event in message.batch.events]
     assert kinds.index("!") < kinds.index("subtask_completed")
     assert kinds[-1] == "instance_completed"
-    assert slow.streamed == [True]
 
 
 async def test_who_comes_late_is_given_the_text_so_far_and_then_the_rest(
@@ -152,16 +159,87 @@ async def test_a_retry_is_a_new_attempt_from_the_beginning(running: Service, slo
     slow.words.put_nowait("")
 
 
-async def test_where_nobody_watches_nothing_is_streamed(running: Service, slow: Slow) -> None:
+async def test_who_comes_first_and_late_is_given_the_text_so_far_and_so_is_everybody_after(
+    running: Service, slow: Slow
+) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    await slow.write("One ", "twö ")
+    first = watch(running)
+    assert joined(await read_text(first, 8)) == "One twö "
+    await slow.write("thr€e")
+    assert (await read_text(first, 13))[0].text == "thr€e"
+    second = watch(running)
+    assert joined(await read_text(second, 13)) == "One twö thr€e"
+    for stream in (first, second):
+        stream.cancel()
+    await slow.write(" four", " five")
+    again = watch(running, 3)
+    assert joined(await read_text(again, 23)) == "One twö thr€e four five"
+    slow.words.put_nowait("")
+
+
+async def test_who_comes_after_a_retry_is_given_the_new_attempt_alone(running: Service, slow: Slow) -> None:
+    config = instance_pb2.InstanceConfig(retry=SECOND_TRY)
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
+    await slow.write("Wrong")
+    slow.words.put_nowait(ModelError("STREAM_CUT", "cut", retryable=True))
+    slow.words.task_done()
+    await slow.write("Ri")
+    (delta,) = await read_text(watch(running), 2)
+    assert (delta.attempt, delta.offset, delta.text) == (2, 0, "Ri")
+    slow.words.put_nowait("")
+
+
+async def test_a_reader_who_wants_no_text_is_given_none(running: Service, slow: Slow) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     request = pb.StreamEventsRequest(id="a")
     slow.words.put_nowait("All at once")
     slow.words.put_nowait("")
     kinds = [message.WhichOneof("kind") async for message in running.stub.StreamEvents(request)]
-    assert slow.streamed == [False]
     assert "delta" not in kinds
     answer = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
     assert answer.instance.subtasks[0].output == "All at once"
+
+
+@pytest.mark.parametrize("make", [chat, messages])
+async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_while_the_rest_is_awaited(
+    tmp_path: Path, make: Callable[[Endpoint], HttpProvider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, half_came = asyncio.Event(), asyncio.Event()
+
+    async def half(call: Call) -> web.StreamResponse:
+        body = said(make, "One, two, three")
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        response = await streams.begin(call.request)
+        for event in events:
+            if "three" in str(event):
+                await response.write(b": half\n\n")
+                await go_on.wait()
+            await response.write(streams.encoded(event))
+        return response
+
+    class Observed(streaming.Stream):
+        def add(self, chunk: bytes) -> None:
+            super().add(chunk)
+            if b": half" in chunk:
+                half_came.set()
+
+    monkeypatch.setattr(endpoint_module, "Stream", Observed)
+    async with (
+        Endpoint(lambda call: half if call.subtask_id == "t1" else None, subtasks=1) as endpoint,
+        aclosing(make(endpoint)) as provider,
+        service(tmp_path / "log.db", provider) as running,
+    ):
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+        await half_came.wait()
+        late = watch(running)
+        assert joined(await read_text(late, 10)) == "One, two, "
+        assert not go_on.is_set()
+        go_on.set()
+        assert (await read_text(late, 15))[0].text == "three"
+        await running.ended("a")
+        answer = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
+    assert answer.instance.subtasks[0].output == "One, two, three"
 
 
 async def test_text_reaches_server_sent_events_without_an_id(running: Service, slow: Slow) -> None:

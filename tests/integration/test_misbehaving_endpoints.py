@@ -14,13 +14,26 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import SCHEMA, ask, asking, chat, failure, messages, reply, said
+from support.asking import (
+    SCHEMA,
+    How,
+    ask,
+    asking,
+    chat,
+    each_way,
+    failure,
+    messages,
+    reply,
+    said,
+    streamed_each_way,
+)
 from support.endpoint import Answer, Call, Endpoint, cut, cut_amid, failing, fenced, hang
 from support.misbehaviour import (
     endless_white_space,
     refusing,
     reset_amid_stream,
     stall_amid_stream,
+    stalling,
     stay_silent,
     streaming,
 )
@@ -29,6 +42,7 @@ from orchestrator.core.plan import json_object
 from orchestrator.errors import ModelError
 from orchestrator.models import http
 from orchestrator.models.anthropic import Anthropic
+from orchestrator.models.base import Attentive
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.endpoint import MOST_WHITE_SPACE, HttpProvider
 from orchestrator.models.failures import MAX_RETRY_AFTER_S
@@ -36,7 +50,6 @@ from orchestrator.models.failures import MAX_RETRY_AFTER_S
 Make = Callable[..., HttpProvider]
 
 pytestmark = pytest.mark.parametrize("make", [chat, messages])
-either_way = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 
 
 def always(answer: Answer) -> Callable[[Call], Answer]:
@@ -46,21 +59,22 @@ def always(answer: Answer) -> Callable[[Call], Answer]:
 # What comes is good, but wrapped
 
 
-@either_way
-async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, streamed: bool) -> None:
+@each_way
+async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, how: How) -> None:
     text = fenced('{"summary": "x"}')
-    answer = await reply(make, always(text), asking(schema=True), streamed=streamed)
+    answer = await reply(make, always(text), asking(schema=True), how=how)
     assert json_object(answer.text) == {"summary": "x"}
 
 
-@either_way
-async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, streamed: bool) -> None:
+@each_way
+async def test_text_and_usage_are_the_same_streamed_or_not_watched_or_not(make: Make, how: How) -> None:
     text = "Grüße 🙂\n\n```python\nprint('data: [DONE]')\n```\n"
-    answer = await reply(make, always(text), streamed=streamed)
+    answer = await reply(make, always(text), how=how)
     assert (answer.text, answer.input_tokens, answer.output_tokens) == (text, 100, 20)
 
 
-async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
+@streamed_each_way
+async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make, how: How) -> None:
     async def drip(call: Call) -> web.StreamResponse:
         body = said(make, "Grüße 🙂")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
@@ -69,88 +83,93 @@ async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
             await response.write(bytes([byte]))
         return response
 
-    assert (await reply(make, always(drip), streamed=True)).text == "Grüße 🙂"
+    assert (await reply(make, always(drip), how=how)).text == "Grüße 🙂"
 
 
-async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(make: Make) -> None:
+@streamed_each_way
+async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(
+    make: Make, how: How
+) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
         body = said(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
         return await streams.send(call.request, events[:-1])
 
-    assert (await reply(make, always(end_early), streamed=True)).text == "all of it"
+    assert (await reply(make, always(end_early), how=how)).text == "all of it"
 
 
-async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(make: Make) -> None:
+@streamed_each_way
+async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(
+    make: Make, how: How
+) -> None:
     whole = web.json_response(said(make, "all at once"))
-    assert (await reply(make, always(whole), streamed=True)).text == "all at once"
+    assert (await reply(make, always(whole), how=how)).text == "all at once"
 
 
 # What comes is not good
 
 
-@either_way
-async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, streamed: bool) -> None:
-    error = await failure(make, always(said(make, "half an ans", is_cut=True)), streamed=streamed)
+@each_way
+async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, how: How) -> None:
+    error = await failure(make, always(said(make, "half an ans", is_cut=True)), how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
     assert (error.input_tokens, error.output_tokens) == (100, 20)
     assert "500 tokens: allow more max_output_tokens" in str(error)
 
 
-@either_way
+@each_way
 async def test_an_answer_cut_at_the_token_limit_is_good_for_a_prompt_that_allows_it(
-    make: Make, streamed: bool
+    make: Make, how: How
 ) -> None:
     script = always(said(make, "half an ans", is_cut=True))
-    assert (await reply(make, script, asking(may_be_cut=True), streamed=streamed)).text == "half an ans"
+    assert (await reply(make, script, asking(may_be_cut=True), how=how)).text == "half an ans"
 
 
-@either_way
-async def test_all_tokens_spent_on_thinking_is_a_truncated_answer(make: Make, streamed: bool) -> None:
+@each_way
+async def test_all_tokens_spent_on_thinking_is_a_truncated_answer(make: Make, how: How) -> None:
     script = always(said(make, "", is_cut=True))
-    error = await failure(make, script, asking(may_be_cut=True), streamed=streamed)
+    error = await failure(make, script, asking(may_be_cut=True), how=how)
     assert error.reason == "OUTPUT_TRUNCATED"
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize("text", ["", "  \n"])
-async def test_an_empty_answer_is_tried_again(make: Make, streamed: bool, text: str) -> None:
-    error = await failure(make, always(said(make, text)), streamed=streamed)
+async def test_an_empty_answer_is_tried_again(make: Make, how: How, text: str) -> None:
+    error = await failure(make, always(said(make, text)), how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
     assert "empty answer" in str(error)
 
 
-async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make) -> None:
+@streamed_each_way
+async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make, how: How) -> None:
     async with asyncio.timeout(10):
-        error = await failure(make, always(endless_white_space), asking(schema=True), streamed=True)
+        error = await failure(make, always(endless_white_space), asking(schema=True), how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
     assert "white space" in str(error)
 
 
-@either_way
+@each_way
 async def test_an_answer_that_ends_in_white_space_up_to_the_limit_is_invalid_not_too_long(
-    make: Make, streamed: bool
+    make: Make, how: How
 ) -> None:
     text = '{"summary": "x"' + "\n" * MOST_WHITE_SPACE
-    error = await failure(make, always(said(make, text, is_cut=True)), asking(schema=True), streamed=streamed)
+    error = await failure(make, always(said(make, text, is_cut=True)), asking(schema=True), how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize(
     "body", [b"<html>upstream broke</html>", b'{"choices": [', b"[" * 200_000, b"\xff\xfe", b"[]", b"{}", b""]
 )
-async def test_a_200_whose_body_holds_no_answer_is_tried_again(
-    make: Make, streamed: bool, body: bytes
-) -> None:
+async def test_a_200_whose_body_holds_no_answer_is_tried_again(make: Make, how: How, body: bytes) -> None:
     def script(_: Call) -> Answer:
         return web.Response(body=body, content_type="application/json")
 
-    error = await failure(make, script, streamed=streamed)
+    error = await failure(make, script, how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize(
     ("inside", "reason", "retryable"),
     [
@@ -166,75 +185,81 @@ async def test_a_200_whose_body_holds_no_answer_is_tried_again(
     ids=str,
 )
 async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
-    make: Make, streamed: bool, inside: Any, reason: str, retryable: bool
+    make: Make, how: How, inside: Any, reason: str, retryable: bool
 ) -> None:
-    error = await failure(make, lambda _: web.json_response({"error": inside}), streamed=streamed)
+    error = await failure(make, lambda _: web.json_response({"error": inside}), how=how)
     assert (error.reason, error.retryable) == (reason, retryable)
 
 
+@streamed_each_way
 @pytest.mark.parametrize(
     ("inside", "reason"),
     [({"type": "overloaded_error", "message": "busy"}, "OVERLOADED"), ({"code": 429}, "RATE_LIMITED")],
 )
-async def test_an_error_in_the_midst_of_a_stream_is_tried_again(make: Make, inside: Any, reason: str) -> None:
+async def test_an_error_in_the_midst_of_a_stream_is_tried_again(
+    make: Make, how: How, inside: Any, reason: str
+) -> None:
     script = always(streaming({"type": "error", "error": inside}))
-    error = await failure(make, script, streamed=True)
+    error = await failure(make, script, how=how)
     assert (error.reason, error.retryable) == (reason, True)
 
 
+@streamed_each_way
 @pytest.mark.parametrize("after", [(), ("[DONE]",), (b'data: {"choi',)], ids=["", "done", "half an event"])
 async def test_a_stream_that_ends_before_the_answer_does_is_tried_again(
-    make: Make, after: tuple[streams.Event, ...]
+    make: Make, how: How, after: tuple[streams.Event, ...]
 ) -> None:
-    error = await failure(make, always(streaming(*after)), streamed=True)
+    error = await failure(make, always(streaming(*after)), how=how)
     assert (error.reason, error.retryable) == ("STREAM_CUT", True)
 
 
-async def test_an_event_that_is_no_json_is_tried_again(make: Make) -> None:
-    error = await failure(make, always(streaming("{nonsense")), streamed=True)
+@streamed_each_way
+async def test_an_event_that_is_no_json_is_tried_again(make: Make, how: How) -> None:
+    error = await failure(make, always(streaming("{nonsense")), how=how)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-async def test_an_answer_without_end_is_given_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@each_way
+async def test_an_answer_without_end_is_given_up(
+    make: Make, how: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
-    for streamed in (False, True):
-        error = await failure(make, always("x" * 2000), streamed=streamed)
-        assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+    error = await failure(make, always("x" * 2000), how=how)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
 # Nothing comes, or no more
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize("broken", [cut, cut_amid])
-async def test_a_connection_that_is_cut_is_tried_again(make: Make, streamed: bool, broken: Answer) -> None:
-    error = await failure(make, always(broken), streamed=streamed)
+async def test_a_connection_that_is_cut_is_tried_again(make: Make, how: How, broken: Answer) -> None:
+    error = await failure(make, always(broken), how=how)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
-async def test_a_connection_that_is_cut_in_the_midst_of_a_stream_is_tried_again(make: Make) -> None:
-    error = await failure(make, always(reset_amid_stream), streamed=True)
+@streamed_each_way
+async def test_a_connection_that_is_cut_in_the_midst_of_a_stream_is_tried_again(make: Make, how: How) -> None:
+    error = await failure(make, always(reset_amid_stream), how=how)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
-@either_way
-async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(
-    make: Make, streamed: bool
-) -> None:
+@each_way
+async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(make: Make, how: How) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     kind = Anthropic if make is messages else ChatCompletions
     provider = kind("p", f"http://{address}/v1")
     with pytest.raises(ModelError, match=address) as caught:
-        await ask(provider, streamed=streamed)
+        await ask(provider, how=how)
     await provider.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
 
 
-@either_way
+@each_way
 async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
-    make: Make, streamed: bool, monkeypatch: pytest.MonkeyPatch
+    make: Make, how: How, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
@@ -242,7 +267,7 @@ async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
         kind = Anthropic if make is messages else ChatCompletions
         provider = kind("p", f"http://127.0.0.1:{full.getsockname()[1]}/v1")
         with pytest.raises(ModelError) as caught:
-            await ask(provider, streamed=streamed)
+            await ask(provider, how=how)
         await provider.aclose()
         for knocking in waiting:
             knocking.close()
@@ -256,11 +281,33 @@ def _knock(address: tuple[str, int]) -> socket.socket:
     return knocking
 
 
+@streamed_each_way
 @pytest.mark.parametrize("silent", [hang, stay_silent, stall_amid_stream])
-async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, silent: Answer) -> None:
-    error = await failure(make, always(silent), streamed=True, idle_timeout_s=0.1)
+async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, how: How, silent: Answer) -> None:
+    error = await failure(make, always(silent), how=how, idle_timeout_s=0.1)
     assert (error.reason, error.retryable) == ("IDLE_TIMEOUT", True)
     assert "0.1 s" in str(error)
+
+
+@streamed_each_way
+async def test_what_went_wrong_before_a_stream_falls_silent_is_what_went_wrong(make: Make, how: How) -> None:
+    script = always(stalling({"type": "error", "error": {"code": 429}}))
+    error = await failure(make, script, how=how, idle_timeout_s=0.1)
+    assert (error.reason, error.retryable) == ("RATE_LIMITED", True)
+
+
+@streamed_each_way
+async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_held_open(
+    make: Make, how: How
+) -> None:
+    async def hold_open(call: Call) -> web.StreamResponse:
+        body = said(make, "all of it")
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        await streams.send(call.request, events[:-1])
+        return await hang(call)
+
+    answer = await reply(make, always(hold_open), how=how, idle_timeout_s=0.1)
+    assert (answer.text, answer.output_tokens) == ("all of it", 20)
 
 
 async def test_silence_is_what_an_answer_in_one_piece_begins_with(make: Make) -> None:
@@ -268,13 +315,13 @@ async def test_silence_is_what_an_answer_in_one_piece_begins_with(make: Make) ->
         await asyncio.sleep(0.2)
         return web.json_response(said(make, "thought of"))
 
-    assert (await reply(make, always(think), idle_timeout_s=0.1)).text == "thought of"
+    assert (await reply(make, always(think), how="whole", idle_timeout_s=0.1)).text == "thought of"
 
 
-@either_way
-async def test_an_attempt_that_takes_too_long_is_a_timeout(make: Make, streamed: bool) -> None:
-    answer = endless_words if streamed else hang
-    error = await failure(make, always(answer), asking(timeout_s=0.2), streamed=streamed)
+@each_way
+async def test_an_attempt_that_takes_too_long_is_a_timeout(make: Make, how: How) -> None:
+    answer = hang if how == "whole" else endless_words
+    error = await failure(make, always(answer), asking(timeout_s=0.2), how=how)
     assert (error.reason, error.retryable) == ("TIMEOUT", True)
     assert "0.2 s" in str(error)
 
@@ -290,7 +337,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
     heard = asyncio.Event()
     async with Endpoint(always(stall_amid_stream)) as endpoint:
         provider = make(endpoint)
-        call = asyncio.create_task(provider.complete(asking(), lambda _: heard.set()))
+        call = asyncio.create_task(provider.complete(asking(), Attentive(lambda _: heard.set())))
         await heard.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -303,7 +350,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
 # An error is answered
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize(
     ("status", "reason", "retryable"),
     [
@@ -327,23 +374,23 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
     ],
 )
 async def test_a_status_says_whether_trying_again_can_help(
-    make: Make, streamed: bool, status: int, reason: str, retryable: bool
+    make: Make, how: How, status: int, reason: str, retryable: bool
 ) -> None:
-    error = await failure(make, always(failing(status, "what went wrong")), streamed=streamed)
+    error = await failure(make, always(failing(status, "what went wrong")), how=how)
     assert (error.reason, error.retryable) == (reason, retryable)
     assert "what went wrong" in str(error)
 
 
-@either_way
+@each_way
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
     ("value", "expected_s"),
     [("7", 7), ("0.5", 0.5), ("99999999", MAX_RETRY_AFTER_S), ("soon", None), ("-1", None), ("", None)],
 )
 async def test_retry_after_is_read_as_seconds_and_capped(
-    make: Make, streamed: bool, status: int, value: str, expected_s: float | None
+    make: Make, how: How, status: int, value: str, expected_s: float | None
 ) -> None:
-    error = await failure(make, always(failing(status, Retry_After=value)), streamed=streamed)
+    error = await failure(make, always(failing(status, Retry_After=value)), how=how)
     assert error.retry_after_s == expected_s
 
 
@@ -380,15 +427,15 @@ async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str
 # A parameter is refused
 
 
-@either_way
+@streamed_each_way
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, streamed: bool, status: int) -> None:
+async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, how: How, status: int) -> None:
     script = refusing(status, "temperature", "repeat_penalty")
     request = asking(sampling={"temperature": 0.2, "repeat_penalty": 1.1})
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
-            await ask(provider, request, streamed=streamed)
+            await ask(provider, request, how=how)
         await provider.aclose()
     assert [sorted(call.body.keys() & request.prompt.sampling.keys()) for call in endpoint.calls] == [
         ["repeat_penalty", "temperature"],
@@ -398,18 +445,19 @@ async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, streame
     ]
 
 
-async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Make) -> None:
+@streamed_each_way
+async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Make, how: How) -> None:
     async with Endpoint(refusing(400, "stream")) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
-            assert (await ask(provider, streamed=True)).text == "The output of ."
+            assert (await ask(provider, how=how)).text == "The output of ."
         await provider.aclose()
     assert ["stream" in call.body for call in endpoint.calls] == [True, False, False]
 
 
-@either_way
+@streamed_each_way
 async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_model(
-    make: Make, streamed: bool
+    make: Make, how: How
 ) -> None:
     formats = ("response_format", "output_config", "tools")
 
@@ -420,7 +468,7 @@ async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_m
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for model in ("m", "m", "another"):
-            answer = await ask(provider, asking(schema=True, model=model), streamed=streamed)
+            answer = await ask(provider, asking(schema=True, model=model), how=how)
             assert answer.text == "{}"
         await provider.aclose()
     asked = [(call.body["model"], bool(call.body.keys() & set(formats))) for call in endpoint.calls]

@@ -1,22 +1,29 @@
-"""Asking a provider something, over HTTP, streamed or not."""
+"""Asking a provider something, over HTTP: in one piece, or streamed, with or without somebody who listens."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from support.endpoint import Answer, Call, Endpoint, message
+from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.endpoint import completion as chat_completion
 
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import Attentive, ModelReply, ModelRequest
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.endpoint import HttpProvider
 
 KEY = "sk-very-secret"
 SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 HI = (Message("system", "You work."), Message("user", "Hi"))
+
+How = Literal["whole", "unwatched", "watched"]
+"""Whether an answer is in one piece, as of an endpoint that will not stream, or streamed, and who listens."""
+STREAMED: tuple[How, ...] = ("unwatched", "watched")
+
+each_way = pytest.mark.parametrize("how", ["whole", *STREAMED])
+streamed_each_way = pytest.mark.parametrize("how", STREAMED)
 
 
 def asking(*, schema: bool = False, model: str = "m", timeout_s: float = 20, **prompt: Any) -> ModelRequest:
@@ -44,23 +51,27 @@ async def reply(
     make: Callable[..., HttpProvider],
     script: Callable[[Call], Answer],
     request: ModelRequest | None = None,
-    *,
-    streamed: bool = False,
+    how: How = "unwatched",
     **settings: Any,
 ) -> ModelReply:
-    """Ask once; the pieces of a streamed answer must add up to the reply's text."""
-    async with Endpoint(script) as endpoint:
+    """Ask once; the pieces of an answer that somebody listens to must add up to the reply's text."""
+    async with Endpoint(without_streaming(script) if how == "whole" else script) as endpoint:
         provider = make(endpoint, **settings)
         try:
-            return await ask(provider, request, streamed=streamed)
+            return await ask(provider, request, how)
         finally:
             await provider.aclose()
 
 
-async def ask(provider: Any, request: ModelRequest | None = None, *, streamed: bool = False) -> ModelReply:
+def without_streaming(script: Callable[[Call], Answer]) -> Callable[[Call], Answer]:
+    return lambda call: failing(400, "'stream' is not supported") if "stream" in call.body else script(call)
+
+
+async def ask(provider: Any, request: ModelRequest | None = None, how: How = "unwatched") -> ModelReply:
     told: list[str] = []
-    answer: ModelReply = await provider.complete(request or asking(), told.append if streamed else None)
-    assert "".join(told) == (answer.text if streamed else "")
+    listener = Attentive(told.append) if how == "watched" else None
+    answer: ModelReply = await provider.complete(request or asking(), listener)
+    assert "".join(told) == (answer.text if listener else "")
     return answer
 
 
@@ -68,10 +79,9 @@ async def failure(
     make: Callable[..., HttpProvider],
     script: Callable[[Call], Answer],
     request: ModelRequest | None = None,
-    *,
-    streamed: bool = False,
+    how: How = "unwatched",
     **settings: Any,
 ) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        await reply(make, script, request, streamed=streamed, **settings)
+        await reply(make, script, request, how, **settings)
     return caught.value

@@ -44,6 +44,8 @@ class Call:
     body: dict[str, Any]
     headers: Mapping[str, str]
     request: web.Request
+    peer: str
+    """The address of the other end of its connection."""
 
     @property
     def told(self) -> str:
@@ -166,7 +168,8 @@ class Endpoint:
         body = await request.json()
         role, subtask_id = recognize(_messages(body))
         attempt = self.count(role, subtask_id) + 1
-        call = Call(role, subtask_id, attempt, body, request.headers.copy(), request)
+        peer = str(request.transport and request.transport.get_extra_info("peername"))
+        call = Call(role, subtask_id, attempt, body, request.headers.copy(), request, peer)
         self.calls.append(call)
         self.open_calls += 1
         self.most_open_calls = max(self.most_open_calls, self.open_calls)

@@ -33,9 +33,18 @@ async def reset_amid_stream(call: Call) -> web.StreamResponse:
 
 async def stall_amid_stream(call: Call) -> web.StreamResponse:
     """Stream the beginning of an answer, and never go on."""
-    await streams.send(call.request, beginning(call))
-    await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
+    return await stalling()(call)
+
+
+def stalling(*events: Event) -> Misbehaviour:
+    """Stream the beginning of an answer, then these events, and never go on."""
+
+    async def misbehave(call: Call) -> web.StreamResponse:
+        await streams.send(call.request, [*beginning(call), *events])
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    return misbehave
 
 
 async def stay_silent(call: Call) -> web.StreamResponse:

@@ -60,7 +60,7 @@ def storm(endpoint: Endpoint, calls: int, latency_s: float) -> tuple[float, floa
 
     def refused(begun_s: float, retry_after_s: float) -> Callable[[float], None]:
         def happen(now_s: float) -> None:
-            gate.refuse(begun_s, now_s, retry_after_s)
+            gate.refuse(begun_s, now_s, retry_after_s, dice.random())
             at(now_s + retry_after_s, again)
 
         return happen
@@ -104,25 +104,38 @@ def test_an_endpoint_that_refuses_nothing_is_used_to_the_full() -> None:
 def test_after_a_refusal_nothing_begins_before_its_time() -> None:
     gate = Gate(most=8)
     gate.begin(0)
-    gate.refuse(0, 1, 30)
+    gate.refuse(0, 1, 30, 0)
     assert gate.wait_s(1) == 30
     assert gate.wait_s(30.5) == 0.5
     assert gate.wait_s(31) == 0
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "jitter", "wait_s"),
+    [(2, 0, 2), (2, 0.5, 2.1), (2, 1, 2.2), (600, 0.5, 600.5), (600, 1, 601), (None, 1, 0.275), (0, 1, 0)],
+)
+def test_a_gate_opens_a_little_later_than_told_and_never_earlier(
+    retry_after_s: float | None, jitter: float, wait_s: float
+) -> None:
+    gate = Gate(most=8)
+    gate.begin(0)
+    gate.refuse(0, 0, retry_after_s, jitter)
+    assert gate.wait_s(0) == pytest.approx(wait_s)
 
 
 def test_the_refusals_of_one_moment_count_once() -> None:
     gate = Gate(most=8)
     for _ in range(3):
         gate.begin(0)
-    gate.refuse(0, 1.0, 1)
-    gate.refuse(0, 1.5, 1)
+    gate.refuse(0, 1.0, 1, 0)
+    gate.refuse(0, 1.5, 1, 0)
     assert gate.wait_s(2) == 0
 
 
 def test_a_single_refusal_among_few_calls_sets_no_pace() -> None:
     gate = Gate(most=8)
     gate.begin(0)
-    gate.refuse(0, 0.1, None)
+    gate.refuse(0, 0.1, None, 0)
     for now_s in (1.0, 1.1, 1.2):
         assert gate.wait_s(now_s) == 0
         gate.begin(now_s)
@@ -142,7 +155,7 @@ def test_no_more_are_open_than_allowed_and_there_is_always_a_way_on(steps: list[
                 begun.pop()
                 gate.end()
             case "refuse" if begun:
-                gate.refuse(begun.pop(), now_s, 0.5)
+                gate.refuse(begun.pop(), now_s, 0.5, 0.5)
             case _:
                 now_s += 0.3
         assert len(begun) <= min(most, max(FIRST_LIMIT, most))
@@ -153,14 +166,14 @@ def test_a_refusal_long_after_the_last_call_leaves_a_rate() -> None:
     gate = Gate(most=64)
     for _ in range(9):
         gate.begin(0)
-    gate.refuse(0, 0.1, None)
+    gate.refuse(0, 0.1, None, 0)
     for _ in range(8):
         gate.end()
     now_s = 1.0
     for _ in range(9):
         now_s += gate.wait_s(now_s) or 0
         gate.begin(now_s)
-    gate.refuse(now_s, now_s + 1.5, None)
+    gate.refuse(now_s, now_s + 1.5, None, 0)
     for _ in range(8):
         gate.end()
     gate.begin(now_s + 2)

@@ -1,12 +1,14 @@
 """The scripted models, whose answers may take their time."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from orchestrator.core.prompts import Message, Prompt
+from orchestrator.engine.live import LiveTexts
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import Attentive, ModelReply, ModelRequest
 from orchestrator.models.scripted import Script, Scripted, in_pieces
 
 REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)
@@ -14,7 +16,7 @@ REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)
 
 async def told_and_said(script: Script) -> tuple[list[str], str]:
     told: list[str] = []
-    reply = await Scripted(script).complete(REQUEST, told.append)
+    reply = await Scripted(script).complete(REQUEST, Attentive(told.append))
     return told, reply.text
 
 
@@ -31,6 +33,27 @@ async def test_an_answer_in_pieces_is_told_piece_by_piece() -> None:
     assert (await Scripted(script).complete(REQUEST)).text == "one two"
 
 
+async def test_whoever_comes_late_is_told_all_pieces_so_far() -> None:
+    said, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(_: ModelRequest) -> AsyncIterator[str]:
+        yield "one "
+        yield "two "
+        said.set()
+        await go_on.wait()
+        yield "three"
+
+    texts = LiveTexts()
+    with texts.writing("i", "t1", 1) as listener:
+        call = asyncio.create_task(Scripted(script).complete(REQUEST, listener))
+        await said.wait()
+        with texts.reading("i") as reader:
+            assert [delta.text for delta in reader.read()] == ["one two "]
+            go_on.set()
+            assert (await call).text == "one two three"
+            assert [delta.text for delta in reader.read()] == ["three"]
+
+
 async def test_pieces_may_end_in_an_error() -> None:
     async def break_off(_: ModelRequest) -> AsyncIterator[str]:
         yield "one"
@@ -38,5 +61,5 @@ async def test_pieces_may_end_in_an_error() -> None:
 
     told: list[str] = []
     with pytest.raises(ModelError, match="gone"):
-        await Scripted(break_off).complete(REQUEST, told.append)
+        await Scripted(break_off).complete(REQUEST, Attentive(told.append))
     assert told == ["one"]

@@ -15,8 +15,8 @@ REFUSED = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=
 class Crowd:
     """Instances that want turns at an endpoint, and take what they are given."""
 
-    def __init__(self, limit: int) -> None:
-        self.turns = Turns(limit)
+    def __init__(self, limit: int, jitter: float = 0) -> None:
+        self.turns = Turns(limit, lambda: jitter)
         self.order: list[str] = []
         self.held: list[Turn] = []
         self.wants: dict[str, int] = {}
@@ -90,6 +90,21 @@ async def test_one_throttled_endpoint_does_not_stop_another() -> None:
     crowd.want("b", 1, "busy")
     crowd.want("c", 1, "well")
     assert crowd.order == ["a", "c"]
+    crowd.turns.close()
+
+
+@pytest.mark.parametrize(("later_s", "order"), [(3600.4, ["a"]), (3600.5, ["a", "a"])])
+async def test_an_endpoint_is_called_again_a_little_later_than_it_said(
+    monkeypatch: pytest.MonkeyPatch, later_s: float, order: list[str]
+) -> None:
+    clock_s = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock_s)
+    crowd = Crowd(4, jitter=0.5)
+    crowd.want("a", 1)
+    await crowd.give_back(error=REFUSED)
+    clock_s = later_s
+    crowd.want("a", 1)
+    assert crowd.order == order
     crowd.turns.close()
 
 

@@ -1,7 +1,8 @@
 """The text of calls under way, for whoever watches: kept while its call is open, never in the log.
 
 A reader holds no buffer. It remembers how much of each text it has given, is woken without data, and reads on
-from there; one that comes late reads from the beginning.
+from there; one that comes late reads from the beginning. While an instance has no reader, its calls may keep
+what they write to themselves.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orchestrator.log.subscription import CaughtUp, Step
+from orchestrator.models.base import Listener
 from orchestrator.v1.orchestrator_pb2 import OutputDelta
 
 _LARGEST_DELTA_CHARACTERS: Final = 64 * 1024
@@ -18,13 +20,32 @@ _LARGEST_DELTA_CHARACTERS: Final = 64 * 1024
 
 @dataclass(eq=False, slots=True)
 class _Text:
-    """What one attempt has written so far."""
+    """What one attempt has written so far: a Listener of its call for as long as there are readers."""
 
     subtask_id: str
     attempt: int
+    readers: "set[TextReader]"
+    """The instance's, now."""
     pieces: list[str] = field(default_factory=list)
     is_whole: bool = False
     """Whether nothing will be added."""
+    catch_up: Callable[[], None] = lambda: None
+    """Adds what the call has written and kept to itself."""
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether there are readers."""
+        return bool(self.readers)
+
+    def tell(self, piece: str) -> None:
+        """Add what comes next."""
+        self.pieces.append(piece)
+        for reader in self.readers:
+            reader.woken.set()
+
+    def on_arrival(self, catch_up: Callable[[], None]) -> None:
+        """See Listener."""
+        self.catch_up = catch_up
 
     def after(self, place: "_Place") -> Sequence[OutputDelta]:
         """What a reader has not been given yet; its place moves on."""
@@ -77,7 +98,7 @@ class _Instance:
 
 
 class LiveTexts:
-    """The texts of all instances that are watched."""
+    """The texts of all instances that are watched or call models."""
 
     def __init__(self) -> None:
         self._instances: dict[str, _Instance] = {}
@@ -88,6 +109,8 @@ class LiveTexts:
         instance = self._instances.setdefault(instance_id, _Instance())
         reader = TextReader(instance.texts)
         instance.readers.add(reader)
+        for text in instance.texts:
+            text.catch_up()
         try:
             yield reader
         finally:
@@ -95,26 +118,15 @@ class LiveTexts:
             self._forget(instance_id)
 
     @contextmanager
-    def writing(
-        self, instance_id: str, subtask_id: str, attempt: int
-    ) -> Iterator[Callable[[str], None] | None]:
-        """Give what takes a call's text while the block runs; None where nobody watches."""
-        instance = self._instances.get(instance_id)
-        if instance is None:
-            yield None
-            return
-        text = _Text(subtask_id, attempt)
+    def writing(self, instance_id: str, subtask_id: str, attempt: int) -> Iterator[Listener]:
+        """Give what takes a call's text while the block runs."""
+        instance = self._instances.setdefault(instance_id, _Instance())
+        text = _Text(subtask_id, attempt, instance.readers)
         instance.texts.append(text)
         for reader in instance.readers:
             reader.begin(text)
-
-        def write(piece: str) -> None:
-            text.pieces.append(piece)
-            for reader in instance.readers:
-                reader.woken.set()
-
         try:
-            yield write
+            yield text
         finally:
             text.is_whole = True
             instance.texts.remove(text)

@@ -65,7 +65,7 @@ class LocalEngine:
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
-                Workshop(log, models, LiveTexts(), Turns(max_calls), tasks, now_s, jitter),
+                Workshop(log, models, LiveTexts(), Turns(max_calls, jitter), tasks, now_s, jitter),
                 max_active=max_active,
                 max_queued=max_queued,
             )

@@ -25,8 +25,10 @@ class Turns:
     throttled endpoint does not hold up another.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, jitter: Callable[[], float]) -> None:
+        """`jitter` gives a number from 0 to 1, another one each time."""
         self._limit = limit
+        self._jitter = jitter
         self._free = limit
         self._gates: dict[str, Gate] = {}
         self._queues: dict[str, dict[str, Callable[[], None]]] = {}
@@ -63,7 +65,8 @@ class Turns:
         self._free += 1
         gate = self._gates[turn.endpoint]
         if error and error.is_refusal:
-            gate.refuse(turn.begun_s, asyncio.get_running_loop().time(), error.retry_after_s)
+            now_s = asyncio.get_running_loop().time()
+            gate.refuse(turn.begun_s, now_s, error.retry_after_s, self._jitter())
         else:
             gate.end()
         if not self._serving and any(self._queues.values()):

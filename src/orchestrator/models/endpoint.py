@@ -15,16 +15,14 @@ from typing import Any, ClassVar, Final, Protocol
 from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText
+from orchestrator.models.base import Listener, ModelReply, ModelRequest
 from orchestrator.models.failures import Failures
 from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
-from orchestrator.models.streaming import LiveText, events
+from orchestrator.models.streaming import Speech, Stream
 from orchestrator.models.structured import REJECTED, Dialect
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
-
-_LAST_EVENT: Final = b"[DONE]"
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +91,11 @@ class HttpProvider(ABC):
     def check(self, model: str) -> None:  # noqa: B027  there is nothing to override
         """Which models there are, only the endpoint knows."""
 
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, listener: Listener | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
         try:
             async with asyncio.timeout(request.timeout_s):
-                return await self._settle(request, on_text)
+                return await self._settle(request, listener)
         except TimeoutError:
             raise self._failures.late(request.timeout_s) from None
 
@@ -105,7 +103,7 @@ class HttpProvider(ABC):
         """Close all connections."""
         await self._client.aclose()
 
-    async def _settle(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+    async def _settle(self, request: ModelRequest, listener: Listener | None) -> ModelReply:
         """Ask until the endpoint understands.
 
         One that does not know a parameter is asked again without it, and that is remembered: such a refusal
@@ -116,9 +114,8 @@ class HttpProvider(ABC):
         dialect = self._dialects.get(asked, self.first_dialect)
         while True:
             body = self._body(request, dialect)
-            if on_text is not None:
-                body |= {name: it for name, it in self._streaming().items() if name not in dialect.left_out}
-            answer = await self._ask(request, body, on_text)
+            body |= {name: it for name, it in self._streaming().items() if name not in dialect.left_out}
+            answer = await self._ask(request, body, listener)
             if isinstance(answer, ModelReply):
                 self._dialects[asked] = dialect
                 return answer
@@ -151,22 +148,21 @@ class HttpProvider(ABC):
         """An empty answer, for a stream's events."""
 
     async def _ask(
-        self, request: ModelRequest, body: Mapping[str, object], on_text: OnText | None
+        self, request: ModelRequest, body: Mapping[str, object], listener: Listener | None
     ) -> ModelReply | Answer:
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
-        if on_text is None or "stream" not in body:
-            answer = await self._client.post(self.path, content)
-            return self._read(answer, request, on_text)
+        if "stream" not in body:
+            return self._read(await self._client.post(self.path, content), request, listener)
         async with self._client.stream(self.path, content, self._idle_timeout_s) as incoming:
             kind = incoming.headers.get("Content-Type", "")
             # Whatever else may pass for a stream, these are answers in one piece: errors, mostly.
             if not _is_success(incoming.status) or "json" in kind or "html" in kind:
-                return self._read(await incoming.whole(), request, on_text)
-            return await self._follow(incoming, request, on_text)
+                return self._read(await incoming.whole(), request, listener)
+            return await self._follow(incoming, request, listener)
 
-    def _read(self, answer: Answer, request: ModelRequest, on_text: OnText | None) -> ModelReply | Answer:
+    def _read(self, answer: Answer, request: ModelRequest, listener: Listener | None) -> ModelReply | Answer:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
         if not _is_success(answer.status):
             return answer
@@ -174,30 +170,42 @@ class HttpProvider(ABC):
         if error := self._error(body):
             raise self._failures.in_answer(error, request.model)
         reply = self._reply(body, answer.body, request)
-        if on_text is not None:
-            on_text(reply.text)
+        if listener is not None:
+            listener.tell(reply.text)
         return reply
 
-    async def _follow(self, incoming: Incoming, request: ModelRequest, on_text: OnText) -> ModelReply:
-        """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
-        draft = self._draft()
-        live = LiveText(on_text)
-        async for data in events(incoming.chunks()):
-            if data == _LAST_EVENT:
-                break
+    async def _follow(
+        self, incoming: Incoming, request: ModelRequest, listener: Listener | None
+    ) -> ModelReply:
+        """The reply in a stream; raise ModelError where it comes to no good end."""
+        draft, speech = self._draft(), Speech()
+
+        def read(data: bytes) -> str:
             event = self._object(data)
             if error := self._error(event):
                 raise self._failures.in_answer(error, request.model)
-            if text := draft.add(event):
-                live.add(text)
-                if live.blank_run >= MOST_WHITE_SPACE:
-                    raise self._went_blank(request, draft.body())
+            said = speech.add(draft.add(event))
+            if speech.blank_run >= MOST_WHITE_SPACE:
+                raise self._went_blank(request, draft.body())
+            return said
+
+        stream = Stream(read, listener)
+        try:
+            async for chunk in incoming.chunks():
+                stream.add(chunk)
+                if stream.has_ended:
+                    break
+        except ModelError:
+            stream.read_on()  # what came before may say what went wrong
+            if not draft.is_whole:
+                raise
+        stream.finish()
         # Whoever has come to its end has said it all, whether or not the stream was closed as it should be.
         if not draft.is_whole:
             said = self._said(draft.body(), request)
             raise self._failures.cut(said.used if said else (0, 0))
         reply = self._reply(draft.body(), b"", request)
-        live.finish(reply.text)
+        stream.tell(speech.rest(reply.text))
         return reply
 
     def _object(self, data: bytes) -> dict[str, Any]:

@@ -22,6 +22,8 @@ _BEYOND: Final = 0.004  # of the rate, more each second beyond it
 _STRETCH_S: Final = 1.0  # so long must calls have gone well for their rate to be the endpoint's
 _EVIDENCE: Final = 8  # so many calls must have gone well for there to be a rate
 _PAUSE_S: Final = 0.25  # after a refusal that does not say when to come again
+_LATER: Final = 0.1  # of the wait, at most, so that those who were refused together do not come back together
+_LATER_S: Final = 1.0  # and at most so much
 
 
 @dataclass(slots=True)
@@ -79,15 +81,20 @@ class Gate:
             growth = _PROBE if self._ceiling is None else _NEAR if self._rate < self._ceiling else _BEYOND
             self._rate += growth
 
-    def refuse(self, begun_s: float, now_s: float, retry_after_s: float | None) -> None:
-        """A call that began at a time was refused: there are too many, or the endpoint is overloaded."""
+    def refuse(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
+        """A call that began at a time was refused: there are too many, or the endpoint is overloaded.
+
+        The gate closes for as long as the endpoint says and, by `jitter` from 0 to 1, a little longer: other
+        services may have been told the same.
+        """
         self._open -= 1
         if begun_s in self._begun_s:
             self._begun_s.remove(begun_s)
         if begun_s > self._cut_s:
             self._limit = max(1.0, min(self._limit, self._open + 1) * _NARROWER)
             self._cut_s = now_s
-            self._closed_until_s = now_s + (_PAUSE_S if retry_after_s is None else retry_after_s)
+            wait_s = _PAUSE_S if retry_after_s is None else retry_after_s
+            self._closed_until_s = now_s + wait_s + jitter * min(_LATER * wait_s, _LATER_S)
             self._is_cut = True
 
     def _reopen(self, now_s: float) -> None:

@@ -5,10 +5,11 @@ docs/decisions/0003-http-transport.md. Nothing is tried again here, for an attem
 show did not happen.
 """
 
+import asyncio
 import ipaddress
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
@@ -26,6 +27,8 @@ CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 120.0
 """The longest a streamed answer may be silent, unless set otherwise: some models think that long."""
 
+_END_S: Final = 0.2  # the longest that the end of a stream may come after its last event
+
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 """The longest answer that is read: far above any model's, far below what would hurt."""
 
@@ -42,21 +45,25 @@ class Answer:
 class Incoming:
     """An HTTP answer of any status whose body is still coming in."""
 
-    def __init__(self, response: httpx.Response, host: str) -> None:
+    def __init__(self, response: httpx.Response, host: str, idle_timeout_s: float | None) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self._response = response
+        self._body = response.aiter_bytes()
         self._host = host
+        self._idle_timeout_s = idle_timeout_s
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; raise ModelError where it is longer than any model's answer."""
+        """The body as it comes; raise ModelError where it breaks off or is longer than any model's answer."""
         received = 0
-        async for chunk in self._response.aiter_bytes():
-            received += len(chunk)
-            if received > MAX_ANSWER_BYTES:
-                problem = f"{self._host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
-                raise ModelError("OUTPUT_INVALID", problem, retryable=True)
-            yield chunk
+        with mapped_errors(self._host, self._idle_timeout_s):
+            async for chunk in self._body:
+                received += len(chunk)
+                if received > MAX_ANSWER_BYTES:
+                    problem = (
+                        f"{self._host} sent over {MAX_ANSWER_BYTES >> 20} MiB: that is no model's answer"
+                    )
+                    raise ModelError("OUTPUT_INVALID", problem, retryable=True)
+                yield chunk
 
     async def whole(self) -> Answer:
         """Wait for the rest."""
@@ -64,6 +71,13 @@ class Incoming:
         async for chunk in self.chunks():
             body += chunk
         return Answer(self.status, self.headers, bytes(body))
+
+    async def end(self) -> None:
+        """Wait a moment for the end of a body that has been read as far as it matters."""
+        with suppress(ModelError), mapped_errors(self._host):
+            async with asyncio.timeout(_END_S):
+                async for _ in self._body:
+                    pass
 
 
 @contextmanager
@@ -147,12 +161,16 @@ class Client:
         )
         # Unless asked to, llama.cpp hangs up after a stream though it says that it will not, and the next
         # call on the same connection breaks. Another connection costs nothing where there is no TLS.
-        headers = {"Connection": "close"} if self._scheme == "http" and idle_timeout_s is not None else None
+        is_kept = self._scheme != "http" or idle_timeout_s is None
+        headers = None if is_kept else {"Connection": "close"}
         with mapped_errors(self.host, idle_timeout_s):
             async with client.stream(
                 "POST", f"{self._base_url}/{path}", content=body, headers=headers, timeout=waits
             ) as response:
-                yield Incoming(response, self.host)
+                incoming = Incoming(response, self.host, idle_timeout_s)
+                yield incoming
+                if is_kept:
+                    await incoming.end()  # a connection in the midst of an answer cannot be used again
 
     def _open(self) -> httpx.AsyncClient:
         proxy = _proxy(self._scheme, self._name)
