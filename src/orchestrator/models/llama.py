@@ -99,8 +99,9 @@ class Llama:
 
     async def _start(self) -> ChatCompletions:
         key = secrets.token_urlsafe()
+        weights = _find_weights()
         settings = {
-            "weights": str(_find_weights()),
+            "weights": str(weights),
             "model": MODEL,
             "api_key": key,
             "parallel": PARALLEL_CALLS,
@@ -127,7 +128,8 @@ class Llama:
         except TimeoutError:
             line = b""
         if not line:
-            problem = f"the embedded model's server did not start: {self._log_tail()}. Try again, or {_MEND}"
+            said = f"with {weights}: {self._log_tail()}"
+            problem = f"the embedded model's server did not start {said}. Try again, or {_MEND}"
             raise ModelError("CONNECTION_FAILED", problem, retryable=True)
         return ChatCompletions("llama", f"{json.loads(line)['url']}/v1", api_key=key, profile=TINY)
 
