@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from support.endpoint import Call, Endpoint, failing, hang
+from support.misbehaviour import stall_amid_stream
 from support.process import Process, on_endpoint, process
 
 PROMPT = "Build a TypeScript REST API for a todo list, with tests and a Dockerfile"
@@ -102,6 +103,29 @@ async def test_a_prompt_becomes_a_result_by_the_embedded_model(tmp_path: Path) -
     assert kinds.count("subtask_completed") == len(tasks)
     assert kinds[-2:] == ["instance_completed", "end"]
     assert body["instance"]["config"]["bigModel"] == "llama/smollm2-135m-instruct"
+
+
+async def test_whoever_begins_to_watch_in_the_midst_of_a_call_is_given_its_text_so_far(
+    tmp_path: Path,
+) -> None:
+    async with (
+        Endpoint(lambda call: stall_amid_stream if call.role == "work" else None, subtasks=1) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        on_rest(service) as rest,
+    ):
+        instance_id = await created(rest)
+        await endpoint.wait_for_calls(2)
+        written = ""
+        path = f"/{instance_id}/events?include_deltas=true"
+        async with asyncio.timeout(20), rest.stream("GET", path, timeout=20) as answer:
+            lines = answer.aiter_lines()
+            while written != "half an ans":
+                while await anext(lines) != "event: delta":
+                    pass
+                delta = json.loads((await anext(lines)).removeprefix("data: "))
+                assert (delta["subtaskId"], int(delta["offset"])) == ("t1", len(written))
+                written += delta["text"]
+        assert endpoint.open_calls == 1
 
 
 async def test_an_instance_is_steered_through_rest(tmp_path: Path) -> None:
