@@ -74,9 +74,10 @@ format: .venv/installed ## Format the code
 	$(BIN)/ruff format --quiet
 
 .PHONY: bench
-bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to insert, HTTP transports, model calls
+bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to insert, retention, HTTP transports, model calls
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/inserts.py
+	$(BIN)/python benchmarks/retention.py
 	$(BIN)/python benchmarks/http_transports.py
 	$(BIN)/python benchmarks/models.py
 

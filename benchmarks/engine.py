@@ -1,6 +1,6 @@
 """What engine and log cost, beside the least that the disk and SQLite allow, in one run.
 
-    python benchmarks/engine.py [--instances 3000] [--repeats 3]
+    python benchmarks/engine.py [--instances 3000] [--repeats 3] [--alone 200]
 
 An instance is a plan, five subtasks and a synthesis by a scripted model that answers at once; fsync is on.
 Two measures stand beside it. Raw group commit writes the same bytes into the same tables, a hundred rows a
@@ -179,6 +179,7 @@ def main() -> None:
     )
     arguments.add_argument("--instances", type=int, default=3000)
     arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--alone", type=int, default=200, help="instances one after the other")
     options = arguments.parse_args()
     calm_collector()
     print(f"{'':14}{'instances/s':>14}{'events/s':>12}{'of raw':>9}{'of bare':>9}")
@@ -191,7 +192,7 @@ def main() -> None:
             for name, seconds in (("raw", raw_s), ("bare", bare_s), ("engine and log", engine_s)):
                 rates = f"{options.instances / seconds:14,.0f}{events / seconds:12,.0f}"
                 print(f"{name:14}{rates}{raw_s / seconds:9.0%}{bare_s / seconds:9.0%}")
-        alone = asyncio.run(one_alone(Path(folder, "alone.db"), 200))[20:]
+        alone = asyncio.run(one_alone(Path(folder, "alone.db"), options.alone))[options.alone // 10 :]
         fsync = fsync_s(Path(folder, "fsync"))
     middle = statistics.median(alone)
     print(f"one instance alone: median {middle * 1e3:.2f} ms; one fsync: median {fsync * 1e3:.3f} ms")

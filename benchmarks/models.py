@@ -1,6 +1,6 @@
 """What the service makes of an endpoint's limits, of a plan that is still being written, and of many calls.
 
-    python benchmarks/models.py [storm] [planning] [calls]
+    python benchmarks/models.py [--small] [storm] [planning] [calls]
 
 storm: 50 instances of 8 subtasks at an endpoint that takes 20 calls a second and answers 429 with Retry-After
 to more; beside what that limit allows. planning: one instance, the plan streamed at 50 tokens a second, once
@@ -237,12 +237,21 @@ async def serve() -> None:
         await asyncio.Event().wait()
 
 
+SMALL = {
+    "storm": {"instances": 2, "subtasks": 2, "latency_s": 0.01},
+    "planning": {"subtasks": 2, "tokens_per_s": 1000, "work_s": 0.05},
+    "calls": {"at_once": 5},
+}
+"""Sizes at which the figures mean nothing: to see that all of it runs."""
+
+
 def main() -> None:
     known = {"storm": storm, "planning": planning, "calls": calls, "serve": serve}
-    for name in sys.argv[1:] or ["storm", "planning", "calls"]:
+    asked = [name for name in sys.argv[1:] if name != "--small"]
+    for name in asked or SMALL:
         if name not in known:
-            sys.exit(f"no benchmark {name!r}: there are storm, planning and calls")
-        asyncio.run(known[name]())
+            sys.exit(f"no benchmark {name!r}: there are {', '.join(SMALL)}")
+        asyncio.run(known[name](**(SMALL[name] if "--small" in sys.argv else {})))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from orchestrator.log.base import EventLog
 
 _LOGGER: Final = logging.getLogger(__name__)
 _AT_A_TIME: Final = 100
-_PAUSE_S: Final = 0.01
-"""Between two deletions, so that a great many of them leave the log to others."""
 _LONGEST_SLEEP_S: Final = 3600.0
 
 
@@ -29,14 +27,19 @@ async def retain(log: EventLog, kept_s: float, now_s: Callable[[], float] = time
 
 
 async def sweep(log: EventLog, before_s: float) -> int:
-    """Remove what finished before a time, in seconds since the epoch, and count it."""
+    """Remove what finished before a time, in seconds since the epoch, and count it.
+
+    After each deletion it waits for as long as that took: half of the time the log is others' alone.
+    """
     removed = 0
+    loop = asyncio.get_running_loop()
     while expired := await log.finished_before(before_s, _AT_A_TIME):
         for instance_id in expired:
+            begin_s = loop.time()
             try:
                 await log.delete(instance_id)
                 removed += 1
             except (InstanceNotFoundError, StateForbidsError):
                 continue  # a client was faster, to delete it or to let it go on
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(loop.time() - begin_s)
     return removed

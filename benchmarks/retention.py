@@ -1,0 +1,145 @@
+"""What creating an instance takes while finished ones are removed beside it, and how fast they go.
+
+    python benchmarks/retention.py [--instances 20000] [--rate 200] [--seconds 5] [--repeats 3]
+
+The log holds so many finished instances of 21 events each. Then instances are created at a steady rate, with
+nothing else to do and with a sweep beside them, in turns. A creation's time counts from when it was due, so
+that one that holds up the next ones is not told too well.
+"""
+
+import argparse
+import asyncio
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.app import calm_collector
+from orchestrator.core import config
+from orchestrator.core.create import NewInstance
+from orchestrator.core.decider import (
+    MakePlan,
+    RunSubtask,
+    Synthesize,
+    begun,
+    follow,
+    planned,
+    synthesized,
+    worked,
+)
+from orchestrator.core.plan import Plan
+from orchestrator.core.state import Instance, Subtask, Usage
+from orchestrator.log.base import Entry
+from orchestrator.log.retention import sweep
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.v1.event_pb2 import Event
+
+CONFIG = config.default("scripted/big", "scripted/small")
+PLAN = Plan("How.", tuple(Subtask(f"t{n}", f"Part {n}", f"Write part {n}.") for n in range(1, 6)))
+USED = Usage(100, 20, 1)
+AT_ONCE = 500
+
+
+def finished(number: int) -> Entry:
+    """A whole life: a plan, five subtasks and a synthesis."""
+    instance, events = NewInstance(id=f"old-{number}", prompt="Build it.", config=CONFIG).begin(time.time())
+    life = list(events)
+
+    def then(*more: Event) -> Instance:
+        after, followed = follow(instance, more, time.time())
+        life.extend(followed)
+        return after
+
+    instance = then(begun(instance, MakePlan()))
+    instance = then(*planned(instance, PLAN, USED))
+    for subtask in PLAN.subtasks:
+        instance = then(begun(instance, RunSubtask(subtask.id)))
+        instance = then(worked(instance, subtask.id, "The text. " * 20, USED))
+    instance = then(begun(instance, Synthesize()))
+    instance = then(synthesized(instance, "The result.", USED))
+    return Entry(life, instance)
+
+
+async def fill(path: Path, instances: int) -> int:
+    """Write finished instances; how many events each has."""
+    log = await SqliteEventLog.open(path)
+    for start in range(0, instances, AT_ONCE):
+        entries = [finished(number) for number in range(start, min(start + AT_ONCE, instances))]
+        await asyncio.gather(*map(log.append, entries))
+    await log.aclose()
+    return len(entries[-1].events)
+
+
+async def creations(log: SqliteEventLog, run: str, rate: float, seconds: float) -> list[float]:
+    """Seconds that each creation took, from when it was due until it was durable."""
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+
+    async def create(number: int, due_s: float) -> None:
+        new = NewInstance(id=f"{run}-{number}", prompt="Build it.", config=CONFIG)
+        instance, events = new.begin(time.time())
+        await log.append(Entry(events, instance))
+        times.append(loop.time() - due_s)
+
+    begin_s = loop.time()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(round(rate * seconds)):
+            due_s = begin_s + number / rate
+            await asyncio.sleep(due_s - loop.time())
+            tasks.create_task(create(number, due_s))
+    return times
+
+
+async def beside_a_sweep(log: SqliteEventLog, run: str, rate: float, seconds: float) -> list[float]:
+    """As `creations`, while finished instances are removed; how many went is printed."""
+    before = await finished_count(log)
+    sweeping = asyncio.create_task(sweep(log, time.time()))
+    times = await creations(log, run, rate, seconds)
+    sweeping.cancel()
+    await asyncio.wait([sweeping])
+    removed = before - await finished_count(log)
+    print(f"{'removed':16}{removed:8,}{removed / seconds:10,.0f}/s{' (all)' * (removed == before)}")
+    return times
+
+
+async def finished_count(log: SqliteEventLog) -> int:
+    return len(await log.finished_before(time.time(), 10**9))
+
+
+def told(name: str, times: Sequence[float]) -> str:
+    """Median, 99th percentile and maximum, in milliseconds."""
+    ordered = sorted(times)
+    places = (len(ordered) // 2, min(len(ordered) - 1, round(len(ordered) * 0.99)), -1)
+    return f"{name:16}{len(ordered):8,}" + "".join(f"{ordered[place] * 1e3:10.2f}" for place in places)
+
+
+async def measure(path: Path, rate: float, seconds: float, repeats: int) -> None:
+    """Print the table: in turns, so that a disturbance hits both."""
+    log = await SqliteEventLog.open(path)
+    print(f"{'create, ms':16}{'count':>8}{'p50':>10}{'p99':>10}{'max':>10}")
+    for number in range(repeats):
+        print(told("alone", await creations(log, f"alone-{number}", rate, seconds)))
+        print(told("beside a sweep", await beside_a_sweep(log, f"beside-{number}", rate, seconds)))
+    await log.aclose()
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--instances", type=int, default=20_000)
+    arguments.add_argument("--rate", type=float, default=200, help="creations a second")
+    arguments.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    arguments.add_argument("--repeats", type=int, default=3)
+    options = arguments.parse_args()
+    calm_collector()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "log.db")
+        events = asyncio.run(fill(path, options.instances))
+        size_mb = path.stat().st_size / 1e6
+        print(f"{options.instances:,} finished instances of {events} events, {size_mb:,.0f} MB")
+        asyncio.run(measure(path, options.rate, options.seconds, options.repeats))
+
+
+if __name__ == "__main__":
+    main()
