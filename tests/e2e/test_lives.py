@@ -436,6 +436,7 @@ class Lives(RuleBasedStateMachine):
             assert state not in TERMINAL
             return name
         del self.lives[name]
+        self.last_position = 0  # the last event may have been its
         with refused("INSTANCE_NOT_FOUND"):
             self.stub.GetInstance(pb.GetInstanceRequest(id=name))
         return multiple()
