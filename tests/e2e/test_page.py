@@ -197,11 +197,18 @@ async def test_a_subtasks_text_grows_while_its_call_is_open(browser: Browser, tm
         await expect(written).to_have_text("The first ")
         await dictation.pieces.put("words, then more.")
         await expect(written).to_have_text("The first words, then more.")
+        await page.reload()
+        await lane(page, "Part 1").locator(".row").click()
+        await expect(written).to_have_text("The first words, then more.")
+        await dictation.pieces.put(" And the last.")
+        await expect(written).to_have_text("The first words, then more. And the last.")
         assert endpoint.open_calls == 1
         await dictation.pieces.put("")
         await shows(page, "Complete")
         await expect(written).to_have_count(0)
-        await expect(page.locator(".panel .markdown")).to_have_text("The first words, then more.")
+        await expect(page.locator(".panel .markdown")).to_have_text(
+            "The first words, then more. And the last."
+        )
 
 
 VECTORS = [
