@@ -211,6 +211,26 @@ async def test_a_subtasks_text_grows_while_its_call_is_open(browser: Browser, tm
         )
 
 
+async def test_text_is_seen_by_whoever_comes_in_the_midst_of_a_call(browser: Browser, tmp_path: Path) -> None:
+    dictation = Dictation()
+    async with (
+        Endpoint(dictation, subtasks=1) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+    ):
+        await created(service, "a")
+        await endpoint.wait_for_calls(2)
+        await dictation.pieces.put("Written before anybody looked")
+        await page.goto(ui(service, "a"))
+        await lane(page, "Part 1").locator(".row").click()
+        await expect(page.locator(".writing")).to_have_text("Written before anybody looked")
+        await dictation.pieces.put(", and after.")
+        await expect(page.locator(".writing")).to_have_text("Written before anybody looked, and after.")
+        assert endpoint.open_calls == 1
+        await dictation.pieces.put("")
+        await shows(page, "Complete")
+
+
 VECTORS = [
     "<script>window.broken = 1</script>",
     "<img src=x onerror='window.broken = 1'>",
