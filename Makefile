@@ -55,8 +55,8 @@ up: .venv/installed ## Keep the service (127.0.0.1:50051) and REST (127.0.0.1:87
 	@exec $(BIN)/orchestrator up
 
 .PHONY: test
-test: install lint ## Lint, then run all tests
-	$(BIN)/pytest
+test: install lint ## Lint, then run all tests, two at a time
+	$(BIN)/pytest --numprocesses 2 --dist worksteal
 
 .PHONY: lint
 lint: .venv/installed ## Check style, types, layers and protos

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from support.endpoint import Call, Endpoint, failing, hang
 from support.misbehaviour import stall_amid_stream
 from support.process import Process, on_endpoint, process
@@ -182,7 +183,7 @@ async def test_what_is_not_there_is_told_in_json(
     assert answer.json()["message"]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def edge(tmp_path_factory: pytest.TempPathFactory):  # noqa: ANN201
     async with (
         Endpoint() as endpoint,

@@ -71,6 +71,7 @@ async def test_text_and_plans_are_streamed_as_the_model_writes_them(model: Llama
     assert TINY.read_plan(instance, streamed.text).subtasks
 
 
+@pytest.mark.timeout(400)  # it takes all cores, which other tests may be using
 @pytest.mark.parametrize("character", ["word ", "🙂", "\x00"], ids=["words", "emoji", "zeros"])
 async def test_the_longest_texts_fit_into_the_context(model: Llama, character: str) -> None:
     text = character * (256 * 1024 // len(character))
