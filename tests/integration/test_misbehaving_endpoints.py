@@ -28,6 +28,7 @@ from support.asking import (
 )
 from support.endpoint import Answer, Call, Endpoint, cut, cut_amid, failing, fenced, hang
 from support.misbehaviour import (
+    breaking,
     endless_white_space,
     refusing,
     reset_amid_stream,
@@ -88,6 +89,15 @@ async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_t
         body = said(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
         return await streams.send(call.request, events[:-1])
+
+    assert (await reply(make, always(end_early))).text == "all of it"
+
+
+async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: Make) -> None:
+    async def end_early(call: Call) -> web.StreamResponse:
+        body = said(make, "all of it")
+        *events, last, _ = streams.of_message(body) if make is messages else streams.of_completion(body, {})
+        return await streams.send(call.request, [*events, streams.encoded(last).removesuffix(b"\n")])
 
     assert (await reply(make, always(end_early))).text == "all of it"
 
@@ -270,8 +280,11 @@ async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, silent:
     assert "0.1 s" in str(error)
 
 
-async def test_what_went_wrong_before_a_stream_falls_silent_is_what_went_wrong(make: Make) -> None:
-    script = always(stalling({"type": "error", "error": {"code": 429}}))
+@pytest.mark.parametrize("end", [stalling, breaking])
+async def test_what_went_wrong_before_a_stream_falls_silent_or_breaks_is_what_went_wrong(
+    make: Make, end: Callable[..., Answer]
+) -> None:
+    script = always(end({"type": "error", "error": {"code": 429}}))
     error = await failure(make, script, idle_timeout_s=0.1)
     assert (error.reason, error.retryable) == ("RATE_LIMITED", True)
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from support import streams
 from support.asking import ask, asking, chat, messages
 from support.endpoint import Answer, Call, Endpoint, completion, failing, message
-from support.misbehaviour import refusing
+from support.misbehaviour import breaking, refusing, streaming
 
 from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelReply
@@ -158,24 +158,15 @@ async def test_a_model_that_tells_no_usage_either_way_is_streamed(make: Any) -> 
 
 
 async def test_a_stream_that_broke_before_its_usage_came_says_nothing_of_the_next() -> None:
-    async def break_off(call: Call) -> web.StreamResponse:
-        *events, _, _ = streams.of_completion(completion("done"), call.body)
-        response = await streams.send(call.request, events)
-        assert call.request.transport
-        call.request.transport.close()  # unlike an abort, what was sent arrives
-        return response
-
-    async with Endpoint(lambda _: break_off) as endpoint, aclosing(chat(endpoint)) as provider:
+    script = breaking({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    async with Endpoint(lambda _: script) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
             assert (await ask(provider)).output_tokens == 0
     assert are_streamed(endpoint) == [True, True]
 
 
 async def test_a_stream_that_failed_says_nothing_of_the_next() -> None:
-    async def fail(call: Call) -> web.StreamResponse:
-        return await streams.send(call.request, streams.of_completion(completion("done"), {})[:3])
-
-    async with Endpoint(lambda _: fail) as endpoint, aclosing(chat(endpoint)) as provider:
+    async with Endpoint(lambda _: streaming()) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
             with pytest.raises(ModelError):
                 await ask(provider)
