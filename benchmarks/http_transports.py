@@ -141,7 +141,7 @@ async def measure(name: str, port: int, calls: int) -> None:
                 group.create_task(caller())
 
     async with CLIENTS[name][0](f"http://127.0.0.1:{port}/v1/chat/completions") as call:
-        await run(call, WARM_UP_CALLS)
+        await run(call, min(WARM_UP_CALLS, calls))
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         await run(call, calls)
         print(time.process_time() - cpu_s, time.perf_counter() - wall_s)

@@ -5,8 +5,8 @@
 storm: 50 instances of 8 subtasks at an endpoint that takes 20 calls a second and answers 429 with Retry-After
 to more; beside what that limit allows. planning: one instance, the plan streamed at 50 tokens a second, once
 as subtasks are begun while it is written and once after it; beside the critical path. calls: CPU time of 500
-calls at once: plain, by a bare client, and streamed in 200 pieces at 20 a second, as a bare client takes them
-in, and as the provider does while nobody listens and while somebody does.
+calls at once, plain and streamed in 200 pieces at 20 a second: by a bare client, which reads nothing of it,
+and by the provider, as for the engine while nobody watches.
 """
 
 import asyncio
@@ -26,10 +26,11 @@ from orchestrator.core.create import NewInstance
 from orchestrator.core.plan import PlanReader
 from orchestrator.core.prompts import FULL, Full, Message, Profile, Prompt
 from orchestrator.core.state import Instance
+from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import Attentive, ModelRequest, Models, Provider
+from orchestrator.models.base import ModelRequest, Models, Provider
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.http import Client
 from orchestrator.models.scripted import plan_text
@@ -37,15 +38,14 @@ from orchestrator.v1 import instance_pb2 as pb
 
 Answer = Callable[[web.Request, dict], Awaitable[web.StreamResponse]]
 CONFIG = config.default("openai/big", "openai/small")
-PIECES = 200
-PIECES_PER_S = 20
 PIECE = "text"
 """As long as a token."""
+USAGE = {"prompt_tokens": 9, "completion_tokens": 9}
 
 
 def completion(text: str) -> web.Response:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 9}})
+    return web.json_response({"choices": [choice], "usage": USAGE})
 
 
 def is_planning(body: dict) -> bool:
@@ -143,7 +143,7 @@ async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.
             await asyncio.sleep(begin + number / tokens_per_s - time.monotonic())
             chunk = {"choices": [{"index": 0, "delta": {"content": token}, "finish_reason": None}]}
             await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
-        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": USAGE}
         await response.write(f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n".encode())
         return response
 
@@ -163,10 +163,22 @@ async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.
         print(f"  begun {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
 
 
-async def calls(at_once: int = 500, rounds: int = 1) -> None:
+class Plain(ChatCompletions):
+    """As beyond the bound on streams that nobody watches."""
+
+    most_unwatched_streams = 0
+
+
+class Streamed(ChatCompletions):
+    """As below it, however many there are."""
+
+    most_unwatched_streams = 2**31
+
+
+async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -> None:
     """The endpoint is a process of its own, so that its CPU time is not counted."""
     server = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, "serve", stdout=asyncio.subprocess.PIPE
+        *(sys.executable, __file__, "serve", str(pieces), str(pieces_per_s)), stdout=asyncio.subprocess.PIPE
     )
     assert server.stdout
     url = (await server.stdout.readline()).decode().strip()
@@ -174,55 +186,46 @@ async def calls(at_once: int = 500, rounds: int = 1) -> None:
     request = ModelRequest("small", prompt, max_output_tokens=1000, timeout_s=600)
     asked = {"model": "small", "messages": [{"role": "user", "content": "Do it. " * 200}]}
     body, streamed_body = json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()
-    heard = 0
+    bare = Client(url, {})
+    plain, streamed = Plain("openai", url), Streamed("openai", url)
+    texts = LiveTexts()
+
+    async def bare_stream() -> None:
+        async with bare.stream("chat/completions", streamed_body, 60) as incoming:
+            await incoming.whole()
+
+    async def ask(provider: Provider) -> None:
+        with texts.writing("i", "t1", 1) as on_text:
+            await provider.complete(request, on_text)
+
     try:
-        provider = ChatCompletions("openai", url, api_key="k", key_variable="K")
-        bare = Client(url, {})
-
-        async def bare_stream() -> None:
-            async with bare.stream("chat/completions", streamed_body, 60) as incoming:
-                await incoming.whole()
-
-        async def watched() -> None:
-            await provider.complete(request, Attentive(hear))
-
-        def hear(_: str) -> None:
-            nonlocal heard
-            heard += 1
-
         for name, call in (
-            ("plain, bare client", lambda: bare.post("chat/completions", body)),
-            ("streamed, bare client", bare_stream),
-            ("streamed, unwatched", lambda: provider.complete(request)),
-            ("streamed, watched", watched),
+            ("bare client, plain", lambda: bare.post("chat/completions", body)),
+            ("provider, plain", lambda: ask(plain)),
+            ("bare client, streamed", bare_stream),
+            ("provider, streamed", lambda: ask(streamed)),
         ):
             await asyncio.gather(*(call() for _ in range(at_once)))  # connections are open from here on
-            heard = 0
             cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(rounds):
-                await asyncio.gather(*(call() for _ in range(at_once)))
+            await asyncio.gather(*(call() for _ in range(at_once)))
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-            count = at_once * rounds
-            told = f", told in {heard / count:.0f} pieces" if heard else ""
-            print(
-                f"calls: {name:21} {cpu / count * 1e3:.2f} ms CPU a call, {count / wall:,.0f} calls/s{told}"
-            )
-        await provider.aclose()
-        await bare.aclose()
+            print(f"calls: {name:21} {cpu / at_once * 1e3:.2f} ms CPU a call, {at_once / wall:,.0f} calls/s")
+        for client in (bare, plain, streamed):
+            await client.aclose()
     finally:
         server.terminate()
         await server.wait()
 
 
-async def serve() -> None:
+async def serve(pieces: str, pieces_per_s: str) -> None:
     async def answer(request: web.Request, body: dict) -> web.StreamResponse:
         if not body.get("stream"):
-            return completion(PIECE * PIECES)
+            return completion(PIECE * int(pieces))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for _ in range(PIECES):
+        for _ in range(int(pieces)):
             await response.write(delta)
-            await asyncio.sleep(1 / PIECES_PER_S)
+            await asyncio.sleep(1 / int(pieces_per_s))
         await response.write(end)
         return response
 
@@ -230,7 +233,7 @@ async def serve() -> None:
     choice = {"index": 0, "delta": {"content": PIECE}, "finish_reason": None}
     delta = f"data: {json.dumps({**said, 'choices': [choice]})}\n\n".encode()
     choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
-    end = f"data: {json.dumps({**said, 'choices': [choice]})}\n\ndata: [DONE]\n\n".encode()
+    end = f"data: {json.dumps({**said, 'choices': [choice], 'usage': USAGE})}\n\ndata: [DONE]\n\n".encode()
 
     async with endpoint(answer) as url:
         print(url, flush=True)
@@ -240,13 +243,15 @@ async def serve() -> None:
 SMALL = {
     "storm": {"instances": 2, "subtasks": 2, "latency_s": 0.01},
     "planning": {"subtasks": 2, "tokens_per_s": 1000, "work_s": 0.05},
-    "calls": {"at_once": 5},
+    "calls": {"at_once": 5, "pieces": 5, "pieces_per_s": 100},
 }
 """Sizes at which the figures mean nothing: to see that all of it runs."""
 
 
 def main() -> None:
-    known = {"storm": storm, "planning": planning, "calls": calls, "serve": serve}
+    if sys.argv[1:2] == ["serve"]:
+        asyncio.run(serve(*sys.argv[2:]))
+    known = {"storm": storm, "planning": planning, "calls": calls}
     asked = [name for name in sys.argv[1:] if name != "--small"]
     for name in asked or SMALL:
         if name not in known:

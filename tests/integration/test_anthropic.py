@@ -3,7 +3,19 @@
 from typing import Any
 
 import pytest
-from support.asking import HI, KEY, SCHEMA, How, ask, asking, each_way, failure, messages, reply
+from support.asking import (
+    HI,
+    KEY,
+    SCHEMA,
+    How,
+    ask,
+    asking,
+    each_way,
+    failure,
+    messages,
+    reply,
+    without_streaming,
+)
 from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.misbehaviour import refusing, streaming
 
@@ -12,11 +24,11 @@ from orchestrator.core.prompts import Message, Prompt
 from orchestrator.models.base import ModelRequest
 
 
-async def sent(request: ModelRequest, how: How = "unwatched") -> Call:
+async def sent(request: ModelRequest) -> Call:
     """What the endpoint is asked."""
     async with Endpoint(lambda _: "{}") as endpoint:
         provider = messages(endpoint)
-        await ask(provider, request, how=how)
+        await ask(provider, request)
         await provider.aclose()
     [call] = endpoint.calls
     return call
@@ -63,14 +75,15 @@ async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(how: Ho
             return message(called, stop_reason="tool_use")
         return None
 
-    async with Endpoint(script) as endpoint:
+    async with Endpoint(without_streaming(script) if how == "whole" else script) as endpoint:
         provider = messages(endpoint)
         for _ in range(2):
-            answer = await ask(provider, asking(schema=True), how=how)
+            answer = await ask(provider, asking(schema=True))
             assert plan.json_object(answer.text) == {"summary": "Grüße"}
         await provider.aclose()
-    assert ["tools" in call.body for call in endpoint.calls] == [False, True, True]
-    assert endpoint.calls[1].body["tools"][0]["input_schema"] == SCHEMA
+    bodies = [call.body for call in endpoint.calls if ("stream" in call.body) == (how == "streamed")]
+    assert ["tools" in body for body in bodies] == [False, True, True]
+    assert bodies[1]["tools"][0]["input_schema"] == SCHEMA
 
 
 async def test_a_model_that_takes_no_temperature_is_asked_without() -> None:
@@ -113,7 +126,7 @@ async def test_a_full_context_is_a_truncated_answer(how: How) -> None:
 
 
 async def test_a_cut_stream_tells_what_it_used() -> None:
-    error = await failure(messages, lambda _: streaming(), how="watched")
+    error = await failure(messages, lambda _: streaming())
     assert (error.reason, error.input_tokens, error.output_tokens) == ("STREAM_CUT", 100, 1)
 
 

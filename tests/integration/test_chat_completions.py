@@ -18,19 +18,21 @@ from support.misbehaviour import refusing
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError
 from orchestrator.models import http
-from orchestrator.models.base import Attentive, ModelRequest
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.chat_completions import ChatCompletions
+
+USAGE = {"stream_options": {"include_usage": True}}
 
 
 async def ask(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "unwatched"
+    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "streamed"
 ) -> str:
     script = answer if callable(answer) else lambda _: answer
     return (await support.reply(chat, script, request, how=how)).text
 
 
 async def failure(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "unwatched"
+    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "streamed"
 ) -> ModelError:
     script = answer if callable(answer) else lambda _: answer
     return await support.failure(chat, script, request, how=how)
@@ -238,26 +240,18 @@ async def test_text_is_told_as_it_comes() -> None:
         heard.set()
 
     async with Endpoint(lambda _: one_at_a_time) as endpoint, provider_for(endpoint) as provider:
-        reply = await provider.complete(asking(), Attentive(on_text))
+        reply = await provider.complete(asking(), on_text)
     assert (told[0], "".join(told)) == ("one t", "one two three")
     assert (reply.text, reply.output_tokens) == ("one two three", 20)
 
 
-async def test_the_last_event_ends_a_call_though_the_connection_is_held_open_and_nobody_listens() -> None:
+async def test_the_last_event_ends_a_call_though_the_connection_is_held_open() -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
         await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
         return await hang(call)
 
     async with asyncio.timeout(10):
         assert await ask(lambda _: hold_open) == "all of it"
-
-
-async def test_an_endpoint_without_stream_options_streams_all_the_same() -> None:
-    async with Endpoint(refusing(400, "stream_options")) as endpoint, provider_for(endpoint) as provider:
-        for _ in range(2):
-            assert (await support.ask(provider, how="watched")).output_tokens == 0
-    assert ["stream_options" in call.body for call in endpoint.calls] == [True, False, False]
-    assert all(call.body["stream"] for call in endpoint.calls)
 
 
 async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the_schema() -> None:
@@ -268,7 +262,7 @@ async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the
 
     async with Endpoint(script) as endpoint, provider_for(endpoint) as provider:
         for schema in (True, True, False):
-            await support.ask(provider, asking(schema=schema), how="watched")
+            await support.ask(provider, asking(schema=schema))
     asked = [("response_format" in call.body, "stream" in call.body) for call in endpoint.calls]
     assert asked == [(True, True), (True, False), (True, False), (False, True)]
 
@@ -401,7 +395,7 @@ async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_br
     async def stream_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")
         kept = b"Connection: close" if b"connection: close" in asked.lower() else b"Keep-Alive: timeout=5"
-        events = b"".join(map(streams.encoded, streams.of_completion(completion("all of it"), {})))
+        events = b"".join(map(streams.encoded, streams.of_completion(completion("all of it"), USAGE)))
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + kept
         writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(events) + events)
         writer.close()
@@ -410,7 +404,7 @@ async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_br
     async with server:
         provider = ChatCompletions("llama", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
         for _ in range(20):
-            assert (await support.ask(provider, how="watched")).text == "all of it"
+            assert (await support.ask(provider)).text == "all of it"
         await provider.aclose()
 
 

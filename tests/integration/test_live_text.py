@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -218,13 +218,13 @@ async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_whi
             await response.write(streams.encoded(event))
         return response
 
-    class Observed(streaming.Stream):
-        def add(self, chunk: bytes) -> None:
-            super().add(chunk)
+    class Observed(streaming.Events):
+        def feed(self, chunk: bytes) -> Sequence[bytes]:
             if b": half" in chunk:
                 half_came.set()
+            return super().feed(chunk)
 
-    monkeypatch.setattr(endpoint_module, "Stream", Observed)
+    monkeypatch.setattr(endpoint_module, "Events", Observed)
     async with (
         Endpoint(lambda call: half if call.subtask_id == "t1" else None, subtasks=1) as endpoint,
         aclosing(make(endpoint)) as provider,
@@ -240,6 +240,30 @@ async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_whi
         await running.ended("a")
         answer = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
     assert answer.instance.subtasks[0].output == "One, two, three"
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_a_provider_is_told_who_is_watched_and_the_planner_always_is(
+    tmp_path: Path, is_watched: bool
+) -> None:
+    told: set[tuple[str, bool]] = set()
+    canned, both = Scripted(subtasks=2), asyncio.Barrier(2)
+
+    async def script(request: ModelRequest) -> Answer:
+        told.add((request.prompt.role, request.is_watched))
+        if request.prompt.role == "work":
+            await both.wait()
+        return await canned.complete(request)
+
+    async with service(tmp_path / "log.db", Scripted(script)) as running:
+        if is_watched:
+            stream = await begin(running)
+            await running.ended("a")
+            stream.cancel()
+        else:
+            await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+            await running.ended("a")
+    assert told == {("planning", True), ("work", is_watched), ("synthesis", is_watched)}
 
 
 async def test_text_reaches_server_sent_events_without_an_id(running: Service, slow: Slow) -> None:

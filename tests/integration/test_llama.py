@@ -17,7 +17,7 @@ from orchestrator.core.state import DONE, Instance, Subtask, Work
 from orchestrator.core.tiny import TINY
 from orchestrator.errors import ModelError
 from orchestrator.models import llama
-from orchestrator.models.base import Attentive, ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.llama import MODEL, Llama
 from orchestrator.models.providers import from_environment
 from orchestrator.settings import EMBEDDED_MODEL
@@ -63,7 +63,7 @@ async def test_text_and_plans_are_streamed_as_the_model_writes_them(model: Llama
     for prompt in (HELLO, TINY.plan(instance)):
         told: list[str] = []
         request = ModelRequest(MODEL, prompt, max_output_tokens=8192, timeout_s=100)
-        streamed = await model.complete(request, Attentive(told.append))
+        streamed = await model.complete(request, told.append)
         assert len(told) > 1
         assert "".join(told) == streamed.text
         assert streamed.input_tokens

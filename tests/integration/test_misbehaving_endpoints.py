@@ -25,10 +25,10 @@ from support.asking import (
     messages,
     reply,
     said,
-    streamed_each_way,
 )
 from support.endpoint import Answer, Call, Endpoint, cut, cut_amid, failing, fenced, hang
 from support.misbehaviour import (
+    breaking,
     endless_white_space,
     refusing,
     reset_amid_stream,
@@ -42,7 +42,6 @@ from orchestrator.core.plan import json_object
 from orchestrator.errors import ModelError
 from orchestrator.models import http
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import Attentive
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.endpoint import MOST_WHITE_SPACE, HttpProvider
 from orchestrator.models.failures import MAX_RETRY_AFTER_S
@@ -67,14 +66,13 @@ async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, how: H
 
 
 @each_way
-async def test_text_and_usage_are_the_same_streamed_or_not_watched_or_not(make: Make, how: How) -> None:
+async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, how: How) -> None:
     text = "Grüße 🙂\n\n```python\nprint('data: [DONE]')\n```\n"
     answer = await reply(make, always(text), how=how)
     assert (answer.text, answer.input_tokens, answer.output_tokens) == (text, 100, 20)
 
 
-@streamed_each_way
-async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make, how: How) -> None:
+async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
     async def drip(call: Call) -> web.StreamResponse:
         body = said(make, "Grüße 🙂")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
@@ -83,27 +81,30 @@ async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make, how: How) -
             await response.write(bytes([byte]))
         return response
 
-    assert (await reply(make, always(drip), how=how)).text == "Grüße 🙂"
+    assert (await reply(make, always(drip))).text == "Grüße 🙂"
 
 
-@streamed_each_way
-async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(
-    make: Make, how: How
-) -> None:
+async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(make: Make) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
         body = said(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
         return await streams.send(call.request, events[:-1])
 
-    assert (await reply(make, always(end_early), how=how)).text == "all of it"
+    assert (await reply(make, always(end_early))).text == "all of it"
 
 
-@streamed_each_way
-async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(
-    make: Make, how: How
-) -> None:
+async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: Make) -> None:
+    async def end_early(call: Call) -> web.StreamResponse:
+        body = said(make, "all of it")
+        *events, last, _ = streams.of_message(body) if make is messages else streams.of_completion(body, {})
+        return await streams.send(call.request, [*events, streams.encoded(last).removesuffix(b"\n")])
+
+    assert (await reply(make, always(end_early))).text == "all of it"
+
+
+async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(make: Make) -> None:
     whole = web.json_response(said(make, "all at once"))
-    assert (await reply(make, always(whole), how=how)).text == "all at once"
+    assert (await reply(make, always(whole))).text == "all at once"
 
 
 # What comes is not good
@@ -140,10 +141,9 @@ async def test_an_empty_answer_is_tried_again(make: Make, how: How, text: str) -
     assert "empty answer" in str(error)
 
 
-@streamed_each_way
-async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make, how: How) -> None:
+async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make) -> None:
     async with asyncio.timeout(10):
-        error = await failure(make, always(endless_white_space), asking(schema=True), how=how)
+        error = await failure(make, always(endless_white_space), asking(schema=True))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
     assert "white space" in str(error)
 
@@ -191,31 +191,26 @@ async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
     assert (error.reason, error.retryable) == (reason, retryable)
 
 
-@streamed_each_way
 @pytest.mark.parametrize(
     ("inside", "reason"),
     [({"type": "overloaded_error", "message": "busy"}, "OVERLOADED"), ({"code": 429}, "RATE_LIMITED")],
 )
-async def test_an_error_in_the_midst_of_a_stream_is_tried_again(
-    make: Make, how: How, inside: Any, reason: str
-) -> None:
+async def test_an_error_in_the_midst_of_a_stream_is_tried_again(make: Make, inside: Any, reason: str) -> None:
     script = always(streaming({"type": "error", "error": inside}))
-    error = await failure(make, script, how=how)
+    error = await failure(make, script)
     assert (error.reason, error.retryable) == (reason, True)
 
 
-@streamed_each_way
 @pytest.mark.parametrize("after", [(), ("[DONE]",), (b'data: {"choi',)], ids=["", "done", "half an event"])
 async def test_a_stream_that_ends_before_the_answer_does_is_tried_again(
-    make: Make, how: How, after: tuple[streams.Event, ...]
+    make: Make, after: tuple[streams.Event, ...]
 ) -> None:
-    error = await failure(make, always(streaming(*after)), how=how)
+    error = await failure(make, always(streaming(*after)))
     assert (error.reason, error.retryable) == ("STREAM_CUT", True)
 
 
-@streamed_each_way
-async def test_an_event_that_is_no_json_is_tried_again(make: Make, how: How) -> None:
-    error = await failure(make, always(streaming("{nonsense")), how=how)
+async def test_an_event_that_is_no_json_is_tried_again(make: Make) -> None:
+    error = await failure(make, always(streaming("{nonsense")))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
@@ -238,28 +233,25 @@ async def test_a_connection_that_is_cut_is_tried_again(make: Make, how: How, bro
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
-@streamed_each_way
-async def test_a_connection_that_is_cut_in_the_midst_of_a_stream_is_tried_again(make: Make, how: How) -> None:
-    error = await failure(make, always(reset_amid_stream), how=how)
+async def test_a_connection_that_is_cut_in_the_midst_of_a_stream_is_tried_again(make: Make) -> None:
+    error = await failure(make, always(reset_amid_stream))
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
-@each_way
-async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(make: Make, how: How) -> None:
+async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(make: Make) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     kind = Anthropic if make is messages else ChatCompletions
     provider = kind("p", f"http://{address}/v1")
     with pytest.raises(ModelError, match=address) as caught:
-        await ask(provider, how=how)
+        await ask(provider)
     await provider.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
 
 
-@each_way
 async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
-    make: Make, how: How, monkeypatch: pytest.MonkeyPatch
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
@@ -267,7 +259,7 @@ async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
         kind = Anthropic if make is messages else ChatCompletions
         provider = kind("p", f"http://127.0.0.1:{full.getsockname()[1]}/v1")
         with pytest.raises(ModelError) as caught:
-            await ask(provider, how=how)
+            await ask(provider)
         await provider.aclose()
         for knocking in waiting:
             knocking.close()
@@ -281,32 +273,30 @@ def _knock(address: tuple[str, int]) -> socket.socket:
     return knocking
 
 
-@streamed_each_way
 @pytest.mark.parametrize("silent", [hang, stay_silent, stall_amid_stream])
-async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, how: How, silent: Answer) -> None:
-    error = await failure(make, always(silent), how=how, idle_timeout_s=0.1)
+async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, silent: Answer) -> None:
+    error = await failure(make, always(silent), idle_timeout_s=0.1)
     assert (error.reason, error.retryable) == ("IDLE_TIMEOUT", True)
     assert "0.1 s" in str(error)
 
 
-@streamed_each_way
-async def test_what_went_wrong_before_a_stream_falls_silent_is_what_went_wrong(make: Make, how: How) -> None:
-    script = always(stalling({"type": "error", "error": {"code": 429}}))
-    error = await failure(make, script, how=how, idle_timeout_s=0.1)
+@pytest.mark.parametrize("end", [stalling, breaking])
+async def test_what_went_wrong_before_a_stream_falls_silent_or_breaks_is_what_went_wrong(
+    make: Make, end: Callable[..., Answer]
+) -> None:
+    script = always(end({"type": "error", "error": {"code": 429}}))
+    error = await failure(make, script, idle_timeout_s=0.1)
     assert (error.reason, error.retryable) == ("RATE_LIMITED", True)
 
 
-@streamed_each_way
-async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_held_open(
-    make: Make, how: How
-) -> None:
+async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_held_open(make: Make) -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
         body = said(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         await streams.send(call.request, events[:-1])
         return await hang(call)
 
-    answer = await reply(make, always(hold_open), how=how, idle_timeout_s=0.1)
+    answer = await reply(make, always(hold_open), idle_timeout_s=0.1)
     assert (answer.text, answer.output_tokens) == ("all of it", 20)
 
 
@@ -337,7 +327,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
     heard = asyncio.Event()
     async with Endpoint(always(stall_amid_stream)) as endpoint:
         provider = make(endpoint)
-        call = asyncio.create_task(provider.complete(asking(), Attentive(lambda _: heard.set())))
+        call = asyncio.create_task(provider.complete(asking(), lambda _: heard.set()))
         await heard.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -427,15 +417,14 @@ async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str
 # A parameter is refused
 
 
-@streamed_each_way
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, how: How, status: int) -> None:
+async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, status: int) -> None:
     script = refusing(status, "temperature", "repeat_penalty")
     request = asking(sampling={"temperature": 0.2, "repeat_penalty": 1.1})
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
-            await ask(provider, request, how=how)
+            await ask(provider, request)
         await provider.aclose()
     assert [sorted(call.body.keys() & request.prompt.sampling.keys()) for call in endpoint.calls] == [
         ["repeat_penalty", "temperature"],
@@ -445,20 +434,16 @@ async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, how: Ho
     ]
 
 
-@streamed_each_way
-async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Make, how: How) -> None:
+async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Make) -> None:
     async with Endpoint(refusing(400, "stream")) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
-            assert (await ask(provider, how=how)).text == "The output of ."
+            assert (await ask(provider)).text == "The output of ."
         await provider.aclose()
     assert ["stream" in call.body for call in endpoint.calls] == [True, False, False]
 
 
-@streamed_each_way
-async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_model(
-    make: Make, how: How
-) -> None:
+async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_model(make: Make) -> None:
     formats = ("response_format", "output_config", "tools")
 
     def script(call: Call) -> Answer:
@@ -468,7 +453,7 @@ async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_m
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for model in ("m", "m", "another"):
-            answer = await ask(provider, asking(schema=True, model=model), how=how)
+            answer = await ask(provider, asking(schema=True, model=model))
             assert answer.text == "{}"
         await provider.aclose()
     asked = [(call.body["model"], bool(call.body.keys() & set(formats))) for call in endpoint.calls]

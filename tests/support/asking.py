@@ -1,4 +1,4 @@
-"""Asking a provider something, over HTTP: in one piece, or streamed, with or without somebody who listens."""
+"""Asking a provider something, over HTTP: in one piece, or streamed."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from support.endpoint import completion as chat_completion
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import Attentive, ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.endpoint import HttpProvider
 
@@ -18,12 +18,10 @@ KEY = "sk-very-secret"
 SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 HI = (Message("system", "You work."), Message("user", "Hi"))
 
-How = Literal["whole", "unwatched", "watched"]
-"""Whether an answer is in one piece, as of an endpoint that will not stream, or streamed, and who listens."""
-STREAMED: tuple[How, ...] = ("unwatched", "watched")
+How = Literal["whole", "streamed"]
+"""Whether an answer is in one piece, as of an endpoint that will not stream, or streamed."""
 
-each_way = pytest.mark.parametrize("how", ["whole", *STREAMED])
-streamed_each_way = pytest.mark.parametrize("how", STREAMED)
+each_way = pytest.mark.parametrize("how", ["whole", "streamed"])
 
 
 def asking(*, schema: bool = False, model: str = "m", timeout_s: float = 20, **prompt: Any) -> ModelRequest:
@@ -51,14 +49,13 @@ async def reply(
     make: Callable[..., HttpProvider],
     script: Callable[[Call], Answer],
     request: ModelRequest | None = None,
-    how: How = "unwatched",
+    how: How = "streamed",
     **settings: Any,
 ) -> ModelReply:
-    """Ask once; the pieces of an answer that somebody listens to must add up to the reply's text."""
     async with Endpoint(without_streaming(script) if how == "whole" else script) as endpoint:
         provider = make(endpoint, **settings)
         try:
-            return await ask(provider, request, how)
+            return await ask(provider, request)
         finally:
             await provider.aclose()
 
@@ -67,11 +64,11 @@ def without_streaming(script: Callable[[Call], Answer]) -> Callable[[Call], Answ
     return lambda call: failing(400, "'stream' is not supported") if "stream" in call.body else script(call)
 
 
-async def ask(provider: Any, request: ModelRequest | None = None, how: How = "unwatched") -> ModelReply:
+async def ask(provider: Any, request: ModelRequest | None = None) -> ModelReply:
+    """The pieces that are told must add up to the reply's text, however it comes."""
     told: list[str] = []
-    listener = Attentive(told.append) if how == "watched" else None
-    answer: ModelReply = await provider.complete(request or asking(), listener)
-    assert "".join(told) == (answer.text if listener else "")
+    answer: ModelReply = await provider.complete(request or asking(), told.append)
+    assert "".join(told) == answer.text
     return answer
 
 
@@ -79,7 +76,7 @@ async def failure(
     make: Callable[..., HttpProvider],
     script: Callable[[Call], Answer],
     request: ModelRequest | None = None,
-    how: How = "unwatched",
+    how: How = "streamed",
     **settings: Any,
 ) -> ModelError:
     with pytest.raises(ModelError) as caught:

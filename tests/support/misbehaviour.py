@@ -47,6 +47,18 @@ def stalling(*events: Event) -> Misbehaviour:
     return misbehave
 
 
+def breaking(*events: Event) -> Misbehaviour:
+    """Stream the beginning of an answer, then these events, and close the connection."""
+
+    async def misbehave(call: Call) -> web.StreamResponse:
+        response = await streams.send(call.request, [*beginning(call), *events])
+        if call.request.transport is not None:
+            call.request.transport.close()
+        return response
+
+    return misbehave
+
+
 async def stay_silent(call: Call) -> web.StreamResponse:
     """Say that a stream follows, and send none."""
     await streams.begin(call.request)

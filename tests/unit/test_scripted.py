@@ -8,7 +8,7 @@ import pytest
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.engine.live import LiveTexts
 from orchestrator.errors import ModelError
-from orchestrator.models.base import Attentive, ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.scripted import Script, Scripted, in_pieces
 
 REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)
@@ -16,7 +16,7 @@ REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)
 
 async def told_and_said(script: Script) -> tuple[list[str], str]:
     told: list[str] = []
-    reply = await Scripted(script).complete(REQUEST, Attentive(told.append))
+    reply = await Scripted(script).complete(REQUEST, told.append)
     return told, reply.text
 
 
@@ -44,8 +44,8 @@ async def test_whoever_comes_late_is_told_all_pieces_so_far() -> None:
         yield "three"
 
     texts = LiveTexts()
-    with texts.writing("i", "t1", 1) as listener:
-        call = asyncio.create_task(Scripted(script).complete(REQUEST, listener))
+    with texts.writing("i", "t1", 1) as on_text:
+        call = asyncio.create_task(Scripted(script).complete(REQUEST, on_text))
         await said.wait()
         with texts.reading("i") as reader:
             assert [delta.text for delta in reader.read()] == ["one two "]
@@ -61,5 +61,5 @@ async def test_pieces_may_end_in_an_error() -> None:
 
     told: list[str] = []
     with pytest.raises(ModelError, match="gone"):
-        await Scripted(break_off).complete(REQUEST, Attentive(told.append))
+        await Scripted(break_off).complete(REQUEST, told.append)
     assert told == ["one"]

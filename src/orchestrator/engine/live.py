@@ -1,18 +1,18 @@
 """The text of calls under way, for whoever watches: kept while its call is open, never in the log.
 
 A reader holds no buffer. It remembers how much of each text it has given, is woken without data, and reads on
-from there; one that comes late reads from the beginning. While an instance has no reader, its calls may keep
-what they write to themselves.
+from there; one that comes late reads from the beginning. Until it is read a text is left in the pieces in
+which it came.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orchestrator.log.subscription import CaughtUp, Step
-from orchestrator.models.base import Listener
+from orchestrator.models.base import OnText
 from orchestrator.v1.orchestrator_pb2 import OutputDelta
 
 _LARGEST_DELTA_CHARACTERS: Final = 64 * 1024
@@ -20,32 +20,13 @@ _LARGEST_DELTA_CHARACTERS: Final = 64 * 1024
 
 @dataclass(eq=False, slots=True)
 class _Text:
-    """What one attempt has written so far: a Listener of its call for as long as there are readers."""
+    """What one attempt has written so far."""
 
     subtask_id: str
     attempt: int
-    readers: "set[TextReader]"
-    """The instance's, now."""
     pieces: list[str] = field(default_factory=list)
     is_whole: bool = False
     """Whether nothing will be added."""
-    catch_up: Callable[[], None] = lambda: None
-    """Adds what the call has written and kept to itself."""
-
-    @property
-    def is_listening(self) -> bool:
-        """Whether there are readers."""
-        return bool(self.readers)
-
-    def tell(self, piece: str) -> None:
-        """Add what comes next."""
-        self.pieces.append(piece)
-        for reader in self.readers:
-            reader.woken.set()
-
-    def on_arrival(self, catch_up: Callable[[], None]) -> None:
-        """See Listener."""
-        self.catch_up = catch_up
 
     def after(self, place: "_Place") -> Sequence[OutputDelta]:
         """What a reader has not been given yet; its place moves on."""
@@ -109,24 +90,33 @@ class LiveTexts:
         instance = self._instances.setdefault(instance_id, _Instance())
         reader = TextReader(instance.texts)
         instance.readers.add(reader)
-        for text in instance.texts:
-            text.catch_up()
         try:
             yield reader
         finally:
             instance.readers.discard(reader)
             self._forget(instance_id)
 
+    def is_watched(self, instance_id: str) -> bool:
+        """Whether an instance has readers now."""
+        instance = self._instances.get(instance_id)
+        return instance is not None and bool(instance.readers)
+
     @contextmanager
-    def writing(self, instance_id: str, subtask_id: str, attempt: int) -> Iterator[Listener]:
+    def writing(self, instance_id: str, subtask_id: str, attempt: int) -> Iterator[OnText]:
         """Give what takes a call's text while the block runs."""
         instance = self._instances.setdefault(instance_id, _Instance())
-        text = _Text(subtask_id, attempt, instance.readers)
+        text = _Text(subtask_id, attempt)
         instance.texts.append(text)
         for reader in instance.readers:
             reader.begin(text)
+
+        def write(piece: str) -> None:
+            text.pieces.append(piece)
+            for reader in instance.readers:
+                reader.woken.set()
+
         try:
-            yield text
+            yield write
         finally:
             text.is_whole = True
             instance.texts.remove(text)

@@ -23,7 +23,7 @@ from orchestrator.errors import (
     UnavailableError,
 )
 from orchestrator.log.base import Entry, EventLog
-from orchestrator.models.base import Attentive, Listener, ModelReply, ModelRequest, Models
+from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -225,11 +225,11 @@ class Run:
                 task.cancel()
         return decider.abandoned(self.instance)
 
-    def _listening(self, call: Call, profile: Profile) -> AbstractContextManager[Listener | None]:
-        """Who is told a call's text as it comes, if anybody is."""
+    def _listening(self, call: Call, profile: Profile) -> AbstractContextManager[OnText | None]:
+        """What is told a call's text as it comes, if anything is."""
         if isinstance(call, MakePlan):
             reader = profile.plan_reader(self.instance)
-            return nullcontext(Attentive(partial(self._read_on, reader)) if reader else None)
+            return nullcontext(partial(self._read_on, reader) if reader else None)
         subtask_id = call.subtask_id if isinstance(call, RunSubtask) else ""
         attempt = decider.work_of(self.instance, call).attempt
         return self.shop.live.writing(self.instance.id, subtask_id, attempt)
@@ -298,11 +298,12 @@ class Run:
             prompt=prompt,
             max_output_tokens=instance.config.max_output_tokens,
             timeout_s=timeout_s,
+            is_watched=isinstance(call, MakePlan) or self.shop.live.is_watched(instance.id),
         )
         try:
-            with self._listening(call, profile) as listener:
+            with self._listening(call, profile) as on_text:
                 async with asyncio.timeout(timeout_s):
-                    return profile, await provider.complete(request, listener)
+                    return profile, await provider.complete(request, on_text)
         except TimeoutError:
             raise ModelError(
                 "TIMEOUT",

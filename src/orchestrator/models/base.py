@@ -8,39 +8,8 @@ from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.errors import SettingsError
 from orchestrator.models.prices import Prices
 
-
-class Listener(Protocol):
-    """Whoever an answer's text is told while it is written. Nothing here may raise."""
-
-    @property
-    def is_listening(self) -> bool:
-        """Whether somebody wants the text now. Where nobody does, it may be told later, in larger pieces."""
-
-    def tell(self, piece: str) -> None:
-        """Take the text's next piece."""
-
-    def on_arrival(self, catch_up: Callable[[], None]) -> None:
-        """Have `catch_up` called whenever somebody begins to listen: it tells all that has come so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attentive:
-    """A Listener from a call's beginning to its end."""
-
-    on_text: Callable[[str], None]
-    """Is told each piece as it comes."""
-
-    @property
-    def is_listening(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self, piece: str) -> None:
-        """Pass it on."""
-        self.on_text(piece)
-
-    def on_arrival(self, catch_up: Callable[[], None]) -> None:
-        """There is nothing to catch up with."""
+OnText = Callable[[str], None]
+"""Is told each piece of an answer's text as it comes, in order. It must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +22,8 @@ class ModelRequest:
     max_output_tokens: int
     timeout_s: float
     """The longest the whole call may take."""
+    is_watched: bool = False
+    """Whether somebody reads the answer as it is written; if not, it may come in one piece."""
 
     @property
     def token_limit(self) -> int:
@@ -79,11 +50,11 @@ class Provider(Protocol):
     def check(self, model: str) -> None:
         """Raise SettingsError where it is plain beforehand that a model cannot be called."""
 
-    async def complete(self, request: ModelRequest, listener: Listener | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once.
 
-        The pieces that the listener is told add up to the reply's text; while it listens, it is told each as
-        it comes. A call that fails may have told some pieces before.
+        The pieces that `on_text` is told add up to the reply's text. A call that fails may have told some
+        pieces before.
         """
 
     async def aclose(self) -> None:

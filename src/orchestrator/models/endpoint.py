@@ -7,24 +7,28 @@ import asyncio
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import Listener, ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest, OnText
 from orchestrator.models.failures import Failures
 from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
-from orchestrator.models.streaming import Speech, Stream
+from orchestrator.models.streaming import Events, Speech
 from orchestrator.models.structured import REJECTED, Dialect
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
 
 logger = logging.getLogger(__name__)
+
+Way = Literal["streamed", "whole"]
+"""How an answer comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class HttpProvider(ABC):
     path: ClassVar[str]
     """Where it is asked, below the base address."""
     first_dialect: ClassVar[Dialect] = Dialect()
+    most_unwatched_streams: ClassVar[int] = 64
+    """So many answers that nobody watches are streamed at once: each piece costs CPU time, watched or not."""
 
     def __init__(
         self,
@@ -82,6 +88,9 @@ class HttpProvider(ABC):
         self._client = Client(base_url, headers)
         self._failures = Failures(name, self._client.host, api_key, key_variable)
         self._dialects: dict[tuple[str, bool], Dialect] = {}
+        self._untold: dict[str, set[Way]] = {}
+        """In which ways a model has answered without telling what it used."""
+        self._unwatched_streams = 0
 
     @property
     def profile(self) -> Profile:
@@ -91,11 +100,11 @@ class HttpProvider(ABC):
     def check(self, model: str) -> None:  # noqa: B027  there is nothing to override
         """Which models there are, only the endpoint knows."""
 
-    async def complete(self, request: ModelRequest, listener: Listener | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
         try:
             async with asyncio.timeout(request.timeout_s):
-                return await self._settle(request, listener)
+                return await self._settle(request, on_text)
         except TimeoutError:
             raise self._failures.late(request.timeout_s) from None
 
@@ -103,7 +112,7 @@ class HttpProvider(ABC):
         """Close all connections."""
         await self._client.aclose()
 
-    async def _settle(self, request: ModelRequest, listener: Listener | None) -> ModelReply:
+    async def _settle(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
         """Ask until the endpoint understands.
 
         One that does not know a parameter is asked again without it, and that is remembered: such a refusal
@@ -113,9 +122,9 @@ class HttpProvider(ABC):
         asked = (request.model, request.prompt.schema is not None)
         dialect = self._dialects.get(asked, self.first_dialect)
         while True:
-            body = self._body(request, dialect)
-            body |= {name: it for name, it in self._streaming().items() if name not in dialect.left_out}
-            answer = await self._ask(request, body, listener)
+            with self._stream_parameters(request, dialect) as parameters:
+                body = {**self._body(request, dialect), **parameters}
+                answer = await self._ask(request, body, on_text)
             if isinstance(answer, ModelReply):
                 self._dialects[asked] = dialect
                 return answer
@@ -126,6 +135,26 @@ class HttpProvider(ABC):
                 raise self._failures.of_status(answer, request.model)
             logger.info("%s/%s refused %s: trying %s", self._name, request.model, dialect, changed)
             dialect = changed
+
+    @contextmanager
+    def _stream_parameters(self, request: ModelRequest, dialect: Dialect) -> Iterator[Mapping[str, object]]:
+        """What is posted besides, for a stream that is open while the block runs; nothing: for no stream."""
+        is_blind = self._untold.get(request.model) == {"streamed"}
+        is_counted = not request.is_watched
+        is_too_many = is_counted and self._unwatched_streams >= self.most_unwatched_streams
+        if "stream" in dialect.left_out or is_blind or is_too_many:
+            yield {}
+            return
+        self._unwatched_streams += is_counted
+        try:
+            yield {name: it for name, it in self._streaming().items() if name not in dialect.left_out}
+        finally:
+            self._unwatched_streams -= is_counted
+
+    def _note_usage(self, reply: ModelReply, model: str, way: Way) -> None:
+        """Remember where a model does not tell what it used: budgets would be blind to it."""
+        if not (reply.input_tokens or reply.output_tokens):
+            self._untold.setdefault(model, set()).add(way)
 
     @abstractmethod
     def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
@@ -148,21 +177,21 @@ class HttpProvider(ABC):
         """An empty answer, for a stream's events."""
 
     async def _ask(
-        self, request: ModelRequest, body: Mapping[str, object], listener: Listener | None
+        self, request: ModelRequest, body: Mapping[str, object], on_text: OnText | None
     ) -> ModelReply | Answer:
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         if "stream" not in body:
-            return self._read(await self._client.post(self.path, content), request, listener)
+            return self._read(await self._client.post(self.path, content), request, on_text)
         async with self._client.stream(self.path, content, self._idle_timeout_s) as incoming:
             kind = incoming.headers.get("Content-Type", "")
             # Whatever else may pass for a stream, these are answers in one piece: errors, mostly.
             if not _is_success(incoming.status) or "json" in kind or "html" in kind:
-                return self._read(await incoming.whole(), request, listener)
-            return await self._follow(incoming, request, listener)
+                return self._read(await incoming.whole(), request, on_text)
+            return await self._follow(incoming, request, on_text)
 
-    def _read(self, answer: Answer, request: ModelRequest, listener: Listener | None) -> ModelReply | Answer:
+    def _read(self, answer: Answer, request: ModelRequest, on_text: OnText | None) -> ModelReply | Answer:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
         if not _is_success(answer.status):
             return answer
@@ -170,42 +199,41 @@ class HttpProvider(ABC):
         if error := self._error(body):
             raise self._failures.in_answer(error, request.model)
         reply = self._reply(body, answer.body, request)
-        if listener is not None:
-            listener.tell(reply.text)
+        if on_text is not None:
+            on_text(reply.text)
+        self._note_usage(reply, request.model, "whole")
         return reply
 
-    async def _follow(
-        self, incoming: Incoming, request: ModelRequest, listener: Listener | None
-    ) -> ModelReply:
-        """The reply in a stream; raise ModelError where it comes to no good end."""
-        draft, speech = self._draft(), Speech()
-
-        def read(data: bytes) -> str:
-            event = self._object(data)
-            if error := self._error(event):
-                raise self._failures.in_answer(error, request.model)
-            said = speech.add(draft.add(event))
-            if speech.blank_run >= MOST_WHITE_SPACE:
-                raise self._went_blank(request, draft.body())
-            return said
-
-        stream = Stream(read, listener)
-        try:
-            async for chunk in incoming.chunks():
-                stream.add(chunk)
-                if stream.has_ended:
-                    break
-        except ModelError:
-            stream.read_on()  # what came before may say what went wrong
-            if not draft.is_whole:
-                raise
-        stream.finish()
+    async def _follow(self, incoming: Incoming, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+        """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
+        draft, speech, events = self._draft(), Speech(), Events()
+        chunks = incoming.chunks()
+        broken: ModelError | None = None
+        while not events.have_ended:
+            try:
+                chunk = await anext(chunks, None)
+            except ModelError as error:
+                chunk, broken = None, error
+            for data in events.rest() if chunk is None else events.feed(chunk):
+                event = self._object(data)
+                if problem := self._error(event):
+                    raise self._failures.in_answer(problem, request.model)
+                text = speech.add(draft.add(event))
+                if speech.blank_run >= MOST_WHITE_SPACE:
+                    raise self._went_blank(request, draft.body())
+                if text and on_text is not None:
+                    on_text(well_formed(text))
+            if chunk is None:
+                break
         # Whoever has come to its end has said it all, whether or not the stream was closed as it should be.
         if not draft.is_whole:
             said = self._said(draft.body(), request)
-            raise self._failures.cut(said.used if said else (0, 0))
+            raise broken or self._failures.cut(said.used if said else (0, 0))
         reply = self._reply(draft.body(), b"", request)
-        stream.tell(speech.rest(reply.text))
+        if on_text is not None and (rest := speech.rest(reply.text)):
+            on_text(rest)
+        if broken is None:  # otherwise the usage, which comes last, may just not have come
+            self._note_usage(reply, request.model, "streamed")
         return reply
 
     def _object(self, data: bytes) -> dict[str, Any]:

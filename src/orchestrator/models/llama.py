@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 from orchestrator.core.prompts import Profile
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models.base import Listener, ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest, OnText
 from orchestrator.models.chat_completions import ChatCompletions
 
 MODEL: Final = "smollm2-135m-instruct"
@@ -61,7 +61,7 @@ class Llama:
         """Start the server and wait until it answers; raise ModelError that says what is missing."""
         await self._running()
 
-    async def complete(self, request: ModelRequest, listener: Listener | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling frees the server's slot at once.
 
         Where the server has to start, that is part of the request's time for whoever bounds it.
@@ -70,7 +70,7 @@ class Llama:
             self.check(request.model)
         except SettingsError as error:
             raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
-        return await (await self._running()).complete(request, listener)
+        return await (await self._running()).complete(request, on_text)
 
     async def aclose(self) -> None:
         """Stop the server: it holds nothing that would be worth a goodbye."""

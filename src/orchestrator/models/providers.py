@@ -7,7 +7,7 @@ from typing import Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import Listener, ModelReply, ModelRequest, Models, Provider
+from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText, Provider
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.http import IDLE_TIMEOUT_S
 from orchestrator.models.llama import Llama
@@ -90,7 +90,7 @@ class Unusable:
         """Raise SettingsError."""
         raise SettingsError(self.problem)
 
-    async def complete(self, request: ModelRequest, listener: Listener | None = None) -> ModelReply:  # noqa: ARG002
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
         """Raise ModelError."""
         raise ModelError("MODEL_UNAUTHENTICATED", self.problem, retryable=False)
 

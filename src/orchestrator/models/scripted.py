@@ -14,7 +14,7 @@ from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import Listener, ModelReply, ModelRequest
+from orchestrator.models.base import ModelReply, ModelRequest, OnText
 
 Answer = str | ModelReply | ModelError | AsyncIterator[str]
 """What a model says: all at once, or as an iterator gives it piece by piece, until it raises a ModelError."""
@@ -45,7 +45,7 @@ class Scripted:
     def check(self, model: str) -> None:
         """Every model is there."""
 
-    async def complete(self, request: ModelRequest, listener: Listener | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise the script's ModelError where it gives one."""
         answer = self._canned(request) if self._script is None else self._script(request)
         if isawaitable(answer):
@@ -53,10 +53,10 @@ class Scripted:
         if isinstance(answer, ModelError):
             raise answer
         if isinstance(answer, AsyncIterator):
-            return ModelReply(await _whole(answer, listener))
+            return ModelReply(await _whole(answer, on_text))
         reply = ModelReply(answer) if isinstance(answer, str) else answer
-        if listener is not None:
-            listener.tell(reply.text)
+        if on_text is not None:
+            on_text(reply.text)
         return reply
 
     async def aclose(self) -> None:
@@ -72,27 +72,12 @@ class Scripted:
                 return "# The result\n\nAll parts, put together."
 
 
-async def _whole(pieces: AsyncIterator[str], listener: Listener | None) -> str:
-    """All pieces, each told as it comes while somebody listens, and what comes meanwhile later."""
-    if listener is None:
-        return "".join([piece async for piece in pieces])
-    said: list[str] = []
-    untold: list[str] = []
-
-    def catch_up() -> None:
-        if untold:
-            listener.tell("".join(untold))
-            untold.clear()
-
-    listener.on_arrival(catch_up)
-    try:
-        async for piece in pieces:
-            said.append(piece)
-            untold.append(piece)
-            if listener.is_listening:
-                catch_up()
-    finally:
-        catch_up()
+async def _whole(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
+    said = []
+    async for piece in pieces:
+        said.append(piece)
+        if on_text is not None:
+            on_text(piece)
     return "".join(said)
 
 

@@ -1,89 +1,11 @@
 """How an answer is read while it is still being written."""
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import Final, Literal
-
-from orchestrator.core.plan import well_formed
-from orchestrator.models.base import Listener
-
-MOST_UNREAD_BYTES: Final = 64 * 1024
-"""So much of a stream is put aside at most while nobody listens."""
 
 _LAST_EVENT: Final = b"[DONE]"
 _OPENING: Final = "<think>"
 _CLOSING: Final = "</think>"
-
-
-class Stream:
-    """A streamed answer's bytes on their way to a listener.
-
-    While somebody listens they are read as they come. While nobody does they are put aside, and read in one
-    go when somebody comes, when there are MOST_UNREAD_BYTES of them, and at the end.
-    """
-
-    def __init__(self, read: Callable[[bytes], str], listener: Listener | None) -> None:
-        """`read` makes of an event's data the text that it adds; it raises ModelError where it cannot."""
-        self.has_ended = False
-        """Whether the event has been read after which none follows."""
-        self._read = read
-        self._listener = listener
-        self._events = Events()
-        self._unread = bytearray()
-        self._is_ending = False
-        """Whether the last event has begun to come."""
-        self._failure: Exception | None = None
-        if listener is not None:
-            listener.on_arrival(self._catch_up)
-
-    def add(self, chunk: bytes) -> None:
-        """Take in what has come; raise what `read` raises."""
-        self._unread += chunk
-        # Not every endpoint closes the connection after its last event, nor sends that in one piece.
-        self._is_ending |= self._unread.find(_LAST_EVENT, -len(chunk) - len(_LAST_EVENT)) >= 0
-        if (
-            (self._listener is not None and self._listener.is_listening)
-            or len(self._unread) >= MOST_UNREAD_BYTES
-            or self._is_ending
-            or self._failure
-        ):
-            self.read_on()
-
-    def read_on(self) -> None:
-        """Read what was put aside; raise what `read` raises, and once it has, the same ever after."""
-        unread, self._unread = self._unread, bytearray()
-        self._take(self._events.feed(unread))
-
-    def finish(self) -> None:
-        """Read what is left, as nothing more will come; for the rest as `read_on`."""
-        self.read_on()
-        self._take(self._events.rest())
-
-    def tell(self, text: str) -> None:
-        """Tell the listener what comes next in the text."""
-        if text and self._listener is not None:
-            self._listener.tell(well_formed(text))
-
-    def _take(self, events: Sequence[bytes]) -> None:
-        if self._failure:
-            raise self._failure
-        texts = []
-        try:
-            for data in events:
-                if self.has_ended or data == _LAST_EVENT:
-                    self.has_ended = True
-                    break
-                texts.append(self._read(data))
-        except Exception as error:
-            self._failure = error
-            raise
-        finally:
-            self.tell("".join(texts))
-
-    def _catch_up(self) -> None:
-        # A failure is the call's, with what comes next or at its end, and no trouble of whoever arrives.
-        with suppress(Exception):
-            self.read_on()
 
 
 class Events:
@@ -93,11 +15,13 @@ class Events:
     """
 
     def __init__(self) -> None:
+        self.have_ended = False
+        """Whether the event has come after which none follows: not every endpoint closes the stream then."""
         self._data: list[bytes] = []
         self._line = bytearray()
         """What there is of the last line."""
 
-    def feed(self, chunk: bytes | bytearray) -> Sequence[bytes]:
+    def feed(self, chunk: bytes) -> Sequence[bytes]:
         """The data of the events that are whole with this chunk."""
         self._line += chunk
         if b"\n" not in chunk:
@@ -115,9 +39,9 @@ class Events:
 
     def rest(self) -> Sequence[bytes]:
         """The last event, without its blank line, which not every endpoint sends; half a line never is."""
-        events = [b"\n".join(self._data)] if self._data else []
-        self._data.clear()
-        return events
+        data, self._data = b"\n".join(self._data), []
+        self.have_ended |= data == _LAST_EVENT
+        return [data] if data and not self.have_ended else []
 
 
 class Speech:
