@@ -21,7 +21,7 @@ from orchestrator.errors import SettingsError
 from orchestrator.log.retention import retain
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
-from orchestrator.models.prices import Price, Prices
+from orchestrator.models.prices import Prices
 from orchestrator.ports import free_port
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
@@ -57,9 +57,9 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
     """
     async with AsyncExitStack() as stack:
         # Whatever can be found wrong is found before unfinished instances are taken up, which costs money.
-        prices = {model: Price.parse(model, price) for model, price in settings.prices.items()}
+        prices = Prices.read(settings.prices)
         known = providers.from_environment(os.environ, settings.idle_timeout_s)
-        models = replace(known, prices=Prices(prices))
+        models = replace(known, prices=prices)
         stack.push_async_callback(models.aclose)
         catalogue = workers.read(settings.workers)
         defaults = config.default(settings.big_model, settings.small_model, catalogue)
@@ -164,6 +164,8 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
             f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}, "
             f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
         )
+        if service.taken_up:
+            sys.stdout.write(f"going on with what is unfinished there: {service.taken_up}\n")
         sys.stdout.flush()
         await _first(stop.wait(), service.watch())
 

@@ -154,6 +154,40 @@ async def test_run_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path
     assert note == f"2 unfinished instances of {database} go on beside this one while it runs"
 
 
+async def test_up_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path) -> None:
+    async with Endpoint(lambda _: hang) as endpoint:
+        variables = on_endpoint(endpoint.url)
+        async with process(tmp_path, **variables) as service:
+            async with Client(service.grpc_address) as client:
+                await client.create("x")
+            await endpoint.wait_for_calls(1)
+        async with process(tmp_path, **variables) as service:
+            assert service.process.stdout
+            line = await service.process.stdout.readline()
+            assert line == b"going on with what is unfinished there: 1\n"
+
+
+async def test_run_says_where_this_terminals_models_are_not_the_services(tmp_path: Path) -> None:
+    async with (
+        Endpoint(subtasks=1) as endpoint,
+        process(tmp_path, **on_endpoint(endpoint.url)) as service,
+    ):
+        variables = {**service.variables, "ORCHESTRATOR_BIG_MODEL": "openai/other"}
+        code, errors = await told(tmp_path, "run", "x", **variables)
+        assert code == 0
+        assert "ORCHESTRATOR_BIG_MODEL is openai/other here, and the service was started without" in errors
+        code, errors = await told(tmp_path, "run", "x", "--big-model", "openai/other", **service.variables)
+        assert (code, "was started without" in errors) == (0, False)
+
+
+async def test_the_doctor_refuses_a_price_that_the_service_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text('prices = { "openai/x" = { input_us = 1.0 } }')
+    for command in ("doctor", "serve"):
+        code, errors = await told(tmp_path, command)
+        assert code == 2
+        assert errors.startswith('error: prices."openai/x" in orchestrator.toml must be')
+
+
 async def test_run_brings_its_own_service_and_leaves_none_behind(tmp_path: Path) -> None:
     async with Endpoint(subtasks=2) as endpoint:
         variables = environment(

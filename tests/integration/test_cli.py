@@ -358,8 +358,9 @@ async def test_run_detaches_when_it_is_stopped(
     assert process.returncode == code
     told = err.decode().splitlines()[-3:]
     assert told[0] == "detached: i1 goes on without you"
-    assert told[1].endswith(" ".join(("orchestrator events i1 --follow", *options)))
-    assert told[2].endswith("orchestrator terminate i1")
+    again = " ".join(("orchestrator events i1 --follow", *options))
+    assert told[1].endswith(f"{again} --address {service.address}")
+    assert told[2].endswith(f"orchestrator terminate i1 --address {service.address}")
 
 
 async def in_a_terminal(shell: Shell, *arguments: str, columns: int = 60) -> tuple[int | None, str]:
@@ -484,7 +485,7 @@ async def test_events_says_how_to_come_back_when_it_is_stopped(
         _, err = await process.communicate()
         assert process.returncode == 130
         assert err.decode().splitlines()[0] == "detached: open goes on without you"
-        assert err.decode().splitlines()[1].endswith(again)
+        assert err.decode().splitlines()[1].endswith(f"{again} --address {service.address}")
 
 
 def read_all(descriptor: int) -> bytes:

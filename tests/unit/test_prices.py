@@ -27,6 +27,11 @@ def test_the_settings_price_wins() -> None:
     assert prices.cost_usd("openai/gpt-4o", 1_000_000, 2_000_000) == 6.0
 
 
+def test_a_price_for_what_is_no_model_is_refused() -> None:
+    with pytest.raises(SettingsError, match="provider/model"):
+        Prices.read({"gpt-4o": {"input_usd": 1, "output_usd": 1}})
+
+
 @pytest.mark.parametrize(
     "table",
     [3, {}, {"input_usd": 1}, {"input_usd": -1, "output_usd": 1}, {"input_usd": "1", "output_usd": 1}],

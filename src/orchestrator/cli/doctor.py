@@ -26,6 +26,7 @@ from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import providers
 from orchestrator.models.base import ModelRequest
+from orchestrator.models.prices import Prices
 from orchestrator.settings import Settings, split_address
 
 OLDEST_PYTHON: Final = (3, 11)
@@ -58,7 +59,8 @@ class Finding:
 
 
 async def examine(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Look at everything."""
+    """Look at everything; raise SettingsError where a setting cannot be read."""
+    Prices.read(settings.prices)
     models = await _models(settings, environment)
     ports = [finding async for finding in _ports(settings)]
     return [_python(), _envoy(), *models, _database(settings), *ports]

@@ -1,11 +1,16 @@
 """Following an instance to its end, told by a reporter."""
 
 import contextlib
+import shlex
+from typing import Final
 
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.reporters import Reporter
 from orchestrator.cli.text import command
 from orchestrator.client import Client, OutputDelta
+from orchestrator.settings import FILE, Settings
+
+_DEFAULTS: Final = Settings()
 
 
 async def follow(
@@ -34,15 +39,29 @@ async def follow(
                     reporter.show(item, progress)
 
 
-def come_back(instance_id: str, *, live: bool) -> str:
+def come_back(instance_id: str, settings: Settings, *, live: bool) -> str:
     """The command that follows an instance again, as it was followed."""
-    return command(f"events {instance_id} --follow" + (" -v" if live else ""))
+    where = flags(settings, grpc_address="--address")
+    return command(f"events {instance_id} --follow{' -v' if live else ''}{where}")
 
 
-def detached(instance_id: str, *, live: bool) -> str:
+def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
     """What to say to whoever stops following an instance that goes on."""
+    stop = command(f"terminate {instance_id}{flags(settings, grpc_address='--address')}")
     return (
         f"detached: {instance_id} goes on without you\n"
-        f"  to come back: {come_back(instance_id, live=live)}\n"
-        f"  to stop it:   {command(f'terminate {instance_id}')}"
+        f"  to come back: {come_back(instance_id, settings, live=live)}\n"
+        f"  to stop it:   {stop}"
+    )
+
+
+def flags(settings: Settings, **named: str) -> str:
+    """The flags that give another command these settings, each by its own name.
+
+    Not those that it has by itself: the defaults, and what is in the file. A variable may be this one's.
+    """
+    return "".join(
+        f" {flag} {shlex.quote(getattr(settings, name))}"
+        for name, flag in named.items()
+        if getattr(settings, name) != getattr(_DEFAULTS, name) and FILE not in settings.name_of(name)
     )

@@ -203,7 +203,8 @@ def events(
             )
         except asyncio.CancelledError:  # Ctrl-C
             if follow:
-                typer.echo(following.detached(instance_id, live=live), err=True)
+                settings = Settings.load(address=address)
+                typer.echo(following.detached(instance_id, settings, live=live), err=True)
             raise
         if drawing:
             tables.print_outcome(progress.instance)

@@ -11,7 +11,7 @@ from typing import Final
 
 from orchestrator.cli import reporters, rest
 from orchestrator.cli.exits import ExitCode, complain
-from orchestrator.cli.follow import come_back, detached, follow
+from orchestrator.cli.follow import come_back, detached, flags, follow
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import command, counted
 from orchestrator.client import Client
@@ -57,12 +57,20 @@ class Run:
         if not self._instance_id or self.progress.instance.state in TERMINAL:
             return ""
         if not self._has_own_service:
-            return detached(self._instance_id, live=self._live)
+            return detached(self._instance_id, self._settings, live=self._live)
+        start = "up" + flags(
+            self._settings,
+            grpc_address="--grpc-address",
+            rest_address="--rest-address",
+            database="--database",
+            big_model="--big-model",
+            small_model="--small-model",
+        )
         return (
             f"stopped: {self._instance_id} is kept in {self._settings.database} "
             "and goes on when the service starts again\n"
-            f"  to start it:  {command('up')}\n"
-            f"  to come back: {come_back(self._instance_id, live=self._live)}"
+            f"  to start it:  {command(start)}\n"
+            f"  to come back: {come_back(self._instance_id, self._settings, live=self._live)}"
         )
 
     @contextlib.asynccontextmanager
@@ -102,7 +110,16 @@ class Run:
                 labels=request.labels,
             )
         self._instance_id = created.id
-        self._reporter.note(_models_line(created.instance.config))
+        config = created.instance.config
+        self._reporter.note(_models_line(config))
+        for name in ("big_model", "small_model"):
+            wanted = getattr(self._settings, name)
+            if wanted not in (getattr(config, name), getattr(Settings(), name)):
+                setting = self._settings.name_of(name)
+                self._reporter.note(
+                    f"{setting} is {wanted} here, and the service was started without that: "
+                    f"start it anew from here, or choose --{name.replace('_', '-')} {wanted}"
+                )
 
     def _answer(self, instance: Instance) -> ExitCode:
         if instance.state != COMPLETE:

@@ -28,6 +28,10 @@ class Price:
     @classmethod
     def parse(cls, model: str, table: object) -> "Price":
         """Read `{input_usd = …, output_usd = …}` of the settings' `prices`; raise SettingsError."""
+        if not all(model.partition("/")):
+            raise SettingsError(
+                f'prices."{model}" in orchestrator.toml must be for a "provider/model", as in "openai/gpt-5"'
+            )
         values = table if isinstance(table, Mapping) else {}
         numbers = [values.get(name) for name in ("input_usd", "output_usd")]
         if set(values) != {"input_usd", "output_usd"} or not all(
@@ -46,6 +50,11 @@ class Prices:
 
     overrides: Mapping[str, Price] = field(default_factory=dict)
     _unknown: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, tables: Mapping[str, object]) -> "Prices":
+        """Read the settings' `prices`; raise SettingsError."""
+        return cls({model: Price.parse(model, table) for model, table in tables.items()})
 
     def cost_usd(self, name: str, input_tokens: int, output_tokens: int) -> float | None:
         """What a call of `provider/model` costs that used so many tokens; None: no price is known."""

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from orchestrator.cli.follow import come_back, flags
+from orchestrator.settings import Settings
+
+
+def test_a_command_to_paste_has_the_flags_that_it_needs_and_no_others(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text('rest_address = "127.0.0.1:1"')
+    settings = Settings.load(
+        {"ORCHESTRATOR_GRPC_ADDRESS": "127.0.0.1:2"}, tmp_path, database="my data/x.db", big_model=None
+    )
+    names = {name: f"--{name}" for name in ("grpc_address", "rest_address", "database", "big_model")}
+    assert flags(settings, **names) == " --grpc_address 127.0.0.1:2 --database 'my data/x.db'"
+    assert come_back("a", settings, live=True).endswith(" events a --follow -v --address 127.0.0.1:2")
+    assert come_back("a", Settings(), live=False).endswith(" events a --follow")
