@@ -225,6 +225,8 @@ BATCHES = {
     '{"prompt": "a"}\n\n{"prompt":\n': f"line 3 {NO_OBJECT}",
     '[{"prompt": "a"}]': f"line 1 {NO_OBJECT}",
     "\n": "stdin holds no requests: each line must be a whole one, as in",
+    '{"requestId": "a", "request_id": "b"}': "line 1 of stdin: request_id is given twice, in both spellings",
+    "[" * 100_000: "line 1 of stdin is no JSON object",
     '{"promt": "a"}': "line 1 of stdin: promt is no field: did you mean prompt?",
     '{"prompt": 1}': "line 1 of stdin: prompt must be text in quotes",
     '{"config": {"maxSubtask": 3}}': "config.maxSubtask is no field: did you mean maxSubtasks?",

@@ -40,6 +40,7 @@ from support.misbehaviour import (
 
 from orchestrator.core.plan import json_object
 from orchestrator.errors import ModelError
+from orchestrator.models import endpoint as endpoint_module
 from orchestrator.models import http
 from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.chat_completions import ChatCompletions
@@ -105,6 +106,12 @@ async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: 
 async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(make: Make) -> None:
     whole = web.json_response(said(make, "all at once"))
     assert (await reply(make, always(whole))).text == "all at once"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "text/event-stream"])
+async def test_an_answer_in_one_piece_is_read_whatever_its_type_says(make: Make, kind: str) -> None:
+    whole = web.Response(text=json.dumps(said(make, "all at once " * 10_000)), content_type=kind)
+    assert (await reply(make, always(whole))).text == "all at once " * 10_000
 
 
 # What comes is not good
@@ -297,6 +304,24 @@ async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_h
         return await hang(call)
 
     answer = await reply(make, always(hold_open), idle_timeout_s=0.1)
+    assert (answer.text, answer.output_tokens) == ("all of it", 20)
+
+
+async def test_a_whole_answer_does_not_wait_for_an_endpoint_that_only_shows_that_it_is_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def go_on(call: Call) -> web.StreamResponse:
+        body = said(make, "all of it")
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        response = await streams.begin(call.request)
+        for event in events[:-1]:
+            await response.write(streams.encoded(event))
+        while True:
+            await response.write(b": still there\n\n")
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(endpoint_module, "_REST_S", 0.1)
+    answer = await reply(make, always(go_on), asking(timeout_s=5))
     assert (answer.text, answer.output_tokens) == ("all of it", 20)
 
 

@@ -138,3 +138,29 @@ async def test_what_is_free_is_shared_among_those_who_wait() -> None:
         crowd.want(name, wants)
     await crowd.give_back(6)
     assert "".join(crowd.order[6:]) == "aaabbb"
+
+
+async def test_whoever_comes_first_elsewhere_does_not_overtake_who_waits() -> None:
+    crowd = Crowd(1)
+    crowd.want("x", 1)
+    crowd.want("a", 1)
+    crowd.turns.give_back(crowd.held.pop(), None)
+    crowd.want("b", 1, "other")
+    await asyncio.sleep(0)
+    assert crowd.order == ["x", "a"]
+
+
+async def test_whoever_is_asked_at_one_endpoint_takes_no_more_than_its_share_at_another() -> None:
+    crowd = Crowd(6)
+    crowd.want("x", 6)
+
+    def ask_both() -> None:
+        for endpoint in ("here", "other"):
+            while turn := crowd.turns.take(endpoint, "a", ask_both):
+                crowd.order.append("a")
+                crowd.held.append(turn)
+
+    ask_both()
+    crowd.want("b", 9)
+    await crowd.give_back(6)
+    assert crowd.order[6:].count("b") == 2

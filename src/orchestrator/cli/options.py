@@ -200,7 +200,7 @@ def read_plan(file: Path) -> "list[Subtask]":
         entries = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{expected}: {error}") from None
     if not isinstance(entries, list):
         raise UsageError(expected)
@@ -231,7 +231,7 @@ def read_requests(file: Path) -> "list[CreateInstanceRequest]":
         if line.strip():
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 entry = None
             if not isinstance(entry, dict):
                 raise UsageError(f"line {number} of {name} is no JSON object: {_EACH_LINE}")

@@ -36,10 +36,14 @@ def _fault(data: Mapping[str, Any], descriptor: Any, path: str = "") -> str:
     """What is wrong with the first field that cannot be read; empty: nothing."""
     # Descriptors are Any: protobuf has two classes of each, and only one of them at a time.
     known = {field.json_name: field for field in descriptor.fields}
+    given = set()
     for name, value in data.items():
         field = known.get(name) or descriptor.fields_by_name.get(name)
         if field is None:
             return f"{path}{name} is no field: {meant(name, [*known])}"
+        if field.name in given:
+            return f"{path}{name} is given twice, in both spellings"
+        given.add(field.name)
         inside = field.message_type
         if inside is None or inside.GetOptions().map_entry or inside.full_name.startswith("google."):
             try:
@@ -62,6 +66,8 @@ def _kind(field: Any) -> str:
         return "an object whose values are text in quotes"
     if field.message_type and field.message_type.full_name == "google.protobuf.Duration":
         return 'seconds in quotes, as in "1.5s"'
+    if field.message_type and field.message_type.full_name == "google.protobuf.Timestamp":
+        return 'a time in quotes, as in "2026-01-31T12:00:00Z"'
     if field.enum_type:
         return f"one of {', '.join(field.enum_type.values_by_name)}"
     kind = _KINDS[field.cpp_type]

@@ -39,8 +39,10 @@ class Turns:
         """How many turns it may take."""
         self._unasked = 0
         """How many wait that have not been asked this time."""
-        self._serving: asyncio.Handle | None = None
-        """What will serve those who wait, once all that ends in this pass of the loop has ended."""
+        self._is_serving = False
+        """Whether those who wait are being asked, or will be once all has ended that ends in this pass of the
+        loop: whoever comes now waits with them."""
+        self._next: asyncio.Handle | None = None
 
     def take(self, endpoint: str, instance_id: str, ask_again: Callable[[], None]) -> Turn | None:
         """Take a turn if there is one; otherwise `ask_again` is called, once, when there may be."""
@@ -50,7 +52,7 @@ class Turns:
         now_s = asyncio.get_running_loop().time()
         wait_s = gate.wait_s(now_s)
         is_asked = self._share > 0 and (endpoint, instance_id) == self._asked
-        if self._free > 0 and wait_s == 0 and (is_asked or not queue):
+        if self._free > 0 and wait_s == 0 and (is_asked or not (queue or self._is_serving)):
             self._share -= is_asked
             gate.begin(now_s)
             self._free -= 1
@@ -69,13 +71,14 @@ class Turns:
             gate.refuse(turn.begun_s, now_s, error.retry_after_s, self._jitter())
         else:
             gate.end()
-        if not self._serving and any(self._queues.values()):
-            self._serving = asyncio.get_running_loop().call_soon(self._serve)
+        if not self._is_serving and any(self._queues.values()):
+            self._is_serving = True
+            self._next = asyncio.get_running_loop().call_soon(self._serve)
 
     def close(self) -> None:
         """Grant no more."""
         self._free = -self._limit
-        for pending in (*self._timers.values(), self._serving):
+        for pending in (*self._timers.values(), self._next):
             if pending:
                 pending.cancel()
 
@@ -84,10 +87,11 @@ class Turns:
 
         The endpoint that was served last comes last the next time.
         """
-        self._serving = None
+        self._is_serving = True
         self._unasked = sum(map(len, self._queues.values()))
         while [endpoint for endpoint in tuple(self._queues) if self._serve_one(endpoint)]:
             pass
+        self._is_serving = False
 
     def _serve_one(self, endpoint: str) -> bool:
         gate, queue = self._gates[endpoint], self._queues[endpoint]

@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, ClassVar, Final, Literal, Protocol
 
@@ -24,6 +24,8 @@ from orchestrator.models.structured import REJECTED, Dialect
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
+
+_REST_S: Final = 1.0  # so long a whole answer waits for what follows it, which is its usage
 
 logger = logging.getLogger(__name__)
 
@@ -204,16 +206,27 @@ class HttpProvider(ABC):
         self._note_usage(reply, request.model, "whole")
         return reply
 
-    async def _follow(self, incoming: Incoming, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+    async def _follow(
+        self, incoming: Incoming, request: ModelRequest, on_text: OnText | None
+    ) -> ModelReply | Answer:
         """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
         draft, speech, events = self._draft(), Speech(), Events()
         chunks = incoming.chunks()
         broken: ModelError | None = None
+        has_begun = False
+        late_s: float | None = None
         while not events.have_ended:
             try:
-                chunk = await anext(chunks, None)
+                async with asyncio.timeout_at(late_s):
+                    chunk = await anext(chunks, None)
             except ModelError as error:
                 chunk, broken = None, error
+            except TimeoutError:
+                chunk, broken = None, self._failures.cut((0, 0))
+            if chunk and not has_begun and chunk.lstrip().startswith(b"{"):
+                others = await incoming.whole()  # no stream, whatever its type says
+                return self._read(replace(others, body=chunk + others.body), request, on_text)
+            has_begun = True
             for data in events.rest() if chunk is None else events.feed(chunk):
                 event = self._object(data)
                 if problem := self._error(event):
@@ -225,6 +238,8 @@ class HttpProvider(ABC):
                     on_text(well_formed(text))
             if chunk is None:
                 break
+            if draft.is_whole and late_s is None:
+                late_s = asyncio.get_running_loop().time() + _REST_S
         # Whoever has come to its end has said it all, whether or not the stream was closed as it should be.
         if not draft.is_whole:
             said = self._said(draft.body(), request)

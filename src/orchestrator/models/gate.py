@@ -9,7 +9,7 @@ Times are in seconds, of any one clock.
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import sqrt
+from math import ceil, sqrt
 from typing import Final
 
 FIRST_LIMIT: Final = 16.0
@@ -50,7 +50,7 @@ class Gate:
     @property
     def room(self) -> int:
         """How many calls more may be open."""
-        return int(min(self._limit, self.most)) - self._open
+        return ceil(min(self._limit, self.most)) - self._open
 
     def wait_s(self, now_s: float) -> float | None:
         """How long until a call may begin, 0: now; None: as soon as an open one has ended."""
