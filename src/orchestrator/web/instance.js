@@ -63,7 +63,7 @@ function Facts({ instance, now }) {
   const finished = TERMINAL.has(instance.state);
   const took = instance.startTime ? (finished ? instance.endTime : now) - instance.startTime : 0;
   const facts = [
-    [finished ? 'Took' : 'Running for', took ? (finished ? duration(took) : elapsed(took)) : '–'],
+    [finished ? 'Took' : 'So far', took ? (finished ? duration(took) : elapsed(took)) : '–'],
     ['Subtasks', subtasks.length ? `${done} of ${subtasks.length}` : '–'],
     ['Model calls', usage.modelCalls],
     ['Tokens in', tokens(usage.inputTokens)],
