@@ -18,6 +18,8 @@ from support.browser import DESKTOP, PHONE
 from support.endpoint import Answer, Call, Endpoint, completion, failing, hang
 from support.process import Process, on_endpoint, process
 
+from orchestrator.models.scripted import plan_text
+
 AXE = Path(axe_package.__file__).with_name("axe.min.js").read_text()
 WIDE = "word" * 60 + " \n\n```\n" + "code " * 80 + "\n```\n\n|" + "cell|" * 30 + "\n|" + "-|" * 30 + "\n"
 
@@ -209,6 +211,29 @@ async def test_a_subtasks_text_grows_while_its_call_is_open(browser: Browser, tm
         await expect(page.locator(".panel .markdown")).to_have_text(
             "The first words, then more. And the last."
         )
+
+
+async def test_the_list_shows_that_a_plan_is_to_be_reviewed_that_was_being_made_when_it_was_opened(
+    browser: Browser, tmp_path: Path
+) -> None:
+    is_planned = asyncio.Event()
+
+    async def plan(_: Call) -> web.StreamResponse:
+        await is_planned.wait()
+        return web.json_response(completion(plan_text(1)))
+
+    async with (
+        Endpoint(lambda _: plan) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+    ):
+        await created(service, "a", config={"reviewPlan": True})
+        await endpoint.wait_for_calls(1)
+        await page.goto(ui(service))
+        await expect(page.locator(".item")).to_contain_text("Running")
+        await expect(page.locator(".connection")).to_have_text("Live")
+        is_planned.set()
+        await expect(page.locator(".item")).to_contain_text("Plan to review")
 
 
 async def test_text_is_seen_by_whoever_comes_in_the_midst_of_a_call(browser: Browser, tmp_path: Path) -> None:

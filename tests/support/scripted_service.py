@@ -225,7 +225,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
                 )
                 yield orchestrator_pb2.StreamEventsResponse(delta=delta)
             state = self.instance(request.id).state
-            if state in TERMINAL:
+            if state in TERMINAL and last == len(events):
                 end = orchestrator_pb2.StreamEnd(state=state, sequence=last)
                 yield orchestrator_pb2.StreamEventsResponse(end=end)
                 return

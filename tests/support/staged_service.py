@@ -91,7 +91,7 @@ class StagedService(ScriptedService):
             said = len(deltas)
             if frames:
                 yield HttpBody(data=b"".join(frames))
-            if request.id and self.instance(request.id).state in TERMINAL:
+            if request.id and self.instance(request.id).state in TERMINAL and last == len(events):
                 end = orchestrator_pb2.StreamEnd(state=self.instance(request.id).state, sequence=last)
                 yield HttpBody(data=sse.end_frame(end))
                 return

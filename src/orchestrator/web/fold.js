@@ -51,7 +51,7 @@ export function fromResource(resource) {
     ...empty(resource.id),
     ...resource,
     planned: subtasks.length > 0,
-    reviewed: !AWAITING.has(resource.state) || subtasks.some((subtask) => subtask.attempt),
+    reviewed: subtasks.length > 0 && (!AWAITING.has(resource.state) || subtasks.some((subtask) => subtask.attempt)),
     planning: newWork(),
     synthesis: newWork(),
     subtasks: new Map(subtasks.map((subtask) => [subtask.id, subtask])),
