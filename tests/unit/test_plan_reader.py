@@ -1,6 +1,7 @@
 """A plan read while it is being written."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -24,10 +25,15 @@ PLANS = st.builds(
 )
 
 
+def feed(reader: PlanReader, piece: str) -> Sequence[Subtask]:
+    reader.add(piece)
+    return reader.read()
+
+
 def read(text: str, size: int) -> tuple[list[Subtask], PlanReader]:
     reader = PlanReader(16)
     told = [
-        subtask for start in range(0, len(text), size) for subtask in reader.feed(text[start : start + size])
+        subtask for start in range(0, len(text), size) for subtask in feed(reader, text[start : start + size])
     ]
     return told, reader
 
@@ -58,13 +64,13 @@ def test_whatever_stands_before_it_never_tells_what_the_whole_does_not(
 
 def test_each_subtask_is_told_as_soon_as_it_is_whole() -> None:
     reader = PlanReader(16)
-    assert not reader.feed('{"summary": "how", "subtasks": [{"id": "a", "instructions": "do {a}"')
+    assert not feed(reader, '{"summary": "how", "subtasks": [{"id": "a", "instructions": "do {a}"')
     assert reader.summary == "how"
-    (first,) = reader.feed('}, {"id": "b"')
+    (first,) = feed(reader, '}, {"id": "b"')
     assert (first.id, first.instructions) == ("a", "do {a}")
-    (second,) = reader.feed(', "instructions": "x", "depends_on": ["c"]} ')
+    (second,) = feed(reader, ', "instructions": "x", "depends_on": ["c"]} ')
     assert second.depends_on == ("c",)
-    assert not reader.feed("]}")
+    assert not feed(reader, "]}")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +92,6 @@ def test_beyond_the_allowed_number_it_tells_nothing_more() -> None:
     parts = ", ".join(f'{{"id": "t{number}", "instructions": "x"}}' for number in range(5))
     reader = PlanReader(3)
     told = [
-        subtask.id for piece in f'{{"summary": "", "subtasks": [{parts}' for subtask in reader.feed(piece)
+        subtask.id for piece in f'{{"summary": "", "subtasks": [{parts}' for subtask in feed(reader, piece)
     ]
     assert told == ["t0", "t1", "t2"]

@@ -237,7 +237,10 @@ def test_an_edited_plan_keeps_what_is_done_and_unchanged() -> None:
     config.CopyFrom(life.instance.config)
     config.review_plan = True
     life.then(Event(instance_retried=event_pb2.InstanceRetried(config=config)))
-    edited = [wire.subtask_message(part("a")), instance_pb2.Subtask(id="b", instructions="otherwise")]
+    edited = [
+        instance_pb2.Subtask(id="a", title="Part a", instructions="Write a."),
+        instance_pb2.Subtask(id="b", instructions="otherwise"),
+    ]
     reviewed = event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE, subtasks=edited)
     life.then(Event(plan_reviewed=reviewed))
     assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", ""]

@@ -29,13 +29,12 @@ from orchestrator.core.state import (
     Subtask,
     Usage,
     Work,
-    evolve,
+    fold,
     subtask_of,
 )
-from orchestrator.core.wire import failure_message, subtask_message, timestamp, usage_message
+from orchestrator.core.wire import failure_message, timestamp, usage_message, write_subtask, write_usage
 from orchestrator.errors import ModelError
 from orchestrator.v1 import event_pb2 as pb
-from orchestrator.v1 import instance_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
 
 def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
     if instance.config.subtasks:
-        own = map(subtask_message, map(subtask_of, instance.config.subtasks))
-        return (Record(plan_events(0, "", own, "", None)),)
+        own = map(subtask_of, instance.config.subtasks)
+        return (Record(tuple(plan_events(0, "", own, "", None))),)
     if instance.planning.state == FAILED:
         return _error("PLANNING_FAILED", "planning", instance.planning)
     if instance.planning.state == AT_WORK:
@@ -148,7 +147,7 @@ def _decide_synthesis(instance: Instance, now_s: float) -> tuple[Command, ...]:
     if instance.synthesis.state == FAILED:
         return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
     if merges := merging.merges(instance):
-        return (Record(planning(instance, merges, "")),)
+        return (Record(tuple(planning(instance, merges, ""))),)
     return _call(instance, Synthesize(), instance.synthesis, now_s)
 
 
@@ -188,17 +187,16 @@ def _errored(failure: Failure) -> Record:
     return Record((pb.Event(instance_errored=pb.InstanceErrored(error=failure_message(failure))),))
 
 
-def take(instance: Instance, events: Iterable[pb.Event], now_s: float) -> Instance:
+def take(instance: Instance, events: Sequence[pb.Event], now_s: float) -> Instance:
     """Give new events their places and time, and the instance after them."""
     seconds, micros = divmod(round(now_s * 1e6), 1_000_000)
-    for event in events:
+    for sequence, event in enumerate(events, instance.last_sequence + 1):
         event.instance_id = instance.id
-        event.sequence = instance.last_sequence + 1
+        event.sequence = sequence
         event_time = event.event_time
         event_time.seconds = seconds
         event_time.nanos = micros * 1000
-        instance = evolve(instance, event)
-    return instance
+    return fold(events, instance)
 
 
 def follow(
@@ -237,37 +235,45 @@ def work_of(instance: Instance, call: Call) -> Work:
     assert_never(call)
 
 
+# Most events are of the following kinds, and are filled in place: protobuf copies a message that is given to
+# another one's constructor.
+
+
 def begun(instance: Instance, call: Call, prompts: str = "") -> pb.Event:
     """The call begins, with prompts of this version."""
-    attempt, model = work_of(instance, call).attempt + 1, model_for(instance, call)
+    event = pb.Event()
+    started: pb.PlanningStarted | pb.SubtaskStarted | pb.SynthesisStarted
     match call:
         case MakePlan():
-            return pb.Event(
-                planning_started=pb.PlanningStarted(attempt=attempt, model=model, prompts=prompts)
-            )
+            started = event.planning_started
         case RunSubtask(subtask_id):
-            started = pb.SubtaskStarted(subtask_id=subtask_id, attempt=attempt, model=model, prompts=prompts)
-            return pb.Event(subtask_started=started)
+            event.subtask_started.subtask_id = subtask_id
+            started = event.subtask_started
         case Synthesize():
-            synthesis = pb.SynthesisStarted(attempt=attempt, model=model, prompts=prompts)
-            return pb.Event(synthesis_started=synthesis)
-    assert_never(call)
+            started = event.synthesis_started
+        case _:
+            assert_never(call)
+    started.attempt = work_of(instance, call).attempt + 1
+    started.model = model_for(instance, call)
+    started.prompts = prompts
+    return event
 
 
-def planning(instance: Instance, subtasks: Iterable[Subtask], summary: str) -> tuple[pb.Event, ...]:
+def planning(instance: Instance, subtasks: Iterable[Subtask], summary: str) -> Sequence[pb.Event]:
     """The planner has told of these subtasks, and goes on."""
-    attempt = instance.planning.attempt
-    return tuple(
-        pb.Event(
-            subtask_planned=pb.SubtaskPlanned(
-                attempt=attempt, subtask=subtask_message(subtask), summary=summary
-            )
-        )
-        for subtask in subtasks
-    )
+    return [_subtask_planned(instance.planning.attempt, subtask, summary) for subtask in subtasks]
 
 
-def planned(instance: Instance, plan: Plan, usage: Usage) -> tuple[pb.Event, ...]:
+def _subtask_planned(attempt: int, subtask: Subtask, summary: str = "") -> pb.Event:
+    event = pb.Event()
+    planned = event.subtask_planned
+    planned.attempt = attempt
+    planned.summary = summary
+    write_subtask(planned.subtask, subtask)
+    return event
+
+
+def planned(instance: Instance, plan: Plan, usage: Usage) -> Sequence[pb.Event]:
     """The planner answered: the events that are not recorded yet.
 
     Raise PlanError where it contradicts what it has told before.
@@ -276,8 +282,7 @@ def planned(instance: Instance, plan: Plan, usage: Usage) -> tuple[pb.Event, ...
     told = [subtask.definition for subtask in instance.subtasks.values()]
     if told != [subtask.definition for subtask in plan.subtasks[: len(told)]]:
         raise PlanError("the answer holds two plans: write one JSON object")
-    rest = plan.subtasks[len(told) :]
-    return plan_events(work.attempt, work.model, map(subtask_message, rest), plan.summary, usage)
+    return plan_events(work.attempt, work.model, plan.subtasks[len(told) :], plan.summary, usage)
 
 
 def abandoned(instance: Instance) -> tuple[pb.Event, ...]:
@@ -291,43 +296,41 @@ def abandoned(instance: Instance) -> tuple[pb.Event, ...]:
 
 
 def plan_events(
-    attempt: int, model: str, subtasks: Iterable[instance_pb2.Subtask], summary: str, usage: Usage | None
-) -> tuple[pb.Event, ...]:
+    attempt: int, model: str, subtasks: Iterable[Subtask], summary: str, usage: Usage | None
+) -> Sequence[pb.Event]:
     """A plan, subtask by subtask; attempt 0: no model made it."""
-    completed = pb.PlanCompleted(
-        attempt=attempt, model=model, summary=summary, usage=usage_message(usage) if usage else None
-    )
-    return (
-        *(
-            pb.Event(subtask_planned=pb.SubtaskPlanned(attempt=attempt, subtask=subtask))
-            for subtask in subtasks
-        ),
-        pb.Event(plan_completed=completed),
-    )
+    event = pb.Event()
+    completed = event.plan_completed
+    completed.attempt = attempt
+    completed.model = model
+    completed.summary = summary
+    if usage is not None:
+        write_usage(completed.usage, usage)
+    return [*(_subtask_planned(attempt, subtask) for subtask in subtasks), event]
 
 
 def worked(instance: Instance, subtask_id: str, output: str, usage: Usage) -> pb.Event:
     """A worker answered."""
     work = instance.subtasks[subtask_id].work
-    completed = pb.SubtaskCompleted(
-        subtask_id=subtask_id,
-        attempt=work.attempt,
-        model=work.model,
-        output=output,
-        usage=usage_message(usage),
-    )
-    return pb.Event(subtask_completed=completed)
+    event = pb.Event()
+    completed = event.subtask_completed
+    completed.subtask_id = subtask_id
+    completed.attempt = work.attempt
+    completed.model = work.model
+    completed.output = output
+    write_usage(completed.usage, usage)
+    return event
 
 
 def synthesized(instance: Instance, final_result: str, usage: Usage) -> pb.Event:
     """The synthesiser answered."""
-    completed = pb.SynthesisCompleted(
-        attempt=instance.synthesis.attempt,
-        model=instance.synthesis.model,
-        final_result=final_result,
-        usage=usage_message(usage),
-    )
-    return pb.Event(synthesis_completed=completed)
+    event = pb.Event()
+    completed = event.synthesis_completed
+    completed.attempt = instance.synthesis.attempt
+    completed.model = instance.synthesis.model
+    completed.final_result = final_result
+    write_usage(completed.usage, usage)
+    return event
 
 
 def failed(

@@ -6,7 +6,7 @@ from typing import Final
 from orchestrator.core import config, decider
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import DONE, FAILED, SETTLED, Failure, Instance, Subtask
-from orchestrator.core.wire import STATUS, failure_message, subtask_message, usage_message
+from orchestrator.core.wire import STATUS, failure_message, usage_message
 from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
@@ -68,11 +68,10 @@ def _plan(source: Instance) -> Sequence[pb.Event]:
     if not source.planned:
         raise _forbidden(source, "at this stage before its plan is complete; STAGE_PLAN is possible")
     planning = source.planning
-    subtasks = list(map(subtask_message, _parts(source)))
     if not planning.attempt:
-        return decider.plan_events(0, "", subtasks, source.summary, None)
+        return decider.plan_events(0, "", _parts(source), source.summary, None)
     started = pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=planning.model))
-    plan = decider.plan_events(1, planning.model, subtasks, source.summary, planning.usage)
+    plan = decider.plan_events(1, planning.model, _parts(source), source.summary, planning.usage)
     return [started, *plan]
 
 

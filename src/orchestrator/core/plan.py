@@ -191,13 +191,20 @@ class PlanReader:
         self._place = 0
         """Where in the text the next subtask begins; 0: the list has not begun."""
         self._known: set[str] = set()
+        self._may_be_whole = False
+        """Whether something can have come to its end since the last time."""
         self._gave_up = False
 
-    def feed(self, piece: str) -> Sequence[Subtask]:
-        """Take in what was written next; the subtasks that are whole by it."""
+    def add(self, piece: str) -> None:
+        """Take in what was written next."""
         self._pieces.append(piece)
-        if self._gave_up or not any(end in piece for end in ("}", "[")):
-            return ()  # nothing can have come to its end
+        self._may_be_whole = self._may_be_whole or "}" in piece or "[" in piece
+
+    def read(self) -> Sequence[Subtask]:
+        """The subtasks that are whole by what was added since the last time."""
+        if self._gave_up or not self._may_be_whole:
+            return ()
+        self._may_be_whole = False
         self._text += "".join(self._pieces)
         self._pieces.clear()
         try:

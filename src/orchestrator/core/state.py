@@ -1,12 +1,12 @@
 """What an instance is: the transition table, `evolve` and `fold`.
 
-Everything that changes an instance's state lives in this file. An instance is its events, folded; `evolve`
-is pure, so a state can be kept, compared and handed out without copying. Times are seconds since the epoch.
+Everything that changes an instance's state lives in this file. An instance is its events, folded; `fold` is
+pure, so a state can be kept, compared and handed out without copying. Times are seconds since the epoch.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -107,7 +107,7 @@ if TYPE_CHECKING:
 else:
 
     def replace(value: Any, **changes: Any) -> Any:
-        """As dataclasses.replace, ten times faster: evolve is the hot path.
+        """As dataclasses.replace, ten times faster: fold is the hot path.
 
         The values here have no slots, so that their `__dict__` can be copied whole.
         """
@@ -120,8 +120,7 @@ class IllegalEventError(ValueError):
     """The event cannot follow; the state is unchanged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What model calls have used."""
 
     input_tokens: int = 0
@@ -129,7 +128,8 @@ class Usage:
     model_calls: int = 0
     cost_usd: float = 0.0
 
-    def __add__(self, other: "Usage") -> "Usage":
+    def plus(self, other: "Usage") -> "Usage":
+        """Both together."""
         return Usage(
             self.input_tokens + other.input_tokens,
             self.output_tokens + other.output_tokens,
@@ -198,9 +198,9 @@ class Subtask:
         return (self.id, self.title, self.instructions, self.depends_on, self.worker)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Instance:
-    """An instance as its events tell it."""
+    """An instance as its events tell it. Only `fold` changes one, which is its own: nobody else has it yet."""
 
     id: str = ""
     state: State = pb.STATE_UNSPECIFIED
@@ -244,37 +244,44 @@ class Instance:
 
 
 def fold(events: Iterable[pb_event.Event], instance: Instance | None = None) -> Instance:
-    """Evolve from the beginning, or from a given instance, through the events in order."""
-    instance = instance or Instance()
+    """Evolve from the beginning, or from a given instance, through the events in order.
+
+    Raise IllegalEventError where one cannot follow.
+    """
+    draft = Instance()
+    if instance is not None:
+        vars(draft).update(vars(instance))
     for event in events:
-        instance = evolve(instance, event)
-    return instance
+        _evolve(draft, event)
+    return draft
 
 
 def evolve(instance: Instance, event: pb_event.Event) -> Instance:
     """The instance after one more event; raise IllegalEventError where it cannot follow."""
+    return fold((event,), instance)
+
+
+def _evolve(draft: Instance, event: pb_event.Event) -> None:
     kind = event.WhichOneof("payload")
     if kind is None:
         raise IllegalEventError(f"event {event.sequence} has no payload that this version knows")
-    if event.sequence != instance.last_sequence + 1:
-        raise IllegalEventError(f"event {event.sequence} cannot follow event {instance.last_sequence}")
-    targets = TRANSITIONS[instance.state].get(kind)
+    if event.sequence != draft.last_sequence + 1:
+        raise IllegalEventError(f"event {event.sequence} cannot follow event {draft.last_sequence}")
+    targets = TRANSITIONS[draft.state].get(kind)
     if targets is None:
-        raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(instance.state)}")
+        raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(draft.state)}")
     time_s = _seconds(event.event_time)
-    changed = _EVOLVE[kind](instance, getattr(event, kind), time_s)
-    chosen = _choose(changed) if len(targets) > 1 else targets[0]
-    state = chosen if chosen in targets else targets[0]
-    begins = state == RUNNING and not changed.start_time_s
-    return replace(
-        changed,
-        id=event.instance_id,
-        state=state,
-        start_time_s=time_s if begins else changed.start_time_s,
-        end_time_s=time_s if state in TERMINAL else 0.0,
-        update_time_s=time_s,
-        last_sequence=event.sequence,
-    )
+    _CHANGE[kind](draft, getattr(event, kind), time_s)
+    state = targets[0]
+    if len(targets) > 1 and (chosen := _choose(draft)) in targets:
+        state = chosen
+    if state == RUNNING and not draft.start_time_s:
+        draft.start_time_s = time_s
+    draft.id = event.instance_id
+    draft.state = state
+    draft.end_time_s = time_s if state in TERMINAL else 0.0
+    draft.update_time_s = time_s
+    draft.last_sequence = event.sequence
 
 
 def _choose(instance: Instance) -> State:
@@ -311,16 +318,14 @@ def _failure_of(message: pb.Failure) -> Failure:
 # where the piece of work is not in the state that the event speaks of.
 
 
-def _created(_: Instance, payload: pb_event.InstanceCreated, time_s: float) -> Instance:
-    return Instance(
-        prompt=payload.prompt,
-        config=payload.config,
-        labels=dict(payload.labels),
-        request_id=payload.request_id,
-        request_digest=payload.request_digest,
-        forked_from=payload.forked_from,
-        create_time_s=time_s,
-    )
+def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) -> None:
+    draft.prompt = payload.prompt
+    draft.config = payload.config
+    draft.labels = dict(payload.labels)
+    draft.request_id = payload.request_id
+    draft.request_digest = payload.request_digest
+    draft.forked_from = payload.forked_from
+    draft.create_time_s = time_s
 
 
 _Started = pb_event.PlanningStarted | pb_event.SubtaskStarted | pb_event.SynthesisStarted
@@ -328,12 +333,13 @@ _Failed = pb_event.PlanningFailed | pb_event.SubtaskFailed | pb_event.SynthesisF
 
 
 def _begin(work: Work, payload: _Started, time_s: float) -> Work:
-    if work.state != PENDING or payload.attempt != work.attempt + 1:
-        raise IllegalEventError(f"attempt {payload.attempt} cannot start after attempt {work.attempt}")
+    attempt = payload.attempt
+    if work.state != PENDING or attempt != work.attempt + 1:
+        raise IllegalEventError(f"attempt {attempt} cannot start after attempt {work.attempt}")
     return replace(
         work,
         state=AT_WORK,
-        attempt=payload.attempt,
+        attempt=attempt,
         model=payload.model,
         retry_time_s=0.0,
         start_time_s=work.start_time_s or time_s,
@@ -343,12 +349,14 @@ def _begin(work: Work, payload: _Started, time_s: float) -> Work:
 def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
     if work.state != AT_WORK or attempt != work.attempt:
         raise IllegalEventError(f"attempt {attempt} cannot end: it is not under way")
-    return replace(work, state=state, error=None, end_time_s=time_s, usage=work.usage + usage)
+    return replace(work, state=state, error=None, end_time_s=time_s, usage=work.usage.plus(usage))
 
 
-def _fail(work: Work, payload: _Failed, time_s: float) -> Work:
+def _fail(draft: Instance, work: Work, payload: _Failed, time_s: float) -> Work:
     again = payload.HasField("retry_time")
-    ended = _end(work, payload.attempt, PENDING if again else FAILED, usage_of(payload.usage), time_s)
+    usage = usage_of(payload.usage)
+    draft.usage = draft.usage.plus(usage)
+    ended = _end(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
     interrupted = payload.error.reason == INTERRUPTED
     return replace(
         ended,
@@ -360,9 +368,16 @@ def _fail(work: Work, payload: _Failed, time_s: float) -> Work:
     )
 
 
-def _planning_started(instance: Instance, payload: pb_event.PlanningStarted, time_s: float) -> Instance:
-    planning = _begin(instance.planning, payload, time_s)
-    return replace(instance, planning=planning, summary="", subtasks={}, kept=_kept(instance))
+def _planning_started(draft: Instance, payload: pb_event.PlanningStarted, time_s: float) -> None:
+    draft.planning = _begin(draft.planning, payload, time_s)
+    _set_plan_aside(draft)
+
+
+def _set_plan_aside(draft: Instance) -> None:
+    """Forget the plan, but keep what was completed in it, should the next one have it too."""
+    draft.kept = _kept(draft)
+    draft.subtasks = {}
+    draft.summary = ""
 
 
 def _kept(instance: Instance) -> Mapping[str, Subtask]:
@@ -376,27 +391,22 @@ def _kept(instance: Instance) -> Mapping[str, Subtask]:
     return kept
 
 
-def _planning_failed(instance: Instance, payload: pb_event.PlanningFailed, time_s: float) -> Instance:
-    return replace(
-        instance,
-        planning=_fail(instance.planning, payload, time_s),
-        summary="",
-        subtasks={},
-        kept=_kept(instance),
-        usage=instance.usage + usage_of(payload.usage),
-    )
+def _planning_failed(draft: Instance, payload: pb_event.PlanningFailed, time_s: float) -> None:
+    draft.planning = _fail(draft, draft.planning, payload, time_s)
+    _set_plan_aside(draft)
 
 
-def _subtask_planned(instance: Instance, payload: pb_event.SubtaskPlanned, _: float) -> Instance:
+def _subtask_planned(draft: Instance, payload: pb_event.SubtaskPlanned, _: float) -> None:
     subtask = subtask_of(payload.subtask)
     if payload.subtask.merges:
         subtask = replace(subtask, merges=True)
-    if instance.planned != subtask.merges or subtask.id in instance.subtasks:
+    if draft.planned != subtask.merges or subtask.id in draft.subtasks:
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
-    subtasks = {**instance.subtasks, subtask.id: subtask}
-    while instance.kept and (found := [name for name in subtasks if _is_kept(instance.kept, subtasks, name)]):
-        subtasks |= {name: instance.kept[name] for name in found}
-    return replace(instance, summary=payload.summary or instance.summary, subtasks=subtasks)
+    subtasks = {**draft.subtasks, subtask.id: subtask}
+    while draft.kept and (found := [name for name in subtasks if _is_kept(draft.kept, subtasks, name)]):
+        subtasks |= {name: draft.kept[name] for name in found}
+    draft.subtasks = subtasks
+    draft.summary = payload.summary or draft.summary
 
 
 def _is_kept(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name: str) -> bool:
@@ -410,37 +420,33 @@ def _is_kept(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name:
     )
 
 
-def _plan_completed(instance: Instance, payload: pb_event.PlanCompleted, time_s: float) -> Instance:
-    if instance.planned:
+def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: float) -> None:
+    if draft.planned:
         raise IllegalEventError("the plan is complete already")
     usage = usage_of(payload.usage)
-    planning = instance.planning
-    planning = (
+    planning = draft.planning
+    draft.planning = (
         _end(planning, payload.attempt, DONE, usage, time_s)
         if payload.attempt
         else replace(planning, state=DONE)
     )
-    return replace(
-        instance, planning=planning, planned=True, summary=payload.summary, usage=instance.usage + usage
-    )
+    draft.planned = True
+    draft.summary = payload.summary
+    draft.usage = draft.usage.plus(usage)
 
 
-def _plan_reviewed(instance: Instance, payload: pb_event.PlanReviewed, _: float) -> Instance:
+def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) -> None:
     if payload.decision == pb_event.DECISION_REJECT:
-        return replace(
-            instance,
-            planning=instance.planning.renewed(),
-            planned=False,
-            summary="",
-            subtasks={},
-            feedback=payload.feedback,
-        )
-    if not payload.subtasks:
-        return replace(instance, reviewed=True)
-    edited = [subtask_of(message) for message in payload.subtasks]
-    return replace(
-        instance, reviewed=True, subtasks={subtask.id: _unless_done(instance, subtask) for subtask in edited}
-    )
+        draft.planning = draft.planning.renewed()
+        draft.planned = False
+        draft.summary = ""
+        draft.subtasks = {}
+        draft.feedback = payload.feedback
+        return
+    draft.reviewed = True
+    if payload.subtasks:
+        edited = [subtask_of(message) for message in payload.subtasks]
+        draft.subtasks = {subtask.id: _unless_done(draft, subtask) for subtask in edited}
 
 
 def _unless_done(instance: Instance, edited: Subtask) -> Subtask:
@@ -456,79 +462,64 @@ def _subtask(instance: Instance, subtask_id: str) -> Subtask:
         raise IllegalEventError(f"there is no subtask {subtask_id}") from None
 
 
-def _with(instance: Instance, subtask: Subtask, work: Work, output: str = "") -> dict[str, Subtask]:
-    return {**instance.subtasks, subtask.id: replace(subtask, work=work, output=output)}
+def _put(draft: Instance, subtask: Subtask, work: Work, output: str = "") -> None:
+    draft.subtasks = {**draft.subtasks, subtask.id: replace(subtask, work=work, output=output)}
 
 
-def _subtask_started(instance: Instance, payload: pb_event.SubtaskStarted, time_s: float) -> Instance:
-    subtask = _subtask(instance, payload.subtask_id)
-    return replace(instance, subtasks=_with(instance, subtask, _begin(subtask.work, payload, time_s)))
+def _subtask_started(draft: Instance, payload: pb_event.SubtaskStarted, time_s: float) -> None:
+    subtask = _subtask(draft, payload.subtask_id)
+    _put(draft, subtask, _begin(subtask.work, payload, time_s))
 
 
-def _subtask_completed(instance: Instance, payload: pb_event.SubtaskCompleted, time_s: float) -> Instance:
-    subtask = _subtask(instance, payload.subtask_id)
+def _subtask_completed(draft: Instance, payload: pb_event.SubtaskCompleted, time_s: float) -> None:
+    subtask = _subtask(draft, payload.subtask_id)
     usage = usage_of(payload.usage)
-    work = _end(subtask.work, payload.attempt, DONE, usage, time_s)
-    return replace(
-        instance,
-        subtasks=_with(instance, subtask, work, payload.output),
-        usage=instance.usage + usage,
-    )
+    _put(draft, subtask, _end(subtask.work, payload.attempt, DONE, usage, time_s), payload.output)
+    draft.usage = draft.usage.plus(usage)
 
 
-def _subtask_failed(instance: Instance, payload: pb_event.SubtaskFailed, time_s: float) -> Instance:
-    subtask = _subtask(instance, payload.subtask_id)
-    return replace(
-        instance,
-        subtasks=_with(instance, subtask, _fail(subtask.work, payload, time_s)),
-        usage=instance.usage + usage_of(payload.usage),
-    )
+def _subtask_failed(draft: Instance, payload: pb_event.SubtaskFailed, time_s: float) -> None:
+    subtask = _subtask(draft, payload.subtask_id)
+    _put(draft, subtask, _fail(draft, subtask.work, payload, time_s))
 
 
-def _subtask_skipped(instance: Instance, payload: pb_event.SubtaskSkipped, time_s: float) -> Instance:
-    subtask = _subtask(instance, payload.subtask_id)
+def _subtask_skipped(draft: Instance, payload: pb_event.SubtaskSkipped, time_s: float) -> None:
+    subtask = _subtask(draft, payload.subtask_id)
     if subtask.work.state != PENDING:
         raise IllegalEventError(f"subtask {subtask.id} has begun and cannot be skipped")
-    work = replace(subtask.work, state=SKIPPED, error=_failure_of(payload.error), end_time_s=time_s)
-    return replace(instance, subtasks=_with(instance, subtask, work))
+    error = _failure_of(payload.error)
+    _put(draft, subtask, replace(subtask.work, state=SKIPPED, error=error, end_time_s=time_s))
 
 
-def _synthesis_started(instance: Instance, payload: pb_event.SynthesisStarted, time_s: float) -> Instance:
-    return replace(instance, synthesis=_begin(instance.synthesis, payload, time_s))
+def _synthesis_started(draft: Instance, payload: pb_event.SynthesisStarted, time_s: float) -> None:
+    draft.synthesis = _begin(draft.synthesis, payload, time_s)
 
 
-def _synthesis_failed(instance: Instance, payload: pb_event.SynthesisFailed, time_s: float) -> Instance:
-    return replace(
-        instance,
-        synthesis=_fail(instance.synthesis, payload, time_s),
-        usage=instance.usage + usage_of(payload.usage),
-    )
+def _synthesis_failed(draft: Instance, payload: pb_event.SynthesisFailed, time_s: float) -> None:
+    draft.synthesis = _fail(draft, draft.synthesis, payload, time_s)
 
 
-def _synthesis_completed(instance: Instance, payload: pb_event.SynthesisCompleted, time_s: float) -> Instance:
+def _synthesis_completed(draft: Instance, payload: pb_event.SynthesisCompleted, time_s: float) -> None:
     usage = usage_of(payload.usage)
-    return replace(
-        instance,
-        synthesis=_end(instance.synthesis, payload.attempt, DONE, usage, time_s),
-        final_result=payload.final_result,
-        usage=instance.usage + usage,
-    )
+    draft.synthesis = _end(draft.synthesis, payload.attempt, DONE, usage, time_s)
+    draft.final_result = payload.final_result
+    draft.usage = draft.usage.plus(usage)
 
 
-def _unchanged(instance: Instance, _payload: object, _time_s: float) -> Instance:
-    return instance
+def _unchanged(_draft: Instance, _payload: object, _time_s: float) -> None:
+    pass
 
 
-def _retried(instance: Instance, payload: pb_event.InstanceRetried, _: float) -> Instance:
-    return replace(
-        instance,
-        config=payload.config,
-        planning=instance.planning if instance.planned else instance.planning.renewed(),
-        kept=instance.kept if instance.planned else _kept(instance),
-        subtasks=_renewed(instance) if instance.planned else {},
-        synthesis=instance.synthesis.renewed(),
-        error=None,
-    )
+def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
+    draft.config = payload.config
+    if draft.planned:
+        draft.subtasks = _renewed(draft)
+    else:
+        draft.planning = draft.planning.renewed()
+        draft.kept = _kept(draft)
+        draft.subtasks = {}
+    draft.synthesis = draft.synthesis.renewed()
+    draft.error = None
 
 
 def _renewed(instance: Instance) -> Mapping[str, Subtask]:
@@ -538,28 +529,30 @@ def _renewed(instance: Instance) -> Mapping[str, Subtask]:
     }
 
 
-def _restarted(instance: Instance, payload: pb_event.InstanceRestarted, _: float) -> Instance:
-    return Instance(
-        prompt=instance.prompt,
+def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -> None:
+    afresh = Instance(
+        prompt=draft.prompt,
         config=payload.config,
-        labels=instance.labels,
-        forked_from=instance.forked_from,
-        request_id=instance.request_id,
-        request_digest=instance.request_digest,
-        create_time_s=instance.create_time_s,
+        labels=draft.labels,
+        forked_from=draft.forked_from,
+        request_id=draft.request_id,
+        request_digest=draft.request_digest,
+        create_time_s=draft.create_time_s,
     )
+    vars(draft).update(vars(afresh))
 
 
-def _errored(instance: Instance, payload: pb_event.InstanceErrored, time_s: float) -> Instance:
-    return replace(_interrupted(instance, time_s), error=_failure_of(payload.error))
+def _errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:
+    _cut(draft, time_s)
+    draft.error = _failure_of(payload.error)
 
 
-def _terminated(instance: Instance, _: pb_event.InstanceTerminated, time_s: float) -> Instance:
-    return _interrupted(instance, time_s)
+def _terminated(draft: Instance, _: pb_event.InstanceTerminated, time_s: float) -> None:
+    _cut(draft, time_s)
 
 
-def _interrupted(instance: Instance, time_s: float) -> Instance:
-    """The instance with whatever was under way cut off: no event of it will follow."""
+def _cut(draft: Instance, time_s: float) -> None:
+    """Cut off whatever is under way: no event of it will follow."""
 
     def cut(work: Work) -> Work:
         if work.state != AT_WORK:
@@ -567,17 +560,14 @@ def _interrupted(instance: Instance, time_s: float) -> Instance:
         cause = Failure(INTERRUPTED, "stopped together with the instance")
         return replace(work, state=FAILED, error=cause, end_time_s=time_s)
 
-    return replace(
-        instance,
-        planning=cut(instance.planning),
-        subtasks={
-            subtask.id: replace(subtask, work=cut(subtask.work)) for subtask in instance.subtasks.values()
-        },
-        synthesis=cut(instance.synthesis),
-    )
+    draft.planning = cut(draft.planning)
+    draft.subtasks = {
+        subtask.id: replace(subtask, work=cut(subtask.work)) for subtask in draft.subtasks.values()
+    }
+    draft.synthesis = cut(draft.synthesis)
 
 
-_EVOLVE: Final[Mapping[str, Callable[..., Instance]]] = {
+_CHANGE: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
     "instance_created": _created,
     "planning_started": _planning_started,
     "planning_failed": _planning_failed,

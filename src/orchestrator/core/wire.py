@@ -30,12 +30,17 @@ def timestamp(time_s: float) -> Timestamp | None:
 
 def usage_message(usage: Usage) -> pb.Usage:
     """Write usage for the wire."""
-    return pb.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        model_calls=usage.model_calls,
-        cost_usd=usage.cost_usd,
-    )
+    message = pb.Usage()
+    write_usage(message, usage)
+    return message
+
+
+def write_usage(message: pb.Usage, usage: Usage) -> None:
+    """Write usage into its place in a message."""
+    message.input_tokens = usage.input_tokens
+    message.output_tokens = usage.output_tokens
+    message.model_calls = usage.model_calls
+    message.cost_usd = usage.cost_usd
 
 
 def failure_message(failure: Failure) -> pb.Failure:
@@ -43,13 +48,11 @@ def failure_message(failure: Failure) -> pb.Failure:
     return pb.Failure(reason=failure.reason, message=failure.message, subtask_id=failure.subtask_id)
 
 
-def subtask_message(subtask: Subtask) -> pb.Subtask:
-    """Write what the plan says of a subtask for the wire."""
-    return pb.Subtask(
-        id=subtask.id,
-        title=subtask.title,
-        instructions=subtask.instructions,
-        depends_on=subtask.depends_on,
-        worker=subtask.worker,
-        merges=subtask.merges,
-    )
+def write_subtask(message: pb.Subtask, subtask: Subtask) -> None:
+    """Write what the plan says of a subtask into its place in a message."""
+    message.id = subtask.id
+    message.title = subtask.title
+    message.instructions = subtask.instructions
+    message.depends_on.extend(subtask.depends_on)
+    message.worker = subtask.worker
+    message.merges = subtask.merges

@@ -7,7 +7,7 @@ which it came.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -101,31 +101,57 @@ class LiveTexts:
         instance = self._instances.get(instance_id)
         return instance is not None and bool(instance.readers)
 
-    @contextmanager
-    def writing(self, instance_id: str, subtask_id: str, attempt: int) -> Iterator[OnText]:
+    def writing(self, instance_id: str, subtask_id: str, attempt: int) -> AbstractContextManager[OnText]:
         """Give what takes a call's text while the block runs."""
+        return _Writing(self, instance_id, subtask_id, attempt)
+
+    def begin(self, instance_id: str, text: _Text) -> None:
+        """Another call writes."""
         instance = self._instances.setdefault(instance_id, _Instance())
-        text = _Text(subtask_id, attempt)
         instance.texts.append(text)
         for reader in instance.readers:
             reader.begin(text)
 
-        def write(piece: str) -> None:
-            text.pieces.append(piece)
-            for reader in instance.readers:
-                reader.woken.set()
+    def wake(self, instance_id: str) -> None:
+        """Tell an instance's readers that there is more."""
+        for reader in self._instances[instance_id].readers:
+            reader.woken.set()
 
-        try:
-            yield write
-        finally:
-            text.is_whole = True
-            instance.texts.remove(text)
-            self._forget(instance_id)
+    def end(self, instance_id: str, text: _Text) -> None:
+        """Nothing will be added to a text: it is kept for those only who were reading it."""
+        text.is_whole = True
+        self._instances[instance_id].texts.remove(text)
+        self._forget(instance_id)
 
     def _forget(self, instance_id: str) -> None:
         instance = self._instances.get(instance_id)
         if instance and not instance.readers and not instance.texts:
             del self._instances[instance_id]
+
+
+@dataclass(slots=True)
+class _Writing:
+    """One call, which takes room here only once it writes something."""
+
+    live: LiveTexts
+    instance_id: str
+    subtask_id: str
+    attempt: int
+    text: _Text | None = None
+
+    def __enter__(self) -> OnText:
+        return self._write
+
+    def __exit__(self, *_: object) -> None:
+        if self.text:
+            self.live.end(self.instance_id, self.text)
+
+    def _write(self, piece: str) -> None:
+        if self.text is None:
+            self.text = _Text(self.subtask_id, self.attempt)
+            self.live.begin(self.instance_id, self.text)
+        self.text.pieces.append(piece)
+        self.live.wake(self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
-"""One instance at work: asks the core what to do, does it, and appends what came of it."""
+"""One instance at work: asks the core what to do, does it, and appends what came of it.
+
+What calls bring is taken in together: all that comes in one pass of the loop is one step of the instance and
+one entry in the log.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, assert_never
@@ -12,7 +15,7 @@ from orchestrator.core import budget, decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
 from orchestrator.core.plan import PlanError, PlanReader
 from orchestrator.core.prompts import Profile
-from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage
+from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage, Work
 from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.turns import Turn, Turns
 from orchestrator.errors import (
@@ -23,7 +26,7 @@ from orchestrator.errors import (
     UnavailableError,
 )
 from orchestrator.log.base import Entry, EventLog
-from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText
+from orchestrator.models.base import ModelReply, ModelRequest, Models
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ class Workshop:
 
 @dataclass(slots=True)
 class Run:
-    """Carries one instance forward. It reacts: each change is appended, then `advance` starts what follows.
+    """Carries one instance forward. It reacts: what happens is appended, then `advance` starts what follows.
 
     `instance` is ahead of the log by what is queued there; readers see only what is durable.
     """
@@ -63,6 +66,11 @@ class Run:
     """Whether it may make calls: only so many instances are active at once."""
     _calls: dict["asyncio.Task[ModelError | None]", Call] = field(default_factory=dict)
     """What is under way."""
+    _news: list[Event] = field(default_factory=list)
+    """What calls have brought since the instance took it in last."""
+    _reader: PlanReader | None = None
+    """What reads the plan that is being written, if one is."""
+    _taking_in: asyncio.Handle | None = None
     _timer: asyncio.TimerHandle | None = None
     stands_still: bool = False
     """Whether something went wrong that must not happen: only the log knows how the instance stands."""
@@ -83,8 +91,29 @@ class Run:
         except Exception as error:  # noqa: BLE001  as in `advance`
             self._stand_still(error)
 
+    def take_in(self) -> None:
+        """Append what calls have brought; it is done by itself as soon as the loop has come round."""
+        if self._taking_in:
+            self._taking_in.cancel()
+            self._taking_in = None
+        if self.stands_still:
+            return
+        news, self._news = self._news, []
+        try:
+            if self._reader and (subtasks := self._reader.read()):
+                news += decider.planning(self.instance, subtasks, self._reader.summary)
+            if self.instance.state not in TERMINAL:
+                self._append(news)
+        except Exception as error:  # noqa: BLE001  as in `advance`
+            self._stand_still(error)
+
+    def _take_in_soon(self) -> None:
+        if not self._taking_in:
+            self._taking_in = asyncio.get_running_loop().call_soon(self.take_in)
+
     def advance(self) -> None:
         """Start whatever is to be done now, and wake up when something is to be done later."""
+        self.take_in()
         try:
             if self.admitted and not self.stands_still:
                 self._advance()
@@ -152,6 +181,7 @@ class Run:
 
         Raise UnavailableError while nothing can be recorded.
         """
+        self.take_in()
         try:
             events = action(self.instance)
         except StateForbidsError:
@@ -166,7 +196,8 @@ class Run:
         return instance
 
     def cut(self) -> None:
-        """Close every open call."""
+        """Close every open call, having taken in what they brought."""
+        self.take_in()
         if self._timer:
             self._timer.cancel()
         for task in self._calls:
@@ -205,14 +236,16 @@ class Run:
             await asyncio.shield(self._durable)
 
     async def _carry_out(self, call: Call) -> ModelError | None:
-        """Make a call that has begun, and record what came of it; what went wrong."""
+        """Make a call that has begun, and hand in what came of it; what went wrong."""
         try:
             events, failure = await self._attempt(call)
-            if self.instance.state in TERMINAL:
-                return failure
-            if failure and isinstance(call, MakePlan):
-                events = (*self._abandon(), *events)
-            self._append(events)
+            if isinstance(call, MakePlan):
+                self._reader = None
+                if failure:
+                    self.take_in()
+                    events = [*self._abandon(), *events]
+            self._news += events
+            self._take_in_soon()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._stand_still(error)
             return None
@@ -225,28 +258,12 @@ class Run:
                 task.cancel()
         return decider.abandoned(self.instance)
 
-    def _listening(self, call: Call, profile: Profile) -> AbstractContextManager[OnText | None]:
-        """What is told a call's text as it comes, if anything is."""
-        if isinstance(call, MakePlan):
-            reader = profile.plan_reader(self.instance)
-            return nullcontext(partial(self._read_on, reader) if reader else None)
-        subtask_id = call.subtask_id if isinstance(call, RunSubtask) else ""
-        attempt = decider.work_of(self.instance, call).attempt
-        return self.shop.live.writing(self.instance.id, subtask_id, attempt)
-
-    def _read_on(self, reader: PlanReader, piece: str) -> None:
-        """Record each subtask as soon as the planner has told of it, so that it can begin."""
-        try:
-            if (subtasks := reader.feed(piece)) and self.instance.state not in TERMINAL:
-                self._append(decider.planning(self.instance, subtasks, reader.summary))
-        except Exception as error:  # noqa: BLE001  as in `_carry_out`
-            self._stand_still(error)
-
     async def _attempt(self, call: Call) -> tuple[Sequence[Event], ModelError | None]:
         """Make one call; the events that say how it went, and what went wrong."""
+        work = decider.work_of(self.instance, call)
         try:
-            profile, reply = await self._ask(call)
-            usage = self._usage(call, reply.input_tokens, reply.output_tokens)
+            profile, reply = await self._ask(call, work)
+            usage = self._usage(work.model, reply.input_tokens, reply.output_tokens)
             match call:
                 case MakePlan():
                     plan = profile.read_plan(self.instance, reply.text)
@@ -271,17 +288,18 @@ class Run:
             _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, call)
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
         now_s = self.shop.now_s()
-        usage = self._usage(call, error.input_tokens, error.output_tokens)
+        usage = self._usage(work.model, error.input_tokens, error.output_tokens)
         jitter = self.shop.jitter()
         return [decider.failed(self.instance, call, error, usage, now_s=now_s, jitter=jitter)], error
 
-    async def _ask(self, call: Call) -> tuple[Profile, ModelReply]:
+    async def _ask(self, call: Call, work: Work) -> tuple[Profile, ModelReply]:
         instance = self.instance
         try:
-            provider, model = self.shop.models.resolve(decider.model_for(instance, call))
+            provider, model = self.shop.models.resolve(work.model)
         except SettingsError as error:
             raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
         profile = provider.profile
+        subtask_id = ""
         match call:
             case MakePlan():
                 prompt = profile.plan(instance)
@@ -292,30 +310,28 @@ class Run:
             case _:
                 assert_never(call)
         attempt_timeout = instance.config.retry.attempt_timeout
-        timeout_s = attempt_timeout.seconds + attempt_timeout.nanos / 1e9
         request = ModelRequest(
             model=model,
             prompt=prompt,
             max_output_tokens=instance.config.max_output_tokens,
-            timeout_s=timeout_s,
+            timeout_s=attempt_timeout.seconds + attempt_timeout.nanos / 1e9,
             is_watched=isinstance(call, MakePlan) or self.shop.live.is_watched(instance.id),
         )
-        try:
-            with self._listening(call, profile) as on_text:
-                async with asyncio.timeout(timeout_s):
-                    return profile, await provider.complete(request, on_text)
-        except TimeoutError:
-            raise ModelError(
-                "TIMEOUT",
-                f"{decider.model_for(instance, call)} gave no answer within {timeout_s:g} s "
-                "(config.retry.attempt_timeout)",
-                retryable=True,
-            ) from None
+        if isinstance(call, MakePlan):
+            self._reader = profile.plan_reader(instance)
+            return profile, await provider.complete(request, self._hear if self._reader else None)
+        with self.shop.live.writing(instance.id, subtask_id, work.attempt) as on_text:
+            return profile, await provider.complete(request, on_text)
 
-    def _usage(self, call: Call, input_tokens: int, output_tokens: int) -> Usage:
+    def _hear(self, piece: str) -> None:
+        """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""
+        if self._reader:
+            self._reader.add(piece)
+            self._take_in_soon()
+
+    def _usage(self, model: str, input_tokens: int, output_tokens: int) -> Usage:
         """One call's usage; an endpoint's impossible count must not be what fails an instance."""
         sent = min(max(input_tokens, 0), _MOST_TOKENS)
         received = min(max(output_tokens, 0), _MOST_TOKENS)
-        model = decider.model_for(self.instance, call)
         cost_usd = self.shop.models.prices.cost_usd(model, sent, received)
         return Usage(sent, received, model_calls=1, cost_usd=cost_usd or 0.0)

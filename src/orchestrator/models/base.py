@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.core.prompts import Profile, Prompt
-from orchestrator.errors import SettingsError
+from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.prices import Prices
 
 OnText = Callable[[str], None]
@@ -21,7 +21,7 @@ class ModelRequest:
     prompt: Prompt
     max_output_tokens: int
     timeout_s: float
-    """The longest the whole call may take."""
+    """The longest the whole call may take; the provider sees to it."""
     is_watched: bool = False
     """Whether somebody reads the answer as it is written; if not, it may come in one piece."""
 
@@ -51,14 +51,20 @@ class Provider(Protocol):
         """Raise SettingsError where it is plain beforehand that a model cannot be called."""
 
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
-        """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once.
+        """Answer one request; raise ModelError when that fails, or when its time is over (`late`).
 
-        The pieces that `on_text` is told add up to the reply's text. A call that fails may have told some
+        Cancelling closes the connection at once. The pieces that `on_text` is told add up to the reply's text. A call that fails may have told some
         pieces before.
         """
 
     async def aclose(self) -> None:
         """Let go of connections and processes."""
+
+
+def late(whom: str, timeout_s: float) -> ModelError:
+    """No whole answer came in all the time that an attempt has."""
+    message = f"{whom} did not answer within {timeout_s:g} s: see the attempt_timeout of the retry policy"
+    return ModelError("TIMEOUT", message, retryable=True)
 
 
 @dataclass(frozen=True, slots=True)

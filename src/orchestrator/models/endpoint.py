@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText
+from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
 from orchestrator.models.failures import Failures
 from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
 from orchestrator.models.streaming import Events, Speech
@@ -108,7 +108,7 @@ class HttpProvider(ABC):
             async with asyncio.timeout(request.timeout_s):
                 return await self._settle(request, on_text)
         except TimeoutError:
-            raise self._failures.late(request.timeout_s) from None
+            raise late(f"{self._name} ({self._client.host})", request.timeout_s) from None
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -118,12 +118,6 @@ class Failures:
         message = f"{self.name} ({self.host}) ended the stream before the answer was complete"
         return _failed("STREAM_CUT", message, used)
 
-    def late(self, timeout_s: float) -> ModelError:
-        """No whole answer in all the time that an attempt has."""
-        message = f"{self.name} ({self.host}) did not answer within {timeout_s:g} s"
-        message += ": see the attempt_timeout of the retry policy"
-        return _failed("TIMEOUT", message, (0, 0))
-
     def truncated(self, model: str, limit: int, used: tuple[int, int]) -> ModelError:
         """An answer that was cut off at so many tokens."""
         message = f"{model} was cut off at {limit} tokens: allow more max_output_tokens"

@@ -18,7 +18,7 @@ from typing import BinaryIO, Final
 from orchestrator.core.prompts import Profile
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText
+from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
 from orchestrator.models.chat_completions import ChatCompletions
 
 MODEL: Final = "smollm2-135m-instruct"
@@ -64,13 +64,17 @@ class Llama:
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling frees the server's slot at once.
 
-        Where the server has to start, that is part of the request's time for whoever bounds it.
+        Where the server has to start, that is part of the request's time.
         """
         try:
             self.check(request.model)
         except SettingsError as error:
             raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
-        return await (await self._running()).complete(request, on_text)
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                return await (await self._running()).complete(request, on_text)
+        except TimeoutError:
+            raise late(f"llama/{MODEL}", request.timeout_s) from None
 
     async def aclose(self) -> None:
         """Stop the server: it holds nothing that would be worth a goodbye."""

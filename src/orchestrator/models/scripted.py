@@ -9,12 +9,11 @@ Scripted(lambda request: in_pieces("slowly", per_s=50))   # written at that pace
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from inspect import isawaitable
 from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText
+from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
 
 Answer = str | ModelReply | ModelError | AsyncIterator[str]
 """What a model says: all at once, or as an iterator gives it piece by piece, until it raises a ModelError."""
@@ -48,16 +47,19 @@ class Scripted:
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise the script's ModelError where it gives one."""
         answer = self._canned(request) if self._script is None else self._script(request)
-        if isawaitable(answer):
-            answer = await answer
+        if isinstance(answer, str):
+            return _told(ModelReply(answer), on_text)
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                if isinstance(answer, Awaitable):
+                    answer = await answer
+                if isinstance(answer, AsyncIterator):
+                    return ModelReply(await _whole(answer, on_text))
+        except TimeoutError:
+            raise late("the script", request.timeout_s) from None
         if isinstance(answer, ModelError):
             raise answer
-        if isinstance(answer, AsyncIterator):
-            return ModelReply(await _whole(answer, on_text))
-        reply = ModelReply(answer) if isinstance(answer, str) else answer
-        if on_text is not None:
-            on_text(reply.text)
-        return reply
+        return _told(ModelReply(answer) if isinstance(answer, str) else answer, on_text)
 
     async def aclose(self) -> None:
         """There is nothing to let go of."""
@@ -70,6 +72,12 @@ class Scripted:
                 return f"The output of {request.prompt.subtask_id}."
             case "synthesis":
                 return "# The result\n\nAll parts, put together."
+
+
+def _told(reply: ModelReply, on_text: OnText | None) -> ModelReply:
+    if on_text is not None:
+        on_text(reply.text)
+    return reply
 
 
 async def _whole(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
