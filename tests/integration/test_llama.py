@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -48,10 +47,10 @@ async def test_a_prompt_goes_all_the_way_through_plan_work_and_synthesis(
     replies = await asyncio.gather(*(ask(model, TINY.work(instance, subtask)) for subtask in plan.subtasks))
     assert all(reply.text.strip() and reply.input_tokens and reply.output_tokens for reply in replies)
     done = (
-        replace(subtask, work=Work(state=DONE), output=reply.text)
+        subtask._replace(work=Work(state=DONE), output=reply.text)
         for subtask, reply in zip(plan.subtasks, replies, strict=True)
     )
-    instance = replace(instance, subtasks={subtask.id: subtask for subtask in done})
+    instance.subtasks = {subtask.id: subtask for subtask in done}
     result = TINY.read_synthesis(instance, (await ask(model, TINY.synthesize(instance))).text)
     assert all(f"## {subtask.title}" in result for subtask in plan.subtasks)
     printed = capfd.readouterr()
@@ -95,7 +94,7 @@ async def test_the_longest_texts_fit_into_the_context(model: Llama, character: s
 async def _tokens_read(model: Llama, prompt: Prompt) -> int:
     """How many tokens a prompt has for the model, whatever it would say to it."""
     try:
-        reply = await ask(model, replace(prompt, schema=None, max_output_tokens=1, may_be_cut=True))
+        reply = await ask(model, prompt._replace(schema=None, max_output_tokens=1, may_be_cut=True))
     except ModelError as error:
         if error.reason not in ("OUTPUT_INVALID", "OUTPUT_TRUNCATED"):  # it had nothing to say
             raise
@@ -170,7 +169,7 @@ async def test_only_who_has_the_key_is_served(model: Llama) -> None:
 async def test_cancelling_a_call_frees_the_server_for_the_next_ones(model: Llama) -> None:
     await model.start()
     endless = Prompt("work", (Message("user", "Count to a million."),), sampling={"min_p": 0.0})
-    endless = replace(endless, may_be_cut=True, sampling={"ignore_eos": True})  # type: ignore[dict-item]
+    endless = endless._replace(may_be_cut=True, sampling={"ignore_eos": True})  # type: ignore[dict-item]
     calls = [asyncio.create_task(ask(model, endless)) for _ in range(llama.PARALLEL_CALLS)]
     await asyncio.wait(calls, timeout=0.5)
     for call in calls:

@@ -1,5 +1,4 @@
 import itertools
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -105,7 +104,7 @@ def test_a_call_goes_to_its_workers_model_or_else_to_the_small_one() -> None:
         instance_pb2.Worker(name="writer", use="writes prose"),
     ]
     names = {"a": "coder", "b": "writer", "c": "unknown", "d": "", "e": "Coder"}
-    life = Life(workers=catalogue).planned(*(replace(part(key), worker=names[key]) for key in names))
+    life = Life(workers=catalogue).planned(*(part(key)._replace(worker=names[key]) for key in names))
     models = {key: decider.model_for(life.instance, RunSubtask(key)) for key in names}
     assert models == {"a": "scripted/codex", **dict.fromkeys("bcde", "scripted/small")}
     assert decider.begun(life.instance, RunSubtask("a")).subtask_started.model == "scripted/codex"

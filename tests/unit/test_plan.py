@@ -1,7 +1,6 @@
 """A plan: how it is read from a planner's text, and what makes it invalid."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,8 +97,8 @@ def test_a_cycle_is_found_and_shown(subtasks: tuple[Subtask, ...], data: st.Data
     first, last = sorted(data.draw(st.integers(0, len(subtasks) - 1)) for _ in range(2))
     chained = list(subtasks)
     for index in range(first, last):
-        chained[index + 1] = replace(chained[index + 1], depends_on=(chained[index].id,))
-    chained[first] = replace(chained[first], depends_on=(chained[last].id,))
+        chained[index + 1] = chained[index + 1]._replace(depends_on=(chained[index].id,))
+    chained[first] = chained[first]._replace(depends_on=(chained[last].id,))
     with pytest.raises(PlanError, match="cycle") as caught:
         plan.validate(chained, 16)
     assert chained[first].id in str(caught.value)

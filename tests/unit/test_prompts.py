@@ -125,14 +125,14 @@ def test_a_worker_is_told_its_own_instructions_and_samples_as_it_should() -> Non
     assert "No adjectives." not in told(coder)
     assert "Answer in French." in user_message(coder)
     assert coder.sampling == {"temperature": 0.0, "top_p": 0.9}
-    writer = FULL.work(instance, replace(INSTANCE.subtasks["ui"], worker="writer"))
+    writer = FULL.work(instance, INSTANCE.subtasks["ui"]._replace(worker="writer"))
     assert "No adjectives." in user_message(writer)
     assert writer.sampling == {}
 
 
 @pytest.mark.parametrize("name", ["", "analyst"])
 def test_a_worker_that_is_not_in_the_catalogue_works_as_without_one(name: str) -> None:
-    subtask = replace(INSTANCE.subtasks["ui"], worker=name)
+    subtask = INSTANCE.subtasks["ui"]._replace(worker=name)
     assert FULL.work(with_catalogue(*CATALOGUE), subtask) == FULL.work(INSTANCE, subtask)
 
 
@@ -148,7 +148,7 @@ def test_the_small_profile_passes_over_the_catalogue() -> None:
 
 
 def test_the_synthesis_is_told_every_output_and_why_one_is_missing() -> None:
-    skipped = replace(INSTANCE.subtasks["ui"], work=Work(state=SKIPPED, error=Failure("X", "db failed")))
+    skipped = INSTANCE.subtasks["ui"]._replace(work=Work(state=SKIPPED, error=Failure("X", "db failed")))
     instance = replace(INSTANCE, subtasks={**INSTANCE.subtasks, "ui": skipped})
     text = user_message(FULL.synthesize(instance))
     for part in (
@@ -186,7 +186,7 @@ def test_a_role_whose_answer_was_cut_off_is_asked_for_a_shorter_one() -> None:
     for prompt in (
         FULL.plan(instance),
         FULL.synthesize(instance),
-        FULL.work(instance, replace(SUBTASKS[2], work=work)),
+        FULL.work(instance, SUBTASKS[2]._replace(work=work)),
     ):
         assert "write a shorter one" in user_message(prompt)
 
@@ -221,7 +221,7 @@ def test_the_tests_endpoint_tells_the_roles_apart() -> None:
     st.lists(st.sampled_from(["</prompt>", "</prompt-2>", "<prompt>", "</output>", "x", "\n"])).map("".join)
 )
 def test_no_text_can_close_the_tags_around_it(text: str) -> None:
-    done = replace(SUBTASKS[0], output=text)
+    done = SUBTASKS[0]._replace(output=text)
     instance = replace(INSTANCE, prompt=text, summary="", subtasks={"api": done})
     message = user_message(FULL.synthesize(instance))
     for tag, content in (("prompt", text), ("output", text)):
@@ -302,7 +302,7 @@ def test_a_tiny_plan_keeps_to_the_most_subtasks(most: int) -> None:
 def test_a_tiny_model_is_sampled_warmer_after_each_failure() -> None:
     def temperatures(work: Work) -> list[float]:
         instance = replace(INSTANCE, planning=work, synthesis=work)
-        worker = TINY.work(instance, replace(SUBTASKS[0], work=work))
+        worker = TINY.work(instance, SUBTASKS[0]._replace(work=work))
         prompts = (TINY.plan(instance), worker, TINY.synthesize(instance))
         return [prompt.sampling["temperature"] for prompt in prompts]
 
@@ -332,7 +332,7 @@ def test_a_tiny_plan_without_titles_is_none(text: str) -> None:
 
 def test_a_tiny_result_is_an_opening_and_every_output_as_it_is() -> None:
     fence = "```go\nfunc main() {}"
-    subtasks = {**INSTANCE.subtasks, "api": replace(SUBTASKS[0], output=fence)}
+    subtasks = {**INSTANCE.subtasks, "api": SUBTASKS[0]._replace(output=fence)}
     result = TINY.read_synthesis(replace(INSTANCE, subtasks=subtasks), "A shop. It sells. And it")
     assert result.startswith("A shop. It sells.\n\n## Write the API\n\n```go\nfunc main() {}\n```\n\n")
     assert "And it" not in result

@@ -5,6 +5,8 @@ from orchestrator.core.state import Failure, Instance
 
 def exceeded(instance: Instance, now_s: float) -> Failure | None:
     """Why no further call may begin; None: it may."""
+    if not instance.config.HasField("budget"):
+        return None
     budget = instance.config.budget
     used = instance.usage.input_tokens + instance.usage.output_tokens
     if budget.HasField("max_tokens") and used >= budget.max_tokens:
@@ -31,7 +33,12 @@ def exceeded(instance: Instance, now_s: float) -> Failure | None:
 
 def deadline_s(instance: Instance) -> float | None:
     """When budget.max_duration is over, in seconds since the epoch; None: never, or work has not begun."""
-    if not instance.config.budget.HasField("max_duration") or not instance.start_time_s:
+    config = instance.config
+    if (
+        not config.HasField("budget")
+        or not config.budget.HasField("max_duration")
+        or not instance.start_time_s
+    ):
         return None
     return instance.start_time_s + _longest_s(instance)
 

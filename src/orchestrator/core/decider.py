@@ -115,6 +115,9 @@ def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float)
         if subtask.work.state == AT_WORK:
             running += 1
             continue
+        if not subtask.depends_on:
+            ready.append(subtask)
+            continue
         needs = [instance.subtasks[name] for name in subtask.depends_on if name in instance.subtasks]
         if lost := [needed for needed in needs if needed.work.state in (FAILED, SKIPPED)]:
             skipped.append(_skip(subtask, lost[0]))

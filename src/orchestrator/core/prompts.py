@@ -9,10 +9,10 @@ between tags that do not occur in it, so that it can be told from what we say wh
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final, Literal, Protocol
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple, Protocol
 
 from orchestrator.core import merging, plan, workers
 from orchestrator.core.plan import Plan, PlanReader
@@ -22,22 +22,20 @@ from orchestrator.v1 import instance_pb2 as pb
 Role = Literal["planning", "work", "synthesis"]
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Prompt:
+class Prompt(NamedTuple):
     """What a model is told, the JSON schema its answer must fit (None: plain text), and how it samples."""
 
     role: Role
     messages: tuple[Message, ...]
     schema: Mapping[str, object] | None = None
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, float] = MappingProxyType({})
     max_output_tokens: int | None = None
     """The most this prompt's answer is worth; None: whatever the instance's configuration allows."""
     may_be_cut: bool = False
@@ -161,12 +159,7 @@ class Full:
         error = instance.planning.error
         if error is not None and error.reason in ("OUTPUT_INVALID", "PLAN_INVALID"):
             parts.append(_if_given("error", error.message, "Your last answer could not be used. Mend this:"))
-        system = _PLANNER.format(
-            max_subtasks=most,
-            worker=_ONE_OF_THE_WORKERS if instance.config.workers else _ANY_WORKER,
-            data=_DATA,
-            schema=_schema_text(most),
-        )
+        system = _planner(most, _ONE_OF_THE_WORKERS if instance.config.workers else _ANY_WORKER)
         return _prompt("planning", system, [*parts, _shorter(error)], schema=_schema(most))
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:
@@ -232,12 +225,12 @@ def _prompt(
     parts: Iterable[str],
     *,
     schema: Mapping[str, object] | None = None,
-    sampling: Mapping[str, float] | None = None,
+    sampling: Mapping[str, float] = MappingProxyType({}),
     subtask_id: str = "",
 ) -> Prompt:
     user = "\n\n".join(filter(None, parts))
     messages = (Message("system", system), Message("user", user))
-    return Prompt(role, messages, schema=schema, sampling=sampling or {}, subtask_id=subtask_id)
+    return Prompt(role, messages, schema, sampling, subtask_id=subtask_id)
 
 
 def _merge(instance: Instance, subtask: Subtask, outputs: Iterable[str]) -> Prompt:
@@ -261,8 +254,9 @@ def _schema(max_subtasks: int) -> Mapping[str, object]:
 
 
 @lru_cache
-def _schema_text(max_subtasks: int) -> str:
-    return json.dumps(plan.schema(max_subtasks))
+def _planner(max_subtasks: int, worker: str) -> str:
+    schema = json.dumps(plan.schema(max_subtasks))
+    return _PLANNER.format(max_subtasks=max_subtasks, worker=worker, data=_DATA, schema=schema)
 
 
 def _catalogue(catalogue: Iterable[pb.Worker]) -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from orchestrator.core.state import Instance, State
 from orchestrator.errors import UnavailableError
@@ -18,8 +18,7 @@ PAGE_BYTES: Final = 1024 * 1024
 """A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Events of one instance that are appended together, and the instance as it is after them."""
 
     events: Sequence[Event]

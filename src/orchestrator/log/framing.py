@@ -1,5 +1,6 @@
 """The little of protobuf's encoding that lets stored events travel without being decoded."""
 
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import Message
@@ -16,10 +17,14 @@ def tag(message: type[Message], field: str) -> bytes:
 
 def delimited(field_tag: bytes, data: bytes) -> bytes:
     """One length-delimited field: its tag, the data's size, the data."""
-    size = len(data)
+    return _prefix(field_tag, len(data)) + data
+
+
+@lru_cache(4096)
+def _prefix(field_tag: bytes, size: int) -> bytes:
     prefix = bytearray(field_tag)
     while size >= _MORE:
         prefix.append(size & (_MORE - 1) | _MORE)
         size >>= 7
     prefix.append(size)
-    return bytes(prefix) + data
+    return bytes(prefix)

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import aiosqlite
 
@@ -95,31 +95,36 @@ class SqliteTables:
             rows.append((key, instance.id, instance.state, request_id, digest, instance.end_time_s))
         created = await self._insert(
             "INSERT INTO instance (key, id, state, request_id, request_digest, end_time_s) VALUES",
-            rows,
+            "(?,?,?,?,?,?)",
+            list(chain.from_iterable(rows)),
             "ON CONFLICT DO NOTHING RETURNING key",
         )
         keys = {row[0] for row in created}
-        labels = []
+        labels: list[object] = []
         for row, pending in zip(rows, creations, strict=True):
             instance = pending.entry.instance
             if row[0] in keys:
                 self._rows[instance.id] = _Row(row[0], instance.state)
-                labels += [(row[0], name, value) for name, value in instance.labels.items()]
+                for label in instance.labels.items():
+                    labels += (row[0], *label)
             else:
                 unknown = StorageError(f"instance {instance.id!r} could not be recorded")
                 pending.refusal = await find_conflict(self.connection, instance) or unknown
-        await self._insert("INSERT INTO label (instance, name, value) VALUES", labels)
+        await self._insert("INSERT INTO label (instance, name, value) VALUES", "(?,?,?)", labels)
 
     async def _insert(
-        self, statement: str, rows: Sequence[tuple[Any, ...]], ending: str = ""
+        self, statement: str, row: str, values: Sequence[object], ending: str = ""
     ) -> Sequence[sqlite3.Row]:
-        """Insert rows by as few statements as possible; what the statements return."""
+        """Insert rows, whose values stand one after the other, by as few statements as possible.
+
+        Gives what the statements return.
+        """
         returned: list[sqlite3.Row] = []
-        for start in range(0, len(rows), ROWS_PER_STATEMENT):
-            chunk = rows[start : start + ROWS_PER_STATEMENT]
-            places = f"({','.join('?' * len(chunk[0]))})"
-            query = f"{statement} {','.join([places] * len(chunk))} {ending}"
-            returned += await fetch(self.connection, query, list(chain.from_iterable(chunk)))
+        width = row.count("?")
+        for start in range(0, len(values), width * ROWS_PER_STATEMENT):
+            chunk = values[start : start + width * ROWS_PER_STATEMENT]
+            rows = ",".join([row] * (len(chunk) // width))
+            returned += await fetch(self.connection, f"{statement} {rows} {ending}", chunk)
         return returned
 
     async def _find_rows(self, group: list[Pending]) -> None:
@@ -136,14 +141,16 @@ class SqliteTables:
                 pending.refusal = InstanceNotFoundError(instance_id)
 
     async def _insert_events(self, entries: list[Entry]) -> None:
-        rows = []
+        values: list[object] = []
         position = self.position
         for entry in entries:
             key = self._rows[entry.instance.id].key
             for event in entry.events:
                 position += 1
-                rows.append((position, key, event.sequence, framed(event)))
-        await self._insert("INSERT INTO event (position, instance, sequence, data) VALUES", rows)
+                values += (position, key, event.sequence, framed(event))
+        await self._insert(
+            "INSERT INTO event (position, instance, sequence, data) VALUES", "(?,?,?,?)", values
+        )
 
     async def _update_states(self, entries: list[Entry]) -> None:
         changes = {}

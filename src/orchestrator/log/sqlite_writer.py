@@ -9,7 +9,6 @@ import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -179,8 +178,11 @@ class SqliteWriter:
                 self._settled.set_result(None)
 
     def _take_entries(self) -> list[Pending]:
-        entries = takewhile(lambda queued: isinstance(queued, Pending), self._queue)
-        group = [queued for queued in islice(entries, MOST_ENTRIES_PER_COMMIT) if isinstance(queued, Pending)]
+        group = []
+        for queued in self._queue[:MOST_ENTRIES_PER_COMMIT]:
+            if not isinstance(queued, Pending):
+                break
+            group.append(queued)
         del self._queue[: len(group)]
         return group
 

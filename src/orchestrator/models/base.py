@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.errors import ModelError, SettingsError
@@ -12,8 +12,7 @@ OnText = Callable[[str], None]
 """Is told each piece of an answer's text as it comes, in order. It must not raise."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelRequest(NamedTuple):
     """One call: what is said, to which of the provider's models, and its bounds."""
 
     model: str
@@ -31,8 +30,7 @@ class ModelRequest:
         return min(self.max_output_tokens, self.prompt.max_output_tokens or self.max_output_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelReply:
+class ModelReply(NamedTuple):
     """What a model answered, and what it used by the endpoint's own count (0 where it gave none)."""
 
     text: str
@@ -53,8 +51,8 @@ class Provider(Protocol):
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails, or when its time is over (`late`).
 
-        Cancelling closes the connection at once. The pieces that `on_text` is told add up to the reply's text. A call that fails may have told some
-        pieces before.
+        Cancelling closes the connection at once. The pieces that `on_text` is told add up to the reply's
+        text. A call that fails may have told some pieces before.
         """
 
     async def aclose(self) -> None:
