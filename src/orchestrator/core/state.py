@@ -6,6 +6,7 @@ pure, so a state can be kept, compared and handed out without copying. Times are
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import add
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -117,12 +118,7 @@ class Usage(NamedTuple):
 
     def plus(self, other: "Usage") -> "Usage":
         """Both together."""
-        return Usage(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.model_calls + other.model_calls,
-            self.cost_usd + other.cost_usd,
-        )
+        return Usage._make(map(add, self, other))
 
 
 _NO_USAGE: Final = Usage()

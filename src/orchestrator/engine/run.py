@@ -126,7 +126,7 @@ class Run:
             self._timer = None
         now_s = self.shop.now_s()
         wake_s: list[float] = []
-        begun: list[tuple[Call, Turn]] = []
+        begun: list[tuple[Call, str, Turn]] = []
         self._done = None
         commands = decider.decide(self.instance, now_s)
         for command in commands:
@@ -136,9 +136,10 @@ class Run:
                 case WakeAt(time_s):
                     wake_s.append(time_s)
                 case MakePlan() | RunSubtask() | Synthesize():
-                    endpoint, _, _ = decider.model_for(self.instance, command).partition("/")
+                    model = decider.model_for(self.instance, command)
+                    endpoint, _, _ = model.partition("/")
                     if turn := self.shop.turns.take(endpoint, self.instance.id, self.advance):
-                        begun.append((command, turn))
+                        begun.append((command, model, turn))
                     elif (deadline_s := budget.deadline_s(self.instance)) is not None:
                         wake_s.append(deadline_s)  # it may pass while the instance waits for a turn
                 case _:
@@ -151,23 +152,23 @@ class Run:
         if not any(isinstance(command, Record) for command in commands):
             self._done = self.instance
 
-    def _begin(self, begun: Sequence[tuple[Call, Turn]]) -> None:
+    def _begin(self, begun: Sequence[tuple[Call, str, Turn]]) -> None:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
         try:
-            events = [decider.begun(self.instance, call, self._prompts(call)) for call, _ in begun]
+            events = [decider.begun(self.instance, call, self._prompts(model)) for call, model, _ in begun]
             self._queue(decider.take(self.instance, events, self.shop.now_s()), events)
         except BaseException:
-            for _, turn in begun:
+            for _, _, turn in begun:
                 self.shop.turns.give_back(turn, None)
             raise
-        for call, turn in begun:
+        for call, _, turn in begun:
             task = self.shop.tasks.create_task(self._carry_out(call))
             self._calls[task] = call
             task.add_done_callback(partial(self._called, turn))
 
-    def _prompts(self, call: Call) -> str:
+    def _prompts(self, model: str) -> str:
         try:
-            provider, _ = self.shop.models.resolve(decider.model_for(self.instance, call))
+            provider, _ = self.shop.models.resolve(model)
         except SettingsError:
             return ""  # which the call itself will tell
         return provider.profile.version

@@ -10,7 +10,7 @@ import aiosqlite
 BUSY_S: Final = 5.0
 """How long SQLite waits for another program's lock."""
 
-_CACHED_STATEMENTS: Final = 512  # an insert for each number of rows is a statement of its own
+CACHED_STATEMENTS: Final = 512  # an insert for each number of rows is a statement of its own
 
 
 async def connect(path: Path, *, make: bool = True) -> aiosqlite.Connection:
@@ -23,7 +23,7 @@ async def connect(path: Path, *, make: bool = True) -> aiosqlite.Connection:
         uri=True,
         timeout=BUSY_S,
         isolation_level="IMMEDIATE",
-        cached_statements=_CACHED_STATEMENTS,
+        cached_statements=CACHED_STATEMENTS,
     )
     try:
         await connection.execute("PRAGMA journal_mode = WAL")

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Final
 
@@ -19,7 +20,7 @@ from orchestrator.core.state import TERMINAL, Instance, State
 from orchestrator.errors import InstanceNotFoundError, StorageError
 from orchestrator.log.base import DuplicateRequest, Entry, framed
 from orchestrator.log.conflict import conflict
-from orchestrator.log.sqlite_connection import fetch
+from orchestrator.log.sqlite_connection import CACHED_STATEMENTS, fetch
 
 ROWS_PER_STATEMENT: Final = 256
 
@@ -123,8 +124,8 @@ class SqliteTables:
         width = row.count("?")
         for start in range(0, len(values), width * ROWS_PER_STATEMENT):
             chunk = values[start : start + width * ROWS_PER_STATEMENT]
-            rows = ",".join([row] * (len(chunk) // width))
-            returned += await fetch(self.connection, f"{statement} {rows} {ending}", chunk)
+            query = _insertion(statement, row, len(chunk) // width, ending)
+            returned += await fetch(self.connection, query, chunk)
         return returned
 
     async def _find_rows(self, group: list[Pending]) -> None:
@@ -200,6 +201,11 @@ class SqliteTables:
         query = f"SELECT max(given.{number}, coalesce((SELECT max({number}) FROM {table}), 0)) FROM given"  # noqa: S608
         highest: int = (await fetch(self.connection, query))[0][0]
         return highest
+
+
+@lru_cache(CACHED_STATEMENTS)
+def _insertion(statement: str, row: str, count: int, ending: str) -> str:
+    return f"{statement} {','.join([row] * count)} {ending}"
 
 
 def _fault(creations: Sequence[Pending]) -> Exception | None:
