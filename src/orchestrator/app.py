@@ -129,8 +129,8 @@ def calm_collector() -> None:
     """Let the garbage collector run less often, for this process.
 
     States are many small values that live long and hold no cycles: with Python's defaults, looking through
-    them took a quarter of the time in `benchmarks/engine.py`. The second number bounds how long the loop stands
-    still for it: with 50 it was 300 to 600 ms, with 10 below 100.
+    them took a quarter of the time in `benchmarks/engine.py`. The second number bounds how long the loop
+    stands still for it: with 50 it was 300 to 600 ms, with 10 below 100.
     """
     gc.freeze()
     gc.set_threshold(20_000, 10, 100)
