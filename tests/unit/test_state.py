@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_a_whole_life_folds_to_its_result() -> None:
 def test_folding_stored_bytes_gives_the_state_that_was_evolved() -> None:
     life = Life().planned().done("t1").started("t2")
     assert life.refolded() == life.instance
+
+
+def test_a_state_that_was_given_away_never_changes() -> None:
+    life = Life(review_plan=True).planned().then(bare("plan_reviewed", 0)).done("t1").started("t2")
+    life.then(bare("instance_terminated", 0)).then(bare("instance_retried", 0)).done("t2", "t3").completed()
+    life.then(bare("instance_restarted", 0)).planned(part("t1"), part("other"))
+    instance = Instance()
+    for event in life.events:
+        held = {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name, value in vars(instance).items()
+        }
+        after = evolve(instance, event)
+        assert vars(instance) == held, event
+        instance = after
+    assert instance == life.instance
 
 
 @pytest.mark.parametrize("state", TRANSITIONS)
