@@ -16,7 +16,6 @@ from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.run import Action, Run, Workshop
 from orchestrator.engine.turns import Turns
 from orchestrator.errors import (
-    InstanceNotFoundError,
     InvalidArgumentError,
     QueueFullError,
     SettingsError,
@@ -149,10 +148,6 @@ class LocalEngine:
         run = self._runs[instance_id]
         try:
             return await run.steer(partial(self._with_models, action))
-        except InstanceNotFoundError:
-            if self._runs.get(instance_id) is run:
-                del self._runs[instance_id]  # deleted meanwhile
-            raise
         finally:
             if run.rests:
                 self._release(run)
