@@ -184,6 +184,17 @@ async def test_an_instance_that_cannot_be_read_keeps_no_other_from_going_on(
     assert "a cannot be taken up" in caplog.text
 
 
+async def test_one_that_stands_still_at_the_end_keeps_no_other_from_being_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held()
+    async with running(tmp_path, held) as (engine, _):
+        await engine.create(wish())
+        await engine.create(wish("b"))
+        engine._runs["a"]._news.append(Event(instance_resumed={}))
+    assert "a stands still" in caplog.text
+
+
 async def test_a_slow_endpoint_that_refuses_late_stops_nobody(tmp_path: Path) -> None:
     calls = 0
 

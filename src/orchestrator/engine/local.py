@@ -82,7 +82,7 @@ class LocalEngine:
             finally:
                 engine._stopping = True
                 engine._shop.turns.close()
-                for run in engine._runs.values():
+                for run in tuple(engine._runs.values()):
                     run.cut()
         if failure:
             raise failure
