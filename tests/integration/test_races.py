@@ -12,7 +12,7 @@ from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import Instance
 from orchestrator.engine.local import LocalEngine
-from orchestrator.errors import ModelError
+from orchestrator.errors import InstanceNotFoundError, ModelError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelRequest, Models
@@ -70,6 +70,19 @@ async def test_an_instance_that_waited_for_a_turn_runs_after_a_terminate_and_a_r
         await engine.steer("a", retry)
         held.gate.set()
         assert (await wait_for_end(log, "a", 10)).state == pb.STATE_COMPLETE
+
+
+async def test_an_instance_that_is_deleted_before_its_retry_gives_its_place_back(tmp_path: Path) -> None:
+    held = Held()
+    async with running(tmp_path, held, max_active=1) as (engine, log):
+        await engine.create(wish())
+        changes = (engine.steer("a", lifecycle.terminate), log.delete("a"), engine.steer("a", retry))
+        terminated, _, retried = await asyncio.gather(*changes, return_exceptions=True)
+        assert isinstance(terminated, Instance)
+        assert isinstance(retried, InstanceNotFoundError)
+        held.gate.set()
+        await engine.create(wish("b"))
+        assert (await wait_for_end(log, "b", 10)).state == pb.STATE_COMPLETE
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -169,6 +182,17 @@ async def test_an_instance_that_cannot_be_read_keeps_no_other_from_going_on(
     async with running(tmp_path, held) as (_, log):
         assert (await wait_for_end(log, "b", 10)).state == pb.STATE_COMPLETE
     assert "a cannot be taken up" in caplog.text
+
+
+async def test_one_that_stands_still_at_the_end_keeps_no_other_from_being_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = Held()
+    async with running(tmp_path, held) as (engine, _):
+        await engine.create(wish())
+        await engine.create(wish("b"))
+        engine._runs["a"]._news.append(Event(instance_resumed={}))
+    assert "a stands still" in caplog.text
 
 
 async def test_a_slow_endpoint_that_refuses_late_stops_nobody(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.lives import Life, part
@@ -14,9 +15,9 @@ from orchestrator.core.decider import worked
 from orchestrator.core.state import Usage
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log import schema
-from orchestrator.log.base import Entry, framed
+from orchestrator.log.base import Entry, Page, framed
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.v1.event_pb2 import Event, InstanceTerminated
+from orchestrator.v1.event_pb2 import Event, InstanceRetried, InstanceTerminated
 
 
 @pytest.fixture
@@ -39,6 +40,37 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     await log.append(Entry(life.events[before:], life.instance))
     assert list((await log.read_all(0)).places) == list(range(1, len(life.events) + 1))
     await log.aclose()
+
+
+async def test_what_goes_on_while_it_is_read_is_known_as_it_is_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    life = Life("a").then(Event(instance_terminated=InstanceTerminated()))
+    await log.append(Entry(life.events, life.instance))
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+    read = log.read
+
+    async def slowly(*place: Any) -> Page:
+        page = await read(*place)
+        has_read.set()
+        await may_go_on.wait()
+        return page
+
+    monkeypatch.setattr(log, "read", slowly)
+    loading = asyncio.create_task(log.load("a"))
+    await has_read.wait()
+    before = len(life.events)
+    life.then(Event(instance_retried=InstanceRetried(config=life.instance.config)))
+    life.then(Event(instance_terminated=InstanceTerminated()))
+    await log.append(Entry(life.events[before:], life.instance))
+    may_go_on.set()
+    loaded = [await loading, await log.load("a")]
+    await log.aclose()
+    assert [instance.last_sequence for instance in loaded] == [4, 4]
 
 
 async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog) -> None:

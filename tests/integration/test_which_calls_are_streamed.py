@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -40,7 +40,7 @@ class Held:
     async def begin(self, count: int, *, is_watched: bool = False) -> list[bool]:
         """Begin so many calls; whether each is streamed."""
         before = len(self.endpoint.calls)
-        request = replace(asking(), is_watched=is_watched)
+        request = asking()._replace(is_watched=is_watched)
         self.open += [asyncio.create_task(self.provider.complete(request)) for _ in range(count)]
         await self.endpoint.wait_for_calls(before + count)
         return are_streamed(self.endpoint)[before:]
@@ -119,7 +119,7 @@ def streaming_without_usage(call: Call) -> Answer:
 
 async def test_a_model_whose_streams_tell_no_usage_is_called_for_the_whole_which_tells_it() -> None:
     async with Endpoint(streaming_without_usage) as endpoint, aclosing(chat(endpoint)) as provider:
-        requests = [asking(), asking(), replace(asking(), is_watched=True), asking(schema=True)]
+        requests = [asking(), asking(), asking()._replace(is_watched=True), asking(schema=True)]
         used = [(await ask(provider, request)).output_tokens for request in requests]
         await ask(provider, asking(model="another"))
     assert used == [0, 20, 20, 20]

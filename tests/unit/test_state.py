@@ -239,6 +239,14 @@ def test_what_was_made_from_another_result_is_not_taken_over() -> None:
     assert not life.then(told("b", "a")).instance.subtasks["b"].output
 
 
+def test_a_kept_result_outlasts_a_termination_amid_the_next_plan() -> None:
+    life = replanned([told("a"), told("b", "a")], "ab").then(told("a"))
+    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
+    life.then(Event(planning_started=event_pb2.PlanningStarted(attempt=3))).then(told("a"), told("b", "a"))
+    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", "output of b"]
+
+
 def test_a_retry_with_a_plan_of_the_clients_own_begins_without_half_of_another() -> None:
     life = replanned([told("a"), told("b")], "a").then(told("a"))
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))

@@ -546,8 +546,9 @@ def _cut(draft: Instance, time_s: float) -> None:
         return work._replace(state=FAILED, error=cause, end_time_s=time_s)
 
     draft.planning = cut(draft.planning)
-    draft.subtasks = {
-        subtask.id: subtask._replace(work=cut(subtask.work)) for subtask in draft.subtasks.values()
+    draft.subtasks = {  # those that are not cut stay the same ones, by which `_kept` knows them
+        name: subtask._replace(work=cut(subtask.work)) if subtask.work.state == AT_WORK else subtask
+        for name, subtask in draft.subtasks.items()
     }
     draft.synthesis = cut(draft.synthesis)
 

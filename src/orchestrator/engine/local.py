@@ -16,7 +16,6 @@ from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.run import Action, Run, Workshop
 from orchestrator.engine.turns import Turns
 from orchestrator.errors import (
-    InstanceNotFoundError,
     InvalidArgumentError,
     QueueFullError,
     SettingsError,
@@ -83,7 +82,7 @@ class LocalEngine:
             finally:
                 engine._stopping = True
                 engine._shop.turns.close()
-                for run in engine._runs.values():
+                for run in tuple(engine._runs.values()):
                     run.cut()
         if failure:
             raise failure
@@ -149,10 +148,6 @@ class LocalEngine:
         run = self._runs[instance_id]
         try:
             return await run.steer(partial(self._with_models, action))
-        except InstanceNotFoundError:
-            if self._runs.get(instance_id) is run:
-                del self._runs[instance_id]  # deleted meanwhile
-            raise
         finally:
             if run.rests:
                 self._release(run)

@@ -73,7 +73,8 @@ class Run:
     _taking_in: asyncio.Handle | None = None
     _timer: asyncio.TimerHandle | None = None
     stands_still: bool = False
-    """Whether something went wrong that must not happen: only the log knows how the instance stands."""
+    """Whether it was deleted, or something went wrong that must not happen: only the log knows how the
+    instance stands."""
     _durable: "asyncio.Future[None] | None" = None
     """Done once everything appended so far is durable."""
     _done: Instance | None = None
@@ -206,6 +207,9 @@ class Run:
 
     def _stand_still(self, error: BaseException) -> None:
         _LOGGER.error("%s stands still until it is steered", self.instance.id, exc_info=error)
+        self._leave()
+
+    def _leave(self) -> None:
         self.stands_still = True
         self.cut()
         self.on_durable(self)
@@ -225,8 +229,9 @@ class Run:
         if durable.cancelled():
             return
         if error := durable.exception():
-            # The service stops, and the log tells the next start how far this came; or it was deleted.
-            if not isinstance(error, UnavailableError | InstanceNotFoundError):
+            if isinstance(error, InstanceNotFoundError):
+                self._leave()  # it was deleted
+            elif not isinstance(error, UnavailableError):  # the log tells the next start how far this came
                 self._stand_still(error)
         elif self.instance is not self._done or self.rests:
             self.on_durable(self)

@@ -144,8 +144,7 @@ class SqliteEventLog:
 
     async def load(self, instance_id: str) -> Instance:
         """Fold an instance from its durable events; see EventLog."""
-        known = self._unfinished.get(instance_id) or self._finished.get(instance_id)
-        if known:
+        if known := self._known(instance_id):
             return known
         deletions = self._deletions
         instance = Instance()
@@ -154,9 +153,14 @@ class SqliteEventLog:
             page = await self.read(instance_id, instance.last_sequence)
             instance = fold(page.events(), instance)
             at_end = page.at_end
+        if known := self._known(instance_id):
+            return known  # it may have gone on while it was read
         if instance.state in TERMINAL and deletions == self._deletions:
             self._keep_finished(instance)
         return instance
+
+    def _known(self, instance_id: str) -> Instance | None:
+        return self._unfinished.get(instance_id) or self._finished.get(instance_id)
 
     async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
