@@ -41,9 +41,11 @@ async def running(
     path: Path, held: Held, **options: int
 ) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
     log = await SqliteEventLog.open(path / "log.db")
-    async with LocalEngine.running(log, held.models, **options) as engine:
-        yield engine, log
-    await log.aclose()
+    try:
+        async with LocalEngine.running(log, held.models, **options) as engine:
+            yield engine, log
+    finally:
+        await log.aclose()
 
 
 def wish(instance_id: str = "a", **changes: object) -> NewInstance:
@@ -83,6 +85,26 @@ async def test_an_instance_that_is_deleted_before_its_retry_gives_its_place_back
         held.gate.set()
         await engine.create(wish("b"))
         assert (await wait_for_end(log, "b", 10)).state == pb.STATE_COMPLETE
+
+
+async def test_a_retry_never_falls_to_another_instance_under_the_same_id(tmp_path: Path) -> None:
+    held = Held()
+    async with running(tmp_path, held) as (engine, log):
+        await engine.create(wish())
+        changes = (
+            engine.steer("a", lifecycle.terminate),
+            log.delete("a"),
+            engine.create(wish()),
+            engine.steer("a", retry),
+        )
+        *_, created, retried = await asyncio.gather(*changes, return_exceptions=True)
+        assert isinstance(created, Instance)
+        assert isinstance(retried, InstanceNotFoundError)
+        held.gate.set()
+        instance = await wait_for_end(log, "a", 10)
+        assert instance.state == pb.STATE_COMPLETE
+        page = await log.read("a", 0)
+        assert page.places == list(range(1, instance.last_sequence + 1))
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -179,6 +179,9 @@ class LocalEngine:
         return events
 
     def _enqueue(self, instance: Instance) -> None:
+        known = self._runs.get(instance.id)
+        if known and known.instance.create_time_s != instance.create_time_s:
+            known.leave()  # it was another one, which was deleted
         self._runs.setdefault(instance.id, Run(instance, self._shop, self._follow_up))
         self._waiting[instance.id] = None
         self._admit()

@@ -207,9 +207,10 @@ class Run:
 
     def _stand_still(self, error: BaseException) -> None:
         _LOGGER.error("%s stands still until it is steered", self.instance.id, exc_info=error)
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Do nothing more."""
         self.stands_still = True
         self.cut()
         self.on_durable(self)
@@ -230,7 +231,7 @@ class Run:
             return
         if error := durable.exception():
             if isinstance(error, InstanceNotFoundError):
-                self._leave()  # it was deleted
+                self.leave()  # it was deleted
             elif not isinstance(error, UnavailableError):  # the log tells the next start how far this came
                 self._stand_still(error)
         elif self.instance is not self._done or self.rests:

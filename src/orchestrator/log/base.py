@@ -60,8 +60,10 @@ class EventLog(Protocol):
         Entries become durable in the order they were queued. An entry whose first event has sequence 1
         creates the instance; its future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS,
         REQUEST_ID_REUSED), or with DuplicateRequest where the same request has made an instance already.
-        While the storage takes no writes, creations fail with UnavailableError (STORAGE_READ_ONLY) and other
-        entries wait until it does.
+        Any other entry is about the instance that was durable when it was queued; where that one has been
+        deleted since, it fails with InstanceNotFoundError, though another may have the same id. While the
+        storage takes no writes, creations fail with UnavailableError (STORAGE_READ_ONLY) and other entries
+        wait until it does.
         """
 
     def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":

@@ -31,6 +31,8 @@ class Pending:
 
     entry: Entry
     durable: "asyncio.Future[None]"
+    newest_key: int
+    """The newest instance that was known when it was queued. It cannot be about a newer one."""
     creates: bool
     refusal: Exception | None = None
     """Why the entry is left out of its group; told only once the group is durable, because the reason may
@@ -58,13 +60,14 @@ class SqliteTables:
         self.connection = connection
         self.position = 0
         """Of the last event that is known to be durable."""
-        self._key = 0
+        self.key = 0
+        """Of the newest instance that is known to be durable."""
         self._rows: dict[str, _Row] = {}
 
     async def look(self) -> None:
         """Find out which numbers have been given."""
         self.position = await self._highest("position", "event")
-        self._key = await self._highest("key", "instance")
+        self.key = await self._highest("key", "instance")
 
     async def has_grown(self) -> bool:
         """Whether there are events after the last one that is known to be durable."""
@@ -89,7 +92,7 @@ class SqliteTables:
 
     async def _create(self, creations: list[Pending]) -> None:
         rows = []
-        for key, pending in enumerate(creations, self._key + 1):
+        for key, pending in enumerate(creations, self.key + 1):
             instance = pending.entry.instance
             digest = instance.request_digest.hex()
             request_id = instance.request_id or None
@@ -131,14 +134,14 @@ class SqliteTables:
     async def _find_rows(self, group: list[Pending]) -> None:
         for pending in group:
             instance_id = pending.entry.instance.id
-            if instance_id in self._rows or pending.refusal:
+            if pending.creates or pending.refusal:
                 continue
-            found = await fetch(
-                self.connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,)
-            )
-            if found:
-                self._rows[instance_id] = _Row(*found[0])
-            else:
+            row = self._rows.get(instance_id)
+            if row is None:
+                query = "SELECT key, state FROM instance WHERE id = ?"
+                for found in await fetch(self.connection, query, (instance_id,)):
+                    row = self._rows[instance_id] = _Row(*found)
+            if row is None or row.key > pending.newest_key:
                 pending.refusal = InstanceNotFoundError(instance_id)
 
     async def _insert_events(self, entries: list[Entry]) -> None:
@@ -172,7 +175,7 @@ class SqliteTables:
             self.position += len(entry.events)
             row = self._rows[entry.instance.id]
             row.state = entry.instance.state
-            self._key = max(self._key, row.key)
+            self.key = max(self.key, row.key)
         for entry in entries:
             if entry.instance.state in TERMINAL:
                 self._rows.pop(entry.instance.id, None)
@@ -193,7 +196,7 @@ class SqliteTables:
         await connection.execute("DELETE FROM event WHERE instance = ?", (key,))
         await connection.execute("DELETE FROM label WHERE instance = ?", (key,))
         await connection.execute("DELETE FROM instance WHERE key = ?", (key,))
-        await connection.execute("UPDATE given SET position = ?, key = ?", (self.position, self._key))
+        await connection.execute("UPDATE given SET position = ?, key = ?", (self.position, self.key))
         await connection.commit()
 
     async def _highest(self, number: str, table: str) -> int:

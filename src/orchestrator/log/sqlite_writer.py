@@ -128,7 +128,7 @@ class SqliteWriter:
 
     def _pending(self, entry: Entry) -> Pending:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return Pending(entry, durable, creates=entry.events[0].sequence == 1)
+        return Pending(entry, durable, self._tables.key, creates=entry.events[0].sequence == 1)
 
     def _enqueue(self, what: Pending | _Together | _Deletion, *, may_wait: bool = False) -> None:
         """Queue it, or refuse it where it cannot wait until the storage takes writes."""
