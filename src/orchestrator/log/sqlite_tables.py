@@ -6,7 +6,6 @@ and a busy event loop is slow to give it back.
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from orchestrator.core.state import TERMINAL, Instance, State
 from orchestrator.errors import InstanceNotFoundError, StorageError
 from orchestrator.log.base import DuplicateRequest, Entry, framed
 from orchestrator.log.conflict import conflict
-from orchestrator.log.sqlite_connection import CACHED_STATEMENTS, fetch
+from orchestrator.log.sqlite_connection import CACHED_STATEMENTS, Connection, Statement, fetch
 
 ROWS_PER_STATEMENT: Final = 256
 
@@ -56,7 +55,7 @@ class _Row:
 class SqliteTables:
     """The tables, by the connection that writes them, and the numbers given so far."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.position = 0
         """Of the last event that is known to be durable."""
@@ -76,8 +75,7 @@ class SqliteTables:
     async def write(self, group: list[Pending], *, together: bool) -> None:
         """Commit a group, but for what it marks as refused; together: all of it or nothing."""
         creations = [pending for pending in group if pending.creates]
-        if creations:
-            await self._create(creations)
+        labels = await self._create(creations) if creations else ()
         if together and (fault := _fault(group)):
             await self.connection.rollback()
             for pending in group:
@@ -86,24 +84,24 @@ class SqliteTables:
             return
         await self._find_rows(group)
         accepted = [pending.entry for pending in group if not pending.refusal]
-        await self._insert_events(accepted)
-        await self._update_states(accepted)
-        await self.connection.commit()
+        await self.connection.write([*labels, *self._event_rows(accepted), *self._changed_states(accepted)])
 
-    async def _create(self, creations: list[Pending]) -> None:
+    async def _create(self, creations: list[Pending]) -> Sequence[Statement]:
+        """Insert the instances, but for those it marks as refused; what inserts their labels."""
         rows = []
         for key, pending in enumerate(creations, self.key + 1):
             instance = pending.entry.instance
             digest = instance.request_digest.hex()
             request_id = instance.request_id or None
             rows.append((key, instance.id, instance.state, request_id, digest, instance.end_time_s))
-        created = await self._insert(
+        keys: set[int] = set()
+        for query, values in _insertions(
             "INSERT INTO instance (key, id, state, request_id, request_digest, end_time_s) VALUES",
             "(?,?,?,?,?,?)",
             list(chain.from_iterable(rows)),
             "ON CONFLICT DO NOTHING RETURNING key",
-        )
-        keys = {row[0] for row in created}
+        ):
+            keys.update(row[0] for row in await fetch(self.connection, query, values))
         labels: list[object] = []
         for row, pending in zip(rows, creations, strict=True):
             instance = pending.entry.instance
@@ -114,22 +112,7 @@ class SqliteTables:
             else:
                 unknown = StorageError(f"instance {instance.id!r} could not be recorded")
                 pending.refusal = await find_conflict(self.connection, instance) or unknown
-        await self._insert("INSERT INTO label (instance, name, value) VALUES", "(?,?,?)", labels)
-
-    async def _insert(
-        self, statement: str, row: str, values: Sequence[object], ending: str = ""
-    ) -> Sequence[sqlite3.Row]:
-        """Insert rows, whose values stand one after the other, by as few statements as possible.
-
-        Gives what the statements return.
-        """
-        returned: list[sqlite3.Row] = []
-        width = row.count("?")
-        for start in range(0, len(values), width * ROWS_PER_STATEMENT):
-            chunk = values[start : start + width * ROWS_PER_STATEMENT]
-            query = _insertion(statement, row, len(chunk) // width, ending)
-            returned += await fetch(self.connection, query, chunk)
-        return returned
+        return _insertions("INSERT INTO label (instance, name, value) VALUES", "(?,?,?)", labels)
 
     async def _find_rows(self, group: list[Pending]) -> None:
         for pending in group:
@@ -144,7 +127,7 @@ class SqliteTables:
             if row is None or row.key > pending.newest_key:
                 pending.refusal = InstanceNotFoundError(instance_id)
 
-    async def _insert_events(self, entries: list[Entry]) -> None:
+    def _event_rows(self, entries: list[Entry]) -> Sequence[Statement]:
         values: list[object] = []
         position = self.position
         for entry in entries:
@@ -152,22 +135,21 @@ class SqliteTables:
             for event in entry.events:
                 position += 1
                 values += (position, key, event.sequence, framed(event))
-        await self._insert(
+        return _insertions(
             "INSERT INTO event (position, instance, sequence, data) VALUES", "(?,?,?,?)", values
         )
 
-    async def _update_states(self, entries: list[Entry]) -> None:
+    def _changed_states(self, entries: list[Entry]) -> Sequence[Statement]:
         changes = {}
         for entry in entries:
             row = self._rows[entry.instance.id]
             if row.key in changes or row.state != entry.instance.state:
                 changes[row.key] = (row.key, entry.instance.state, entry.instance.end_time_s)
-        if changes:
-            await self.connection.execute(
-                "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2"
-                " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0",
-                (json.dumps(list(changes.values())),),
-            )
+        query = (
+            "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2"
+            " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0"
+        )
+        return [(query, (json.dumps(list(changes.values())),))] if changes else []
 
     def know(self, entries: Sequence[Entry]) -> None:
         """These are durable."""
@@ -192,18 +174,28 @@ class SqliteTables:
         key, state = rows[0]
         if state not in TERMINAL:
             raise forbidden(instance_id, state, "delete")
-        connection = self.connection
-        await connection.execute("DELETE FROM event WHERE instance = ?", (key,))
-        await connection.execute("DELETE FROM label WHERE instance = ?", (key,))
-        await connection.execute("DELETE FROM instance WHERE key = ?", (key,))
-        await connection.execute("UPDATE given SET position = ?, key = ?", (self.position, self.key))
-        await connection.commit()
+        await self.connection.write(
+            [
+                ("DELETE FROM event WHERE instance = ?", (key,)),
+                ("DELETE FROM label WHERE instance = ?", (key,)),
+                ("DELETE FROM instance WHERE key = ?", (key,)),
+                ("UPDATE given SET position = ?, key = ?", (self.position, self.key)),
+            ]
+        )
 
     async def _highest(self, number: str, table: str) -> int:
         """The highest position or key ever given, also to what has been deleted since."""
         query = f"SELECT max(given.{number}, coalesce((SELECT max({number}) FROM {table}), 0)) FROM given"  # noqa: S608
         highest: int = (await fetch(self.connection, query))[0][0]
         return highest
+
+
+def _insertions(statement: str, row: str, values: Sequence[object], ending: str = "") -> Sequence[Statement]:
+    """Insert rows, whose values stand one after the other, by as few statements as possible."""
+    width = row.count("?")
+    size = width * ROWS_PER_STATEMENT
+    chunks = [values[start : start + size] for start in range(0, len(values), size)]
+    return [(_insertion(statement, row, len(chunk) // width, ending), chunk) for chunk in chunks]
 
 
 @lru_cache(CACHED_STATEMENTS)

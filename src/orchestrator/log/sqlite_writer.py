@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import aiosqlite
-
 from orchestrator.errors import RequestError, StorageError, UnavailableError
 from orchestrator.log.base import Entry
-from orchestrator.log.sqlite_connection import connect
+from orchestrator.log.sqlite_connection import Connection, connect
 from orchestrator.log.sqlite_tables import Pending, SqliteTables
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ class SqliteWriter:
         self._retry_time_s = 0.0
         self._settled: asyncio.Future[None]
 
-    async def start(self, connection: aiosqlite.Connection) -> None:
+    async def start(self, connection: Connection) -> None:
         """Take over a connection to a database that is up to date, and begin."""
         self._tables = SqliteTables(connection)
         await self._tables.look()
