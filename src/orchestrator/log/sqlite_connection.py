@@ -21,6 +21,7 @@ class Connection(aiosqlite.Connection):
     """A connection that can also write a whole transaction in one trip to its thread.
 
     Each trip takes about as long as a statement, and the next one begins only when the loop comes round.
+    aiosqlite has no public way to have a function run there: each release of it has to be tried first.
     """
 
     async def write(self, statements: Sequence[Statement]) -> None:
