@@ -33,12 +33,7 @@ def exceeded(instance: Instance, now_s: float) -> Failure | None:
 
 def deadline_s(instance: Instance) -> float | None:
     """When budget.max_duration is over, in seconds since the epoch; None: never, or work has not begun."""
-    config = instance.config
-    if (
-        not config.HasField("budget")
-        or not config.budget.HasField("max_duration")
-        or not instance.start_time_s
-    ):
+    if not instance.config.budget.HasField("max_duration") or not instance.start_time_s:
         return None
     return instance.start_time_s + _longest_s(instance)
 

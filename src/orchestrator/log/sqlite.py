@@ -116,8 +116,7 @@ class SqliteEventLog:
     def _know(self, entries: Sequence[Entry]) -> None:
         """These are durable: whoever asks sees them, and whoever waits is woken."""
         for _, instance in entries:
-            if instance.id in self._finished:
-                self._forget_finished(instance.id)
+            self._forget_finished(instance.id)
             if instance.state in TERMINAL:
                 self._unfinished.pop(instance.id, None)
                 self._keep_finished(instance)
