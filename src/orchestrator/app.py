@@ -23,6 +23,7 @@ from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
 from orchestrator.models.prices import Prices
 from orchestrator.ports import free_port
+from orchestrator.rpc.info import service_info
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import Settings
@@ -82,10 +83,11 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         )
         if settings.retention_s:
             await stack.enter_async_context(_in_background(retain(log, settings.retention_s)))
-        service = OrchestratorService(engine, log, defaults)
+        service = OrchestratorService(engine, log, defaults, service_info(settings, defaults))
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         outside = await stack.enter_async_context(AsyncExitStack())
         address = await stack.enter_async_context(serving(service, log.wakeups, settings.grpc_address))
+        service.info.grpc_address = address
         envoy = None
         if edge:
             envoy = await outside.enter_async_context(
@@ -93,6 +95,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                     rest_address=settings.rest_address, grpc_address=address, origins=settings.origins
                 )
             )
+            service.info.rest_address = envoy.address
         yield Running(address, log, envoy, engine.taken_up)
 
 

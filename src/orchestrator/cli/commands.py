@@ -34,7 +34,7 @@ def _root(
     if version:
         from importlib.metadata import version as installed  # noqa: PLC0415
 
-        typer.echo(f"orchestrator {installed('orchestrator')}")
+        typer.echo(f"orchestrator {installed('orchestrator-workers')}")
         raise typer.Exit(ExitCode.DONE)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)

