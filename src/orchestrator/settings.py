@@ -1,4 +1,4 @@
-"""The service's settings: `ORCHESTRATOR_*` variables, `orchestrator.toml`, then flags; the later wins."""
+"""The service's settings: `orchestrator.toml`, `ORCHESTRATOR_*` variables, then flags; the later wins."""
 
 import difflib
 import ipaddress
@@ -144,10 +144,10 @@ class Settings:
         known = [field.name for field in fields(cls) if field.name != "sources"]
         file = folder / FILE
         given: dict[str, tuple[str, object]] = {}
-        for name, value in _variables(environment, known).items():
-            given[name] = (PREFIX + name.upper(), value)
         for name, setting in _table(file, known).items():
             given[name] = (f"{name} in {file}", setting)
+        for name, value in _variables(environment, known).items():
+            given[name] = (PREFIX + name.upper(), value)
         for flag, setting in flags.items():
             if setting is not None:
                 given[_FLAGS.get(flag, flag)] = (f"--{flag.replace('_', '-')}", setting)

@@ -90,14 +90,42 @@ def test_what_is_empty_and_what_kubernetes_sets_for_a_service_of_our_name_is_let
 def test_what_is_wrong_in_the_file_is_blamed_on_the_file(line: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "orchestrator.toml"
     file.write_text(line)
-    variables = {"ORCHESTRATOR_REST_ADDRESS": "127.0.0.1:1", "ORCHESTRATOR_LOG_LEVEL": "info"}
     with pytest.raises(SettingsError) as caught:
-        Settings.load(variables, tmp_path)
+        Settings.load({"ORCHESTRATOR_MAX_QUEUED_INSTANCES": "1"}, tmp_path)
     assert str(caught.value).startswith(words.format(file=file))
 
 
+def test_a_variable_beats_the_file_and_a_flag_beats_both(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text(
+        'big_model = "openai/file"\nsmall_model = "openai/file"\nlog_level = "debug"\nretention = "1d"\n'
+        "max_active_instances = 1\n"
+    )
+    variables = {
+        "ORCHESTRATOR_SMALL_MODEL": "openai/variable",
+        "ORCHESTRATOR_LOG_LEVEL": "warning",
+        "ORCHESTRATOR_RETENTION": "",
+        "ORCHESTRATOR_MAX_ACTIVE_INSTANCES": "2",
+    }
+    settings = Settings.load(variables, tmp_path, log_level="error", small_model=None)
+    assert settings.big_model == "openai/file"
+    assert settings.small_model == "openai/variable"
+    assert settings.log_level == "error"
+    assert settings.retention == "1d"  # an empty variable counts as not set
+    assert settings.max_active_instances == 2
+
+
+def test_what_is_wrong_in_a_variable_is_blamed_on_the_variable_whatever_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "orchestrator.toml").write_text('rest_address = "127.0.0.1:1"\nmax_concurrent_calls = 3\n')
+    with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_REST_ADDRESS is '8787': it must be host:port"):
+        Settings.load({"ORCHESTRATOR_REST_ADDRESS": "8787"}, tmp_path)
+    with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_MAX_CONCURRENT_CALLS is 'many'"):
+        Settings.load({"ORCHESTRATOR_MAX_CONCURRENT_CALLS": "many"}, tmp_path)
+
+
 def test_each_setting_is_called_as_it_was_given(tmp_path: Path) -> None:
-    (tmp_path / "orchestrator.toml").write_text('small_model = "openai/s"\nlog_level = "debug"\n')
+    (tmp_path / "orchestrator.toml").write_text(
+        'big_model = "openai/f"\nsmall_model = "openai/s"\nlog_level = "debug"\n'
+    )
     variables = {"ORCHESTRATOR_BIG_MODEL": "openai/b", "ORCHESTRATOR_LOG_LEVEL": "info"}
     settings = Settings.load(variables, tmp_path, log_level="error", address="127.0.0.1:1", database=None)
     assert settings.name_of("big_model") == "ORCHESTRATOR_BIG_MODEL"
