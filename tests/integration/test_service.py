@@ -383,6 +383,7 @@ async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running
     assert ended.state == instance_pb2.STATE_COMPLETE
     assert ended.labels == {"team": "red"}
     assert ended.usage.model_calls == source.usage.model_calls
+    assert (ended.own_usage.model_calls, source.own_usage) == (1, source.usage)
     events = events_of(await stream(running, "b"))
     assert [event.sequence for event in events] == list(range(1, ended.last_sequence + 1))
     assert events[-3].synthesis_started.model == "scripted/other"

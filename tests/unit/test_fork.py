@@ -52,6 +52,19 @@ def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
     assert source.instance == source.refolded()
 
 
+def test_what_a_fork_copied_counts_for_its_budget_and_not_as_its_own() -> None:
+    new = fork(complete().instance, api.STAGE_SYNTHESIS, instance_pb2.InstanceConfig(), new_id="fork")
+    instance, events = new.begin(NOW_S)
+    assert instance.own_usage == Usage()
+    life = Life()
+    life.instance, life.events = instance, list(events)
+    own = life.completed().instance.synthesis.usage
+    assert own == Usage(3, 4, 1)
+    assert life.instance.own_usage == own
+    assert life.instance.usage == instance.usage.plus(own)
+    assert life.instance == life.refolded()
+
+
 def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
     source = Life().planned(part("a"))
     source.then(decider.begun(source.instance, RunSubtask("a")))

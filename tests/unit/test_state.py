@@ -163,6 +163,16 @@ def test_restarting_forgets_all_but_the_wish() -> None:
     assert life.instance.usage == Usage()
 
 
+def test_what_was_used_before_a_restart_stays_an_instance_s_own() -> None:
+    life = Life().planned(part("t1")).done("t1").completed()
+    before = life.instance.usage
+    assert before == life.instance.own_usage == Usage(14, 26, 3)
+    life.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=life.instance.config)))
+    life.planned(part("t1"))
+    assert life.instance.usage == Usage(10, 20, 1)
+    assert life.instance.own_usage == before.plus(Usage(10, 20, 1))
+
+
 def test_a_plan_that_awaits_review_waits_through_a_pause() -> None:
     life = Life(review_plan=True).planned(part("t1"))
     assert life.instance.state == instance_pb2.STATE_WAITING

@@ -44,6 +44,7 @@ class NewInstance:
             request_id=self.request_id,
             request_digest=self.request_digest,
             forked_from=self.forked_from,
+            copied_events=len(self.history),
         )
         events = [Event(instance_created=created), *self.history]
         return decider.take(Instance(id=self.id), events, now_s), events

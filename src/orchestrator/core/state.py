@@ -206,6 +206,11 @@ class Instance:
     synthesis: Work = _NOT_BEGUN
     final_result: str = ""
     usage: Usage = _NO_USAGE
+    """Since the last restart; what a fork copied is included."""
+    own_usage: Usage = _NO_USAGE
+    """Of all calls that this instance made itself."""
+    copied_events: int = 0
+    """How many events behind the first one a fork copied from its source."""
     error: Failure | None = None
     create_time_s: float = 0.0
     start_time_s: float = 0.0
@@ -312,6 +317,7 @@ def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) 
     draft.request_id = payload.request_id
     draft.request_digest = payload.request_digest
     draft.forked_from = payload.forked_from
+    draft.copied_events = payload.copied_events
     draft.create_time_s = time_s
 
 
@@ -338,10 +344,16 @@ def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: fl
     return work._replace(state=state, error=None, end_time_s=time_s, usage=work.usage.plus(usage))
 
 
+def _add_usage(draft: Instance, usage: Usage) -> None:
+    draft.usage = draft.usage.plus(usage)
+    if draft.last_sequence > draft.copied_events:  # the event's own sequence is one more
+        draft.own_usage = draft.own_usage.plus(usage)
+
+
 def _fail(draft: Instance, work: Work, payload: _Failed, time_s: float) -> Work:
     again = payload.HasField("retry_time")
     usage = usage_of(payload.usage)
-    draft.usage = draft.usage.plus(usage)
+    _add_usage(draft, usage)
     ended = _end(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
     interrupted = payload.error.reason == INTERRUPTED
     return ended._replace(
@@ -417,7 +429,7 @@ def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: fl
     )
     draft.planned = True
     draft.summary = payload.summary
-    draft.usage = draft.usage.plus(usage)
+    _add_usage(draft, usage)
 
 
 def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) -> None:
@@ -460,7 +472,7 @@ def _subtask_completed(draft: Instance, payload: pb_event.SubtaskCompleted, time
     subtask = _subtask(draft, payload.subtask_id)
     usage = usage_of(payload.usage)
     _put(draft, subtask, _end(subtask.work, payload.attempt, DONE, usage, time_s), payload.output)
-    draft.usage = draft.usage.plus(usage)
+    _add_usage(draft, usage)
 
 
 def _subtask_failed(draft: Instance, payload: pb_event.SubtaskFailed, time_s: float) -> None:
@@ -488,7 +500,7 @@ def _synthesis_completed(draft: Instance, payload: pb_event.SynthesisCompleted, 
     usage = usage_of(payload.usage)
     draft.synthesis = _end(draft.synthesis, payload.attempt, DONE, usage, time_s)
     draft.final_result = payload.final_result
-    draft.usage = draft.usage.plus(usage)
+    _add_usage(draft, usage)
 
 
 def _unchanged(_draft: Instance, _payload: object, _time_s: float) -> None:
@@ -523,6 +535,8 @@ def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -
         request_id=draft.request_id,
         request_digest=draft.request_digest,
         create_time_s=draft.create_time_s,
+        own_usage=draft.own_usage,
+        copied_events=draft.copied_events,
     )
     vars(draft).update(vars(afresh))
 

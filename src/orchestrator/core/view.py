@@ -23,6 +23,7 @@ def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
         last_sequence=state.last_sequence,
         labels=dict(state.labels),
         forked_from=state.forked_from,
+        own_usage=_usage(state.own_usage),
     )
     if state.state == core.COMPLETE:
         message.final_result = state.final_result
