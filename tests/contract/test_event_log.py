@@ -178,6 +178,10 @@ async def test_instances_are_found_newest_first_by_state_and_label(log: EventLog
     assert await ids(labels=[("team", "red")]) == ["ended", "i5", "i3", "i1"]
     assert await ids(labels=[("team", "red"), ("stage", "one")]) == ["i5", "i3", "i1"]
     assert await ids(labels=[("team", "green")]) == []
+    assert await ids(id_prefix="i") == ["i5", "i4", "i3", "i2", "i1", "i0"]
+    assert await ids(id_prefix="i4") == ["i4"]
+    assert await ids(id_prefix="i", states=[pb.STATE_TERMINATED]) == []
+    assert await ids(id_prefix="I") == []
     assert list(await log.unfinished()) == ["i0", "i1", "i2", "i3", "i4", "i5"]
 
 

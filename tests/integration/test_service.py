@@ -350,6 +350,18 @@ async def test_a_page_token_from_elsewhere_is_refused(running: Service, token: s
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
 
 
+async def test_instances_are_found_by_the_beginning_of_their_id(stuck: Service) -> None:
+    for name in ("rain-1", "rain-2", "Rain", "sun"):
+        await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=name))
+    found = await stuck.stub.ListInstances(pb.ListInstancesRequest(id_prefix="rain-", page_size=1))
+    assert [instance.id for instance in found.instances] == ["rain-2"]
+    more = pb.ListInstancesRequest(id_prefix="rain-", page_token=found.next_page_token)
+    assert [instance.id for instance in (await stuck.stub.ListInstances(more)).instances] == ["rain-1"]
+    for prefix, reason in (("r", "PAGE_TOKEN_INVALID"), ("-", "ID_INVALID")):
+        wish = pb.ListInstancesRequest(id_prefix=prefix, page_token=found.next_page_token)
+        assert (await refused(stuck.stub.ListInstances(wish))).info.reason == reason
+
+
 async def test_a_page_token_does_not_fit_other_filters(stuck: Service) -> None:
     for number in range(3):
         await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=f"i{number}"))

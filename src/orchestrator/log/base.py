@@ -107,13 +107,14 @@ class EventLog(Protocol):
         *,
         states: Sequence[State] = (),
         labels: Sequence[tuple[str, str]] = (),
+        id_prefix: str = "",
         before: int = 0,
         limit: int,
     ) -> Sequence[tuple[int, str]]:
         """Find instances, newest first: `(key, id)` with a key under `before` (0: from the newest).
 
-        Keys grow in the order of creation. An instance matches when it is in one of `states` (empty: any)
-        and has all of `labels`.
+        Keys grow in the order of creation. An instance matches when it is in one of `states` (empty: any),
+        has all of `labels`, and its id begins with `id_prefix`.
         """
 
     async def unfinished(self) -> Sequence[str]:

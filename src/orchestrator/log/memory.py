@@ -139,6 +139,7 @@ class MemoryEventLog:
         *,
         states: Sequence[State] = (),
         labels: Sequence[tuple[str, str]] = (),
+        id_prefix: str = "",
         before: int = 0,
         limit: int,
     ) -> Sequence[tuple[int, str]]:
@@ -150,6 +151,7 @@ class MemoryEventLog:
             if (not before or key < before)
             and (not states or instance.state in states)
             and _has(instance, labels)
+            and instance.id.startswith(id_prefix)
         ]
         return found[::-1][:limit]
 

@@ -234,6 +234,7 @@ class SqliteEventLog:
         *,
         states: Sequence[State] = (),
         labels: Sequence[tuple[str, str]] = (),
+        id_prefix: str = "",
         before: int = 0,
         limit: int,
     ) -> Sequence[tuple[int, str]]:
@@ -249,6 +250,9 @@ class SqliteEventLog:
         for name, value in labels:
             conditions.append("key IN (SELECT instance FROM label WHERE name = ? AND value = ?)")
             values += (name, value)
+        if id_prefix:
+            conditions.append("id >= ? AND id < ?")
+            values += (id_prefix, id_prefix[:-1] + chr(ord(id_prefix[-1]) + 1))
         rows = await fetch(
             self._reader,
             f"SELECT key, id FROM instance WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",  # noqa: S608

@@ -156,12 +156,15 @@ class OrchestratorService:
                 field="page_size",
             )
         size = min(request.page_size or _DEFAULT_PAGE, MAX_PAGE_SIZE)
+        if request.id_prefix:
+            create.check_id(request.id_prefix, "id_prefix")
         labels, before = _labels(request.labels), _read_page_token(request)
         position = await self._log.last_position()  # before the page is read: nothing falls between
         await context.send_initial_metadata(((_LAST_POSITION, str(position)),))
         found = await self._log.find(
             states=sorted(set(request.states)),
             labels=labels,
+            id_prefix=request.id_prefix,
             before=before,
             limit=size + 1,
         )
@@ -357,4 +360,4 @@ def _read_page_token(request: pb.ListInstancesRequest) -> int:
 
 
 def _filters(request: pb.ListInstancesRequest) -> int:
-    return crc32(repr((sorted(request.states), sorted(request.labels))).encode())
+    return crc32(repr((sorted(request.states), sorted(request.labels), request.id_prefix)).encode())
