@@ -1,5 +1,6 @@
 """What GetServiceInfo answers: the version, and what the service is set to."""
 
+import uuid
 from importlib.metadata import version
 
 from orchestrator.core import create
@@ -31,6 +32,7 @@ def service_info(settings: Settings, defaults: instance_pb2.InstanceConfig) -> p
         ),
         engine=settings.engine,
         default_config=defaults,
+        service_id=str(uuid.uuid4()),
     )
     for name in ("instructions", "workers", "subtasks"):
         info.default_config.ClearField(name)
