@@ -46,7 +46,8 @@ def finished(number: int) -> Entry:
     life = list(events)
 
     def then(*more: Event) -> Instance:
-        after, followed = follow(instance, more, time.time())
+        now_s = time.time()
+        after, followed = follow(instance, more, now_s, lambda time_s: now_s - time_s)
         life.extend(followed)
         return after
 

@@ -39,13 +39,13 @@ from support.misbehaviour import (
 )
 
 from orchestrator.core.plan import json_object
+from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import ModelError
 from orchestrator.models import endpoint as endpoint_module
 from orchestrator.models import http
 from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.endpoint import MOST_WHITE_SPACE, HttpProvider
-from orchestrator.models.failures import MAX_RETRY_AFTER_S
 
 Make = Callable[..., HttpProvider]
 

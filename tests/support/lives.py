@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orchestrator.core import config
+from orchestrator.core.budget import Since
 from orchestrator.core.decider import MakePlan, RunSubtask, Synthesize, begun, planned, synthesized, worked
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import Instance, Subtask, Usage, evolve, fold
@@ -11,6 +12,11 @@ from orchestrator.v1.event_pb2 import Event, InstanceCompleted, InstanceCreated
 
 CONFIG = config.default("scripted/big", "scripted/small")
 NOW_S = 1_700_000_000.0
+
+
+def at(now_s: float) -> Since:
+    """How long ago things were recorded, at this time."""
+    return lambda time_s: now_s - time_s
 
 
 def resolved(**changes: object) -> pb.InstanceConfig:

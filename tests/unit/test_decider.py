@@ -3,10 +3,10 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import NOW_S, Life, part, states
+from support.lives import NOW_S, Life, at, part, states
 
 from orchestrator.core import decider
-from orchestrator.core.decider import MakePlan, Record, RunSubtask, Synthesize, WakeAt, decide
+from orchestrator.core.decider import MakePlan, Record, RunSubtask, Synthesize, WakeAfter, decide
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import AT_WORK, DONE, TERMINAL, Subtask, Usage
 from orchestrator.errors import ModelError
@@ -18,7 +18,7 @@ PAUSE = Event(instance_pause_requested=event_pb2.InstancePauseRequested())
 
 
 def what(life: Life, now_s: float = LATER_S) -> list:
-    return list(decide(life.instance, now_s))
+    return list(decide(life.instance, at(now_s)))
 
 
 def recorded(life: Life) -> Event:
@@ -27,8 +27,9 @@ def recorded(life: Life) -> Event:
     return command.events[-1]
 
 
-def fail(life: Life, call: decider.Call, error: ModelError, now_s: float = NOW_S) -> Life:
+def fail(life: Life, call: decider.Call, error: ModelError) -> Life:
     life.then(decider.begun(life.instance, call))
+    now_s = life.instance.update_time_s + 1  # what `then` gives the next event
     return life.then(decider.failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0))
 
 
@@ -74,13 +75,33 @@ def test_no_more_run_in_parallel_than_allowed() -> None:
 
 def test_a_retry_waits_for_its_time() -> None:
     life = fail(Life(), MakePlan(), FLAKY)
-    assert what(life, now_s=NOW_S) == [WakeAt(NOW_S + 1)]
-    assert what(life, now_s=NOW_S + 1) == [MakePlan()]
+    failed_s = life.instance.update_time_s
+    assert what(life, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
+    assert what(life, now_s=failed_s + 1) == [MakePlan()]
 
 
 def test_the_endpoints_retry_after_is_a_lower_bound() -> None:
     slow = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=30)
-    assert what(fail(Life(), MakePlan(), slow), now_s=NOW_S) == [WakeAt(NOW_S + 30)]
+    life = fail(Life(), MakePlan(), slow)
+    assert what(life, now_s=life.instance.update_time_s) == [WakeAfter(30)]
+
+
+@pytest.mark.parametrize(("max_delay_s", "longest_s"), [(1, 600), (3000, 3000)])
+def test_no_recorded_wait_is_longer_than_the_policys_longest(max_delay_s: int, longest_s: float) -> None:
+    policy = instance_pb2.RetryPolicy()
+    policy.max_delay.seconds = max_delay_s
+    life = Life(retry=policy)
+    life.then(decider.begun(life.instance, MakePlan()))
+    failed = event_pb2.PlanningFailed(attempt=1)
+    failed.retry_time.seconds = int(NOW_S) + 86400
+    life.then(Event(planning_failed=failed))
+    assert what(life, now_s=life.instance.update_time_s) == [WakeAfter(longest_s)]
+
+
+def test_an_endpoint_is_not_believed_for_longer_than_the_longest_wait() -> None:
+    years = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=1e9)
+    life = fail(Life(), MakePlan(), years)
+    assert life.instance.planning.retry_time_s - life.instance.update_time_s == 600
 
 
 def test_after_the_last_attempt_planning_has_failed() -> None:
@@ -219,14 +240,14 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
     for turn in itertools.count():
         if life.instance.state in TERMINAL:
             break
-        assert turn < 1000, (life.instance, decide(life.instance, now_s))
-        for command in decide(life.instance, now_s):
+        assert turn < 1000, (life.instance, decide(life.instance, at(now_s)))
+        for command in decide(life.instance, at(now_s)):
             match command:
                 case Record(events):
                     life.then(*events)
                     break
-                case WakeAt(time_s):
-                    now_s = max(now_s, time_s) if not running else now_s
+                case WakeAfter(wait_s):
+                    now_s += 0 if running else wait_s
                 case call:
                     life.then(decider.begun(life.instance, call))
                     running.add(call)

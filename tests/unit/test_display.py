@@ -88,6 +88,13 @@ def test_a_retry_counts_down_and_says_why() -> None:
     assert (row.mark, row.note, row.trouble) == (Mark.RETRYING, "attempt 2 in 7s", "rate limited: 429")
 
 
+def test_a_clock_far_behind_the_services_counts_a_retry_down_from_its_delay() -> None:
+    progress = told([*a_plan(planned("t1")), started("t1"), failed("t1", retry_at_s=START_S + 20)])
+    failed_s = progress.instance.update_time_s
+    (row,) = rows(progress.instance, START_S - 3600)
+    assert row.note == f"attempt 2 in {START_S + 20 - failed_s:.0f}s"
+
+
 def test_a_second_attempt_is_told_without_the_first_ones_trouble() -> None:
     events = [*a_plan(planned("t1")), started("t1"), failed("t1", retry_at_s=START_S + 5), started("t1", 2)]
     (row,) = rows(told(events).instance, START_S + 9)

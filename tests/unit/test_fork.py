@@ -1,5 +1,5 @@
 import pytest
-from support.lives import NOW_S, Life, part
+from support.lives import NOW_S, Life, at, part
 
 from orchestrator.core import decider
 from orchestrator.core.decider import MakePlan, RunSubtask, Synthesize, decide
@@ -30,7 +30,7 @@ def test_a_fork_at_the_plan_keeps_the_prompt_alone() -> None:
     instance, kinds = forked(complete(), api.STAGE_PLAN, max_subtasks=3)
     assert kinds == ["instance_created"]
     assert (instance.prompt, instance.forked_from, instance.config.max_subtasks) == ("Build it", "a", 3)
-    assert decide(instance, NOW_S) == (MakePlan(),)
+    assert decide(instance, at(NOW_S)) == (MakePlan(),)
 
 
 def test_a_fork_at_the_subtasks_keeps_the_plan_and_what_it_cost() -> None:
@@ -40,7 +40,7 @@ def test_a_fork_at_the_subtasks_keeps_the_plan_and_what_it_cost() -> None:
     assert kinds == ["instance_created", *planned]
     assert instance.summary == source.instance.summary
     assert instance.usage == source.instance.planning.usage
-    assert decide(instance, NOW_S) == (RunSubtask("a"),)
+    assert decide(instance, at(NOW_S)) == (RunSubtask("a"),)
 
 
 def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
@@ -48,7 +48,7 @@ def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
     instance, _ = forked(source, api.STAGE_SYNTHESIS, big_model="scripted/other")
     assert [task.output for task in instance.subtasks.values()] == ["output of a", "output of b"]
     assert instance.usage == Usage(12, 24, 3)  # the plan and both outputs, not the source's synthesis
-    assert decide(instance, NOW_S) == (Synthesize(),)
+    assert decide(instance, at(NOW_S)) == (Synthesize(),)
     assert source.instance == source.refolded()
 
 
@@ -85,19 +85,19 @@ def test_failed_and_skipped_subtasks_stay_so() -> None:
     source.then(
         decider.failed(source.instance, RunSubtask("a"), fatal, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
     )
-    (record,) = decide(source.instance, NOW_S)
+    (record,) = decide(source.instance, at(NOW_S))
     assert isinstance(record, decider.Record)
     source.then(*record.events).done("c")
     instance, _ = forked(source, api.STAGE_SYNTHESIS)
     for mine, theirs in zip(instance.subtasks.values(), source.instance.subtasks.values(), strict=True):
         assert (mine.work.state, mine.work.error) == (theirs.work.state, theirs.work.error)
-    assert decide(instance, NOW_S) == (Synthesize(),)
+    assert decide(instance, at(NOW_S)) == (Synthesize(),)
 
 
 def test_a_clients_own_plan_is_kept_without_a_call() -> None:
     mine = [instance_pb2.Subtask(id="x", instructions="do x")]
     source = Life(subtasks=mine)
-    (record,) = decide(source.instance, NOW_S)
+    (record,) = decide(source.instance, at(NOW_S))
     assert isinstance(record, decider.Record)
     instance, kinds = forked(source.then(*record.events), api.STAGE_SUBTASKS)
     assert kinds == ["instance_created", "subtask_planned", "plan_completed"]
@@ -125,7 +125,7 @@ def test_a_plan_is_reviewed_again_only_where_that_is_asked_for(
 
 def test_a_fork_at_the_synthesis_is_not_reviewed() -> None:
     instance, _ = forked(complete(), api.STAGE_SYNTHESIS, review_plan=True)
-    assert decide(instance, NOW_S) == (Synthesize(),)
+    assert decide(instance, at(NOW_S)) == (Synthesize(),)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import Life, part
+from support.lives import Life, at, part
 
 from orchestrator.core import merging
 from orchestrator.core.decider import Record, RunSubtask, Synthesize, decide, model_for, worked
@@ -22,7 +22,7 @@ def with_outputs(*lengths: int, **config: object) -> Life:
 def step(life: Life) -> list[object]:
     """What is to be done next; what follows without a call is done."""
     while True:
-        commands = decide(life.instance, LATER_S)
+        commands = decide(life.instance, at(LATER_S))
         records = [command for command in commands if isinstance(command, Record)]
         if not records:
             return list(commands)

@@ -150,7 +150,8 @@ def _standing(work: Work, now_s: float, waits_for: str) -> tuple[Mark, str]:
         case core.SKIPPED:
             return Mark.SKIPPED, "skipped"
         case _ if work.error and work.retry_time_s:
-            return Mark.RETRYING, f"attempt {work.attempt + 1} in {max(0, round(work.retry_time_s - now_s))}s"
+            wait_s = work.retry_time_s - max(now_s, work.fail_time_s)  # this clock is not the service's
+            return Mark.RETRYING, f"attempt {work.attempt + 1} in {max(0, round(wait_s))}s"
         case _:
             return Mark.WAITING, waits_for
 

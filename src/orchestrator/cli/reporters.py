@@ -157,7 +157,7 @@ class LiveReporter:
 
     def connection(self, error: ServiceError | None) -> None:
         """Draw for how long the service has been away."""
-        self._away_since_s = (self._away_since_s or time.time()) if error else None
+        self._away_since_s = (self._away_since_s or time.monotonic()) if error else None
 
     def __enter__(self) -> Self:
         self._console.print()
@@ -171,12 +171,11 @@ class LiveReporter:
         self._live.stop()
 
     def _draw(self) -> RenderableType:
-        now_s = time.time()
         return view(
             self._progress.instance,
-            now_s,
+            time.time(),
             width=self._console.width,
             height=None if self._ended else self._console.height,
             drafts=self._drafts,
-            away_s=now_s - self._away_since_s if self._away_since_s else None,
+            away_s=time.monotonic() - self._away_since_s if self._away_since_s else None,
         )

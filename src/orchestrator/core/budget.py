@@ -1,9 +1,14 @@
 """When to stop paying."""
 
+from collections.abc import Callable
+
 from orchestrator.core.state import Failure, Instance
 
+Since = Callable[[float], float]
+"""How many seconds ago it was that an event was recorded at a time, in seconds since the epoch."""
 
-def exceeded(instance: Instance, now_s: float) -> Failure | None:
+
+def exceeded(instance: Instance, since_s: Since) -> Failure | None:
     """Why no further call may begin; None: it may."""
     if not instance.config.HasField("budget"):
         return None
@@ -21,8 +26,8 @@ def exceeded(instance: Instance, now_s: float) -> Failure | None:
             f"{instance.usage.cost_usd:.6g} USD are spent and budget.max_cost_usd is "
             f"{budget.max_cost_usd:g}: what is done is kept; raise the budget to go on",
         )
-    deadline = deadline_s(instance)
-    if deadline is not None and now_s >= deadline:
+    left = left_s(instance, since_s)
+    if left is not None and left <= 0:
         return Failure(
             "DEADLINE_EXCEEDED",
             f"work has gone on for budget.max_duration, {_longest_s(instance):g} s: "
@@ -31,11 +36,11 @@ def exceeded(instance: Instance, now_s: float) -> Failure | None:
     return None
 
 
-def deadline_s(instance: Instance) -> float | None:
-    """When budget.max_duration is over, in seconds since the epoch; None: never, or work has not begun."""
+def left_s(instance: Instance, since_s: Since) -> float | None:
+    """How many seconds are left of budget.max_duration; None: it has no end, or work has not begun."""
     if not instance.config.budget.HasField("max_duration") or not instance.start_time_s:
         return None
-    return instance.start_time_s + _longest_s(instance)
+    return _longest_s(instance) - since_s(instance.start_time_s)
 
 
 def _longest_s(instance: Instance) -> float:

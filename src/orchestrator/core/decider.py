@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from orchestrator.core import budget, merging, retry, workers
+from orchestrator.core.budget import Since
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.state import (
     AT_WORK,
@@ -62,21 +63,25 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class WakeAt:
-    """Ask again at this time, in seconds since the epoch."""
+class WakeAfter:
+    """Ask again in so many seconds."""
 
-    time_s: float
+    wait_s: float
 
 
 Call = MakePlan | RunSubtask | Synthesize
-Command = Call | Record | WakeAt
+Command = Call | Record | WakeAfter
 
 _TELLING_REASONS: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND", "PLAN_INVALID")
 """Reasons that tell a person what to change better than the name of the stage does."""
 
 
-def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
-    """What to do now, at `now_s` seconds since the epoch; a call is asked for until it has begun."""
+def decide(instance: Instance, since_s: Since) -> tuple[Command, ...]:
+    """What to do now; a call is asked for until it has begun.
+
+    `since_s` tells how long ago something was recorded. What is waited for is a span since then: to compare
+    a recorded time with what the clock says now would be to trust that nobody has set it in between.
+    """
     if instance.state in TERMINAL or instance.state in (PAUSED, WAITING):
         return ()
     if instance.synthesis.state == DONE:
@@ -85,13 +90,13 @@ def decide(instance: Instance, now_s: float) -> tuple[Command, ...]:
     if instance.state == WAITING_FOR_PAUSE:
         return () if instance.at_work else (Record((pb.Event(instance_paused=pb.InstancePaused()),)),)
     if not instance.planned:
-        return _decide_planning(instance, now_s)
+        return _decide_planning(instance, since_s)
     if unsettled := _unsettled(instance):
-        return _decide_subtasks(instance, unsettled, now_s)
-    return _decide_synthesis(instance, now_s)
+        return _decide_subtasks(instance, unsettled, since_s)
+    return _decide_synthesis(instance, since_s)
 
 
-def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
+def _decide_planning(instance: Instance, since_s: Since) -> tuple[Command, ...]:
     if instance.config.subtasks:
         own = map(subtask_of, instance.config.subtasks)
         return (Record(tuple(plan_events(0, "", own, "", None))),)
@@ -99,15 +104,15 @@ def _decide_planning(instance: Instance, now_s: float) -> tuple[Command, ...]:
         return _error("PLANNING_FAILED", "planning", instance.planning)
     if instance.planning.state == AT_WORK:
         # What the plan has told so far can be begun.
-        return _decide_subtasks(instance, _unsettled(instance), now_s)
-    return _call(instance, MakePlan(), instance.planning, now_s)
+        return _decide_subtasks(instance, _unsettled(instance), since_s)
+    return _call(instance, MakePlan(), instance.planning, since_s)
 
 
 def _unsettled(instance: Instance) -> list[Subtask]:
     return [subtask for subtask in instance.subtasks.values() if subtask.work.state not in SETTLED]
 
 
-def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float) -> tuple[Command, ...]:
+def _decide_subtasks(instance: Instance, unsettled: list[Subtask], since_s: Since) -> tuple[Command, ...]:
     skipped = []
     ready = []
     running = 0
@@ -125,21 +130,21 @@ def _decide_subtasks(instance: Instance, unsettled: list[Subtask], now_s: float)
             ready.append(subtask)
     if skipped:
         return (Record(tuple(skipped)),)
-    if ready and (failure := budget.exceeded(instance, now_s)):
+    if ready and (failure := budget.exceeded(instance, since_s)):
         # What runs has been paid for: it may finish before the instance errs.
         return () if instance.at_work else (_errored(failure),)
     free = instance.config.max_parallel_subtasks - running
     commands: list[Command] = []
     for subtask in ready:
-        if subtask.work.retry_time_s > now_s:
-            commands.append(_wake(instance, subtask.work))
+        if (wait_s := _wait_s(instance, subtask.work, since_s)) > 0:
+            commands.append(_wake(instance, wait_s, since_s))
         elif free > 0:
             commands.append(RunSubtask(subtask.id))
             free -= 1
     return tuple(commands)
 
 
-def _decide_synthesis(instance: Instance, now_s: float) -> tuple[Command, ...]:
+def _decide_synthesis(instance: Instance, since_s: Since) -> tuple[Command, ...]:
     failed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == FAILED]
     done = any(subtask.work.state == DONE for subtask in instance.subtasks.values())
     if unmerged := [subtask for subtask in failed if subtask.merges]:
@@ -151,22 +156,30 @@ def _decide_synthesis(instance: Instance, now_s: float) -> tuple[Command, ...]:
         return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
     if merges := merging.merges(instance):
         return (Record(tuple(planning(instance, merges, ""))),)
-    return _call(instance, Synthesize(), instance.synthesis, now_s)
+    return _call(instance, Synthesize(), instance.synthesis, since_s)
 
 
-def _call(instance: Instance, command: Call, work: Work, now_s: float) -> tuple[Command, ...]:
+def _call(instance: Instance, command: Call, work: Work, since_s: Since) -> tuple[Command, ...]:
     if work.state == AT_WORK:
         return ()
-    if failure := budget.exceeded(instance, now_s):
+    if failure := budget.exceeded(instance, since_s):
         return (_errored(failure),)
-    if work.retry_time_s > now_s:
-        return (_wake(instance, work),)
+    if (wait_s := _wait_s(instance, work, since_s)) > 0:
+        return (_wake(instance, wait_s, since_s),)
     return (command,)
 
 
-def _wake(instance: Instance, work: Work) -> WakeAt:
-    deadline_s = budget.deadline_s(instance)
-    return WakeAt(work.retry_time_s if deadline_s is None else min(work.retry_time_s, deadline_s))
+def _wait_s(instance: Instance, work: Work, since_s: Since) -> float:
+    """How long until the next attempt may begin; it may where this is not above 0."""
+    if not work.retry_time_s:
+        return 0.0
+    delay_s = work.retry_time_s - work.fail_time_s
+    return min(delay_s, retry.longest_delay_s(instance.config.retry)) - since_s(work.fail_time_s)
+
+
+def _wake(instance: Instance, wait_s: float, since_s: Since) -> WakeAfter:
+    left_s = budget.left_s(instance, since_s)
+    return WakeAfter(wait_s if left_s is None else min(wait_s, left_s))
 
 
 def _skip(subtask: Subtask, lost: Subtask) -> pb.Event:
@@ -203,17 +216,17 @@ def take(instance: Instance, events: Sequence[pb.Event], now_s: float) -> Instan
 
 
 def follow(
-    instance: Instance, events: Sequence[pb.Event], now_s: float
+    instance: Instance, events: Sequence[pb.Event], now_s: float, since_s: Since
 ) -> tuple[Instance, Sequence[pb.Event]]:
     """Let the instance go through events, and through those that follow from them without a call.
 
-    Gives the instance after them and all of the events, each with its place and time.
+    Gives the instance after them and all of the events, each with its place and time, which is `now_s`.
     """
     followed: list[pb.Event] = []
     while events:
         instance = take(instance, events, now_s)
         followed += events
-        commands = decide(instance, now_s)
+        commands = decide(instance, since_s)
         events = [event for command in commands if isinstance(command, Record) for event in command.events]
     return instance, followed
 
@@ -341,17 +354,17 @@ def failed(
 ) -> pb.Event:
     """A call failed: it is tried again at the time in the event, or not at all.
 
-    `jitter`, 0 to 1, spreads retries; see `retry.retry_time_s`.
+    `jitter`, 0 to 1, spreads retries; see `retry.delay_s`.
     """
-    retry_s = None
+    delay_s = None
     if error.retryable and (error.reason != TOO_LONG or _can_be_given_less(instance, call)):
-        retry_s = retry.retry_time_s(
+        delay_s = retry.delay_s(
             instance.config.retry,
             failures=work_of(instance, call).failures + 1,
-            now_s=now_s,
             jitter=jitter,
             retry_after_s=error.retry_after_s,
         )
+    retry_s = None if delay_s is None else now_s + delay_s
     return _failed(instance, call, Failure(error.reason, str(error)), retry_s, usage)
 
 

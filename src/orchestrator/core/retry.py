@@ -1,12 +1,17 @@
 """When to try again."""
 
+from typing import Final
+
 from orchestrator.v1 import instance_pb2 as pb
 
+MAX_RETRY_AFTER_S: Final = 600.0
+"""The longest wait that an endpoint is believed: some have asked for years. Sooner costs one call."""
 
-def retry_time_s(
-    policy: pb.RetryPolicy, *, failures: int, now_s: float, jitter: float, retry_after_s: float | None = None
+
+def delay_s(
+    policy: pb.RetryPolicy, *, failures: int, jitter: float, retry_after_s: float | None = None
 ) -> float | None:
-    """When the next attempt may begin, in seconds since the epoch; None: not at all.
+    """How many seconds after a failure the next attempt may begin; None: not at all.
 
     `failures` counts the attempts that failed so far, this one included. Delays grow exponentially to the
     policy's cap; `jitter`, 0 to 1, takes off up to half, so that what failed together does not come back
@@ -21,4 +26,9 @@ def retry_time_s(
         if delay >= longest:
             break
     delay = min(delay, longest) * (1 - jitter / 2)
-    return now_s + max(delay, retry_after_s or 0.0)
+    return min(max(delay, retry_after_s or 0.0), longest_delay_s(policy))
+
+
+def longest_delay_s(policy: pb.RetryPolicy) -> float:
+    """The longest delay that there can be, in seconds."""
+    return max(policy.max_delay.ToTimedelta().total_seconds(), MAX_RETRY_AFTER_S)

@@ -146,6 +146,8 @@ class Work(NamedTuple):
     error: Failure | None = None
     retry_time_s: float = 0.0
     """The next attempt must not begin earlier."""
+    fail_time_s: float = 0.0
+    """When the latest attempt failed that is to be followed by another."""
     start_time_s: float = 0.0
     """When the first attempt began; 0: not yet."""
     end_time_s: float = 0.0
@@ -334,6 +336,7 @@ def _begin(work: Work, payload: _Started, time_s: float) -> Work:
         attempt=attempt,
         model=payload.model,
         retry_time_s=0.0,
+        fail_time_s=0.0,
         start_time_s=work.start_time_s or time_s,
     )
 
@@ -361,6 +364,7 @@ def _fail(draft: Instance, work: Work, payload: _Failed, time_s: float) -> Work:
         too_long=work.too_long + (payload.error.reason == TOO_LONG),
         error=_failure_of(payload.error),
         retry_time_s=_seconds(payload.retry_time) if again else 0.0,
+        fail_time_s=time_s if again else 0.0,
         end_time_s=0.0 if again else time_s,
     )
 

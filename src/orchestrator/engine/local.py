@@ -12,6 +12,7 @@ from typing import Final, Self
 from orchestrator.core import config as core_config
 from orchestrator.core.create import NewInstance
 from orchestrator.core.state import RESTING, TERMINAL, Instance
+from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.run import Action, Run, Workshop
 from orchestrator.engine.turns import Turns
@@ -64,7 +65,7 @@ class LocalEngine:
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
-                Workshop(log, models, LiveTexts(), Turns(max_calls, jitter), tasks, now_s, jitter),
+                Workshop(log, models, LiveTexts(), Turns(max_calls, jitter), tasks, Clock(now_s), jitter),
                 max_active=max_active,
                 max_queued=max_queued,
             )
@@ -123,7 +124,7 @@ class LocalEngine:
         raise QueueFullError(len(self._waiting))
 
     def _entry(self, new: NewInstance) -> Entry:
-        instance, events = new.begin(self._shop.now_s())
+        instance, events = new.begin(self._shop.clock.now_s())
         return Entry(events, instance)
 
     def _created(

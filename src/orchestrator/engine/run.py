@@ -12,10 +12,11 @@ from functools import partial
 from typing import Final, assert_never
 
 from orchestrator.core import budget, decider
-from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAt
+from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAfter
 from orchestrator.core.plan import PlanError, PlanReader
 from orchestrator.core.prompts import Profile
 from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage, Work
+from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.turns import Turn, Turns
 from orchestrator.errors import (
@@ -45,8 +46,7 @@ class Workshop:
     live: LiveTexts
     turns: Turns
     tasks: asyncio.TaskGroup
-    now_s: Callable[[], float]
-    """Seconds since the epoch."""
+    clock: Clock
     jitter: Callable[[], float]
     """A number from 0 to 1, another one each time."""
 
@@ -88,7 +88,7 @@ class Run:
     def recover(self) -> None:
         """Record that a crash cut off the calls under way."""
         try:
-            self._append(decider.interrupted(self.instance, self.shop.now_s()))
+            self._append(decider.interrupted(self.instance, self.shop.clock.now_s()))
         except Exception as error:  # noqa: BLE001  as in `advance`
             self._stand_still(error)
 
@@ -125,31 +125,30 @@ class Run:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        now_s = self.shop.now_s()
-        wake_s: list[float] = []
+        since_s = self.shop.clock.since_s
+        waits_s: list[float] = []
         begun: list[tuple[Call, str, Turn]] = []
         self._done = None
-        commands = decider.decide(self.instance, now_s)
+        commands = decider.decide(self.instance, since_s)
         for command in commands:
             match command:
                 case Record(events):
                     self._append(events)
-                case WakeAt(time_s):
-                    wake_s.append(time_s)
+                case WakeAfter(wait_s):
+                    waits_s.append(wait_s)
                 case MakePlan() | RunSubtask() | Synthesize():
                     model = decider.model_for(self.instance, command)
                     endpoint, _, _ = model.partition("/")
                     if turn := self.shop.turns.take(endpoint, self.instance.id, self.advance):
                         begun.append((command, model, turn))
-                    elif (deadline_s := budget.deadline_s(self.instance)) is not None:
-                        wake_s.append(deadline_s)  # it may pass while the instance waits for a turn
+                    elif (left_s := budget.left_s(self.instance, since_s)) is not None:
+                        waits_s.append(left_s)  # it may pass while the instance waits for a turn
                 case _:
                     assert_never(command)
         if begun:
             self._begin(begun)
-        if wake_s:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0.0, min(wake_s) - now_s), self.advance)
+        if waits_s:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, min(waits_s)), self.advance)
         if not any(isinstance(command, Record) for command in commands):
             self._done = self.instance
 
@@ -157,7 +156,7 @@ class Run:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
         try:
             events = [decider.begun(self.instance, call, self._prompts(model)) for call, model, _ in begun]
-            self._queue(decider.take(self.instance, events, self.shop.now_s()), events)
+            self._queue(decider.take(self.instance, events, self.shop.clock.now_s()), events)
         except BaseException:
             for _, _, turn in begun:
                 self.shop.turns.give_back(turn, None)
@@ -219,9 +218,12 @@ class Run:
         """Queue what happened for the log, together with whatever follows from it without a call."""
         if not events or self.stands_still:
             return
-        self._queue(*decider.follow(self.instance, events, self.shop.now_s()))
+        clock = self.shop.clock
+        self._queue(*decider.follow(self.instance, events, clock.now_s(), clock.since_s))
 
     def _queue(self, instance: Instance, events: Sequence[Event]) -> None:
+        if instance.start_time_s == instance.update_time_s:
+            budget.left_s(instance, self.shop.clock.since_s)  # looked at before the clock can be set
         self.instance = instance
         self._durable = self.shop.log.append(Entry(events, instance))
         self._durable.add_done_callback(self._recorded)
@@ -294,7 +296,7 @@ class Run:
         except Exception:
             _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, call)
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
-        now_s = self.shop.now_s()
+        now_s = self.shop.clock.now_s()
         usage = self._usage(work.model, error.input_tokens, error.output_tokens)
         jitter = self.shop.jitter()
         return [decider.failed(self.instance, call, error, usage, now_s=now_s, jitter=jitter)], error

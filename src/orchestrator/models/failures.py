@@ -11,12 +11,10 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from orchestrator.core.plan import well_formed
+from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.core.state import TOO_LONG
 from orchestrator.errors import ModelError
 from orchestrator.models.http import Answer
-
-MAX_RETRY_AFTER_S: Final = 600.0
-"""The longest wait that an endpoint is believed: some have asked for years. Sooner costs one call."""
 
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""

@@ -1,0 +1,31 @@
+"""How long ago things were recorded, whatever the clock on the wall has been set to since."""
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+_REMEMBERED: Final = 2**16
+"""Recorded times: some for each instance that waits or has a deadline."""
+
+
+class Clock:
+    """Tells the time of day, which may be set, and how much time has gone by, which nobody can set.
+
+    A recorded time is laid on the event loop's clock when it is looked at first, and stays there. So waits
+    hold while the process lives; after a restart the time of day is all there is to go by, but for what it
+    says of the future: what was recorded has happened.
+    """
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        """`now_s` gives the time of day, in seconds since the epoch."""
+        self.now_s = now_s
+        self._placed_s = lru_cache(_REMEMBERED)(self._place_s)
+
+    def since_s(self, time_s: float) -> float:
+        """How many seconds ago something was recorded at a time since the epoch; never below 0."""
+        placed_s = self._placed_s(time_s)
+        return asyncio.get_running_loop().time() - placed_s
+
+    def _place_s(self, time_s: float) -> float:
+        return asyncio.get_running_loop().time() - max(0.0, self.now_s() - time_s)
