@@ -26,11 +26,12 @@ once, so give `create` a `request_id` where you want to repeat it safely.
 
 import asyncio
 import contextlib
+import functools
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -44,7 +45,8 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-"""The largest message either side may send: a page of events with long outputs fits."""
+"""The largest message either side may send, which each call tells the service: of events and outputs larger
+than that, `Event.omitted_bytes` tells, or RESPONSE_TOO_LARGE."""
 UNARY_TIMEOUT_S: Final = 30.0
 KEEP_TRYING_S: Final = 60.0
 """How long reading goes on trying to reconnect before it gives up."""
@@ -55,6 +57,7 @@ Event: TypeAlias = event_pb2.Event
 OutputDelta: TypeAlias = orchestrator_pb2.OutputDelta
 EventBatch: TypeAlias = orchestrator_pb2.EventBatch
 
+_METADATA: Final = (("max-response-bytes", str(MAX_MESSAGE_BYTES)),)
 _HEALTH_TIMEOUT_S: Final = 2.0
 _WAIT_STEP_S: Final = 300.0
 _FIRST_DELAY_S: Final = 0.1
@@ -115,12 +118,26 @@ class ServiceError(OrchestratorError):
         return not self.reason and self.code in (grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
 
 
+class _TellingChannel:
+    """The part of a channel that a stub needs: each call tells how large an answer may be."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
+
+    def unary_unary(self, *arguments: Any, **named: Any) -> Any:
+        return functools.partial(self._channel.unary_unary(*arguments, **named), metadata=_METADATA)
+
+    def unary_stream(self, *arguments: Any, **named: Any) -> Any:
+        return functools.partial(self._channel.unary_stream(*arguments, **named), metadata=_METADATA)
+
+
 class Client:
     """A connection to one service, for one event loop. Use it as an async context manager."""
 
     def __init__(self, address: str, *, timeout_s: float = UNARY_TIMEOUT_S) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-        self._stub = orchestrator_pb2_grpc.OrchestratorStub(self._channel)
+        telling = cast("grpc.aio.Channel", _TellingChannel(self._channel))
+        self._stub = orchestrator_pb2_grpc.OrchestratorStub(telling)
         self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:

@@ -12,11 +12,12 @@ OrchestratorError
 │   ├── StateForbidsError         STATE_FORBIDS
 │   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
 │   ├── QueueFullError            QUEUE_FULL
+│   ├── ResponseTooLargeError     RESPONSE_TOO_LARGE
 │   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY
 └── ModelError                    one model call failed; becomes a *Failed event
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -113,6 +114,17 @@ class QueueFullError(RequestError):
             f"{waiting} instances wait for their turn: try again later, or raise "
             "ORCHESTRATOR_MAX_QUEUED_INSTANCES",
             retry_after_s=10.0,
+        )
+
+
+class ResponseTooLargeError(RequestError):
+    """The whole answer is larger than its client takes; `mends` are the ways to have it all the same."""
+
+    def __init__(self, size: int, limit: int, mends: Sequence[str]) -> None:
+        super().__init__(
+            "RESPONSE_TOO_LARGE",
+            f"the answer has {size} bytes and may have {limit}: {', or '.join(mends)}",
+            metadata={"size_bytes": str(size), "max_response_bytes": str(limit)},
         )
 
 

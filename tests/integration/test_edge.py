@@ -14,6 +14,7 @@ from support import stub_service
 from support.stub_service import StubService
 
 from orchestrator import edge
+from orchestrator.rpc import sizes
 
 # grpc.aio does not bear a second event loop in one process.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -144,6 +145,15 @@ async def test_the_request_id_reaches_the_service_and_comes_back(
 ) -> None:
     response = await client.get("/a", headers={"x-request-id": "mine"})
     assert service.metadata["x-request-id"] == response.headers["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize("said", [None, "1", "lots"])
+async def test_the_service_is_told_that_rest_takes_64_mib_whatever_a_client_says(
+    client: httpx.AsyncClient, service: StubService, said: str | None
+) -> None:
+    headers = {"max-response-bytes": said} if said else {}
+    assert (await client.get("/a", headers=headers)).status_code == 200
+    assert service.metadata["max-response-bytes"] == str(sizes.MOST_BYTES)
 
 
 # Errors

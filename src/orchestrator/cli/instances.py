@@ -116,6 +116,7 @@ def get(
         if as_json:
             reporters.print_json(found)
         else:
+            found.instance.final_result = found.status.output.final_result  # whole in every view
             tables.print_instance(found.instance, full=full)
 
     call_service(address, call)

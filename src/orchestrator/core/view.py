@@ -1,18 +1,33 @@
-"""An instance as clients see it: the folded state, written as the wire's resource."""
+"""What clients see: the folded state written as the wire's resource, and each event, in a bounded size."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from orchestrator.core import state as core
 from orchestrator.core.wire import STATUS, failure_message, timestamp, usage_message
 from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import Event
+
+MAX_TEXT_BYTES: Final = 4 * 1024
+"""The longest prompt, summary or final result that VIEW_BASIC shows whole."""
+
+_FIELD_BYTES: Final = 16
+"""More than a message's place in another one takes, or an event's `omitted_bytes`."""
 
 
 def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
-    """The resource; `full` adds the subtasks' instructions and outputs."""
+    """The resource, in VIEW_FULL or VIEW_BASIC."""
+    prompt = state.prompt if full else _beginning(state.prompt, MAX_TEXT_BYTES)
     message = pb.Instance(
         id=state.id,
         state=state.state,
-        prompt=state.prompt,
-        config=state.config,
-        summary=state.summary,
+        prompt=prompt,
+        prompt_is_cut=len(prompt) < len(state.prompt),
+        config=state.config if full else _without_instructions(state.config),
+        summary=state.summary if full else _beginning(state.summary, MAX_TEXT_BYTES),
         subtasks=[_subtask(subtask, full=full) for subtask in state.subtasks.values()],
         usage=_usage(state.usage),
         error=_failure(state.error),
@@ -25,9 +40,27 @@ def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
         forked_from=state.forked_from,
         own_usage=_usage(state.own_usage),
     )
-    if state.state == core.COMPLETE:
+    if state.state == core.COMPLETE and (full or _is_short(state.final_result)):
         message.final_result = state.final_result
     return message
+
+
+def fit(instances: Sequence[pb.Instance], max_bytes: int) -> None:
+    """Take from instances in VIEW_BASIC what keeps them from fitting into one answer.
+
+    All lose the same. What cannot be taken is under 16 KiB an instance.
+    """
+    if _size(instances) > max_bytes:
+        for each in instances:
+            each.ClearField("config")
+    if _size(instances) > max_bytes:
+        for each in instances:
+            each.ClearField("labels")
+            each.ClearField("subtasks")
+
+
+def _size(instances: Sequence[pb.Instance]) -> int:
+    return sum(each.ByteSize() + _FIELD_BYTES for each in instances)
 
 
 def status(state: core.Instance) -> pb.InstanceStatus:
@@ -72,3 +105,77 @@ def _usage(usage: core.Usage) -> pb.Usage | None:
 
 def _failure(failure: core.Failure | None) -> pb.Failure | None:
     return None if failure is None else failure_message(failure)
+
+
+def _without_instructions(config: pb.InstanceConfig) -> pb.InstanceConfig:
+    if not (config.HasField("instructions") or config.subtasks or config.workers):
+        return config
+    message = pb.InstanceConfig()
+    message.CopyFrom(config)
+    message.ClearField("instructions")
+    for part in (*message.subtasks, *message.workers):
+        part.ClearField("instructions")
+    return message
+
+
+def _is_short(text: str) -> bool:
+    return len(text) * 4 <= MAX_TEXT_BYTES or len(text.encode()) <= MAX_TEXT_BYTES
+
+
+def _beginning(text: str, max_bytes: int) -> str:
+    """So many bytes of a text at most, without half a character."""
+    if len(text) * 4 <= max_bytes:
+        return text
+    encoded = text.encode()
+    return text if len(encoded) <= max_bytes else encoded[:max_bytes].decode(errors="ignore")
+
+
+class _Text(NamedTuple):
+    """One text of a message."""
+
+    size: int
+    """Bytes."""
+    cut: Callable[[int], None]
+    """Leave so many bytes of it."""
+
+
+def excerpt(event: Event, max_bytes: int) -> Event:
+    """Copy an event with its longest texts cut to one length, such that it has at most so many bytes.
+
+    `omitted_bytes` says how many are missing; an event that fits is copied as it is.
+    """
+    copy = Event()
+    copy.CopyFrom(event)
+    size = copy.ByteSize()
+    if size <= max_bytes:
+        return copy
+    texts = sorted(_texts(copy), key=lambda text: text.size)
+    # The budget is shared out from the shortest on: who needs less than a fair share leaves the rest.
+    left = max(0, max_bytes - _FIELD_BYTES - size + sum(text.size for text in texts))
+    for number, text in enumerate(texts):
+        share = left // (len(texts) - number)
+        if text.size > share:
+            text.cut(share)
+        left -= min(text.size, share)
+    # What a text's shorter length takes less in the encoding itself is not counted: it was no text.
+    copy.omitted_bytes = sum(text.size for text in texts) - sum(text.size for text in _texts(copy))
+    return copy
+
+
+def _texts(message: Message) -> Iterator[_Text]:
+    """Every single text of a message and of all that it holds; those in lists of texts and maps are short."""
+    for field, value in message.ListFields():
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            continue
+        if field.message_type:
+            for part in value if field.is_repeated else (value,):
+                yield from _texts(part)
+        elif field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
+            yield _text(message, field.name, value)
+
+
+def _text(message: Message, name: str, value: str) -> _Text:
+    def cut(size: int) -> None:
+        setattr(message, name, _beginning(value, size))
+
+    return _Text(len(value.encode()), cut)

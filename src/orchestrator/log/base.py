@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from orchestrator.core.state import Instance, State
+from orchestrator.core.view import excerpt
 from orchestrator.errors import UnavailableError
-from orchestrator.log.framing import delimited, tag
+from orchestrator.log.framing import delimited, fields, tag
 from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import EventBatch
 
@@ -45,6 +47,24 @@ class Page:
     def events(self) -> Sequence[Event]:
         """Decode the events."""
         return EventBatch.FromString(self.data).events
+
+    def parts(self, max_bytes: int) -> "Iterator[tuple[bytes, Sequence[int]]]":
+        """Divide `data` and `places` so that no part's data has more bytes: as few parts as possible.
+
+        A page that fits is not decoded. An event that does not fit by itself comes with its texts cut.
+        """
+        if len(self.data) <= max_bytes:
+            yield self.data, self.places
+            return
+        rows: list[bytes] = []
+        size = start = 0
+        for end, row in enumerate(map(partial(_within, max_bytes), fields(self.data))):
+            if rows and size + len(row) > max_bytes:
+                yield b"".join(rows), self.places[start:end]
+                rows, size, start = [], 0, end
+            rows.append(row)
+            size += len(row)
+        yield b"".join(rows), self.places[start:]
 
 
 class EventLog(Protocol):
@@ -187,4 +207,14 @@ def framed(event: Event) -> bytes:
     return delimited(_EVENTS_TAG, event.SerializeToString())
 
 
+def _within(max_bytes: int, row: bytes) -> bytes:
+    """A row of a page as it is, or with the event's texts cut so that it has no more bytes."""
+    if len(row) <= max_bytes:
+        return row
+    (event,) = EventBatch.FromString(row).events
+    return framed(excerpt(event, max_bytes - _PREFIX_BYTES))
+
+
 _EVENTS_TAG: Final = tag(EventBatch, "events")
+_PREFIX_BYTES: Final = 6
+"""The most that the tag and the size of an event take."""

@@ -1,5 +1,6 @@
 """The little of protobuf's encoding that lets stored events travel without being decoded."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
@@ -28,3 +29,19 @@ def _prefix(field_tag: bytes, size: int) -> bytes:
         size >>= 7
     prefix.append(size)
     return bytes(prefix)
+
+
+def fields(data: bytes) -> Iterator[bytes]:
+    """Take apart a message that has only length-delimited fields with numbers under 16: each as it is."""
+    start = 0
+    while start < len(data):
+        place, size, shift = start + 1, 0, 0
+        while True:
+            byte = data[place]
+            place += 1
+            size |= (byte & (_MORE - 1)) << shift
+            shift += 7
+            if byte < _MORE:
+                break
+        yield data[start : place + size]
+        start = place + size

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from orchestrator.errors import InvalidArgumentError, RequestError, SettingsError
 from orchestrator.log.base import Wakeups
 from orchestrator.ports import free_port
-from orchestrator.rpc import status
+from orchestrator.rpc import sizes, status
 from orchestrator.rpc.service import Context, OrchestratorService
 from orchestrator.settings import PREFIX
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -26,13 +26,12 @@ _LOGGER: Final = logging.getLogger(__name__)
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
 
 _GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
-_MOST_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 _MOST_METADATA_BYTES: Final = 128 * 1024
 _OPTIONS: Final = (
     # On by default: two servers would share one port without a word.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", _MOST_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", sizes.MOST_BYTES),
+    ("grpc.max_send_message_length", sizes.MOST_BYTES),
     # As much as Envoy takes, which hands a request's path on as a header; 64 labels are over 8 KiB.
     ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
@@ -93,18 +92,15 @@ def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.Rp
         else (grpc.unary_unary_rpc_method_handler, _unary)
     )
     request = GetMessageClass(method.input_type)
-    return make(wrap(getattr(service, method.name), request), response_serializer=_serialize)
-
-
-def _serialize(message: Any) -> bytes:
-    """Messages are serialised; bytes are a message that is serialised already."""
-    return message if isinstance(message, bytes) else message.SerializeToString()
+    return make(wrap(getattr(service, method.name), request))
 
 
 def _unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
     async def call(data: bytes, context: Context) -> object:
         async with _told(context):
-            return await method(_parsed(data, request), context)
+            max_bytes = sizes.max_response_bytes(context)  # before anything is done
+            answer = await method(_parsed(data, request), context)
+            return sizes.checked(answer.SerializeToString(), max_bytes, method.__name__)
 
     return call
 
@@ -113,7 +109,8 @@ def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[...,
     async def call(data: bytes, context: Context) -> AsyncIterator[object]:
         async with _told(context), aclosing(method(_parsed(data, request), context)) as messages:
             async for message in messages:
-                yield message
+                # Bytes are a message that is serialised already.
+                yield message if isinstance(message, bytes) else message.SerializeToString()
 
     return call
 

@@ -26,6 +26,7 @@ from orchestrator.log.framing import delimited, tag
 from orchestrator.log.subscription import Step
 from orchestrator.rpc import sse
 from orchestrator.rpc.info import MAX_BATCH_INSTANCES, MAX_PAGE_SIZE
+from orchestrator.rpc.sizes import max_response_bytes
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
@@ -44,7 +45,11 @@ _MARKDOWN: Final = "text/markdown; charset=utf-8"
 _LAST_POSITION: Final = "last-position"
 """The initial metadata that tells where to follow a page's instances from."""
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
-"""A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
+"""A page ends before it is larger."""
+_LARGEST_PIECE_BYTES: Final = 1024 * 1024
+"""Server-Sent Events travel in pieces of at most this size, wherever they begin and end."""
+_FRAMING_BYTES: Final = 32
+"""More than a message of a stream has besides its page's events."""
 
 
 class OrchestratorService:
@@ -64,17 +69,21 @@ class OrchestratorService:
         self._defaults = defaults
 
     async def CreateInstance(
-        self, request: pb.CreateInstanceRequest, _: Context
+        self, request: pb.CreateInstanceRequest, context: Context
     ) -> pb.CreateInstanceResponse:
         """Record a new instance."""
         new = create.new_instance(request, base=self._defaults, fallback_id=str(uuid.uuid4()))
         instance = await self._engine.create(new)
-        return pb.CreateInstanceResponse(
+        answer = pb.CreateInstanceResponse(
             id=instance.id, details=view.status(instance), instance=view.instance(instance)
         )
+        # A repeated request may find an instance that has its outputs.
+        if answer.details.HasField("output") and answer.ByteSize() > max_response_bytes(context):
+            answer.details.ClearField("output")
+        return answer
 
     async def BatchCreateInstances(
-        self, request: pb.BatchCreateInstancesRequest, _: Context
+        self, request: pb.BatchCreateInstancesRequest, context: Context
     ) -> pb.BatchCreateInstancesResponse:
         """Record several new instances, all or none."""
         if not 1 <= len(request.requests) <= MAX_BATCH_INSTANCES:
@@ -87,8 +96,9 @@ class OrchestratorService:
         for number, each in enumerate(request.requests):
             with at_field(f"requests[{number}]"):
                 wishes.append(create.new_instance(each, base=self._defaults, fallback_id=str(uuid.uuid4())))
-        instances = await self._engine.create_all(wishes)
-        return pb.BatchCreateInstancesResponse(instances=map(view.instance, instances))
+        instances = [view.instance(each) for each in await self._engine.create_all(wishes)]
+        view.fit(instances, max_response_bytes(context))
+        return pb.BatchCreateInstancesResponse(instances=instances)
 
     async def ForkInstance(self, request: pb.ForkInstanceRequest, _: Context) -> pb.ForkInstanceResponse:
         """Record a new instance that keeps what another one has done."""
@@ -169,13 +179,17 @@ class OrchestratorService:
             limit=size + 1,
         )
         page = pb.ListInstancesResponse()
-        for number, (key, instance_id) in enumerate(found[:size], 1):
+        page_bytes, last = 0, before
+        for key, instance_id in found[:size]:
             with suppress(InstanceNotFoundError):  # deleted since it was found
-                page.instances.append(view.instance(await self._log.load(instance_id)))
-            is_last = number == len(found)
-            if not is_last and (number == size or page.ByteSize() > _LARGEST_PAGE_BYTES):
-                page.next_page_token = _page_token(request, key)
-                break
+                instance = view.instance(await self._log.load(instance_id))
+                page_bytes += instance.ByteSize()
+                if page.instances and page_bytes > _LARGEST_PAGE_BYTES:
+                    break
+                page.instances.append(instance)
+            last = key
+        if found and last != found[-1][0]:
+            page.next_page_token = _page_token(request, last)
         return page
 
     async def PauseInstance(self, request: pb.PauseInstanceRequest, _: Context) -> pb.PauseInstanceResponse:
@@ -221,10 +235,11 @@ class OrchestratorService:
         return view.instance(await self._engine.steer(instance_id, action))
 
     async def StreamEvents(
-        self, request: pb.StreamEventsRequest, _: Context
+        self, request: pb.StreamEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamEventsResponse | bytes]:
         """Replay, then follow."""
         create.check_id(request.id)
+        max_page_bytes = max_response_bytes(context) - _FRAMING_BYTES
         live = request.follow or not request.HasField("follow")
         steps = self._follow(request.id, request.after_sequence, live=live, texts=request.include_deltas)
         async for step in steps:
@@ -234,7 +249,8 @@ class OrchestratorService:
                         yield pb.StreamEventsResponse(delta=delta)
                 case Page():
                     # A message made around the stored bytes: they are not decoded.
-                    yield delimited(_BATCH_TAG, step.data)
+                    for data, _ in step.parts(max_page_bytes):
+                        yield delimited(_BATCH_TAG, data)
                 case subscription.CaughtUp(last):
                     yield pb.StreamEventsResponse(caught_up=pb.CaughtUp(sequence=last))
                 case subscription.Quiet(last):
@@ -256,9 +272,10 @@ class OrchestratorService:
                 yield both
 
     async def StreamAllEvents(
-        self, request: pb.StreamAllEventsRequest, _: Context
+        self, request: pb.StreamAllEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamAllEventsResponse | bytes]:
         """Replay every instance's events, then follow."""
+        max_page_bytes = max_response_bytes(context) - _FRAMING_BYTES
         steps = subscription.follow_all(
             self._log,
             after=request.after_position,
@@ -269,8 +286,9 @@ class OrchestratorService:
         async for step in steps:
             match step:
                 case Page():
-                    position = pb.EventBatch(last_position=step.places[-1]).SerializeToString()
-                    yield delimited(_ALL_BATCH_TAG, step.data + position)
+                    for data, places in step.parts(max_page_bytes):
+                        position = pb.EventBatch(last_position=places[-1]).SerializeToString()
+                        yield delimited(_ALL_BATCH_TAG, data + position)
                 case subscription.CaughtUp(last):
                     yield pb.StreamAllEventsResponse(caught_up=pb.CaughtUp(sequence=last))
                 case subscription.Quiet(last):
@@ -293,7 +311,10 @@ class OrchestratorService:
             steps = subscription.follow_all(self._log, after=after, quiet_s=HEARTBEAT_S)
         opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
         async for step in steps:
-            yield HttpBody(content_type=sse.CONTENT_TYPE, data=opening + _sse_frames(step))
+            data = opening + _sse_frames(step)
+            for start in range(0, len(data), _LARGEST_PIECE_BYTES):
+                piece = data[start : start + _LARGEST_PIECE_BYTES]
+                yield HttpBody(content_type=sse.CONTENT_TYPE, data=piece)
             opening = b""
 
 

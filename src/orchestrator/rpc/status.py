@@ -20,6 +20,7 @@ _CODES: Final = {
     errors.StateForbidsError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceOutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
     errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.ResponseTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 

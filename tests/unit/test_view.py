@@ -1,0 +1,217 @@
+"""What clients see has a bounded size, whatever an instance holds."""
+
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.lives import Life
+
+from orchestrator.core import config, create, plan, view, workers
+from orchestrator.core.state import Failure, Instance, Subtask, Work
+from orchestrator.log.base import Page, framed
+from orchestrator.v1 import event_pb2, instance_pb2
+from orchestrator.v1.orchestrator_pb2 import EventBatch
+
+USUAL_BYTES = 4 * 1024 * 1024
+WIDEST = "😀"
+"""A character of four bytes."""
+LONG = "x" * 5 * 1024 * 1024
+
+
+def largest() -> Instance:
+    """An instance whose every part is as large as the service lets it be."""
+    names = [f"{number:02}".ljust(100, "n") for number in range(64)]
+    own = [
+        instance_pb2.Subtask(
+            id=name,
+            title=WIDEST * plan.MAX_TITLE_CHARACTERS,
+            instructions="x" * plan.MAX_INSTRUCTIONS_BYTES,
+            depends_on=names[:number],
+            worker=WIDEST * plan.MAX_WORKER_CHARACTERS,
+        )
+        for number, name in enumerate(names)
+    ]
+    catalogue = [
+        instance_pb2.Worker(
+            name=f"{number:02}" + WIDEST * 98,
+            use=WIDEST * 1000,
+            model=WIDEST * workers.MAX_MODEL_CHARACTERS,
+            instructions="x" * workers.MAX_INSTRUCTIONS_BYTES,
+        )
+        for number in range(workers.MAX_WORKERS)
+    ]
+    changes = instance_pb2.InstanceConfig(
+        big_model=WIDEST * 200,
+        small_model=WIDEST * 200,
+        max_subtasks=64,
+        instructions="x" * 32 * 1024,
+        subtasks=own,
+        workers=catalogue,
+    )
+    failed = Work(error=Failure("MODEL_REFUSED", WIDEST * 1000, names[-1]), model=WIDEST * 200)
+    return Instance(
+        id="i" * 100,
+        state=instance_pb2.STATE_COMPLETE,
+        prompt="x" * create.MAX_PROMPT_BYTES,
+        config=config.resolve(changes, config.default("a/b", "c/d")),
+        labels={f"{number:02}".ljust(63, "k"): WIDEST * 256 for number in range(create.MAX_LABELS)},
+        summary=LONG,
+        final_result=LONG,
+        subtasks={
+            each.id: Subtask(
+                each.id,
+                each.title,
+                each.instructions,
+                tuple(each.depends_on),
+                each.worker,
+                work=failed,
+                output=LONG,
+            )
+            for each in own
+        },
+    )
+
+
+def test_the_largest_instance_is_small_in_the_basic_view() -> None:
+    shown = view.instance(largest())
+    assert shown.ByteSize() < USUAL_BYTES / 2
+    assert (shown.prompt, shown.prompt_is_cut) == ("x" * 4096, True)
+    assert shown.summary == "x" * 4096
+    assert shown.final_result == ""
+    instructed = (shown.config, *shown.config.subtasks, *shown.config.workers, *shown.subtasks)
+    assert {each.instructions for each in instructed} == {""}
+    assert {subtask.output for subtask in shown.subtasks} == {""}
+
+
+def test_the_basic_view_keeps_what_is_short() -> None:
+    instance = largest()
+    shown = view.instance(instance)
+    assert dict(shown.labels) == instance.labels
+    assert [subtask.title for subtask in shown.config.subtasks] == [WIDEST * 200] * 64
+    assert [worker.use for worker in shown.config.workers] == [WIDEST * 1000] * 32
+    assert shown.config.retry == instance.config.retry
+    life = Life().planned().done("t1", "t2", "t3").completed()
+    assert view.instance(life.instance).final_result == "the result"
+    assert not view.instance(life.instance).prompt_is_cut
+
+
+def test_the_full_view_has_everything() -> None:
+    instance = largest()
+    shown = view.instance(instance, full=True)
+    assert (shown.prompt, shown.prompt_is_cut) == (instance.prompt, False)
+    assert (shown.summary, shown.final_result) == (LONG, LONG)
+    assert shown.config == instance.config
+    assert {subtask.output for subtask in shown.subtasks} == {LONG}
+
+
+def test_a_state_is_not_changed_by_what_is_left_out_of_its_view() -> None:
+    instance = largest()
+    before = instance.config.SerializeToString(deterministic=True)
+    view.instance(instance)
+    assert instance.config.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown", "is_cut"),
+    [
+        ("x" * 4096, "x" * 4096, False),
+        ("x" * 4097, "x" * 4096, True),
+        (WIDEST * 1024, WIDEST * 1024, False),
+        (WIDEST * 1025, WIDEST * 1024, True),
+        ("x" + WIDEST * 1024, "x" + WIDEST * 1023, True),
+        ("xx" + "ü" * 2048, "xx" + "ü" * 2047, True),
+    ],
+)
+def test_a_prompt_is_cut_between_two_characters(prompt: str, shown: str, *, is_cut: bool) -> None:
+    message = view.instance(Instance(prompt=prompt))
+    assert (message.prompt, message.prompt_is_cut) == (shown, is_cut)
+
+
+def test_a_hundred_of_the_largest_fit_into_one_answer() -> None:
+    instances = [view.instance(largest()) for _ in range(100)]
+    view.fit(instances, USUAL_BYTES)
+    assert sum(each.ByteSize() for each in instances) < USUAL_BYTES
+    assert {each.id for each in instances} == {"i" * 100}
+    assert {each.state for each in instances} == {instance_pb2.STATE_COMPLETE}
+
+
+def test_a_batch_that_fits_loses_nothing() -> None:
+    instances = [view.instance(Life(f"i{number}").instance) for number in range(100)]
+    before = list(instances)
+    view.fit(instances, USUAL_BYTES)
+    assert instances == before
+    assert all(each.HasField("config") for each in instances)
+
+
+def completed(text: str) -> event_pb2.Event:
+    event = event_pb2.Event(instance_id="a", sequence=3)
+    event.subtask_completed.subtask_id = "t1"
+    event.subtask_completed.output = text
+    return event
+
+
+@given(st.text(max_size=600), st.integers(min_value=60, max_value=700))
+def test_an_event_is_cut_as_little_as_it_must_be(text: str, max_bytes: int) -> None:
+    event = completed(text)
+    shown = view.excerpt(event, max_bytes)
+    assert shown.ByteSize() <= max_bytes
+    assert text.startswith(shown.subtask_completed.output)
+    missing = len(text.encode()) - len(shown.subtask_completed.output.encode())
+    assert shown.omitted_bytes == missing
+    if event.ByteSize() <= max_bytes:
+        assert shown == event
+    else:
+        assert missing <= event.ByteSize() - max_bytes + 32
+    assert (shown.instance_id, shown.sequence, shown.subtask_completed.subtask_id) == ("a", 3, "t1")
+
+
+def test_of_many_texts_the_longest_are_cut_to_one_length() -> None:
+    event = event_pb2.Event(instance_id="a", sequence=1)
+    created = event.instance_created
+    created.prompt = "short"
+    created.labels["kind"] = "kept"
+    created.config.instructions = "y" * 500
+    for name, size in (("one", 10_000), ("two", 20_000)):
+        created.config.subtasks.append(instance_pb2.Subtask(id=name, instructions="z" * size))
+    shown = view.excerpt(event, 9_000).instance_created
+    assert (shown.prompt, shown.labels["kind"], shown.config.instructions) == ("short", "kept", "y" * 500)
+    one, two = (len(subtask.instructions) for subtask in shown.config.subtasks)
+    assert two - one in {0, 1}
+    assert 4_000 < one < 4_250
+
+
+def test_an_event_of_the_largest_instance_fits() -> None:
+    event = event_pb2.Event(instance_id="a", sequence=1)
+    instance = largest()
+    event.instance_created.prompt = instance.prompt
+    event.instance_created.config.CopyFrom(instance.config)
+    event.instance_created.labels.update(instance.labels)
+    assert event.ByteSize() > USUAL_BYTES
+    shown = view.excerpt(event, USUAL_BYTES)
+    assert USUAL_BYTES - 4096 < shown.ByteSize() <= USUAL_BYTES
+    assert shown.omitted_bytes > 0
+
+
+@given(st.lists(st.text(max_size=300), min_size=1, max_size=20), st.integers(min_value=100, max_value=2000))
+def test_a_pages_parts_are_its_events_in_order_none_too_large(texts: list[str], max_bytes: int) -> None:
+    events = [completed(text) for text in texts]
+    for place, event in enumerate(events, 7):
+        event.sequence = place
+    page = Page(
+        b"".join(map(framed, events)),
+        range(7, 7 + len(events)),
+        at_end=True,
+        state=instance_pb2.STATE_RUNNING,
+    )
+    parts = list(page.parts(max_bytes))
+    assert all(0 < len(data) <= max_bytes for data, _ in parts)
+    shown = [event for data, _ in parts for event in EventBatch.FromString(data).events]
+    assert [event.sequence for event in shown] == [event.sequence for event in events]
+    for event, copy in zip(events, shown, strict=True):
+        assert copy == event or copy.omitted_bytes > 0
+        assert len(framed(event)) <= max_bytes or copy.omitted_bytes > 0
+    ends = [places[-1] for _, places in parts]
+    assert ends == list(accumulate((len(places) for _, places in parts), initial=6))[1:]
+    sizes = [len(data) for data, _ in parts]
+    assert all(a + b > max_bytes for a, b in pairwise(sizes)), "as few as possible"
