@@ -159,13 +159,16 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Pa
     assert path.read_text().startswith("not a database")
 
 
-@pytest.mark.parametrize("name", ["missing/../log.db", "a-file/log.db", "/proc/log.db"])
+@pytest.mark.parametrize("name", ["missing/../log.db", "a-file/log.db", "a-folder", "/proc/log.db"])
 async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
     try:
         log = await SqliteEventLog.open(tmp_path / name)
     except StorageError as error:
         assert "set ORCHESTRATOR_DATABASE to a path that this user may write" in str(error)  # noqa: PT017
+        assert ("name a file in it" in str(error)) == (name == "a-folder")  # noqa: PT017
+        assert list(tmp_path.glob("a-folder*")) == [tmp_path / "a-folder"]
     else:
         assert name.startswith("missing")
         await log.aclose()
@@ -231,6 +234,7 @@ async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
     assert results[0] is None
     assert isinstance(results[1], UnavailableError)
     assert results[1].reason == "STORAGE_READ_ONLY"
+    assert "free disk space" in str(results[1])
     assert (await log.load("a")).last_sequence == life.instance.last_sequence
     await log.append(Entry(wish.events, wish.instance))
     assert list((await log.read_all(0)).places) == list(range(1, len(life.events) + 2))
@@ -264,8 +268,9 @@ async def test_a_log_that_refused_creations_takes_them_again_by_itself(
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     wish = Life("a")
-    with pytest.raises(UnavailableError, match="database is locked"):
+    with pytest.raises(UnavailableError, match="database is locked.*another program holds it") as caught:
         await log.append(Entry(wish.events, wish.instance))
+    assert "disk" not in str(caught.value)
     holder.execute("ROLLBACK")
     holder.close()
     while True:
@@ -369,7 +374,7 @@ async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_ag
     await log.append(Entry(life.events, life.instance))
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    with pytest.raises(UnavailableError, match="database is locked") as caught:
+    with pytest.raises(UnavailableError, match="database is locked.*another program holds it") as caught:
         await log.delete("a")
     assert caught.value.reason == "STORAGE_READ_ONLY"
     assert await log.load("a") == life.instance

@@ -8,27 +8,33 @@ from orchestrator.errors import StorageError
 
 
 class DatabaseLock:
-    """Holds `<database>.lock` for this process; raise StorageError when another server has it.
+    """Holds `<database>.lock` for this process.
+
+    Raise StorageError when another server has it, OSError where it cannot be written.
 
     The kernel lets go of it when the process ends, however it ends.
     """
 
     def __init__(self, database: Path, setting: str) -> None:
-        self._file = Path(f"{database}.lock").open("a+")  # noqa: SIM115  held for as long as the lock
+        self._file = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._acquire(database, setting)
+        except BaseException:
+            self.release()
+            raise
+
+    def _acquire(self, database: Path, setting: str) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "unknown"
-            self._file.close()
+            owner = os.pread(self._file, 20, 0).decode(errors="replace").strip() or "unknown"
             raise StorageError(
                 f"database {database} is in use by another server (process {owner}): "
                 f"stop that server, or set {setting} to another path"
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Let another server have the database."""
-        self._file.close()
+        os.close(self._file)

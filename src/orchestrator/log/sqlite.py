@@ -5,6 +5,8 @@ cursor outlives a call, so the WAL can always be checkpointed.
 """
 
 import asyncio
+import errno
+import os
 import sqlite3
 from collections.abc import Sequence
 from itertools import chain
@@ -21,6 +23,7 @@ from orchestrator.log.schema import migrate
 from orchestrator.log.sqlite_connection import connect, fetch
 from orchestrator.log.sqlite_tables import find_conflict
 from orchestrator.log.sqlite_writer import SqliteWriter
+from orchestrator.log.storage_faults import mend
 from orchestrator.v1 import instance_pb2 as pb
 
 _MOST_FINISHED_CHARACTERS: Final = 16 * 1024 * 1024
@@ -51,13 +54,12 @@ class SqliteEventLog:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
             path = path.resolve()  # one lock, by whatever name the file is reached
             lock = DatabaseLock(path, setting)
         except OSError as error:
-            raise StorageError(
-                f"database {path} cannot be opened ({error.strerror}): "
-                f"set {setting} to a path that this user may write"
-            ) from None
+            raise _cannot_open(path, error, setting) from None
         log = cls(path, lock)
         try:
             await log._connect(setting)
@@ -302,12 +304,9 @@ def _characters(instance: Instance) -> int:
     return 4096 + whole + texts + instance.config.ByteSize()
 
 
-def _cannot_open(path: Path, error: sqlite3.Error, setting: str) -> StorageError:
-    mend = f"set {setting} to another path"
-    if "locked" in str(error):
-        mend = f"another program holds it: close that program, or {mend}"
-    elif "not a database" in str(error):
-        mend = f"it is some other file: {mend}"
-    elif "readonly" in str(error) or "unable to open" in str(error):
-        mend = f"set {setting} to a path that this user may write"
-    return StorageError(f"database {path} cannot be opened ({error}): {mend}")
+def _cannot_open(path: Path, error: sqlite3.Error | OSError, setting: str) -> StorageError:
+    said = error.strerror if isinstance(error, OSError) else error
+    return StorageError(
+        f"database {path} cannot be opened ({said}): {mend(error, path)}, "
+        f"or set {setting} to a path that this user may write"
+    )

@@ -16,6 +16,7 @@ from orchestrator.errors import RequestError, StorageError, UnavailableError
 from orchestrator.log.base import Entry
 from orchestrator.log.sqlite_connection import Connection, connect
 from orchestrator.log.sqlite_tables import Pending, SqliteTables
+from orchestrator.log.storage_faults import mend
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class SqliteWriter:
         self._queue: list[Pending | _Together | _Deletion] = []
         self._queued = asyncio.Event()
         self._closing = False
-        self._trouble = ""
+        self._trouble: sqlite3.Error | None = None
         self._retry_time_s = 0.0
         self._settled: asyncio.Future[None]
 
@@ -144,10 +145,14 @@ class SqliteWriter:
     def _read_only(self) -> UnavailableError:
         return UnavailableError(
             "STORAGE_READ_ONLY",
-            f"the event log takes no writes ({self._trouble}): free disk space or mend the database; "
-            "it goes on by itself",
+            f"{self._told()}; it goes on by itself",
             retry_after_s=RETRY_S,
         )
+
+    def _told(self) -> str:
+        if self._trouble is None:
+            return "the event log takes no writes"
+        return f"the event log takes no writes ({self._trouble}): {mend(self._trouble, self._path)}"
 
     async def _run(self) -> None:
         group: Sequence[Pending | _Together | _Deletion] = ()
@@ -213,14 +218,15 @@ class SqliteWriter:
             await self._commit([pending])
 
     def _note(self, error: sqlite3.Error) -> None:
-        if not self._trouble:
-            _LOGGER.warning("the event log takes no writes (%s); trying again", error)
-        self._trouble = str(error)
+        is_new = self._trouble is None
+        self._trouble = error
+        if is_new:
+            _LOGGER.warning("%s; trying again", self._told())
         self._retry_time_s = asyncio.get_running_loop().time() + RETRY_S
 
     def _note_success(self) -> None:
         if self._trouble:
-            self._trouble = ""
+            self._trouble = None
             _LOGGER.warning("the event log takes writes again")
 
     async def _has_landed(self) -> bool:

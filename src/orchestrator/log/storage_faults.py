@@ -1,0 +1,61 @@
+"""What keeps a database from being opened or written, in words that say what to do about it."""
+
+import errno
+import shutil
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+_FULL: Final = "free disk space"
+_NOT_OURS: Final = "make it and its folder writable for this user"
+_LOCKED: Final = (
+    "another program holds it: close that program, which may be a sqlite3 shell with an open transaction "
+    "or a backup"
+)
+_DAMAGED: Final = "restore a backup of it"
+
+_PRIMARY: Final = 0xFF  # SQLite's extended error codes hold the primary one in their low byte
+_BY_CODE: Final[Mapping[int, str]] = {
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
+    sqlite3.SQLITE_FULL: _FULL,
+    sqlite3.SQLITE_READONLY: _NOT_OURS,
+    sqlite3.SQLITE_PERM: _NOT_OURS,
+    sqlite3.SQLITE_CANTOPEN: f"see that the file is there, and {_NOT_OURS}",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: "it is some other file: leave that one alone",
+}
+_MOVED: Final = "it was moved or deleted while it was in use: put it back, and start again"
+_BY_ERRNO: Final[Mapping[int, str]] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: f"{_FULL}, or raise this user's quota",
+    errno.EACCES: _NOT_OURS,
+    errno.EPERM: _NOT_OURS,
+    errno.EROFS: "mount its file system for writing",
+    errno.ENOTDIR: "a part of its path is a file and no folder",
+    errno.EEXIST: "a part of its path is a file and no folder",
+    errno.EISDIR: "it is a folder: name a file in it",
+    errno.ENOLCK: "its file system knows no locks: use a local disk",
+    errno.EOPNOTSUPP: "its file system knows no locks: use a local disk",
+}
+
+
+def mend(error: sqlite3.Error | OSError, path: Path) -> str:
+    """What a person does about an error of the database at `path`."""
+    if isinstance(error, OSError):
+        return _BY_ERRNO.get(error.errno or 0, "see that its folder can be made and written")
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return _MOVED
+    if code & _PRIMARY == sqlite3.SQLITE_IOERR and _is_full(path):
+        return _FULL
+    return _BY_CODE.get(code & _PRIMARY, "see to its disk, of which the system's log may tell more")
+
+
+def _is_full(path: Path) -> bool:
+    """Whether the disk has no room left: SQLite calls some of what comes of that an I/O error."""
+    try:
+        return shutil.disk_usage(path.parent).free == 0
+    except OSError:
+        return False
