@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
+from orchestrator.encoding import decode
 from orchestrator.errors import SettingsError
 
 PREFIX: Final = "ORCHESTRATOR_"
@@ -181,8 +182,16 @@ def _table(file: Path, known: Sequence[str]) -> Mapping[str, object]:
     if not file.exists():
         return {}
     try:
-        table = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        data = file.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}") from None
+    try:
+        text = decode(data)
+    except ValueError as error:
+        raise SettingsError(f"{file} {error}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{file} cannot be read: {error}") from None
     if unknown := sorted(set(table) - set(known)):
         raise SettingsError(f"{file}: unknown setting {unknown[0]!r}: {meant(unknown[0], known)}")

@@ -189,6 +189,38 @@ async def test_a_prompt_comes_from_the_argument_a_file_or_stdin(
     assert prompts == ["plain", "from a file: ü\n", "from a dash\n", "from a pipe\n"]
 
 
+async def test_a_byte_order_mark_is_no_part_of_what_is_read(shell: Shell, service: ScriptedService) -> None:
+    mark, folder = "\ufeff", shell.folder
+    (folder / "p.md").write_text(f"{mark}from a file", "utf-8")
+    (folder / "plan.json").write_text(f'{mark}[{{"id": "t1", "title": "T", "instructions": "I"}}]', "utf-8")
+    (folder / "b.jsonl").write_text(f'{mark}{{"prompt": "from a batch"}}\r\n{{"prompt": "b"}}\r\n', "utf-8")
+    (folder / "orchestrator.toml").write_text(f'{mark}log_level = "error"\r\n', "utf-8")
+    assert (await shell.run("create", "--prompt-file", "p.md", "--plan", "plan.json")).code == 0
+    assert (await shell.run("create", stdin=f"{mark}from a pipe")).code == 0
+    assert [request.prompt for request in service.requests] == ["from a file", "from a pipe"]
+    assert [subtask.id for subtask in service.requests[0].config.subtasks] == ["t1"]
+    assert [request.prompt for request in read_requests(folder / "b.jsonl")] == ["from a batch", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+async def test_a_file_in_utf_16_is_told_as_that(no_service: Shell, encoding: str) -> None:
+    for name in ("p.md", "plan.json", "b.jsonl", "orchestrator.toml"):
+        (no_service.folder / name).write_text('log_level = "info"', encoding)
+        arguments = {
+            "p.md": ("create", "--prompt-file", "p.md"),
+            "plan.json": ("create", "p", "--plan", "plan.json"),
+            "b.jsonl": ("batch", "b.jsonl"),
+            "orchestrator.toml": ("list",),
+        }[name]
+        outcome = await no_service.run(*arguments)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert_one_line(outcome)
+        assert f"{name} is " in outcome.err
+        assert "UTF-16" in outcome.err
+        assert "save it as UTF-8" in outcome.err
+        (no_service.folder / name).unlink()
+
+
 async def test_create_passes_on_what_it_is_given_and_nothing_else(
     shell: Shell, service: ScriptedService
 ) -> None:
@@ -511,6 +543,73 @@ async def test_a_reader_that_has_seen_enough_is_no_trouble(shell: Shell, service
     process.stdout._transport.close()  # type: ignore[attr-defined]
     err = await process.stderr.read()
     assert (await process.wait(), err) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--help",), ("--version",), ("list", "--help"), ("doctor",), ("doctor", "--json")),
+        *(("create", "p"), ("get", "x"), ("list", "--json"), ("events", "x"), ("wait", "x"), ("run", "p")),
+        ("serve", "--grpc-address", "127.0.0.1:0"),
+    ],
+    ids=" ".join,
+)
+async def test_a_full_stdout_is_told_as_that(
+    shell: Shell, service: ScriptedService, arguments: Sequence[str]
+) -> None:
+    await service.record("x", event_pb2.InstanceCreated(prompt="p"))
+    await service.record("x", event_pb2.InstanceTerminated())
+    if arguments[0] == "serve":
+        arguments = (*arguments, "--database", str(shell.folder / "log.db"))
+        shell = shell.with_variables(**NO_MODELS, OPENAI_API_KEY="k")
+    with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123  a device
+        process = await shell.start(*arguments, stdout=full)
+        _, err = await process.communicate()
+    assert process.returncode == 2
+    last = err.decode().splitlines()[-1]
+    kept = "; the answer is kept as instance i2" if arguments[0] == "run" else ""
+    assert last == f"error: cannot write to stdout: No space left on device{kept}"
+    assert b"Traceback" not in err
+
+
+async def test_a_full_stderr_stops_nothing(shell: Shell) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123  a device
+        process = await shell.start("run", "p", stderr=full)
+        out, _ = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, ANSWER)
+
+
+async def test_streams_that_are_closed_lead_nowhere(shell: Shell, service: ScriptedService) -> None:
+    """As a shell closes them with `<&- >&- 2>&-`."""
+    for closed, code in (("<&-", 2), (">&-", 2), ("2>&-", 2), ("<&- >&- 2>&-", 2)):
+        line = f'exec "$@" {closed}'
+        command = ("sh", "-c", line, "sh", *COMMAND, "create")
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=shell.folder, env=shell.environment, stdin=asyncio.subprocess.DEVNULL
+        )
+        assert await process.wait() == code
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "create", "p"),
+        cwd=shell.folder,
+        env=shell.environment,
+    )
+    assert await process.wait() == 0
+    assert [request.prompt for request in service.requests] == ["p"]
+
+
+async def test_a_stdout_that_another_program_made_non_blocking_gets_all_of_it(
+    shell: Shell, service: ScriptedService
+) -> None:
+    await service.record("big", event_pb2.InstanceCreated(prompt="p" * 500_000))
+    await service.record("big", event_pb2.InstanceTerminated())
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    process = await shell.start("events", "big", "--json", stdout=writer)
+    os.close(writer)
+    with open(reader, "rb") as file:  # noqa: ASYNC230, PTH123  a pipe
+        out = await asyncio.to_thread(file.read)
+    assert await process.wait() == 0
+    assert len(out) > 500_000
 
 
 async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service: Shell) -> None:

@@ -268,7 +268,7 @@ async def test_a_log_that_refused_creations_takes_them_again_by_itself(
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     wish = Life("a")
-    with pytest.raises(UnavailableError, match="database is locked.*another program holds it") as caught:
+    with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
         await log.append(Entry(wish.events, wish.instance))
     assert "disk" not in str(caught.value)
     holder.execute("ROLLBACK")
@@ -374,7 +374,7 @@ async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_ag
     await log.append(Entry(life.events, life.instance))
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    with pytest.raises(UnavailableError, match="database is locked.*another program holds it") as caught:
+    with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
         await log.delete("a")
     assert caught.value.reason == "STORAGE_READ_ONLY"
     assert await log.load("a") == life.instance

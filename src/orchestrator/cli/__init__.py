@@ -4,24 +4,26 @@ Importing gRPC, Rich and httpx takes longer than many a command does: each impor
 """
 
 import sys
-from io import TextIOWrapper
 
 from typer.exceptions import TyperException
 
+from orchestrator.cli import output
 from orchestrator.cli.commands import app
-from orchestrator.cli.exits import complain
+from orchestrator.cli.exits import complain, ending
+from orchestrator.cli.output import OutputError
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a narrow locale must not turn an answer into a traceback
-            stream.reconfigure(errors="backslashreplace")
+    output.set_up()
     try:
         code = app(prog_name="orchestrator", standalone_mode=False)
+        sys.stdout.flush()
     except TyperException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context else ""
         complain(f"{error.format_message().rstrip('.')}{hint}")
         code = error.exit_code
+    except (OutputError, BrokenPipeError) as error:
+        code = ending(error)
     sys.exit(code)

@@ -1,7 +1,6 @@
 """How a command ends: its exit code, and one line on stderr that says what to do."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from enum import IntEnum
@@ -9,6 +8,8 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from orchestrator.cli import output
+from orchestrator.cli.output import OutputError
 from orchestrator.cli.text import one_line
 from orchestrator.errors import OrchestratorError, SettingsError
 
@@ -51,26 +52,27 @@ def ends_well(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
-        except BrokenPipeError:
-            # Whoever read has seen enough. What is still buffered must not fail at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(ExitCode.BROKEN_PIPE) from None
         except (OrchestratorError, OSError) as error:
-            raise _ending(error) from None
+            raise typer.Exit(ending(error)) from None
 
     return wrapped
 
 
-def _ending(error: OrchestratorError | OSError) -> typer.Exit:
+def ending(error: OrchestratorError | OSError) -> ExitCode:
+    """Say what is wrong, unless nobody listens any more, and give the code to exit with."""
+    if isinstance(error, OutputError | BrokenPipeError):
+        output.discard()
+    if isinstance(error, BrokenPipeError):  # whoever read has seen enough
+        return ExitCode.BROKEN_PIPE
     if isinstance(error, OSError):
         complain(f"{error.strerror}: {error.filename}" if error.filename else str(error))
     else:
         complain(str(error))
-    return typer.Exit(_code_of(error))
+    return _code_of(error)
 
 
 def _code_of(error: OrchestratorError | OSError) -> ExitCode:
-    if isinstance(error, UsageError | SettingsError):
+    if isinstance(error, UsageError | SettingsError | OutputError):
         return ExitCode.USAGE
     if isinstance(error, NoServiceError) or "grpc" not in sys.modules:
         return ExitCode.NO_SERVICE

@@ -15,6 +15,7 @@ import typer
 
 from orchestrator.cli.completion import instance_ids
 from orchestrator.cli.exits import UsageError
+from orchestrator.encoding import decode
 
 if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
     from orchestrator.v1.instance_pb2 import InstanceConfig, Subtask
@@ -172,22 +173,32 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from wherever it was given; raise UsageError where it was not."""
     if prompt is not None and file is not None:
         raise UsageError("give the prompt itself or --prompt-file, not both")
-    try:
-        if file is not None:
-            text = file.read_text(encoding="utf-8")
-        elif prompt is not None and prompt != "-":
-            text = prompt.encode().decode()
-        elif prompt is None and sys.stdin.isatty():
-            raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
-        else:
-            text = sys.stdin.buffer.read().decode()
-    except UnicodeError:
-        raise UsageError("the prompt is not UTF-8 text") from None
-    except OSError as error:
-        raise UsageError(f"cannot read the prompt from {file}: {error.strerror}") from None
+    if file is not None:
+        text = _read(file)
+    elif prompt is not None and prompt != "-":
+        text = _decode(prompt.encode(errors="surrogateescape"), "the prompt")
+    elif prompt is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
+    else:
+        text = _decode(sys.stdin.buffer.read(), "the prompt")
     if not text.strip():
         raise UsageError('the prompt is empty: say what is to be done, as in make run PROMPT="…"')
     return text
+
+
+def _read(file: Path) -> str:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    return _decode(data, str(file))
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return decode(data)
+    except ValueError as error:
+        raise UsageError(f"{name} {error}") from None
 
 
 def read_plan(file: Path) -> "list[Subtask]":
@@ -196,10 +207,9 @@ def read_plan(file: Path) -> "list[Subtask]":
     from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
 
     expected = f"{file} must be a JSON list of subtasks, {_A_SUBTASK}"
+    text = _read(file)
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+        entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{expected}: {error}") from None
     if not isinstance(entries, list):
@@ -218,16 +228,11 @@ def read_requests(file: Path) -> "list[CreateInstanceRequest]":
     from orchestrator.cli.written import parse  # noqa: PLC0415
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
 
-    name = "stdin" if str(file) == "-" else str(file)
-    try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        lines = data.decode().split("\n")
-    except OSError as error:
-        raise UsageError(f"cannot read {name}: {error.strerror}") from None
-    except UnicodeError:
-        raise UsageError(f"{name} is not UTF-8 text") from None
+    is_stdin = str(file) == "-"
+    name = "stdin" if is_stdin else str(file)
+    text = _decode(sys.stdin.buffer.read(), name) if is_stdin else _read(file)
     requests = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 entry = json.loads(line)

@@ -12,6 +12,7 @@ from typing import Final
 from orchestrator.cli import reporters, rest
 from orchestrator.cli.exits import ExitCode, complain
 from orchestrator.cli.follow import come_back, detached, flags, follow
+from orchestrator.cli.output import OutputError
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import command, counted
 from orchestrator.client import Client
@@ -49,7 +50,10 @@ class Run:
         async with self._service() as (client, rest_address):
             await self._create(client, rest_address)
             await follow(client, self._instance_id, self.progress, self._reporter, live=self._live)
-        return self._answer(self.progress.instance)
+        try:
+            return self._answer(self.progress.instance)
+        except OutputError as error:
+            raise OutputError(f"{error}; the answer is kept as instance {self._instance_id}") from None
 
     @property
     def parting_words(self) -> str:
