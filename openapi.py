@@ -18,8 +18,10 @@ from google.protobuf.message_factory import GetMessageClass
 Json = dict[str, Any]
 
 SERVICE: Final = "orchestrator.v1.Orchestrator"
-EVENT_STREAM: Final = "google.api.HttpBody"
-"""What an RPC gives whose answer is a stream of Server-Sent Events."""
+BODY: Final = "google.api.HttpBody"
+"""What an RPC gives whose answer is no JSON: a stream is of Server-Sent Events."""
+MEDIA_TYPES: Final = {"GetResult": "text/markdown; charset=utf-8"}
+"""What the body of the others is."""
 EVENT: Final = "orchestrator.v1.Event"
 """What the data of most of them is; without the fields that have their default."""
 OTHER_EVENTS: Final = {"delta": "orchestrator.v1.OutputDelta", "end": "orchestrator.v1.StreamEnd"}
@@ -78,7 +80,9 @@ class _Description:
         self._comments = {name: comment for file in files.file for name, comment in _comments(file)}
         self._methods = self._pool.FindServiceByName(SERVICE).methods
         self._event = _reachable([self._pool.FindMessageTypeByName(EVENT)])
-        outputs = _reachable(method.output_type for method in self._methods if _is_described(method))
+        outputs = _reachable(
+            method.output_type for method in self._methods if method.output_type.full_name != BODY
+        )
         inputs = _reachable(method.input_type for method in self._methods if self._rules(method))
         self._both_ways = inputs & (outputs | self._event)
         self._schemas: Json = {}
@@ -145,7 +149,7 @@ class _Description:
                 parameters.append(self._parameter(field, "path"))
             elif not rule.body:
                 parameters.append(self._parameter(field, "query"))
-        if method.output_type.full_name == EVENT_STREAM:
+        if _gives_events(method):
             parameters.append(_LAST_EVENT_ID)
         operation: Json = {
             "operationId": method.name + suffix,
@@ -180,12 +184,18 @@ class _Description:
             if not only_writes or (sends if status in (408, 413) else writes):
                 errors.setdefault(status, []).append(said)
         answers: Json = {}
-        if method.output_type.full_name == EVENT_STREAM:
+        if _gives_events(method):
             answers["200"] = {
                 "description": _EVENTS,
                 "content": {"text/event-stream": {"schema": self._server_sent_event()}},
             }
             answers["204"] = {"description": "All of a finished instance's events have been read."}
+        elif method.output_type.full_name == BODY:
+            said = comment.partition("\n")[0]
+            answers["200"] = {
+                "description": said,
+                "content": {MEDIA_TYPES[method.name]: {"schema": {"type": "string"}}},
+            }
         else:
             said = _paragraphs(self._comments[method.output_type.full_name])
             schema = self._ref(method.output_type, sent=False)
@@ -361,8 +371,8 @@ _LAST_EVENT_ID: Final[Json] = {
 }
 
 
-def _is_described(method: MethodDescriptor) -> bool:
-    return method.output_type.full_name != EVENT_STREAM
+def _gives_events(method: MethodDescriptor) -> bool:
+    return method.server_streaming and method.output_type.full_name == BODY
 
 
 def _failure(said: str) -> Json:

@@ -147,6 +147,29 @@ async def test_the_request_id_reaches_the_service_and_comes_back(
     assert service.metadata["x-request-id"] == response.headers["x-request-id"] == "mine"
 
 
+@pytest.mark.parametrize(
+    "accept", ["*/*", "text/markdown", "text/html,application/xhtml+xml", "application/json"]
+)
+async def test_the_result_comes_alone_as_markdown_and_nothing_else(
+    client: httpx.AsyncClient, accept: str
+) -> None:
+    response = await client.get("/a/result", headers={"accept": accept})
+    assert response.status_code == 200
+    assert response.content == stub_service.RESULT.encode()
+    assert response.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert response.headers.get_list("x-content-type-options") == ["nosniff"]
+    assert_nothing_leaks(response)
+    large = await client.get(f"/{stub_service.LARGE}/result", headers={"accept": accept})
+    assert len(large.content) == 8 * 1024 * 1024
+    assert_error(await client.get(f"/{stub_service.MISSING}/result", headers={"accept": accept}), 404, 5)
+
+
+async def test_the_service_describes_itself(client: httpx.AsyncClient) -> None:
+    response = await client.get("/-/info")
+    assert response.json()["version"] == "1.2.3"
+    assert response.json()["workers"] == []
+
+
 @pytest.mark.parametrize("said", [None, "1", "lots"])
 async def test_the_service_is_told_that_rest_takes_64_mib_whatever_a_client_says(
     client: httpx.AsyncClient, service: StubService, said: str | None
@@ -210,6 +233,9 @@ async def test_envoys_own_refusals_have_the_same_shape(
         ("/a?view=VIEW_FULL", {"GET", "DELETE"}),
         ("/a/events", {"GET"}),
         ("/-/events", {"GET"}),
+        ("/a/result", {"GET"}),
+        ("/a/result?x=y", {"GET"}),
+        ("/-/info", {"GET"}),
         ("/-/openapi.json", {"GET"}),
         ("/a:wait", {"GET"}),
         ("/-/instances:batchCreate", {"POST"}),
@@ -229,6 +255,7 @@ async def test_another_method_is_405_and_told_the_right_ones(
     "path",
     [
         *("/", "/?pageSize=1", "/a", "/a?view=VIEW_FULL", f"/{stub_service.MISSING}"),
+        *("/a/result", f"/{stub_service.MISSING}/result", f"/{stub_service.LARGE}/result", "/-/info"),
         *(f"/{stub_service.LARGE}", "/-/healthy", "/-/ready", "/-/ui/", "/-/ui/app.js", "/-/openapi.json"),
     ],
 )
@@ -473,7 +500,7 @@ async def test_a_preflight_from_this_machine_is_answered(
 
 
 async def test_a_page_of_this_machine_may_read_answers(client: httpx.AsyncClient) -> None:
-    for path in ("/a", f"/{stub_service.MISSING}", "/a/events", "/-/openapi.json"):
+    for path in ("/a", f"/{stub_service.MISSING}", "/a/result", "/a/events", "/-/info", "/-/openapi.json"):
         response = await client.get(path, headers={"origin": LOOPBACK_PAGE})
         assert response.headers.get_list("access-control-allow-origin") == [LOOPBACK_PAGE]
 

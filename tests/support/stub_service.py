@@ -30,6 +30,9 @@ SLOW = "slow"
 LARGE = "large"
 """An instance with a final result of 8 MiB."""
 
+RESULT = "# Grüße\n\n<script>alert(1)</script>\n"
+"""What the final results of the others are, over `GetResult`."""
+
 _TERMINAL = instance_pb2.InstanceStatus(
     status="complete",
     output=instance_pb2.InstanceOutput(
@@ -79,6 +82,21 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
             final_result="x" * 8 * 1024 * 1024 if request.id == LARGE else "done",
         )
         return orchestrator_pb2.GetInstanceResponse(status=_TERMINAL, instance=instance)
+
+    async def GetResult(  # noqa: N802
+        self, request: orchestrator_pb2.GetResultRequest, context: Context
+    ) -> HttpBody:
+        self._note(context)
+        if request.id == MISSING:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no instance 'missing'")
+        text = "x" * 8 * 1024 * 1024 if request.id == LARGE else RESULT
+        return HttpBody(content_type="text/markdown; charset=utf-8", data=text.encode())
+
+    async def GetServiceInfo(  # noqa: N802
+        self, _: orchestrator_pb2.GetServiceInfoRequest, context: Context
+    ) -> orchestrator_pb2.GetServiceInfoResponse:
+        self._note(context)
+        return orchestrator_pb2.GetServiceInfoResponse(version="1.2.3")
 
     async def ListInstances(  # noqa: N802
         self, request: orchestrator_pb2.ListInstancesRequest, context: Context
