@@ -165,7 +165,7 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
         address, models = service.rest_address, dict.fromkeys((settings.big_model, settings.small_model))
         rest = f"REST on http://{address}, the page on http://{address}/-/ui/, " if address else ""
         sys.stdout.write(
-            f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database}, "
+            f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_told}, "
             f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
         )
         if service.taken_up:

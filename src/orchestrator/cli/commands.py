@@ -10,6 +10,7 @@ from orchestrator.cli import options as opt
 from orchestrator.cli.exits import ExitCode, ends_well
 from orchestrator.cli.options import examples
 from orchestrator.errors import OrchestratorError
+from orchestrator.installation import DISTRIBUTION
 from orchestrator.settings import Settings
 
 app = typer.Typer(
@@ -34,7 +35,7 @@ def _root(
     if version:
         from importlib.metadata import version as installed  # noqa: PLC0415
 
-        typer.echo(f"orchestrator {installed('orchestrator-workers')}")
+        typer.echo(f"orchestrator {installed(DISTRIBUTION)}")
         raise typer.Exit(ExitCode.DONE)
     if context.invoked_subcommand is None:
         typer.echo(context.get_help(), err=True)

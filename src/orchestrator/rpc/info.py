@@ -4,11 +4,11 @@ import uuid
 from importlib.metadata import version
 
 from orchestrator.core import create
+from orchestrator.installation import DISTRIBUTION
 from orchestrator.settings import Settings
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
-DISTRIBUTION = "orchestrator-workers"
 MAX_BATCH_INSTANCES = 100
 MAX_PAGE_SIZE = 1000
 

