@@ -63,7 +63,9 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         models = replace(known, prices=prices)
         stack.push_async_callback(models.aclose)
         catalogue = workers.read(settings.workers)
-        defaults = config.default(settings.big_model, settings.small_model, catalogue)
+        defaults = config.default(
+            settings.big_model, settings.small_model, catalogue, max_output_tokens=settings.max_output_tokens
+        )
         for path, name in config.models(defaults).items():
             try:
                 models.check(name)

@@ -31,6 +31,8 @@ _UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 """What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
 _EARLIER_DATABASE: Final = "data/orchestrator.db"
+MOST_OUTPUT_TOKENS: Final = 1_000_000
+"""As in an instance's configuration."""
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -58,6 +60,8 @@ class Settings:
     """How many may wait for their turn; beyond that CreateInstance answers QUEUE_FULL."""
     max_concurrent_calls: int = 64
     """How many model calls are open at once, over all instances."""
+    max_output_tokens: int = 8192
+    """The most tokens of one model call's answer, unless an instance's configuration says otherwise."""
     retention: str = ""
     """How long finished instances are kept, as in 30d, 12h, 45m or 90s; empty: for ever."""
     prices: Mapping[str, object] = field(default_factory=dict)
@@ -90,10 +94,16 @@ class Settings:
             "max_active_instances",
             "max_queued_instances",
             "max_concurrent_calls",
+            "max_output_tokens",
             "idle_timeout_s",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{self.name_of(name)} is {getattr(self, name)}: it must be at least 1")
+        if self.max_output_tokens > MOST_OUTPUT_TOKENS:
+            raise SettingsError(
+                f"{self.name_of('max_output_tokens')} is {self.max_output_tokens}: it must be at most "
+                f"{MOST_OUTPUT_TOKENS}"
+            )
         _ = self.retention_s  # refused now rather than later
         for name in ("grpc_address", "rest_address"):
             setting, address = self.name_of(name), getattr(self, name)

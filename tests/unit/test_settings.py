@@ -80,6 +80,8 @@ def test_what_is_empty_and_what_kubernetes_sets_for_a_service_of_our_name_is_let
         ('log_level = "loud"', "log_level in {file} is 'loud': use debug"),
         ('max_active_instances = "many"', "max_active_instances in {file} is 'many': it must be a whole"),
         ("max_concurrent_calls = 0", "max_concurrent_calls in {file} is 0: it must be at least 1"),
+        ("max_output_tokens = 0", "max_output_tokens in {file} is 0: it must be at least 1"),
+        ("max_output_tokens = 1000001", "max_output_tokens in {file} is 1000001: it must be at most 1000000"),
         ('retention = "2w"', "retention in {file} is '2w': it must be a whole number with"),
         ('cors_origins = "*"', "cors_origins in {file} has '*': it must be origins"),
         ('engine = "temporal"', "engine in {file} is 'temporal'"),

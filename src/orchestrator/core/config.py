@@ -34,14 +34,16 @@ _DURATIONS_S: Final = {
 _MAX_INSTRUCTIONS_BYTES: Final = 32 * 1024
 
 
-def default(big_model: str, small_model: str, workers: Iterable[pb.Worker] = ()) -> pb.InstanceConfig:
+def default(
+    big_model: str, small_model: str, workers: Iterable[pb.Worker] = (), *, max_output_tokens: int = 8192
+) -> pb.InstanceConfig:
     """The configuration of an instance whose client asks for nothing."""
     return pb.InstanceConfig(
         big_model=big_model,
         small_model=small_model,
         max_subtasks=16,
         max_parallel_subtasks=8,
-        max_output_tokens=8192,
+        max_output_tokens=max_output_tokens,
         retry=pb.RetryPolicy(
             max_attempts=6,
             initial_delay=Duration(seconds=1),
