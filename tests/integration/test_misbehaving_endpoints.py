@@ -25,6 +25,7 @@ from support.asking import (
     messages,
     reply,
     said,
+    without_streaming,
 )
 from support.endpoint import Answer, Call, Endpoint, cut, cut_amid, failing, fenced, hang
 from support.misbehaviour import (
@@ -423,6 +424,29 @@ async def test_a_date_is_measured_by_the_endpoints_own_clock(make: Make) -> None
     assert (await failure(make, always(failing(503, **headers)))).retry_after_s == 9
 
 
+@each_way
+async def test_a_wait_that_the_body_names_is_believed_and_capped(make: Make, how: How) -> None:
+    for named, expected_s in (("2s", 2), ("99999h", MAX_RETRY_AFTER_S)):
+        body = [{"error": {"code": 429, "message": "quota", "details": [{"retryDelay": named}]}}]
+        error = await failure(make, always(web.json_response(body, status=429)), how=how)
+        assert (error.reason, error.retry_after_s) == ("RATE_LIMITED", expected_s)
+
+
+@pytest.mark.parametrize("form", ["a 429", "a 200", "an event"])
+async def test_a_wait_that_the_words_name_is_believed_wherever_they_stand(make: Make, form: str) -> None:
+    inside = {"message": "Rate limit reached for m. Please try again in 1.5s.", "code": 429}
+    answer: Answer = web.json_response({"error": inside}, status=429 if form == "a 429" else 200)
+    if form == "an event":
+        answer = streaming({"type": "error", "error": inside})
+    error = await failure(make, always(answer))
+    assert (error.reason, error.retry_after_s) == ("RATE_LIMITED", 1.5)
+
+
+async def test_a_limit_that_is_exhausted_is_waited_for_until_it_is_reset(make: Make) -> None:
+    headers = {"x_ratelimit_reset_tokens": "3s", "x_ratelimit_remaining_tokens": "0"}
+    assert (await failure(make, always(failing(429, **headers)))).retry_after_s == 3
+
+
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
@@ -486,6 +510,68 @@ async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_m
         *[("m", True), ("m", True), ("m", False), ("m", False)],
         *[("another", True), ("another", True), ("another", False)],
     ]
+
+
+@each_way
+async def test_an_answer_that_the_endpoint_finds_invalid_is_tried_again(make: Make, how: How) -> None:
+    def script(_: Call) -> Answer:
+        error = {
+            "message": "Generated JSON does not match the expected schema. See 'failed_generation'.",
+            "type": "invalid_request_error",
+            "code": "json_validate_failed",
+            "failed_generation": "max_tokens grammar " * 1000,
+        }
+        return web.json_response({"error": error}, status=400)
+
+    async with Endpoint(script if how == "streamed" else without_streaming(script)) as endpoint:
+        provider = make(endpoint)
+        with pytest.raises(ModelError, match="does not match the expected schema") as caught:
+            await ask(provider, asking(schema=True))
+        await provider.aclose()
+    assert (caught.value.reason, caught.value.retryable) == ("OUTPUT_INVALID", True)
+    assert len(str(caught.value)) < 300
+    assert len(endpoint.calls) == (1 if how == "streamed" else 2)
+
+
+@pytest.mark.parametrize("form", [400, 500, "event"])
+async def test_a_grammar_that_cannot_be_made_leads_down_the_ladder(make: Make, form: int | str) -> None:
+    message = "Failed to initialize samplers: failed to parse grammar"
+
+    async def fail(call: Call) -> web.StreamResponse:
+        return await streams.send(call.request, [{"error": {"code": 500, "message": message}}])
+
+    def script(call: Call) -> Answer:
+        if not call.body.keys() & {"response_format", "output_config", "tools"}:
+            return "{}"
+        return failing(form, message) if isinstance(form, int) else fail
+
+    async with Endpoint(script) as endpoint:
+        provider = make(endpoint)
+        for _ in range(2):
+            assert (await ask(provider, asking(schema=True))).text == "{}"
+        await provider.aclose()
+    assert len(endpoint.calls) <= 4
+
+
+@pytest.mark.parametrize("status", [400, 422, 500])
+async def test_a_model_that_takes_no_system_role_is_told_by_the_user_from_then_on(
+    make: Make, status: int
+) -> None:
+    def script(call: Call) -> Answer:
+        if "system" in call.body or call.body["messages"][0]["role"] == "system":
+            return failing(status, "Developer instruction is not enabled for models/gemma-3-27b-it")
+        return None
+
+    async with Endpoint(script) as endpoint:
+        provider = make(endpoint)
+        for _ in range(2):
+            await ask(provider)
+        await provider.aclose()
+    _, *told = endpoint.calls
+    assert len(told) == 2
+    for call in told:
+        assert call.body["messages"] == [{"role": "user", "content": "You work.\n\nHi"}]
+        assert "system" not in call.body
 
 
 async def test_a_plain_answer_is_asked_for_without_any_format(make: Make) -> None:

@@ -16,15 +16,22 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
+from orchestrator.models import error_body, token_limits
 from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
-from orchestrator.models.failures import Failures
+from orchestrator.models.failures import INVALID_ANSWER, Failures
 from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
 from orchestrator.models.streaming import Events, Speech
 from orchestrator.models.structured import REJECTED, Dialect
+from orchestrator.models.token_limits import TokenLimits
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
 
+_MOST_CHANGES: Final = 16
+"""So many refusals are learnt from in one call: an endpoint that goes on refusing means something else."""
+_ABOUT_OTHERS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+"""Statuses of refusals that no other request would mend."""
+_MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _REST_S: Final = 1.0  # so long a whole answer waits for what follows it, which is its usage
 
 logger = logging.getLogger(__name__)
@@ -44,6 +51,35 @@ class Said:
     """Why the model will not answer, which may be empty; None: it does answer."""
     used: tuple[int, int] = (0, 0)
     """Tokens of input and of output, by the endpoint's count."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """How a call is made: what the endpoint has not refused so far."""
+
+    dialect: Dialect
+    known: TokenLimits
+    """What is known of the model's limits."""
+    limit: int
+    """How many tokens this call asks for."""
+
+    def adapt(self, request: ModelRequest) -> ModelRequest:
+        """The request on these terms."""
+        prompt = self.dialect.adapt(request.prompt)
+        return request._replace(prompt=prompt, max_output_tokens=self.limit)
+
+    def after(self, answer: Answer, sent: Mapping[str, object], request: ModelRequest) -> "_Terms | None":
+        """The terms to try next after a refusal; None: it is about something else."""
+        words = error_body.words(answer.body)
+        if answer.status in _ABOUT_OTHERS or INVALID_ANSWER.search(words):
+            return None
+        if answer.status == HTTPStatus.TOO_MANY_REQUESTS and not token_limits.PER_TIME.search(words):
+            return None
+        if refusal := token_limits.refusal(words, self.limit, request.token_limit):
+            known = self.known.learn(refusal, _characters(request))
+            return replace(self, known=known, limit=refusal.limit)
+        dialect = self.dialect.after(words, sent, is_rejection=answer.status in REJECTED)
+        return None if dialect is None else replace(self, dialect=dialect)
 
 
 class Draft(Protocol):
@@ -90,6 +126,7 @@ class HttpProvider(ABC):
         self._client = Client(base_url, headers)
         self._failures = Failures(name, self._client.host, api_key, key_variable)
         self._dialects: dict[tuple[str, bool], Dialect] = {}
+        self._token_limits: dict[str, TokenLimits] = {}
         self._untold: dict[str, set[Way]] = {}
         """In which ways a model has answered without telling what it used."""
         self._unwatched_streams = 0
@@ -110,6 +147,10 @@ class HttpProvider(ABC):
         except TimeoutError:
             raise late(f"{self._name} ({self._client.host})", request.timeout_s) from None
 
+    def token_limit(self, request: ModelRequest) -> int:
+        """With which limit of tokens a request is made, by what is known of its model."""
+        return self._terms(request).limit
+
     async def aclose(self) -> None:
         """Close all connections."""
         await self._client.aclose()
@@ -117,26 +158,43 @@ class HttpProvider(ABC):
     async def _settle(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
         """Ask until the endpoint understands.
 
-        One that does not know a parameter is asked again without it, and that is remembered: such a refusal
-        is settling on a dialect, no attempt, for no model has been at work.
+        One that does not know a parameter is asked again without it, one that takes fewer tokens for fewer,
+        and that is remembered: such a refusal is settling on a dialect, no attempt, for no model has been at
+        work.
         """
-        # What an endpoint refuses may depend on whether it is asked for JSON: some cannot stream that.
-        asked = (request.model, request.prompt.schema is not None)
-        dialect = self._dialects.get(asked, self.first_dialect)
+        terms = self._terms(request)
+        changes = 0
         while True:
-            with self._stream_parameters(request, dialect) as parameters:
-                body = {**self._body(request, dialect), **parameters}
-                answer = await self._ask(request, body, on_text)
+            adapted = terms.adapt(request)
+            try:
+                with self._stream_parameters(request, terms.dialect) as parameters:
+                    body = {**self._body(adapted, terms.dialect), **parameters}
+                    answer = await self._ask(adapted, body, on_text)
+            except ModelError as error:
+                if error.reason == "OUTPUT_TRUNCATED":
+                    # What cut the answer may be a limit that was misread: the endpoint is asked again.
+                    self._token_limits.pop(request.model, None)
+                raise
             if isinstance(answer, ModelReply):
-                self._dialects[asked] = dialect
+                if changes:
+                    self._dialects[_kind(request)] = terms.dialect
+                    self._token_limits[request.model] = terms.known
                 return answer
-            changed = None
-            if answer.status in REJECTED:
-                changed = dialect.after(answer.body.decode(errors="replace"), body)
+            changed = terms.after(answer, body, request) if changes < _MOST_CHANGES else None
             if changed is None:
                 raise self._failures.of_status(answer, request.model)
-            logger.info("%s/%s refused %s: trying %s", self._name, request.model, dialect, changed)
-            dialect = changed
+            logger.info("%s/%s refused %s: trying %s", self._name, request.model, terms, changed)
+            terms = changed
+            changes += 1
+
+    def _terms(self, request: ModelRequest) -> "_Terms":
+        """On which terms the endpoint answered such a request the last time."""
+        known = self._token_limits.get(request.model, TokenLimits())
+        return _Terms(
+            self._dialects.get(_kind(request), self.first_dialect),
+            known,
+            known.fit(request.token_limit, _characters(request)),
+        )
 
     @contextmanager
     def _stream_parameters(self, request: ModelRequest, dialect: Dialect) -> Iterator[Mapping[str, object]]:
@@ -199,7 +257,7 @@ class HttpProvider(ABC):
             return answer
         body = self._object(answer.body)
         if error := self._error(body):
-            raise self._failures.in_answer(error, request.model)
+            return self._failures.in_answer(error, answer.headers)
         reply = self._reply(body, answer.body, request)
         if on_text is not None:
             on_text(reply.text)
@@ -213,7 +271,8 @@ class HttpProvider(ABC):
         draft, speech, events = self._draft(), Speech(), Events()
         chunks = incoming.chunks()
         broken: ModelError | None = None
-        has_begun = False
+        has_begun = has_spoken = False
+        preludes = 0
         late_s: float | None = None
         while not events.have_ended:
             try:
@@ -230,8 +289,13 @@ class HttpProvider(ABC):
             for data in events.rest() if chunk is None else events.feed(chunk):
                 event = self._object(data)
                 if problem := self._error(event):
-                    raise self._failures.in_answer(problem, request.model)
+                    failure = self._failures.in_answer(problem, incoming.headers)
+                    if has_spoken or preludes > _MOST_PRELUDES:
+                        raise self._failures.of_status(failure, request.model)
+                    return failure
                 text = speech.add(draft.add(event))
+                has_spoken = has_spoken or bool(text)
+                preludes += 1
                 if speech.blank_run >= MOST_WHITE_SPACE:
                     raise self._went_blank(request, draft.body())
                 if text and on_text is not None:
@@ -282,6 +346,15 @@ class HttpProvider(ABC):
         said = self._said(body, request)
         problem = f"sent {MOST_WHITE_SPACE} characters of white space in a row: {request.model} lost its way"
         return self._failures.invalid(problem, used=said.used if said else (0, 0))
+
+
+def _kind(request: ModelRequest) -> tuple[str, bool]:
+    """What a dialect is remembered for: some endpoints cannot stream JSON, and some refuse a format."""
+    return request.model, request.prompt.schema is not None
+
+
+def _characters(request: ModelRequest) -> int:
+    return sum(len(message.content) for message in request.prompt.messages)
 
 
 def _is_success(status: int) -> bool:

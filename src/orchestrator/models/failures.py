@@ -3,10 +3,8 @@
 import contextlib
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,25 +12,30 @@ from orchestrator.core.plan import well_formed
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.core.state import TOO_LONG
 from orchestrator.errors import ModelError
+from orchestrator.models import error_body, token_limits, waits
 from orchestrator.models.http import Answer
 
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""
+
+INVALID_ANSWER: Final = re.compile(r"json_validate_failed|tool_use_failed")
+"""How an endpoint that looks at an answer itself says that it is not what was asked for."""
 
 _QUOTED_CHARACTERS: Final = 300
 _BUSY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
 _SPENT: Final = ("insufficient_quota", "enforced_spend_limit_reached")
 _BAD_KEY: Final = ("api_key_invalid", "api key not valid", "api key expired")
 _NO_MODEL: Final = ("no such model", "not a valid model")
-_TOO_LONG: Final = (
-    "context_length_exceeded",
-    "maximum context length",
-    "prompt is too long",
-    "exceed_context_size",
-    "exceeds the available context size",
-    "input token count exceeds",
-    "exceeds the maximum number of tokens",
+_NOT_THERE: Final = (
+    *_NO_MODEL,
+    "unexpected endpoint",
+    "unknown model",
+    "model not found",
+    "no models loaded",
 )
+"""How an endpoint says after a 200 that there is nothing at the address, or no such model."""
+_CUT: Final = "max completion tokens reached"
+"""What it says of one that came to no end."""
 
 _STATUSES: Final[Mapping[str, int]] = {
     "invalid_request_error": HTTPStatus.BAD_REQUEST,
@@ -61,7 +64,7 @@ class Failures:
 
     def of_status(self, answer: Answer, model: str) -> ModelError:
         """What an answer that is no success means."""
-        status, body = answer.status, answer.body.decode(errors="replace").lower()
+        status, body = answer.status, error_body.words(answer.body)
         said = self.quote(answer.body)
         where = f"{self.name} ({self.host})"
         is_bad_request = status == HTTPStatus.BAD_REQUEST
@@ -74,37 +77,42 @@ class Failures:
                 return self._no_model(model, said)
             case _ if is_bad_request and any(words in body for words in _NO_MODEL):
                 return self._no_model(model, said)
-            case HTTPStatus.TOO_MANY_REQUESTS:
+            case _ if token_limits.SPENT_ON_THINKING.search(body):
+                message = f"{model} used all its tokens up for thinking: allow more max_output_tokens{said}"
+                return _failed("OUTPUT_TRUNCATED", message)
+            case _ if INVALID_ANSWER.search(body):
+                if _CUT in body:
+                    message = f"{model} was cut off before its JSON ended: allow more max_output_tokens{said}"
+                    return _failed("OUTPUT_TRUNCATED", message)
+                return self.invalid("says that the answer was not the JSON that was asked for", answer.body)
+            case _ if status == HTTPStatus.TOO_MANY_REQUESTS or (
+                status < HTTPStatus.INTERNAL_SERVER_ERROR and token_limits.PER_TIME.search(body)
+            ):
                 # An empty account is told as a rate limit, but no waiting fills it.
                 retryable = not any(word in body for word in _SPENT)
                 message = f"{where} limits the rate of calls{said}"
-                wait_s = retry_after_s(answer.headers)
+                wait_s = _believed_wait_s(answer)
                 return ModelError("RATE_LIMITED", message, retryable=retryable, retry_after_s=wait_s)
-            case _ if status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                message = f"{where} could not answer now, status {status}{said}"
-                wait_s = retry_after_s(answer.headers)
-                return ModelError("OVERLOADED", message, retryable=True, retry_after_s=wait_s)
             case _ if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
-                is_bad_request and any(words in body for words in _TOO_LONG)
+                status != HTTPStatus.PAYMENT_REQUIRED and token_limits.is_too_long(body)
             ):
                 message = f"{where} says that {model!r} was given more than it takes{said}"
                 return ModelError(TOO_LONG, message, retryable=True)
-            case _ if any(f'"{word}"' in body for word in REFUSALS):
+            case _ if status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                message = f"{where} could not answer now, status {status}{said}"
+                return ModelError(
+                    "OVERLOADED", message, retryable=True, retry_after_s=_believed_wait_s(answer)
+                )
+            case _ if REFUSALS.intersection(body.splitlines()):
                 return ModelError("MODEL_REFUSED", f"{where} refused the prompt{said}", retryable=False)
             case _:
                 message = f"{where} rejected the request with {status}{said}"
                 return ModelError("REQUEST_REJECTED", message, retryable=False)
 
-    def in_answer(self, error: object, model: str) -> ModelError:
-        """What an error means that came after a 200, as the whole answer or in the midst of a stream."""
-        status: int = HTTPStatus.INTERNAL_SERVER_ERROR
-        match error:
-            case {"code": int(code)} if HTTPStatus.BAD_REQUEST <= code < 600:  # noqa: PLR2004  no status beyond
-                status = code
-            case {"code": str(word)} | {"type": str(word)} if word in _STATUSES:
-                status = _STATUSES[word]
+    def in_answer(self, error: object, headers: Mapping[str, str]) -> Answer:
+        """Give an error that came after a 200, whole or in a stream, as the answer that should have come."""
         body = json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
-        return self.of_status(Answer(status, {}, body), model)
+        return Answer(_status_in(error, error_body.words(body)), headers, body)
 
     def invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
         """An answer that cannot be read. `used`: the tokens it cost, of input and of output."""
@@ -118,7 +126,8 @@ class Failures:
 
     def truncated(self, model: str, limit: int, used: tuple[int, int]) -> ModelError:
         """An answer that was cut off at so many tokens."""
-        message = f"{model} was cut off at {limit} tokens: allow more max_output_tokens"
+        mend = "allow more max_output_tokens, or choose a model that takes more"
+        message = f"{model} was cut off at {limit} tokens: {mend}"
         return _failed("OUTPUT_TRUNCATED", message, used)
 
     def refused(self, model: str, why: str, used: tuple[int, int]) -> ModelError:
@@ -154,7 +163,28 @@ class Failures:
         return ModelError("MODEL_NOT_FOUND", message, retryable=False)
 
 
-def _failed(reason: str, message: str, used: tuple[int, int], *, retryable: bool = True) -> ModelError:
+def _status_in(error: object, words: str) -> int:
+    """The status that an error would have had."""
+    match error:
+        case {"code": int(code)} if HTTPStatus.BAD_REQUEST <= code < 600:  # noqa: PLR2004  no status beyond
+            return code
+        case {"code": str(word)} | {"type": str(word)} if word in _STATUSES:
+            return _STATUSES[word]
+    if any(name in words for name in _NOT_THERE):
+        return HTTPStatus.NOT_FOUND
+    if token_limits.PER_TIME.search(words):
+        return HTTPStatus.TOO_MANY_REQUESTS
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _believed_wait_s(answer: Answer) -> float | None:
+    wait_s = waits.requested_wait_s(answer.headers, answer.body)
+    return None if wait_s is None else min(wait_s, MAX_RETRY_AFTER_S)
+
+
+def _failed(
+    reason: str, message: str, used: tuple[int, int] = (0, 0), *, retryable: bool = True
+) -> ModelError:
     return ModelError(reason, message, retryable=retryable, input_tokens=used[0], output_tokens=used[1])
 
 
@@ -167,32 +197,11 @@ def _explanation(body: Any) -> str:
             return _explanation(first)
         case {"error": error} if error:
             return _explanation(error)
+        case {"message": str(message), "metadata": {"raw": str(raw)}}:
+            return f"{message}: {_explanation(error_body.opened(raw)) or raw}"
         case {"message": str(message), "code": str(code)}:
             return f"{message} ({code})"
         case {"message": str(text)} | {"detail": str(text)}:
             return text
         case _:
             return ""
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How many seconds the endpoint asks to wait, 0 to MAX_RETRY_AFTER_S; None: it does not say.
-
-    A date is measured by the endpoint's own clock where it sends one.
-    """
-    for name, per_second in (("Retry-After-Ms", 1000), ("Retry-After", 1)):
-        value = headers.get(name, "").strip()
-        if re.fullmatch(r"[0-9]{1,15}(\.[0-9]*)?", value):
-            return min(float(value) / per_second, MAX_RETRY_AFTER_S)
-    until_s = _epoch_s(headers.get("Retry-After", ""))
-    if until_s is None:
-        return None
-    now_s = _epoch_s(headers.get("Date", "")) or time.time()
-    return min(max(until_s - now_s, 0.0), MAX_RETRY_AFTER_S)
-
-
-def _epoch_s(date: str) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None

@@ -9,7 +9,10 @@ that a lower rung costs quality, never safety.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.models.token_limits import is_too_long
 
 REJECTED: Final = frozenset({400, 422})
 """The statuses with which endpoints refuse a parameter."""
@@ -32,6 +35,21 @@ _WORDS: Final[Mapping[Rung, tuple[str, ...]]] = {
 }
 """By which words a refusal is known to be about the rung."""
 
+_BROKEN_FORMAT: Final = re.compile(
+    r"grammar|json[ _-]?schema|unsupported schema|response_format|structured output"
+)
+"""What an endpoint that fails over the format, with whatever status, says of it."""
+
+_SYSTEM: Final = r"\b(?:system|developer)\W{1,2}(?:role|message|prompt|instruction)s?\b"
+_NO_SYSTEM_ROLE: Final = re.compile(
+    rf"{_SYSTEM}[^\n]{{0,40}}?(?:unsupported|invalid|not (?:supported|enabled|allowed|available|permitted))"
+    rf"|(?:not|n't) (?:support|allow|accept|take)[^\n]{{0,30}}?{_SYSTEM}"
+    r"|roles must alternate|only user and assistant|'system' is not one of|should be 'user' or 'assistant'"
+    r"|\brole\b[^\n]{0,40}?\bsystem\b[^\n]{0,20}?(?:unsupported|not (?:supported|allowed|valid|one of))"
+    r"|(?:unsupported|invalid|unknown|unexpected)[^\n]{0,20} role\b"
+)
+"""How endpoints say that a model knows no system role."""
+
 _NEEDED: Final = frozenset(
     {
         *("model", "messages", "system", "max_tokens", "max_completion_tokens"),
@@ -50,20 +68,47 @@ class Dialect:
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105  no password
     left_out: frozenset[str] = frozenset()
     """Parameters that are not sent, `stream` among them where the endpoint will not stream."""
+    has_system_role: bool = True
+    """Whether there may be a system message; otherwise its text stands in front of the user's."""
 
-    def after(self, rejection: str, sent: Mapping[str, object]) -> "Dialect | None":
-        """The dialect to try next, given a refusal's text and the body that was refused.
+    def adapt(self, prompt: Prompt) -> Prompt:
+        """The prompt in the roles that there are."""
+        return prompt if self.has_system_role else _without_system_role(prompt)
 
-        None where the refusal is about another thing.
+    def after(self, words: str, sent: Mapping[str, Any], *, is_rejection: bool = True) -> "Dialect | None":
+        """The dialect to try next, given a refusal's words and the body that was refused.
+
+        `is_rejection`: by its status it is about the request; otherwise only what can be nothing else is
+        read out of it. None where the refusal is about another thing.
         """
-        text = rejection.lower()
-        # OpenAI's reasoning models know the limit only by its newer name, which no other endpoint knows.
-        if self.token_limit == "max_tokens" and "max_completion_tokens" in text:  # noqa: S105
-            return replace(self, token_limit="max_completion_tokens")  # noqa: S106
-        for name in sorted(sent.keys() - _NEEDED):
-            if re.search(rf"\b{re.escape(name)}\b", text) or (name == "stream" and "streaming" in text):
-                return replace(self, left_out=self.left_out | {name})
+        if self.has_system_role and _has_system_message(sent) and _NO_SYSTEM_ROLE.search(words):
+            return replace(self, has_system_role=False)
+        if is_rejection and (changed := self._after_rejection(words, sent)):
+            return changed
         is_asked_for_json = bool(sent.keys() & {"response_format", "output_config", "tools"})
-        if is_asked_for_json and any(word in text for word in _WORDS[self.rungs[0]]):
+        if is_asked_for_json and (
+            (is_rejection and any(word in words for word in _WORDS[self.rungs[0]]))
+            or _BROKEN_FORMAT.search(words)
+        ):
             return replace(self, rungs=self.rungs[1:])
         return None
+
+    def _after_rejection(self, words: str, sent: Mapping[str, Any]) -> "Dialect | None":
+        # OpenAI's reasoning models know the limit only by its newer name, which no other endpoint knows.
+        is_older = self.token_limit == "max_tokens"  # noqa: S105
+        if is_older and "max_completion_tokens" in words and not is_too_long(words):
+            return replace(self, token_limit="max_completion_tokens")  # noqa: S106
+        for name in sorted(sent.keys() - _NEEDED):
+            if re.search(rf"\b{re.escape(name)}\b", words) or (name == "stream" and "streaming" in words):
+                return replace(self, left_out=self.left_out | {name})
+        return None
+
+
+def _has_system_message(sent: Mapping[str, Any]) -> bool:
+    return "system" in sent or any(message["role"] == "system" for message in sent["messages"])
+
+
+def _without_system_role(prompt: Prompt) -> Prompt:
+    told = [message.content for message in prompt.messages if message.role == "system"]
+    first, *others = [message for message in prompt.messages if message.role != "system"]
+    return prompt._replace(messages=(Message("user", "\n\n".join([*told, first.content])), *others))

@@ -1,0 +1,211 @@
+"""How many tokens a model takes, read from an endpoint's refusals, each of which has words of its own.
+
+There are two kinds. A *cap* bounds the answer whatever the prompt. A *window* bounds prompt and answer
+together: the context, or what may be used in a minute. Where a window is exceeded, the answer's limit gives
+way first; the prompt is too long only when no room is left that is worth an answer.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+LEAST: Final = 512
+"""Tokens of an answer below which no limit is lowered for the prompt's sake: a short plan or a page of text
+fits; with less, most answers would be cut, and paid for all the same."""
+_LEAST_NAMED: Final = 16
+"""A smaller number is none of a limit, but of something else that was misread."""
+_CHARACTERS_PER_TOKEN: Final = 4
+_TEMPLATE_TOKENS: Final = 64
+"""More than a chat template adds to a prompt, however short."""
+
+PER_TIME: Final = re.compile(r"\btokens? per (?:min|hour|day|sec)|\btp[mdh]\b|\brate[ _-]?limit")
+"""By which words a refusal is known to be about a rate."""
+SPENT_ON_THINKING: Final = re.compile(
+    r"could not finish the message because max_tokens|output limit was reached"
+)
+"""How a reasoning model's endpoint says that the limit was used up before the first word of the answer."""
+
+_NUMBER: Final = r"[`'\"(\[=:]*\s*(\d[\d,_]{0,15})"
+_LIMIT: Final = re.compile(
+    r"max(?:imum)?[_ ]?(?:number of )?(?:new|completion|output|generated)?[_ ]?tokens"
+    r"|max_?token_?(?:s|count)|max_gen_len|num_predict|(?:completion|output) tokens"
+)
+"""How the answer's limit is called."""
+_ABOUT_OUTPUT: Final = re.compile(rf"{_LIMIT.pattern}|completion|output|prediction|requested")
+_BOUND: Final = re.compile(
+    r"(?:less (?:than )?or equal to|<=|≤|at most|no (?:more|greater|larger) than|(?:less|lower|smaller) than"
+    r"|not (?:be )?(?:greater|larger|more) than|not exceed|below|up to|>(?!=)|\[\s*\d+\s*,|\d and"
+    r"|inclusive\)? (?:to|and)"
+    rf"|(?:exceeds?|maximum|max|limit(?:ed)?)\b[^\d\n]{{0,60}}?)\s*{_NUMBER}"
+)
+"""What a limit may be at most."""
+_TOO_MUCH: Final = re.compile(
+    r"too (?:large|high|big|many|long)|exceed|above|(?<!must be )greater than|limited|out of range"
+)
+_ALONE: Final = re.compile(r"(?<![\w.:/-])(\d[\d,]{0,15})(?![\w-]|\.\d)")
+
+_SUM: Final = re.compile(r"(\d{1,15})\s*\+\s*\d+\s*>\s*(\d{1,15})")
+_WINDOW: Final = re.compile(
+    r"(?:context[ _-]?(?:length|window|size|limit)[^\d\n]{0,60}?"
+    r"|(?:max_model_len|max_seq_len|max_total_tokens|model length|model token limit)[^\d\n]{0,40}?"
+    r"|tokens`? \+ `?max_new_tokens[^\d\n]{0,40}?|total number of tokens[^\d\n]{0,60}?|while limit is)"
+    rf"\s*{_NUMBER}"
+)
+_PROMPT: Final = re.compile(
+    r"(\d[\d,]{0,15}) (?:`?inputs?`? tokens|prompt tokens|(?:tokens )?(?:from the|of \w+) input"
+    r"|(?:tokens )?in (?:the|your) (?:messages|prompt|functions|tools|input))"
+    rf"|input_tokens{_NUMBER}"
+)
+_TOTAL: Final = re.compile(
+    rf"(?:requested|received|current length is|a total of|tokens)(?: about)?\s*{_NUMBER}"
+)
+_AFFORDABLE: Final = re.compile(rf"can only afford\s*{_NUMBER}")
+_PER_MINUTE: Final = re.compile(rf"limit\s*{_NUMBER}[^\n]{{0,40}}?requested\s*{_NUMBER}")
+_WITHOUT_NUMBERS: Final = re.compile(
+    r"(?:messages|prompt|input)(?: length)?,? (?:or|and) (?:the )?(?:completion|output)"
+)
+
+_CONTEXT: Final = r"context[ _-]?(?:length|window|size|limit)"
+_PHRASES: Final = (
+    r"(?:prompt|inputs?|messages?|request|entity|string|payload)\b[^\n]{0,60}?\btoo (?:long|large|big)\b",
+    r"(?:prompt|inputs?|messages?)\b[^\n]{0,60}?exceed",
+    r"(?:prompt|inputs?)\b[^\n]{0,20}?must have less than",
+    rf"(?:exceed\w*|reached|configured)[^\n]{{0,80}}{_CONTEXT}",
+    rf"{_CONTEXT}[^\n]{{0,60}}(?:exceed|is only)",
+    r"(?:maximum|max)[ _](?:context|prompt|input|model)[ _](?:length|size|window|tokens)",
+    r"(?:longer|larger|greater|more) than the (?:model'?s? )?(?:maximum |context )",
+    r"context the overflows|exceed_context|model token limit|token limit exceeded|string_above_max_length",
+    r"range of input length|too many (?:input )?tokens(?!: max tokens)|tokens in request more than",
+    r"reduce (?:the length of )?(?:the|your) (?:prompt|messages?|input)\b",
+    r"total number of tokens[^\n]{0,60}exceed|tokens`? \+ `?max_new_tokens",
+)
+_TOO_LONG: Final = re.compile("|".join(_PHRASES))
+
+
+class Refusal(NamedTuple):
+    """An endpoint's refusal of a limit, and what there is to learn from it."""
+
+    limit: int
+    """With how many tokens to ask next."""
+    is_cap: bool = False
+    """Whether the limit is too large for every prompt."""
+    window: int | None = None
+    """How many tokens prompt and answer may have together, where it says so."""
+    prompt: int | None = None
+    """How many the prompt has, where it says so."""
+
+
+class _Window(NamedTuple):
+    tokens: int
+    prompt_tokens: int
+    prompt_characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """What an endpoint's refusals have told of a model."""
+
+    cap: int | None = None
+    _window: _Window | None = None
+
+    def fit(self, wanted: int, prompt_characters: int) -> int:
+        """The limit to ask with: as much of what is wanted as a prompt of that length leaves room for.
+
+        The prompt's tokens are reckoned by the longest prompt of which they are known. Where that leaves no
+        room, it may be wrong, and the endpoint is asked.
+        """
+        limit = min(wanted, self.cap or wanted)
+        if self._window is None:
+            return limit
+        tokens, known_tokens, known_characters = self._window
+        share = known_tokens / max(known_characters, 1)
+        if prompt_characters > known_characters:
+            share = min(share, 1 / _CHARACTERS_PER_TOKEN)
+        more = (prompt_characters - known_characters) * share
+        template = _TEMPLATE_TOKENS if more < 0 else 0
+        room = tokens - known_tokens - round(more) - template
+        return min(limit, room) if room >= min(LEAST, wanted) else limit
+
+    def learn(self, refusal: Refusal, prompt_characters: int) -> "TokenLimits":
+        """What is known after a refusal; nothing that holds for that prompt alone."""
+        if refusal.is_cap:
+            return replace(self, cap=refusal.limit)
+        if refusal.window is None:
+            return self
+        old = self._window
+        if old is not None and old.tokens == refusal.window and old.prompt_characters > prompt_characters:
+            return self
+        prompt = prompt_characters // _CHARACTERS_PER_TOKEN if refusal.prompt is None else refusal.prompt
+        return replace(self, _window=_Window(refusal.window, prompt, prompt_characters))
+
+
+def is_too_long(words: str) -> bool:
+    """Whether an error says that a prompt is too long, and not that there was too much within a minute."""
+    return _TOO_LONG.search(words) is not None and not PER_TIME.search(words)
+
+
+def refusal(words: str, sent: int, wanted: int) -> Refusal | None:
+    """Read the refusal of a limit out of an error's words, as `error_body.words` gives them.
+
+    `sent` is the limit that was refused, `wanted` what it was before it was ever lowered. None: the words are
+    about something else, or the limit cannot be lowered any more.
+    """
+    if PER_TIME.search(words):
+        found = _PER_MINUTE.search(words)
+        if found is None or (requested := _int(found[2])) <= (most := _int(found[1])):
+            return None
+        return _give_way(most, requested - sent if requested > sent else None, sent, wanted)
+    if not _ABOUT_OUTPUT.search(words) or SPENT_ON_THINKING.search(words):
+        return None
+    if found := _AFFORDABLE.search(words):
+        # For now, of what is left of the account: it says nothing of the next call.
+        return Refusal(_int(found[1])) if min(LEAST, wanted) <= _int(found[1]) < sent else None
+    if added := _SUM.search(words):
+        return _give_way(_int(added[2]), _int(added[1]), sent, wanted)
+    if found := _WINDOW.search(words):
+        return _give_way(_int(found[1]), _prompt_tokens(words, sent), sent, wanted)
+    if _LIMIT.search(words) and (cap := _cap(words, sent, wanted)):
+        return Refusal(cap, is_cap=True)
+    if _WITHOUT_NUMBERS.search(words) and is_too_long(words):
+        return _give_way(None, None, sent, wanted)
+    return None
+
+
+def _give_way(window: int | None, prompt: int | None, sent: int, wanted: int) -> Refusal | None:
+    least = min(LEAST, wanted)
+    room = window - prompt if window is not None and prompt is not None else None
+    if sent <= least or (room is not None and room < least):
+        return None
+    if room is None or room >= sent:
+        return Refusal(max(sent // 2, least), window=window)
+    return Refusal(room, window=window, prompt=prompt)
+
+
+def _prompt_tokens(words: str, sent: int) -> int | None:
+    for line in words.splitlines():
+        if found := [_int(match[1] or match[2]) for match in _PROMPT.finditer(line)]:
+            # Such a count ends where the prompt is known to be too long: it says little of a shorter limit.
+            return None if "at least" in line else sum(found)
+    total = max((_int(match[1]) for match in _TOTAL.finditer(words)), default=0)
+    return total - sent if total > sent else None
+
+
+def _cap(words: str, sent: int, wanted: int) -> int | None:
+    named = [_int(match[1]) for match in _BOUND.finditer(words)]
+    if fitting := [number for number in named if _LEAST_NAMED <= number < sent]:
+        return max(fitting)
+    if not _TOO_MUCH.search(words):
+        return None
+    others = [
+        _int(match[1])
+        for line in words.splitlines()
+        if _LIMIT.search(line)
+        for match in _ALONE.finditer(line)
+    ]
+    fitting = [number for number in others if LEAST <= number < sent]
+    half = max(sent // 2, min(LEAST, wanted))
+    return max(fitting, default=half if half < sent else None)
+
+
+def _int(digits: str) -> int:
+    return int(digits.replace(",", "").replace("_", "") or 0)

@@ -1,0 +1,84 @@
+"""What a refusal's words change in how a model is asked."""
+
+import pytest
+
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.models.structured import Dialect
+
+SENT = {
+    "model": "m",
+    "messages": [{"role": "system", "content": "You work."}, {"role": "user", "content": "Hi"}],
+    "max_tokens": 500,
+    "stream": True,
+}
+PLANNING = {**SENT, "response_format": {"type": "json_schema"}}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "system role not supported",
+        "system role is not supported",
+        "developer instruction is not enabled for models/gemma-3-27b-it",
+        "conversation roles must alternate user/assistant/user/assistant/...",
+        "system messages are not supported by this model",
+        "this model does not support system messages",
+        "system prompts aren't allowed: this model doesn't accept a system prompt",
+        "unsupported role: system",
+        "invalid role: system",
+        "only user and assistant roles are supported!",
+        "'system' is not one of ['user', 'assistant'] - 'messages.0.role'",
+        "messages.0.role\ninput should be 'user' or 'assistant'",
+        "role 'system' is not supported",
+    ],
+)
+@pytest.mark.parametrize("is_rejection", [True, False])
+def test_a_model_that_knows_no_system_role_gets_its_text_from_the_user(
+    words: str, is_rejection: bool
+) -> None:
+    changed = Dialect().after(words, SENT, is_rejection=is_rejection)
+    assert changed == Dialect(has_system_role=False)
+    told = (
+        Message("system", "You work."),
+        Message("user", "a"),
+        Message("assistant", "b"),
+        Message("user", "c"),
+    )
+    assert changed.adapt(Prompt("work", told)).messages == (
+        Message("user", "You work.\n\na"),
+        Message("assistant", "b"),
+        Message("user", "c"),
+    )
+    without = {**SENT, "messages": SENT["messages"][1:]}  # type: ignore[index]
+    assert changed.after(words, without, is_rejection=is_rejection) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "failed to parse grammar",
+        "failed to initialize samplers: failed to parse grammar",
+        "failed to compile grammar for this schema",
+        "unsupported schema: minitems",
+        "json_schema is not supported",
+        "json schema conversion failed",
+    ],
+)
+@pytest.mark.parametrize("is_rejection", [True, False])
+def test_a_format_that_fails_is_left_for_the_next_rung(words: str, is_rejection: bool) -> None:
+    changed = Dialect().after(words, PLANNING, is_rejection=is_rejection)
+    assert changed == Dialect(rungs=("json_object", "prompt"))
+    assert Dialect().after(words, SENT, is_rejection=is_rejection) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the stream was closed",
+        "max_completion_tokens",
+        "the system is not available",
+        "busy: try the schedule",
+    ],
+)
+def test_what_is_no_rejection_changes_nothing_unless_it_can_mean_nothing_else(words: str) -> None:
+    assert Dialect().after(words, PLANNING, is_rejection=False) is None

@@ -1,0 +1,128 @@
+"""Limits of tokens, read from what endpoints really say when they refuse one."""
+
+import json
+
+import pytest
+from support.refusals import CAPS, NO_ROOM, OTHERS, RATES, TOO_LONG, WINDOWS, WITHOUT_NUMBERS
+
+from orchestrator.models.error_body import words
+from orchestrator.models.token_limits import LEAST, Refusal, TokenLimits, is_too_long, refusal
+
+
+def said(message: str) -> str:
+    return words(json.dumps({"error": {"message": message, "type": "invalid_request_error"}}).encode())
+
+
+def read(message: str, sent: int = 8192) -> Refusal:
+    found = refusal(said(message), sent, 8192)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("message", "cap"), CAPS)
+def test_a_cap_is_read_from_whatever_words_name_it(message: str, cap: int) -> None:
+    assert read(message) == Refusal(cap, is_cap=True)
+    assert not is_too_long(said(message))
+
+
+def test_a_cap_is_read_from_a_validation_error_that_names_the_parameter_apart() -> None:
+    fault = {
+        "loc": ["body", "max_tokens"],
+        "msg": "Input should be less than or equal to 4096",
+        "input": 8192,
+    }
+    body = json.dumps({"detail": [fault]}).encode()
+    assert refusal(words(body), 8192, 8192) == Refusal(4096, is_cap=True)
+
+
+@pytest.mark.parametrize(("message", "window", "prompt"), WINDOWS)
+def test_where_prompt_and_limit_are_over_a_window_the_limit_becomes_what_is_left(
+    message: str, window: int, prompt: int
+) -> None:
+    assert read(message) == Refusal(window - prompt, window=window, prompt=prompt)
+
+
+@pytest.mark.parametrize("message", WITHOUT_NUMBERS)
+def test_where_no_limit_can_be_read_it_is_halved(message: str) -> None:
+    assert read(message).limit == 4096
+
+
+@pytest.mark.parametrize("message", NO_ROOM)
+def test_where_a_window_leaves_no_room_that_is_worth_an_answer_the_prompt_is_too_long(message: str) -> None:
+    assert refusal(said(message), 8192, 8192) is None
+    assert is_too_long(said(message))
+
+
+def test_a_limit_gives_way_to_the_least_and_no_further() -> None:
+    message = "Please reduce the length of the messages or completion."
+    limits = [8192]
+    while found := refusal(said(message), limits[-1], 8192):
+        limits.append(found.limit)
+    assert limits == [8192, 4096, 2048, 1024, LEAST]
+    assert refusal(said(message), 100, 100) is None
+
+
+@pytest.mark.parametrize("message", TOO_LONG)
+def test_a_prompt_that_is_too_long_is_known_in_every_dialect(message: str) -> None:
+    assert is_too_long(said(message))
+    assert refusal(said(message), LEAST, 8192) is None
+
+
+@pytest.mark.parametrize("message", [*OTHERS, *RATES])
+def test_what_is_about_another_thing_is_no_refusal_of_a_limit(message: str) -> None:
+    assert refusal(said(message), 8192, 8192) is None
+    assert not is_too_long(said(message))
+
+
+def test_what_an_account_affords_is_asked_for_and_not_remembered() -> None:
+    found = read(
+        "more credits, or fewer max_tokens. You requested up to 8192 tokens, but can only afford 6513."
+    )
+    assert found.limit == 6513
+    assert TokenLimits().learn(found, 100) == TokenLimits()
+
+
+def test_what_stands_in_a_string_or_a_list_is_read_too() -> None:
+    inner = json.dumps({"error": {"message": "max_tokens: 8192 > 4096, which is the maximum"}})
+    body = [{"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": inner}}}]
+    assert refusal(words(json.dumps(body).encode()), 8192, 8192) == Refusal(4096, is_cap=True)
+
+
+def test_what_the_model_wrote_is_not_read() -> None:
+    text = "max_tokens is too large: prompt is too long"
+    body = json.dumps({"error": {"code": "json_validate_failed", "failed_generation": text}}).encode()
+    assert refusal(words(body), 8192, 8192) is None
+    assert not is_too_long(words(body))
+
+
+WINDOW = (
+    "This model's context length is 8192 tokens and your request has {} input tokens: max_tokens is too large"
+)
+
+
+def learnt(message: str, characters: int) -> TokenLimits:
+    return TokenLimits().learn(read(message), characters)
+
+
+def test_a_cap_holds_for_every_prompt() -> None:
+    known = learnt("max_tokens: 8192 > 4096, which is the maximum", 100)
+    assert [known.fit(8192, 1), known.fit(8192, 10**6), known.fit(1000, 1)] == [4096, 4096, 1000]
+
+
+def test_what_a_long_prompt_left_is_no_cap_for_a_short_one() -> None:
+    known = learnt(WINDOW.format(6000), 24_000)
+    assert known.fit(8192, 24_000) == 2192
+    assert known.fit(8192, 400) > 7900
+    assert known.fit(8192, 12_000) in range(5000, 5193)
+
+
+def test_what_a_short_prompt_left_is_reckoned_for_a_longer_one() -> None:
+    known = learnt(WINDOW.format(300), 40)
+    assert known.fit(8192, 40) == 7892
+    assert known.fit(8192, 16_040) == 3892
+    assert known.fit(8192, 10**6) == 8192  # the endpoint knows better
+
+
+def test_the_longest_prompt_is_the_measure() -> None:
+    known = learnt(WINDOW.format(6000), 24_000)
+    assert known.learn(read(WINDOW.format(300)), 40) == known
