@@ -199,6 +199,28 @@ async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
     assert (error.reason, error.retryable) == (reason, retryable)
 
 
+@each_way
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"object": "error", "message": "prompt is too long", "type": "BadRequestError", "code": 400},
+        {
+            "errors": [{"message": "AiError: prompt is too long", "code": 5021}],
+            "success": False,
+            "result": {},
+        },
+        {"error": [{"message": "prompt is too long"}]},
+    ],
+    ids=str,
+)
+async def test_a_200_that_is_an_error_of_another_shape_is_that_failure(
+    make: Make, how: How, body: dict[str, Any]
+) -> None:
+    error = await failure(make, lambda _: web.json_response(body), how=how)
+    assert error.reason == "INPUT_TOO_LONG"
+    assert "It said: " in str(error)
+
+
 @pytest.mark.parametrize(
     ("inside", "reason"),
     [({"type": "overloaded_error", "message": "busy"}, "OVERLOADED"), ({"code": 429}, "RATE_LIMITED")],

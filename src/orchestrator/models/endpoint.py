@@ -230,7 +230,9 @@ class HttpProvider(ABC):
 
     def _error(self, body: Mapping[str, Any]) -> object:
         """The error in what came with a 200, be it a whole answer or an event; nothing: there is none."""
-        return body.get("error")
+        if body.get("object") == "error":  # as vLLM writes it
+            return body
+        return body.get("error") or body.get("errors")
 
     @abstractmethod
     def _draft(self) -> Draft:
