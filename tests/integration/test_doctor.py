@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from support.endpoint import Answer, Call, Endpoint, completion, cut, failing, hang, message
+from support.misbehaviour import stall_amid_stream
 from support.process import free_port
 
 from orchestrator.cli import doctor
@@ -46,12 +48,13 @@ async def big_model(tmp_path: Path, script: Callable[[Call], Answer], name: str 
     return findings["big model"]
 
 
-async def test_each_model_is_called_once_for_little(tmp_path: Path) -> None:
+async def test_each_model_is_called_once_with_as_many_tokens_as_a_real_call(tmp_path: Path) -> None:
     async with Endpoint() as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
         findings = await examine(tmp_path, environment)
     assert sorted(call.body["model"] for call in endpoint.calls) == ["big", "small"]
-    assert all(call.body["max_tokens"] <= 16 for call in endpoint.calls)
+    assert all(call.body["max_tokens"] == 8192 for call in endpoint.calls)
+    assert all(len(call.told) < 50 for call in endpoint.calls)
     for subject in ("big model", "small model"):
         assert not findings[subject].mend
         assert f"at {endpoint.url}, with OPENAI_API_KEY: it answers" in findings[subject].finding
@@ -107,6 +110,58 @@ def test_in_a_pipe_a_finding_and_its_mend_are_a_line_each() -> None:
 
 async def test_a_model_that_thinks_all_its_few_tokens_away_has_answered(tmp_path: Path) -> None:
     assert not (await big_model(tmp_path, lambda _: completion("", "length"))).mend
+
+
+async def test_what_a_reasoning_models_endpoint_says_of_that_is_an_answer_too(tmp_path: Path) -> None:
+    message = "Could not finish the message because max_tokens or model output limit was reached."
+    assert not (await big_model(tmp_path, lambda _: failing(400, message))).mend
+
+
+async def test_it_says_which_limit_of_tokens_an_endpoint_takes(tmp_path: Path) -> None:
+    def script(call: Call) -> Answer:
+        if call.body["max_tokens"] <= 4096:
+            return None
+        return failing(400, "max_tokens: 8192 > 4096, which is the maximum allowed number of output tokens")
+
+    async with Endpoint(script) as endpoint:
+        environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
+        finding = (await examine(tmp_path, environment, "openai/m", "openai/m"))["big model"]
+    assert not finding.mend
+    assert (
+        "takes 4096 tokens for an answer, not the 8192 of ORCHESTRATOR_MAX_OUTPUT_TOKENS" in finding.finding
+    )
+
+
+async def test_a_limit_that_is_refused_whatever_it_is_is_broken(tmp_path: Path) -> None:
+    async with Endpoint(lambda _: failing(400, "max_tokens is too large")) as endpoint:
+        environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
+        finding = (await examine(tmp_path, environment, "openai/m", "openai/m"))["big model"]
+    assert finding.is_broken
+
+
+async def test_a_model_that_is_still_writing_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CALL_TIMEOUT_S", 0.5)
+    finding = await big_model(tmp_path, lambda _: stall_amid_stream)
+    assert (finding.mend, finding.finding.endswith("it answers, slowly")) == ("", True)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unexpected endpoint or method. (POST /v1/v1/chat/completions)",
+        {"message": "Model 'm' not found", "type": "error"},
+        {"message": "The model `m` does not exist"},
+        "No models loaded. Please load a model in the developer page",
+        {"message": "Not Found"},
+    ],
+    ids=str,
+)
+async def test_a_200_with_an_error_about_the_address_or_the_model_is_broken(
+    tmp_path: Path, said: object
+) -> None:
+    finding = await big_model(tmp_path, lambda _: web.json_response({"error": said}))
+    assert finding.is_broken
+    assert "OPENAI_BASE_URL" in finding.mend
 
 
 async def test_a_model_of_anthropics_is_called_too(tmp_path: Path) -> None:

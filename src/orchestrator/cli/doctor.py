@@ -26,20 +26,23 @@ from orchestrator.errors import ModelError, SettingsError
 from orchestrator.installation import WEIGHTS, how_to_install
 from orchestrator.models import llama, providers
 from orchestrator.models.base import ModelRequest
+from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.llama import Llama
 from orchestrator.models.prices import Prices
 from orchestrator.settings import Settings, split_address
 
 OLDEST_PYTHON: Final = (3, 11)
-CALL_TIMEOUT_S: Final = 30.0
-"""How long a model may take for a word; the embedded one has to start first."""
+CALL_TIMEOUT_S: Final = 60.0
+"""How long a model may take for a word: the embedded one has to start first, others think."""
 
 _OTHER_MODELS: Final = "set both models to a provider's, such as openai/… with OPENAI_API_KEY"
 _NO_WRAPPING: Final = 10_000
 _LEAST_WIDTH: Final = 30
 """Columns of a finding: where they are fewer beside its subject, it stands below."""
-_MOST_TOKENS: Final = 16
-_HELLO: Final = Prompt("work", (Message("user", "Say hello."),), may_be_cut=True)
+_HELLO: Final = Prompt("work", (Message("user", "Answer with one word: hello."),), may_be_cut=True)
+"""Asked with as many tokens as a real call, to see whether the endpoint takes them; few are used."""
+_SHORT_HELLO: Final = _HELLO._replace(max_output_tokens=16)
+"""For the embedded model, which takes any number and may go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Fi
     places: dict[str, list[str]] = {}
     for name, place in roles.values():
         places.setdefault(name, []).append(place)
-    calls = (_model(name, ", ".join(where), environment) for name, where in places.items())
+    calls = (_model(name, ", ".join(where), settings, environment) for name, where in places.items())
     found = dict(zip(places, await asyncio.gather(*calls), strict=True))
     is_needed = any(name.startswith("llama/") for name in places)
     return [
@@ -144,7 +147,7 @@ async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Fi
     ]
 
 
-async def _model(name: str, where: str, environment: Mapping[str, str]) -> Finding:
+async def _model(name: str, where: str, settings: Settings, environment: Mapping[str, str]) -> Finding:
     """Call a model once, for a word; `where` are the settings that name it."""
     subject = "model"
     try:
@@ -155,17 +158,21 @@ async def _model(name: str, where: str, environment: Mapping[str, str]) -> Findi
         return Finding(subject, f"{name} cannot be called", f"{error} ({where})")
     endpoint = next((it for it in providers.ENDPOINTS if name.startswith(f"{it.name}/")), None)
     place = f"{name}{_set_up(endpoint, environment)}"
-    request = ModelRequest(model, _HELLO, max_output_tokens=_MOST_TOKENS, timeout_s=2 * CALL_TIMEOUT_S)
+    hello = _HELLO if endpoint else _SHORT_HELLO
+    request = ModelRequest(model, hello, settings.max_output_tokens, timeout_s=2 * CALL_TIMEOUT_S)
+    pieces: list[str] = []
     started_s = time.monotonic()
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await provider.complete(request)
+            await provider.complete(request, pieces.append)
     except TimeoutError:
+        if pieces:
+            return Finding(subject, f"{place}: it answers, slowly")
         said = f"{place} gave no answer within {CALL_TIMEOUT_S:g} s"
         mend = f"try again, for it may have to load; otherwise {_mend('', where, endpoint)}"
         return Finding(subject, said, mend)
     except ModelError as error:
-        # A model that used its few tokens up for thinking has answered too.
+        # A model that used its tokens up for thinking has answered too.
         if error.reason != "OUTPUT_TRUNCATED":
             # What passes by itself is tried again, and no reason not to start.
             is_passing = error.retryable and error.reason in ("RATE_LIMITED", "OVERLOADED")
@@ -173,7 +180,11 @@ async def _model(name: str, where: str, environment: Mapping[str, str]) -> Findi
             return Finding(subject, f"{place}: {error}", mend, is_optional=is_passing)
     finally:
         await models.aclose()
-    return Finding(subject, f"{place}: it answers, in {time.monotonic() - started_s:.1f} s")
+    finding = f"{place}: it answers, in {time.monotonic() - started_s:.1f} s"
+    if isinstance(provider, HttpProvider) and (limit := provider.token_limit(request)) < request.token_limit:
+        setting = settings.name_of("max_output_tokens")
+        finding += f", and takes {limit} tokens for an answer, not the {request.token_limit} of {setting}"
+    return Finding(subject, finding)
 
 
 def _set_up(endpoint: providers.Endpoint | None, environment: Mapping[str, str]) -> str:

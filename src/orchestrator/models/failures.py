@@ -26,12 +26,10 @@ _BUSY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPS
 _SPENT: Final = ("insufficient_quota", "enforced_spend_limit_reached")
 _BAD_KEY: Final = ("api_key_invalid", "api key not valid", "api key expired")
 _NO_MODEL: Final = ("no such model", "not a valid model")
-_NOT_THERE: Final = (
-    *_NO_MODEL,
-    "unexpected endpoint",
-    "unknown model",
-    "model not found",
-    "no models loaded",
+_NOT_THERE: Final = re.compile(
+    r"(?:unexpected|unknown|invalid|no such|not a valid) (?:endpoint|url|path|route|model)|no models? loaded"
+    r"|\bmodel\b[^\n]{0,60}\b(?:not found|not exist|not loaded)|^not found$",
+    re.MULTILINE,
 )
 """How an endpoint says after a 200 that there is nothing at the address, or no such model."""
 _CUT: Final = "max completion tokens reached"
@@ -170,7 +168,7 @@ def _status_in(error: object, words: str) -> int:
             return code
         case {"code": str(word)} | {"type": str(word)} if word in _STATUSES:
             return _STATUSES[word]
-    if any(name in words for name in _NOT_THERE):
+    if _NOT_THERE.search(words):
         return HTTPStatus.NOT_FOUND
     if token_limits.PER_TIME.search(words):
         return HTTPStatus.TOO_MANY_REQUESTS
