@@ -45,6 +45,7 @@ ALWAYS: Final = {
     403: ("A web page of an origin that is not allowed asks for it.", True),
     408: ("The request came in too slowly.", True),
     413: ("The body is over 32 MiB.", True),
+    415: ("The body is in another Content-Encoding than gzip.", True),
     431: ("The headers are over 60 KiB.", False),
     500: ("The service failed; its log has the details.", False),
     503: ("The service cannot be reached, drains, or its storage is read-only: try again.", False),
@@ -181,7 +182,7 @@ class _Description:
         for code, reasons in _ERRORS.findall(comment):
             errors.setdefault(STATUSES[code], []).append(f"{code}: {reasons}.")
         for status, (said, only_writes) in ALWAYS.items():
-            if not only_writes or (sends if status in (408, 413) else writes):
+            if not only_writes or (sends if status in (408, 413, 415) else writes):
                 errors.setdefault(status, []).append(said)
         answers: Json = {}
         if _gives_events(method):

@@ -1,7 +1,10 @@
 """Real Envoy with the real envoy.yaml, in front of a stub of the gRPC service."""
 
 import asyncio
+import codecs
+import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 ANY_PORT = "127.0.0.1:0"
 LOOPBACK_PAGE = "http://localhost:3000"
 FOREIGN_PAGE = "https://app.example.com"
+CREATION = '{"prompt": "Grüße 🦙"}'.encode()
 VERBS = ("pause", "resume", "terminate", "retry", "restart", "fork", "review")
 
 
@@ -129,6 +133,51 @@ async def test_verbs_reach_their_methods(
     assert_nothing_leaks(response)
 
 
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (gzip.compress(CREATION), {"content-encoding": "gzip"}),
+        (gzip.compress(CREATION), {"content-encoding": "GZip"}),
+        (gzip.compress(CREATION) + gzip.compress(b" "), {"content-encoding": "gzip"}),
+        (CREATION, {"content-encoding": "identity"}),
+        (CREATION, {"content-encoding": ""}),
+        (codecs.BOM_UTF8 + CREATION, {}),
+        (gzip.compress(codecs.BOM_UTF8 + CREATION), {"content-encoding": "gzip"}),
+        (b" \r\n\t" + CREATION + b"\n", {}),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_may_be_compressed_and_begin_with_a_byte_order_mark(
+    client: httpx.AsyncClient, service: StubService, content: bytes, headers: dict[str, str], *, chunked: bool
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), 7):
+            yield content[start : start + 7]
+
+    response = await client.post("/", content=pieces() if chunked else content, headers=headers)
+    assert response.status_code == 200, response.text
+    assert service.created[-1].prompt == "Grüße 🦙"
+
+
+async def test_a_large_body_that_compresses_well_comes_through(
+    client: httpx.AsyncClient,
+) -> None:
+    requests = [{"id": f"i{n}", "prompt": "x" * 256 * 1024} for n in range(100)]
+    content = gzip.compress(json.dumps({"requests": requests}).encode())
+    response = await client.post(
+        "/-/instances:batchCreate", content=content, headers={"content-encoding": "gzip"}
+    )
+    assert len(response.json()["instances"]) == 100
+
+
+async def test_what_inflates_to_over_32_mib_is_413(client: httpx.AsyncClient, service: StubService) -> None:
+    before = len(service.created)
+    bomb = gzip.compress(b'{"prompt": "' + b"x" * 500 * 1024 * 1024)
+    response = await client.post("/", content=bomb, headers={"content-encoding": "gzip"})
+    assert "32 MiB" in assert_error(response, 413, 3)["message"]
+    assert len(service.created) == before
+
+
 async def test_a_large_result_comes_through(client: httpx.AsyncClient) -> None:
     answer = (await client.get(f"/{stub_service.LARGE}")).json()
     assert len(answer["instance"]["finalResult"]) == 8 * 1024 * 1024
@@ -223,6 +272,47 @@ async def test_envoys_own_refusals_have_the_same_shape(
     error = assert_error(await client.request(method, path, content=body), status, code)
     assert said in error["message"]
     assert error["details"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "said"),
+    [
+        (gzip.compress(CREATION), {}, 400, "gzip"),
+        (CREATION, {"content-encoding": "gzip"}, 400, "not in gzip"),
+        (gzip.compress(gzip.compress(CREATION)), {"content-encoding": "gzip"}, 400, "once"),
+        (gzip.compress(gzip.compress(CREATION)), {"content-encoding": "gzip, gzip"}, 415, "once"),
+        (zlib.compress(CREATION), {"content-encoding": "deflate"}, 415, "deflate"),
+        (b"\x0b\x07\x80", {"content-encoding": "br"}, 415, "br"),
+        (b"(\xb5/\xfd", {"content-encoding": "zstd"}, 415, "zstd"),
+        (CREATION.decode().encode("utf-16"), {}, 400, "UTF-8"),
+        (CREATION.decode().encode("utf-16-le"), {}, 400, "UTF-8"),
+        (CREATION.decode().encode("utf-16-be"), {}, 400, "UTF-8"),
+        (CREATION.decode().encode("utf-32"), {}, 400, "UTF-8"),
+        ('{"prompt": "Grüße"}'.encode("latin-1"), {}, 400, "UTF-8"),
+        ('{"prompt": "Grü'.encode("latin-1"), {}, 400, "UTF-8"),
+        (b'{"prompt": "\xc0\x80"}', {}, 400, "UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", {}, 400, "UTF-8"),
+        (b"\0", {}, 400, "UTF-8"),
+        (b"\x1b[31m{", {}, 400, "[31m{"),
+        (b'{"prompt": "\\ud83d"}', {}, 400, "surrogate"),
+        (b'{"prompt": "\\u001b", \\u001b}', {}, 400, "\\u001b"),
+        (b'{"config": {"maxSubtasks": "\x01\x02"}}', {}, 400, "max_subtasks"),
+    ],
+)
+async def test_what_is_no_json_in_utf_8_is_refused_in_words_without_its_bytes(
+    client: httpx.AsyncClient, content: bytes, headers: dict[str, str], status: int, said: str
+) -> None:
+    message = assert_error(await client.post("/", content=content, headers=headers), status, 3)["message"]
+    assert said in message
+    assert message.isascii()
+    assert message.replace("\n", "").isprintable()
+
+
+async def test_parameters_that_are_no_text_are_refused_without_their_bytes(client: httpx.AsyncClient) -> None:
+    for path in ("/a?view=%e2%82", "/a?view=%00%1b", "/a:wait?timeout=%ff", "/a?%ff=1"):
+        message = assert_error(await client.get(path), 400, 3)["message"]
+        assert message.isascii(), path
+        assert message.isprintable(), path
 
 
 @pytest.mark.parametrize(
@@ -349,6 +439,28 @@ async def answered(address: str, raw: bytes) -> tuple[int, int]:
     assert set(error) == {"code", "message", "details"}
     assert error["message"]
     return int(head.split()[1]), error["code"]
+
+
+async def test_http_1_0_is_answered_with_and_without_a_host(address: str, service: StubService) -> None:
+    async def answer_to(*lines: str, content: bytes = b"") -> tuple[str, bytes]:
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write("\r\n".join([*lines, "", ""]).encode() + content)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")  # it closes after the answer
+        writer.close()
+        return head.decode().splitlines()[0], body
+
+    assert await answer_to("GET / HTTP/1.0") == ("HTTP/1.0 200 OK", b'{"instances":[],"nextPageToken":""}')
+    line, body = await answer_to("GET /a HTTP/1.0", f"Host: {address}")
+    assert (line, json.loads(body)["instance"]["id"]) == ("HTTP/1.0 200 OK", "a")
+    size = f"Content-Length: {len(CREATION)}"
+    line, _ = await answer_to("POST / HTTP/1.0", size, content=CREATION)
+    assert (line, service.created[-1].prompt) == ("HTTP/1.0 200 OK", "Grüße 🦙")
+    line, body = await answer_to("GET /a/events HTTP/1.0")
+    assert line == "HTTP/1.0 200 OK"
+    assert body.startswith(b": ok\n\nid: 1\nevent: instance_created\n")
+    line, body = await answer_to(f"GET /{stub_service.MISSING} HTTP/1.0")
+    assert (line, json.loads(body)["code"]) == ("HTTP/1.0 404 Not Found", 5)
 
 
 async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:

@@ -330,6 +330,15 @@ async def test_bytes_that_are_no_request_are_refused(running: Service) -> None:
     assert "are no orchestrator.v1.GetInstanceRequest" in refusal.message
 
 
+async def test_a_call_without_a_message_is_refused(running: Service) -> None:
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        for name in ("GetInstance", "StreamEvents"):
+            call = channel.stream_unary(f"/orchestrator.v1.Orchestrator/{name}")
+            refusal = await refused(call(iter(())))
+            assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "CONFIG_INVALID")
+            assert "no message" in refusal.message
+
+
 async def test_a_wait_of_ages_is_taken_as_an_hour(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     ages = Duration(seconds=2**62)

@@ -86,28 +86,32 @@ def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
 
 
 def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.RpcMethodHandler[Any, Any]":
+    # For gRPC each request is a stream: one without a message would be left without an answer otherwise.
     make, wrap = (
-        (grpc.unary_stream_rpc_method_handler, _stream)
+        (grpc.stream_stream_rpc_method_handler, _stream)
         if method.server_streaming
-        else (grpc.unary_unary_rpc_method_handler, _unary)
+        else (grpc.stream_unary_rpc_method_handler, _unary)
     )
     request = GetMessageClass(method.input_type)
     return make(wrap(getattr(service, method.name), request))
 
 
 def _unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
-    async def call(data: bytes, context: Context) -> object:
+    async def call(_: object, context: Context) -> object:
         async with _told(context):
             max_bytes = sizes.max_response_bytes(context)  # before anything is done
-            answer = await method(_parsed(data, request), context)
+            answer = await method(_parsed(await context.read(), request), context)
             return sizes.checked(answer.SerializeToString(), max_bytes, method.__name__)
 
     return call
 
 
 def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
-    async def call(data: bytes, context: Context) -> AsyncIterator[object]:
-        async with _told(context), aclosing(method(_parsed(data, request), context)) as messages:
+    async def call(_: object, context: Context) -> AsyncIterator[object]:
+        async with (
+            _told(context),
+            aclosing(method(_parsed(await context.read(), request), context)) as messages,
+        ):
             async for message in messages:
                 # Bytes are a message that is serialised already.
                 yield message if isinstance(message, bytes) else message.SerializeToString()
@@ -115,8 +119,12 @@ def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[...,
     return call
 
 
-def _parsed(data: bytes, request: type[Message]) -> Message:
+def _parsed(data: Any, request: type[Message]) -> Message:
     """Read a request here and not in gRPC, which would answer UNKNOWN with Python's words."""
+    if data is grpc.aio.EOF:
+        raise InvalidArgumentError(
+            "CONFIG_INVALID", "the request has no message; over REST: its body is no JSON, or is not in UTF-8"
+        )
     try:
         return request.FromString(data)
     except DecodeError:
