@@ -46,16 +46,17 @@ _ALONE: Final = re.compile(r"(?<![\w.:/-])(\d[\d,]{0,15})(?![\w-]|\.\d)")
 
 _SUM: Final = re.compile(r"(\d{1,15})\s*\+\s*\d+\s*>\s*(\d{1,15})")
 _WINDOW: Final = re.compile(
-    r"(?:context[ _-]?(?:length|window|size|limit)[^\d\n]{0,60}?"
+    r"(?:(?:context[ _-]?(?:length|window|size|limit)|max\w*[^\d\n]{0,20} sequence length)[^\d\n]{0,60}?"
     r"|(?:max_model_len|max_seq_len|max_total_tokens|model length|model token limit)[^\d\n]{0,40}?"
-    r"|tokens`? \+ `?max_new_tokens[^\d\n]{0,40}?|total number of tokens[^\d\n]{0,60}?|while limit is)"
+    r"|tokens \+ [`'\"]?max_new_tokens[^\d\n]{0,40}?|total number of tokens[^\d\n]{0,60}?|while limit is)"
     rf"\s*{_NUMBER}"
 )
 _PROMPT: Final = re.compile(
-    r"(\d[\d,]{0,15}) (?:`?inputs?`? tokens|prompt tokens|(?:tokens )?(?:from the|of \w+) input"
+    r"(\d[\d,]{0,15}) (?:[`'\"]?inputs?[`'\"]? tokens|prompt tokens|(?:tokens )?(?:from the|of \w+) input"
     r"|(?:tokens )?in (?:the|your) (?:messages|prompt|functions|tools|input))"
     rf"|input_tokens{_NUMBER}"
 )
+_PROMPT_LENGTH: Final = re.compile(rf"\bprompt(?:[ _](?:length|tokens|has|is))?\s*{_NUMBER}\b(?! characters)")
 _TOTAL: Final = re.compile(
     rf"(?:requested|received|current length is|a total of|tokens)(?: about)?\s*{_NUMBER}"
 )
@@ -73,11 +74,13 @@ _PHRASES: Final = (
     rf"(?:exceed\w*|reached|configured)[^\n]{{0,80}}{_CONTEXT}",
     rf"{_CONTEXT}[^\n]{{0,60}}(?:exceed|is only)",
     r"(?:maximum|max)[ _](?:context|prompt|input|model)[ _](?:length|size|window|tokens)",
+    r"max\w*[^\n]{0,20} sequence length",
     r"(?:longer|larger|greater|more) than the (?:model'?s? )?(?:maximum |context )",
     r"context the overflows|exceed_context|model token limit|token limit exceeded|string_above_max_length",
-    r"range of input length|too many (?:input )?tokens(?!: max tokens)|tokens in request more than",
+    r"tokens in request more than",
+    r"range of input length|too many (?:input )?tokens(?!: max tokens|, please wait)",
     r"reduce (?:the length of )?(?:the|your) (?:prompt|messages?|input)\b",
-    r"total number of tokens[^\n]{0,60}exceed|tokens`? \+ `?max_new_tokens",
+    r"total number of tokens[^\n]{0,60}exceed|tokens \+ [`'\"]?max_new_tokens",
 )
 _TOO_LONG: Final = re.compile("|".join(_PHRASES))
 
@@ -186,6 +189,8 @@ def _prompt_tokens(words: str, sent: int) -> int | None:
         if found := [_int(match[1] or match[2]) for match in _PROMPT.finditer(line)]:
             # Such a count ends where the prompt is known to be too long: it says little of a shorter limit.
             return None if "at least" in line else sum(found)
+    if found_alone := _PROMPT_LENGTH.search(words):
+        return _int(found_alone[1])
     total = max((_int(match[1]) for match in _TOTAL.finditer(words)), default=0)
     return total - sent if total > sent else None
 
