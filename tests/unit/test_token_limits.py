@@ -22,7 +22,6 @@ def read(message: str, sent: int = 8192) -> Refusal:
 @pytest.mark.parametrize(("message", "cap"), CAPS)
 def test_a_cap_is_read_from_whatever_words_name_it(message: str, cap: int) -> None:
     assert read(message) == Refusal(cap, is_cap=True)
-    assert not is_too_long(said(message))
 
 
 def test_a_cap_is_read_from_a_validation_error_that_names_the_parameter_apart() -> None:
@@ -59,13 +58,24 @@ def test_a_limit_gives_way_to_the_least_and_no_further() -> None:
     while found := refusal(said(message), limits[-1], 8192):
         limits.append(found.limit)
     assert limits == [8192, 4096, 2048, 1024, LEAST]
-    assert refusal(said(message), 100, 100) is None
+    assert refusal(said(message), 100, 400) is None
+
+
+@pytest.mark.parametrize(("sent", "limit"), [(500, 250), (250, 125)])
+def test_where_few_tokens_are_wanted_the_least_is_less(sent: int, limit: int) -> None:
+    found = refusal(said("Please reduce the length of the messages or completion."), sent, 500)
+    assert found == Refusal(limit)
+
+
+def test_a_cap_that_is_not_named_is_looked_for_further_down() -> None:
+    assert refusal(said("max_tokens is too large"), 500, 8192) == Refusal(250, is_cap=True)
+    assert refusal(said("max_tokens is too large"), 16, 8192) is None
 
 
 @pytest.mark.parametrize("message", TOO_LONG)
 def test_a_prompt_that_is_too_long_is_known_in_every_dialect(message: str) -> None:
     assert is_too_long(said(message))
-    assert refusal(said(message), LEAST, 8192) is None
+    assert refusal(said(message), 8192, 8192) is None
 
 
 @pytest.mark.parametrize("message", [*OTHERS, *RATES])

@@ -12,7 +12,9 @@ from typing import Final, NamedTuple
 LEAST: Final = 512
 """Tokens of an answer below which no limit is lowered for the prompt's sake: a short plan or a page of text
 fits; with less, most answers would be cut, and paid for all the same."""
-_LEAST_NAMED: Final = 16
+_LEAST_SHARE: Final = 4
+"""Where few are wanted, the least is one in so many."""
+_LEAST_CAP: Final = 16
 """A smaller number is none of a limit, but of something else that was misread."""
 _CHARACTERS_PER_TOKEN: Final = 4
 _TEMPLATE_TOKENS: Final = 64
@@ -27,11 +29,11 @@ SPENT_ON_THINKING: Final = re.compile(
 
 _NUMBER: Final = r"[`'\"(\[=:]*\s*(\d[\d,_]{0,15})"
 _LIMIT: Final = re.compile(
-    r"max(?:imum)?[_ ]?(?:number of )?(?:new|completion|output|generated)?[_ ]?tokens"
+    r"max(?:imum)?[_ ]?(?:new|completion|output|generated)?[_ ]?tokens"
     r"|max_?token_?(?:s|count)|max_gen_len|num_predict|(?:completion|output) tokens"
 )
 """How the answer's limit is called."""
-_ABOUT_OUTPUT: Final = re.compile(rf"{_LIMIT.pattern}|completion|output|prediction|requested")
+_ABOUT_OUTPUT: Final = re.compile(rf"{_LIMIT.pattern}|completion|output|prediction|requested(?! tokens)")
 _BOUND: Final = re.compile(
     r"(?:less (?:than )?or equal to|<=|≤|at most|no (?:more|greater|larger) than|(?:less|lower|smaller) than"
     r"|not (?:be )?(?:greater|larger|more) than|not exceed|below|up to|>(?!=)|\[\s*\d+\s*,|\d and"
@@ -127,7 +129,7 @@ class TokenLimits:
         more = (prompt_characters - known_characters) * share
         template = _TEMPLATE_TOKENS if more < 0 else 0
         room = tokens - known_tokens - round(more) - template
-        return min(limit, room) if room >= min(LEAST, wanted) else limit
+        return min(limit, room) if room >= _least(wanted) else limit
 
     def learn(self, refusal: Refusal, prompt_characters: int) -> "TokenLimits":
         """What is known after a refusal; nothing that holds for that prompt alone."""
@@ -162,20 +164,27 @@ def refusal(words: str, sent: int, wanted: int) -> Refusal | None:
         return None
     if found := _AFFORDABLE.search(words):
         # For now, of what is left of the account: it says nothing of the next call.
-        return Refusal(_int(found[1])) if min(LEAST, wanted) <= _int(found[1]) < sent else None
+        return Refusal(_int(found[1])) if _least(wanted) <= _int(found[1]) < sent else None
     if added := _SUM.search(words):
         return _give_way(_int(added[2]), _int(added[1]), sent, wanted)
     if found := _WINDOW.search(words):
         return _give_way(_int(found[1]), _prompt_tokens(words, sent), sent, wanted)
-    if _LIMIT.search(words) and (cap := _cap(words, sent, wanted)):
+    is_about_limit = _LIMIT.search(words) is not None
+    if is_about_limit and (cap := _named_cap(words, sent)):
         return Refusal(cap, is_cap=True)
-    if _WITHOUT_NUMBERS.search(words) and is_too_long(words):
-        return _give_way(None, None, sent, wanted)
+    if is_too_long(words):
+        return _give_way(None, None, sent, wanted) if _WITHOUT_NUMBERS.search(words) else None
+    if is_about_limit and _TOO_MUCH.search(words) and sent >= 2 * _LEAST_CAP:
+        return Refusal(_other_number(words, sent) or sent // 2, is_cap=True)
     return None
 
 
+def _least(wanted: int) -> int:
+    return min(LEAST, wanted // _LEAST_SHARE)
+
+
 def _give_way(window: int | None, prompt: int | None, sent: int, wanted: int) -> Refusal | None:
-    least = min(LEAST, wanted)
+    least = _least(wanted)
     room = window - prompt if window is not None and prompt is not None else None
     if sent <= least or (room is not None and room < least):
         return None
@@ -195,21 +204,16 @@ def _prompt_tokens(words: str, sent: int) -> int | None:
     return total - sent if total > sent else None
 
 
-def _cap(words: str, sent: int, wanted: int) -> int | None:
+def _named_cap(words: str, sent: int) -> int | None:
     named = [_int(match[1]) for match in _BOUND.finditer(words)]
-    if fitting := [number for number in named if _LEAST_NAMED <= number < sent]:
-        return max(fitting)
-    if not _TOO_MUCH.search(words):
-        return None
-    others = [
-        _int(match[1])
-        for line in words.splitlines()
-        if _LIMIT.search(line)
-        for match in _ALONE.finditer(line)
-    ]
-    fitting = [number for number in others if LEAST <= number < sent]
-    half = max(sent // 2, min(LEAST, wanted))
-    return max(fitting, default=half if half < sent else None)
+    return max((number for number in named if _LEAST_CAP <= number < sent), default=None)
+
+
+def _other_number(words: str, sent: int) -> int | None:
+    """The greatest number in a sentence about the limit that may be what it is to be."""
+    lines = filter(_LIMIT.search, words.splitlines())
+    numbers = [_int(match[1]) for line in lines for match in _ALONE.finditer(line)]
+    return max((number for number in numbers if LEAST <= number < sent), default=None)
 
 
 def _int(digits: str) -> int:
