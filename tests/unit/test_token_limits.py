@@ -67,6 +67,11 @@ def test_where_few_tokens_are_wanted_the_least_is_less(sent: int, limit: int) ->
     assert found == Refusal(limit)
 
 
+def test_no_limit_becomes_nothing() -> None:
+    assert refusal(said("Please reduce the length of the messages or completion."), 1, 1) is None
+    assert refusal(said("Please reduce the length of the messages or completion."), 3, 3) == Refusal(1)
+
+
 def test_a_cap_that_is_not_named_is_looked_for_further_down() -> None:
     assert refusal(said("max_tokens is too large"), 500, 8192) == Refusal(250, is_cap=True)
     assert refusal(said("max_tokens is too large"), 16, 8192) is None

@@ -180,7 +180,7 @@ def refusal(words: str, sent: int, wanted: int) -> Refusal | None:
 
 
 def _least(wanted: int) -> int:
-    return min(LEAST, wanted // _LEAST_SHARE)
+    return max(min(LEAST, wanted // _LEAST_SHARE), 1)
 
 
 def _give_way(window: int | None, prompt: int | None, sent: int, wanted: int) -> Refusal | None:
