@@ -23,7 +23,7 @@ from aiohttp import web
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.plan import PlanReader
+from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import FULL, Full, Message, Profile, Prompt
 from orchestrator.core.state import Instance
 from orchestrator.engine.live import LiveTexts

@@ -20,6 +20,7 @@ from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.misbehaviour import refusing, streaming
 
 from orchestrator.core import plan
+from orchestrator.core.lenient_json import values
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.models.base import ModelRequest
 
@@ -79,7 +80,7 @@ async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(how: Ho
         provider = messages(endpoint)
         for _ in range(2):
             answer = await ask(provider, asking(schema=True))
-            assert plan.json_object(answer.text) == {"summary": "Grüße"}
+            assert list(values(answer.text)) == [{"summary": "Grüße"}]
         await provider.aclose()
     bodies = [call.body for call in endpoint.calls if ("stream" in call.body) == (how == "streamed")]
     assert ["tools" in body for body in bodies] == [False, True, True]

@@ -10,11 +10,14 @@ from support.endpoint import fenced
 
 from orchestrator.core import plan
 from orchestrator.core.plan import PlanError
+from orchestrator.core.plan_text import parse
 from orchestrator.core.state import Subtask
 from orchestrator.models.scripted import plan_text
 
 ids = st.from_regex(plan.ID, fullmatch=True)
-texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text == text.strip())
+texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(
+    lambda text: text == text.strip() and text.strip(".…")  # dots alone stand for what is left out
+)
 
 
 @st.composite
@@ -48,26 +51,26 @@ def written(subtasks: tuple[Subtask, ...], summary: str = "all of it") -> str:
 
 
 def parsed(*entries: dict[str, Any]) -> plan.Plan:
-    return plan.parse(json.dumps({"subtasks": entries}), 16)
+    return parse(json.dumps({"subtasks": entries}), 16)
 
 
 @given(plans())
 def test_a_valid_plan_is_read_as_it_was_written(subtasks: tuple[Subtask, ...]) -> None:
-    read = plan.parse(written(subtasks), 16)
+    read = parse(written(subtasks), 16)
     assert (read.summary, read.subtasks) == ("all of it", subtasks)
 
 
 @given(plans(), st.sampled_from(["Sure! {", "", "```json\n", "\ufeff", "[1] "]))
 def test_prose_or_a_fence_around_a_plan_does_not_matter(subtasks: tuple[Subtask, ...], before: str) -> None:
     text = written(subtasks)
-    assert plan.parse(f"{before}{text}\n```\nGood luck {{", 16).subtasks == subtasks
-    assert plan.parse(fenced(text), 16).subtasks == subtasks
+    assert parse(f"{before}{text}\n```\nGood luck {{", 16).subtasks == subtasks
+    assert parse(fenced(text), 16).subtasks == subtasks
 
 
 @given(st.text() | st.text('{}[]",:n1 ', max_size=60) | st.just("{" * 100_000) | st.just('{"a":' * 50_000))
 def test_any_text_is_a_plan_or_a_plan_error(text: str) -> None:
     try:
-        read = plan.parse(text, 16)
+        read = parse(text, 16)
     except PlanError:
         return
     assert plan.validate(read.subtasks, 16) == read.subtasks
@@ -86,7 +89,7 @@ entries = st.fixed_dictionaries(
 @given(st.lists(entries | json_values, max_size=4), json_values)
 def test_json_of_any_shape_is_a_plan_or_a_plan_error(subtasks: list[Any], summary: Any) -> None:
     try:
-        read = plan.parse(json.dumps({"summary": summary, "subtasks": subtasks}), 3)
+        read = parse(json.dumps({"summary": summary, "subtasks": subtasks}), 3)
     except PlanError:
         return
     assert 1 <= len(read.subtasks) <= 3
@@ -131,15 +134,20 @@ def test_a_dependency_said_twice_counts_once() -> None:
     [
         ((), "1 to 16 subtasks; this one has 0"),
         (({"title": "a"},) * 17, "1 to 16 subtasks; this one has 17"),
-        (({"id": "a b", "title": "a"},), "subtask id 'a b' does not match"),
-        (({"id": "-a", "title": "a"},), "subtask id '-a' does not match"),
         (({"id": "a\n", "title": "a"}, {"id": "a", "title": "a"}), "'a' is there twice"),
         (({"id": "a"},), "'a' has no instructions"),
         (({"instructions": "ä" * 32769},), "over 64 KiB"),
         (({"title": "a", "depends_on": ["b"]},), "depends on 'b', which is not in the plan"),
         (({"title": "a", "depends_on": ["t1"]},), "cycle: t1 → t1"),
-        (({"title": "a", "depends_on": "t1"},), "not a list"),
-        (("Write it",), "subtask 1 is not a JSON object"),
+        (({"title": "a", "depends_on": True},), 'has a "depends_on" that is not a list of ids: true'),
+        (({"title": "a", "depends_on": {"why": "x"}},), "names no id"),
+        (({"title": "a", "depends_on": 0},), "depends on '0', which is not in the plan: its ids are t1"),
+        (({"title": "a"}, {"title": "A"}, {"title": "b", "depends_on": "a"}), "may be any of t1, t2"),
+        (({"title": "a", "worker": ["x", "y"]},), 'worker" that is not one name'),
+        (({"id": "a b", "title": "a"}, {"id": "a b", "title": "b"}), "'a b' is there twice"),
+        (({"title": "a", "instructions": "..."},), "subtask 't1' has no instructions"),
+        (({"id": "x", "title": "a", "subtasks": [{"title": "b"}]},), "'x' holds subtasks of its own"),
+        ((7,), "subtask 1 is neither a JSON object nor a text"),
     ],
 )
 def test_an_invalid_plan_says_what_to_mend(entries: tuple[Any, ...], mend: str) -> None:
@@ -150,20 +158,203 @@ def test_an_invalid_plan_says_what_to_mend(entries: tuple[Any, ...], mend: str) 
 @pytest.mark.parametrize(
     ("text", "mend"),
     [
+        (" ", "the answer is empty"),
         ("I cannot do that.", "no JSON object"),
-        ('{"summary": "a", "subtasks": [{"title": "b"', "breaks at character"),
-        ('{"plan": []}', 'no "subtasks" list'),
-        ('{"subtasks": {"t1": {}}}', 'no "subtasks" list'),
+        ('{"summary": "a", "subtasks": [{"title": "b"', r"character 43 .*in subtasks\[0\].* the text ends"),
+        ('{"a": 1}', "no \"subtasks\" list; the keys of its JSON object: 'a'"),
+        ('{"plan": []}', "1 to 16 subtasks; this one has 0"),
+        ('{"subtasks": {"t1": {}}}', "subtask 't1' has no instructions"),
+        ('{"subtasks": null}', 'the answer\'s "subtasks" is no list of subtasks: null'),
+        ('{"subtasks": "later"}', "no list of subtasks"),
+        ('{"subtasks": {"type": "array", "items": {"type": "object"}}}', "no list of subtasks"),
+        ("[1, 2]", r'no "subtasks" list, but this one: \[1, 2\]'),
     ],
 )
 def test_an_answer_that_is_no_plan_says_why(text: str, mend: str) -> None:
     with pytest.raises(PlanError, match=mend):
-        plan.parse(text, 16)
+        parse(text, 16)
+
+
+WHOLE = {"summary": "how", "subtasks": [{"title": "a"}, {"title": "b", "depends_on": ["t1"]}]}
+ONE = {"id": "t1", "title": "a"}
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        *(
+            "t1",
+            "T1",
+            "1",
+            1,
+            1.0,
+            [1],
+            "Task 1",
+            "#1",
+            "a",
+            "A",
+            "t1: a",
+            '["t1"]',
+            "t1, t1",
+            ["t1", "", None],
+        ),
+        *({"id": "t1"}, {"task": 1}, [{"id": "t1", "why": "x"}], {"title": "a"}, [["t1"]], " t1 ", "t1 & a"),
+    ],
+    ids=str,
+)
+def test_a_dependency_is_known_however_it_is_said(needs: Any) -> None:
+    assert parsed(ONE, {"id": "t2", "title": "b", "depends_on": needs}).subtasks[1].depends_on == ("t1",)
+
+
+@pytest.mark.parametrize(
+    "needs",
+    ["", [""], ["none"], "None", "N/A", "null", None, False, [], {}, [None], ["-"], "no dependencies", "[]"],
+    ids=str,
+)
+def test_no_dependency_is_none_however_that_is_said(needs: Any) -> None:
+    assert parsed(ONE, {"id": "t2", "title": "b", "depends_on": needs}).subtasks[1].depends_on == ()
+
+
+def test_several_dependencies_may_stand_in_one_text() -> None:
+    for needs in ("t1, t2", "t1 and t2", "t1; b", "t1 t2", ["t1, t2"], "1, 2"):
+        read = parsed(ONE, {"id": "t2", "title": "b"}, {"title": "c", "depends_on": needs})
+        assert read.subtasks[2].depends_on == ("t1", "t2"), needs
+
+
+def test_what_is_called_as_it_is_written_is_not_looked_for_elsewhere() -> None:
+    read = parsed(
+        {"id": "none", "title": "t2"},
+        {"id": "t2", "title": "1, 2", "depends_on": "none"},
+        {"id": "1", "title": "x", "depends_on": ["t2"]},
+        {"id": "v", "title": "y", "depends_on": "1, 2"},
+    )
+    assert [subtask.depends_on for subtask in read.subtasks] == [(), ("none",), ("t2",), ("t2",)]
+
+
+def test_ids_that_are_none_are_made_to_fit_and_those_who_name_them_follow() -> None:
+    read = parsed(
+        {"id": "task 1", "title": "a"},
+        {"id": "task-1", "title": "b", "depends_on": ["task 1"]},
+        {"id": "été.2", "title": "c", "depends_on": ["task-1"]},
+        {"id": "步骤", "title": "d", "depends_on": ["été.2"]},
+        {"id": 5, "title": "e", "depends_on": ["步骤"]},
+        {"id": "-", "title": "f", "depends_on": [5]},
+        {"id": "x" * 200, "title": "g"},
+    ).subtasks
+    assert [subtask.id for subtask in read] == ["task-1-2", "task-1", "ete-2", "t4", "5", "t6", "x" * 90]
+    assert [subtask.depends_on for subtask in read[:6]] == [
+        (), ("task-1-2",), ("task-1",), ("ete-2",), ("t4",), ("5",)
+    ]  # fmt: skip
+
+
+def test_an_id_that_is_missing_leaves_the_others_theirs() -> None:
+    read = parsed({"title": "a"}, {"id": "t1", "title": "b", "depends_on": ["a"]}).subtasks
+    assert [(subtask.id, subtask.depends_on) for subtask in read] == [("t1-2", ()), ("t1", ("t1-2",))]
+
+
+@pytest.mark.parametrize(
+    ("entry", "subtask"),
+    [
+        ("Write it", Subtask("t1", "Write it", "Write it")),
+        ({"name": "A", "description": "do a"}, Subtask("t1", "A", "do a")),
+        ({"task": "do a", "agent": "coder"}, Subtask("t1", "t1", "do a", worker="coder")),
+        ({"task": "A", "details": "do a"}, Subtask("t1", "A", "A\n\ndo a")),
+        ({"step": 3, "Prompt": "do a"}, Subtask("3", "3", "do a")),
+        ({"taskId": "x", "title": "A", "steps": ["do a", "do b"]}, Subtask("x", "A", "do a\ndo b")),
+        ({"id": "x", "instructions": "do a", "description": "b"}, Subtask("x", "x", "do a")),
+        ({"id": "x", "title": "A", "worker": {"name": "coder"}}, Subtask("x", "A", "A", (), "coder")),
+        ({"id": "x", "instructions": "do a", "worker": ["coder"]}, Subtask("x", "x", "do a", (), "coder")),
+        ({"id": "x", "instructions": "do a", "worker": None}, Subtask("x", "x", "do a")),
+        ({"id": "x", "instructions": "do a", "worker": "none", "note": 1}, Subtask("x", "x", "do a")),
+    ],
+)  # fmt: skip
+def test_usual_other_names_and_forms_of_a_subtask_are_read_as_meant(entry: Any, subtask: Subtask) -> None:
+    assert parsed(entry).subtasks == (subtask,)
+
+
+def test_dependencies_under_all_their_names_count() -> None:
+    read = parsed(ONE, {"title": "b", "deps": "t1"}, {"title": "c", "dependencies": [1], "after": ["b"]})
+    assert [subtask.depends_on for subtask in read.subtasks] == [(), ("t1",), ("t1", "t2")]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *({"plan": WHOLE}, {"plan": {**WHOLE, "summary": ""}, "summary": "how"}, [WHOLE], json.dumps(WHOLE)),
+        *({"summary": "how", other: WHOLE["subtasks"]} for other in ("plan", "tasks", "steps", "Sub-Tasks")),
+        {"summary": "how", "phases": [{"task": "a"}, {"task": "b", "depends_on": 1}]},
+        {"summary": "how", "subtasks": {"t1": {"title": "a"}, "t2": {"title": "b", "depends_on": "t1"}}},
+        {"overview": "how", "subtasks": json.dumps(WHOLE["subtasks"])},
+        {"type": "function", "function": {"name": "plan", "arguments": json.dumps(WHOLE)}},
+        {"type": "object", "properties": WHOLE},
+    ],
+    ids=lambda value: json.dumps(value)[:40],
+)
+def test_a_plan_is_found_wherever_it_lies(value: Any) -> None:
+    read = parse(json.dumps(value), 16)
+    assert read.summary == "how"
+    assert [(subtask.id, subtask.depends_on) for subtask in read.subtasks] == [("t1", ()), ("t2", ("t1",))]
+
+
+@pytest.mark.parametrize("value", [WHOLE["subtasks"], ["a", "b"]], ids=["objects", "texts"])
+def test_a_list_alone_is_a_plan(value: Any) -> None:
+    assert [subtask.instructions for subtask in parse(fenced(json.dumps(value)), 16).subtasks] == ["a", "b"]
+
+
+EXAMPLE = '{"summary": "...", "subtasks": [{"id": "t1", "title": "...", "instructions": "..."}, ...]}'
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *('It is like {"a": 1}.', "Ids in [0, 9), {name}s, [1].", f"The form is {EXAMPLE}"),
+        f"`{EXAMPLE[:-7]}]}}`",
+        *(json.dumps(plan.schema(16)), '{"id": "t1", "title": "…"} is one.', '["a"]', json.dumps(WHOLE)),
+    ],
+)  # fmt: skip
+def test_json_in_the_prose_before_the_plan_is_not_the_plan(before: str) -> None:
+    read = parse(f"{before}\nThe plan: {json.dumps(WHOLE)}\nThat is {{all}}.", 16)
+    assert (read.summary, [subtask.title for subtask in read.subtasks]) == ("how", ["a", "b"])
+
+
+def test_two_plans_are_none() -> None:
+    other = json.dumps({"summary": "how", "subtasks": [{"title": "c"}]})
+    lists = '{"tasks": ["a"], "steps": ["b"]}'
+    for text in (f"{json.dumps(WHOLE)} or {other}", f"[{json.dumps(WHOLE)}, {other}]", lists):
+        with pytest.raises(PlanError, match="holds two plans"):
+            parse(text, 16)
+
+
+def test_what_was_told_while_it_was_written_cannot_be_taken_back_by_a_second_plan() -> None:
+    broken = '{"summary": "s", "subtasks": [{"id": "t9", "instructions": "x"}, {"id" 1}]}'
+    with pytest.raises(PlanError, match="holds two plans"):
+        parse(f"{broken} Once more: {json.dumps(WHOLE)}", 16)
+
+
+@pytest.mark.parametrize("after", ["", "\n", "\n```\n"])
+def test_a_plan_that_lacks_nothing_but_its_last_brace_is_whole(after: str) -> None:
+    assert len(parse(json.dumps(WHOLE)[:-1] + after, 16).subtasks) == 2
+    assert len(parse(f'{{"plan": {json.dumps(WHOLE)[:-1]}{after}', 16).subtasks) == 2
+
+
+@given(plans(), st.data(), st.sampled_from([json.dumps, lambda value: json.dumps({"plan": value})]))
+def test_half_an_answer_is_never_a_plan(
+    subtasks: tuple[Subtask, ...], data: st.DataObject, form: Any
+) -> None:
+    nested = {"title": "a part", "subtasks": [{"id": "x", "instructions": "inner"}]}
+    value = json.loads(written(subtasks))
+    value["subtasks"].append(nested)
+    text = form(value)
+    with pytest.raises(PlanError):
+        parse(text[: data.draw(st.integers(0, text.rindex("]")))], 16)
+    by_id = form({"summary": "s", "subtasks": {entry["id"]: entry for entry in value["subtasks"][:-1]}})
+    with pytest.raises(PlanError):
+        parse(by_id[: data.draw(st.integers(0, len(by_id) - 1))], 16)
 
 
 @pytest.mark.parametrize("chained", [False, True])
 def test_the_scripted_plan_is_valid(chained: bool) -> None:
-    assert len(plan.parse(plan_text(16, chained=chained), 16).subtasks) == 16
+    assert len(parse(plan_text(16, chained=chained), 16).subtasks) == 16
 
 
 def test_the_schema_is_what_strict_endpoints_ask_for() -> None:

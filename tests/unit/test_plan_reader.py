@@ -1,14 +1,15 @@
 """A plan read while it is being written."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core import plan
-from orchestrator.core.plan import PlanReader
+from orchestrator.core.plan import PlanError
+from orchestrator.core.plan_text import PlanReader, parse
 from orchestrator.core.state import Subtask
 
 PROSE = st.text(st.sampled_from('ab "{}[]\\\n,:é😀`'), max_size=30)
@@ -44,22 +45,88 @@ def test_it_tells_of_every_subtask_as_the_whole_text_does(
 ) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     told, reader = read(text, size)
-    whole = plan.parse(text, 16)
+    whole = parse(text, 16)
     assert tuple(told) == whole.subtasks
     assert reader.summary == whole.summary
 
 
-@given(PLANS, st.text(st.sampled_from('{}[]",:\\ subtasks'), max_size=20), st.integers(1, 40))
-def test_whatever_stands_before_it_never_tells_what_the_whole_does_not(
-    value: object, before: str, size: int
-) -> None:
-    text = before + json.dumps(value)
-    told, _ = read(text, size)
+NEEDS = st.sampled_from(
+    ["t0", "t1, t2", "", [""], ["none"], None, ["t0"], ["t3"], "title", 1, [{"id": "t1"}], []]
+)
+ENTRIES = (
+    st.fixed_dictionaries(
+        {
+            "id": st.sampled_from([*("t0", "t1", "t2", "t3", "none"), 1, "1", "a b", "a-b", None]),
+            "title": PROSE,
+        },
+        optional={
+            "instructions": PROSE,
+            "task": PROSE,
+            "depends_on": NEEDS,
+            "deps": NEEDS,
+            "worker": st.sampled_from(["coder", "none", None, {"name": "x"}]),
+        },
+    )
+    | PROSE
+)
+MEANT: Sequence[Callable[[Any], Any]] = (
+    lambda value: value,
+    lambda value: {"plan": value},
+    lambda value: value["subtasks"],
+    lambda value: [value],
+    lambda value: {"summary": value["summary"], "tasks": value["subtasks"]},
+    lambda value: {"subtasks": value["subtasks"], "summary": "last"},
+    lambda value: {**value, "subtasks": json.dumps(value["subtasks"])},
+    json.dumps,
+)
+WRITTEN: Sequence[Callable[[str], str]] = (
+    lambda text: text,
+    lambda text: text.replace("}", ",}"),
+    lambda text: text.replace("]", ",]"),
+    lambda text: text.replace(", ", ", // as said {\n"),
+    lambda text: text.replace(", ", ' /* "subtasks": [ */, '),
+    lambda text: text.replace(r"\n", "\n"),
+    lambda text: text.replace('"', "'"),
+    lambda text: text.replace('\\"', '"'),
+    lambda text: text.replace("}, {", "} {"),
+    lambda text: text[:-1],
+    lambda text: f'As in {{"a": 1}}:\n```json\n{text}\n```',
+    lambda text: f"{text} or {text.replace('do', 'make')}",
+    lambda text: f"{text[:-2]}, oops]}} Once more: {text.replace('do', 'make')}",
+)
+
+
+def assert_told(text: str, size: int) -> None:
+    """What the reader tells is where the whole begins, if that is a plan at all."""
+    told, reader = read(text, size)
     try:
-        whole = plan.parse(text, 16).subtasks
-    except plan.PlanError:
+        whole = parse(text, 16)
+    except PlanError:
         return
-    assert tuple(told) in (whole, ())
+    assert tuple(told) == whole.subtasks[: len(told)]
+    assert not told or reader.summary == whole.summary
+
+
+@given(
+    PLANS, st.lists(ENTRIES, max_size=3), st.sampled_from(MEANT), st.sampled_from(WRITTEN), st.integers(1, 40)
+)
+@settings(max_examples=500)
+def test_it_never_tells_what_the_whole_does_not_however_it_is_written(
+    value: Any, more: Any, meant: Callable[[Any], Any], form: Callable[[str], str], size: int
+) -> None:
+    value["subtasks"] += more
+    assert_told(form(json.dumps(meant(value), ensure_ascii=False)), size)
+
+
+@given(PLANS, st.text(st.sampled_from('{}[]",:\\ subtasks'), max_size=20), st.data(), st.integers(1, 40))
+def test_whatever_is_put_in_or_left_out_it_never_tells_what_the_whole_does_not(
+    value: object, put_in: str, data: st.DataObject, size: int
+) -> None:
+    text = json.dumps(value)
+    assert_told(put_in + text, size)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(start + 3, len(text))))
+    assert_told(text[:start] + put_in[:3] + text[end:], size)
 
 
 def test_each_subtask_is_told_as_soon_as_it_is_whole() -> None:
@@ -68,9 +135,19 @@ def test_each_subtask_is_told_as_soon_as_it_is_whole() -> None:
     assert reader.summary == "how"
     (first,) = feed(reader, '}, {"id": "b"')
     assert (first.id, first.instructions) == ("a", "do {a}")
-    (second,) = feed(reader, ', "instructions": "x", "depends_on": ["c"]} ')
-    assert second.depends_on == ("c",)
+    (second,) = feed(reader, ', "instructions": "x", "depends_on": ["a"]} ')
+    assert second.depends_on == ("a",)
     assert not feed(reader, "]}")
+
+
+def test_one_that_depends_on_later_ones_is_held_back_until_they_are_known() -> None:
+    reader = PlanReader(16)
+    assert not feed(
+        reader, '{"summary": "", "subtasks": [{"id": "a", "instructions": "x", "depends_on": ["c"]},'
+    )
+    assert not feed(reader, '{"id": "b", "instructions": "x"},')
+    assert [told.id for told in feed(reader, '{"id": "c", "instructions": "x"},')] == ["a", "b", "c"]
+    assert not feed(reader, '{"id": "d", "instructions": "x", "depends_on": ["nobody"]}]}')
 
 
 @pytest.mark.parametrize(
@@ -80,6 +157,10 @@ def test_each_subtask_is_told_as_soon_as_it_is_whole() -> None:
         '{"summary": 3, "subtasks": [{"id": "a", "instructions": "x"}]}',
         '{"plan": {"summary": "s", "subtasks": [{"id": "a", "instructions": "x"}]}}',
         '{"summary": "s", "subtasks": [{"id": "a b", "instructions": "x"}]}',
+        '{"summary": "s", "subtasks": [{"instructions": "x"}]}',
+        '{"summary": "s", "subtasks": [{"id": "a", "instructions": "x", "depends_on": ["none"]}]}',
+        '{"summary": "s", "subtasks": [{"id": "a", "instructions": "x\ny"}]}',
+        '{"summary": "s", "subtasks": ["a", {"id": "b", "instructions": "x"}]}',
         '{"summary": "s", "subtasks": [{"id": "a"}]}',
         '{"summary": "s", "subtasks": ["a"]}',
     ],

@@ -14,8 +14,9 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
-from orchestrator.core import merging, plan, workers
-from orchestrator.core.plan import Plan, PlanReader
+from orchestrator.core import merging, plan, plan_text, workers
+from orchestrator.core.plan import Plan
+from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -168,7 +169,7 @@ class Full:
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
         """Read the planner's answer; raise PlanError that tells the planner what to mend."""
-        return plan.parse(text, instance.config.max_subtasks)
+        return plan_text.parse(text, instance.config.max_subtasks)
 
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:
         """Ask a worker for one subtask, given the prompt, the plan, and the outputs that it depends on."""

@@ -14,7 +14,8 @@ import re
 from typing import Final
 
 from orchestrator.core import plan
-from orchestrator.core.plan import Plan, PlanError, PlanReader
+from orchestrator.core.plan import Plan
+from orchestrator.core.plan_text import PlanReader, outlines
 from orchestrator.core.prompts import Message, Prompt, version_of
 from orchestrator.core.state import DONE, Instance, Subtask, Work
 
@@ -93,11 +94,8 @@ class Tiny:
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
         """Make subtasks of the titles, each said once; raise PlanError where there is none."""
-        titles = plan.json_object(text).get("subtasks")
-        if not isinstance(titles, list):
-            raise PlanError('the answer has no "subtasks" list')
         cleaned: dict[str, str] = {}
-        for title in filter(None, map(_clean, titles)):
+        for title in filter(None, map(_clean, outlines(text)[0].entries)):
             cleaned.setdefault(title.lower(), title)
         subtasks = [
             Subtask(id=f"t{number}", title=title, instructions=f"{title}.")

@@ -13,7 +13,8 @@ from typing import Final, assert_never
 
 from orchestrator.core import budget, decider
 from orchestrator.core.decider import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAfter
-from orchestrator.core.plan import PlanError, PlanReader
+from orchestrator.core.plan import PlanError
+from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import Profile
 from orchestrator.core.state import RESTING, TERMINAL, Instance, Usage, Work
 from orchestrator.engine.clock import Clock

@@ -1,0 +1,280 @@
+"""JSON as models write it.
+
+Read is what has one reading only: trailing commas, comments, line breaks and unescaped quotation marks in
+strings, other quotation marks, bare keys, Python's literals, escapes that JSON does not know. What could be
+read in two ways, leaves something out or ends before it is whole is refused, and the message says where.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+_MAX_DEPTH: Final = 64
+_MAX_CANDIDATES: Final = 256
+"""How many brackets or quotation marks of a text are tried, so that a long text of them costs little."""
+
+
+class JsonFaultError(ValueError):
+    """A text cannot be read as JSON; the message says where it breaks, and what is expected there."""
+
+    def __init__(self, message: str, *, has_begun: bool = True, is_cut: bool = False) -> None:
+        super().__init__(message)
+        self.has_begun = has_begun
+        """Whether a key or a string was there: if not, the bracket is as likely one in a sentence."""
+        self.is_cut = is_cut
+        """Whether all is well but that the text ends."""
+
+
+def values(text: str) -> Iterator[Any | JsonFaultError]:
+    """Each object, list, or string that may hold one, in a text's order; a fault for each that breaks.
+
+    After one that breaks and whose end cannot be told there are no more: they would be parts of it.
+    """
+    place = 0
+    may_be_part = _BARE_MEMBERS.match(text) is not None
+    for _ in range(_MAX_CANDIDATES):
+        found = _OPENING.search(text, place)
+        if not found:
+            return
+        if may_be_part and _KEY_BEFORE.search(text, max(0, found.start() - 100), found.start()):
+            yield _fault(text, found.start(), "a key stands before it, but no {")
+            return
+        try:
+            value, end = read(text, found.start())
+            if isinstance(value, str) and not value.rstrip().endswith(("}", "]")):
+                place = found.end()  # quotation marks of a sentence
+                continue
+            place = end
+            yield value
+        except JsonFaultError as fault:
+            if not fault.has_begun:
+                place = found.end()
+                continue
+            yield fault
+            closed = None if fault.is_cut else _extent(text, found.start())
+            if closed is None:
+                return
+            place = closed
+            may_be_part = True
+
+
+_OPENING: Final = re.compile(r'[{\[]|"(?=(?:\s|\\[nrt])*[{\[])')
+_KEY_BEFORE: Final = re.compile(r"""["'”`]\s*:\s*\Z""")
+_ESCAPED_OPENING: Final = re.compile(r'"(?:\s|\\[nrt]|[{\[])+\\"')
+_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+
+
+def _extent(text: str, start: int) -> int | None:
+    """Where the brackets that open at `start` are closed again; None: nowhere."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
+        if depth <= 0:
+            return token.end()
+    return None
+
+
+def read(text: str, start: int = 0) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; raise JsonFaultError."""
+    try:
+        return _STRICT.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return _Reader(text).value(start)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values; raise ValueError where a key has two."""
+    value = dict(pairs)
+    if len(value) < len(pairs) and any(value[key] != each for key, each in pairs):
+        raise ValueError("a key has two values")
+    return value
+
+
+_STRICT: Final = json.JSONDecoder(object_pairs_hook=_object)
+_TEXT: Final = json.JSONDecoder(strict=False)
+
+# A comment that begins with dots stands for what was left out.
+_GAP: Final = re.compile(
+    r"(?:[\s\ufeff\u200b]+|(?://|#)(?!\s*(?:\.\.\.|…))[^\n]*|/\*(?!\s*(?:\.\.\.|…)).*?\*/)*", re.DOTALL
+)
+_DOTS: Final = re.compile(r"(?://|#|/\*)?\s*(?:\.\.\.|…)")
+_NUMBER: Final = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
+_WORD: Final = re.compile(r"\w[\w-]*")
+_WORDS: Final = {"true": True, "false": False, "null": None, "none": None, "undefined": None}
+_QUOTES: Final = {'"""': '"""', '"': '"', "'": "'", "`": "`", "“": "”"}
+"""What opens a string, and what closes it."""
+_STRINGS: Final = {
+    opening: re.compile(rf"{opening}((?:[^\\]|\\.)*?){closing}", re.DOTALL)
+    for opening, closing in _QUOTES.items()
+}
+_BARE_MEMBERS: Final = re.compile(r"""\s*(?:```\w*\s*)?["'“`][^"'”`\n]*["'”`]\s*:""")
+_KEY: Final = re.compile(
+    rf"""(?:"[^"\\\n]*"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_GAP.pattern}:""", re.DOTALL
+)
+_ESCAPE: Final = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])|\\(.)|"', re.DOTALL)
+
+
+class _Reader:
+    """Reads one value by recursive descent; each method is given where it begins, and gives where it ends."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._path: list[str] = []
+        """Where in the value it reads, as in `subtasks`, `[1]`, `title`."""
+        self._has_begun = False
+
+    def value(self, start: int) -> tuple[Any, int]:
+        if len(self._path) > _MAX_DEPTH:
+            self._fail(start, "it is nested too deeply")
+        match self._text[start : start + 1]:
+            case "{":
+                return self._members(start + 1)
+            case "[":
+                return self._elements(start + 1)
+        if string := self._string(start):
+            return string
+        if number := _NUMBER.match(self._text, start):
+            digits = number[0]
+            try:
+                return (int(digits) if digits.lstrip("+-").isdigit() else float(digits)), number.end()
+            except ValueError:  # it has thousands of digits
+                self._fail(start, "the number is too long")
+        word = _WORD.match(self._text, start)
+        if word and word[0].lower() in _WORDS:
+            return _WORDS[word[0].lower()], word.end()
+        return self._fail(start, "a value is expected")
+
+    def _members(self, place: int) -> tuple[dict[str, Any], int]:
+        members: dict[str, Any] = {}
+        place = self._gap(place)
+        while not self._text.startswith("}", place):
+            start = place
+            key, place = self._key(place)
+            self._path.append(f".{key}" if key.isidentifier() else f"[{key[:40]!r}]")
+            value, end = self.value(self._gap(place))
+            if isinstance(value, str):
+                value, end = self._to_the_end(value, self._gap(place), end)
+            self._path.pop()
+            if members.setdefault(key, value) != value:
+                self._fail(start, f"the key {key[:40]!r} is there twice, with different values")
+            place = self._gap(end)
+            if self._text.startswith(",", place):
+                place = self._gap(place + 1)
+            elif not self._text.startswith("}", place) and not self._is_next_member(end, place):
+                self._fail(place, "a comma or } is expected", after_text=isinstance(value, str))
+        return members, place + 1
+
+    def _is_next_member(self, end: int, place: int) -> bool:
+        """Whether nothing but a comma is missing, at the end of a line."""
+        return "\n" in self._text[end:place] and _KEY.match(self._text, place) is not None
+
+    def _elements(self, place: int) -> tuple[list[Any], int]:
+        elements: list[Any] = []
+        place = self._gap(place)
+        while not self._text.startswith("]", place):
+            self._path.append(f"[{len(elements)}]")
+            value, end = self.value(place)
+            self._path.pop()
+            self._has_begun = self._has_begun or isinstance(value, str)
+            elements.append(value)
+            place = self._gap(end)
+            if self._text.startswith(",", place):
+                place = self._gap(place + 1)
+            elif not self._text.startswith("]", place) and not (
+                isinstance(value, dict) and self._text.startswith("{", place)
+            ):
+                self._fail(place, "a comma or ] is expected", after_text=isinstance(value, str))
+        return elements, place + 1
+
+    def _key(self, start: int) -> tuple[str, int]:
+        string = self._string(start)
+        self._has_begun = self._has_begun or string is not None
+        if string is None:
+            word = _WORD.match(self._text, start)
+            if not word:
+                self._fail(start, "a key or } is expected")
+            string = word[0], word.end()
+        key, end = string
+        colon = self._gap(end)
+        if not self._text.startswith(":", colon):
+            self._fail(colon, f"a colon is expected after the key {key[:40]!r}")
+        self._has_begun = True
+        return key, colon + 1
+
+    def _string(self, start: int) -> tuple[str, int] | None:
+        """The string that begins there, if one does."""
+        opening = next((each for each in _QUOTES if self._text.startswith(each, start)), None)
+        if opening == '"""' and not _STRINGS[opening].match(self._text, start):
+            opening = '"'
+        if opening is None:
+            return None
+        found = _STRINGS[opening].match(self._text, start)
+        if not found:
+            self._has_begun = self._has_begun or bool(_ESCAPED_OPENING.match(self._text, start))
+            self._fail(len(self._text), f"the string that begins at character {start} has no end")
+        return _unescaped(found[1]), found.end()
+
+    def _to_the_end(self, value: str, start: int, end: int) -> tuple[str, int]:
+        """A member's text up to where JSON goes on: quotation marks before that are the text's own.
+
+        They are not where one of them could as well end the next member's key.
+        """
+        quote = self._text[end - 1]
+        if quote not in "\"'`" or self._text.startswith('"""', start) or self._goes_on(end):
+            return value, end
+        place = end
+        for _ in range(_MAX_CANDIDATES):
+            place = self._text.find(quote, place)
+            if place < 0 or self._text.startswith(":", self._gap(place + 1)):
+                return value, end
+            place += 1
+            if self._text[place - 2] != "\\" and self._goes_on(place):
+                return _unescaped(self._text[start + 1 : place - 1]), place
+        return value, end
+
+    def _goes_on(self, end: int) -> bool:
+        """Whether JSON goes on after a member's text."""
+        place = self._gap(end)
+        if self._text.startswith(",", place):
+            place = self._gap(place + 1)
+            return self._text.startswith("}", place) or _KEY.match(self._text, place) is not None
+        at_end = place == len(self._text)
+        return at_end or self._text[place] in "}]" or self._is_next_member(end, place)
+
+    def _gap(self, place: int) -> int:
+        """Where white space and comments are over."""
+        found = _GAP.match(self._text, place)
+        return found.end() if found else place
+
+    def _fail(self, place: int, problem: str, *, after_text: bool = False) -> NoReturn:
+        path = "".join(self._path).removeprefix(".")
+        if _DOTS.match(self._text, place):
+            problem += "; dots must not stand for what is left out"
+        elif after_text and place < len(self._text):
+            problem += '; within a string a quotation mark is written \\"'
+        raise _fault(self._text, place, problem, path=path, has_begun=self._has_begun)
+
+
+def _fault(text: str, place: int, problem: str, *, path: str = "", has_begun: bool = True) -> JsonFaultError:
+    line = text.count("\n", 0, place) + 1
+    column = place - text.rfind("\n", 0, place)
+    where = f"character {place} (line {line}, column {column}{f', in {path}' if path else ''})"
+    before = " ".join(text[max(0, place - 40) : place].split())
+    found = f"comes {text[place : place + 20]!r}" if place < len(text) else "the text ends"
+    message = f"its JSON breaks at {where}: after {before!r} {found}; {problem}"
+    return JsonFaultError(message, has_begun=has_begun, is_cut=not text[place:].strip("` \r\n\t"))
+
+
+def _unescaped(content: str) -> str:
+    """What stands between quotation marks, read; a backslash that escapes nothing stands for itself."""
+
+    def mend(found: re.Match[str]) -> str:
+        if found[1]:
+            return found[0]
+        if found[2] is None:
+            return '\\"'
+        return found[2] if found[2] in "'`" else f"\\\\{found[2]}"
+
+    text: str = _TEXT.decode(f'"{_ESCAPE.sub(mend, content)}"')
+    return text
