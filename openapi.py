@@ -46,6 +46,7 @@ ALWAYS: Final = {
     408: ("The request came in too slowly.", True),
     413: ("The body is over 32 MiB.", True),
     415: ("The body is in another Content-Encoding than gzip.", True),
+    421: ("The Host is none of this machine's names.", False),
     431: ("The headers are over 60 KiB.", False),
     500: ("The service failed; its log has the details.", False),
     503: ("The service cannot be reached, drains, or its storage is read-only: try again.", False),

@@ -94,7 +94,10 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         if edge:
             envoy = await outside.enter_async_context(
                 envoy_running(
-                    rest_address=settings.rest_address, grpc_address=address, origins=settings.origins
+                    rest_address=settings.rest_address,
+                    grpc_address=address,
+                    origins=settings.origins,
+                    hosts=settings.hosts,
                 )
             )
             service.info.rest_address = envoy.address

@@ -32,6 +32,7 @@ _REST: Final = f"{PREFIX}REST_ADDRESS"
 _GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
 _PACKAGE: Final = "src/orchestrator/"
 """How envoy.yaml names the files of this package, relative to the root of a checkout."""
+_RBAC: Final = "envoy.filters.http.rbac"
 _POLL_S: Final = 0.05
 _LOG_TAIL_BYTES: Final = 4096
 
@@ -119,14 +120,15 @@ class EdgeProcess:
 
 @asynccontextmanager
 async def running(
-    *, rest_address: str, grpc_address: str, origins: Sequence[str] = ()
+    *, rest_address: str, grpc_address: str, origins: Sequence[str] = (), hosts: Sequence[str] = ()
 ) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
     Both are `host:port`; port 0 of `rest_address` picks a free one. Pages of `origins` may call it, as those
-    of this machine. The block begins when Envoy answers and finds the service serving (grpc.health.v1): serve
-    before you enter. Whoever enters should also await `watch()`. The child is killed when the thread that
-    entered ends, so enter on the main thread.
+    of this machine, and it may be called by the names `hosts`, as by this machine's. The block begins when
+    Envoy answers and finds the service serving (grpc.health.v1): serve before you enter. Whoever enters
+    should also await `watch()`. The child is killed when the thread that entered ends, so enter on the main
+    thread.
 
     Raise SettingsError when there is no Envoy or the address cannot be used, EdgeError when Envoy does not
     come up.
@@ -134,7 +136,7 @@ async def running(
     envoy = find_envoy()
     rest_host, rest_port = _resolved(rest_address, _REST)
     rest_address = _joined(rest_host, free_port(_joined(rest_host, rest_port), _REST))
-    config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins)
+    config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins, hosts=hosts)
     async with AsyncExitStack() as stack:
         # Envoy reads it only as it starts: once it answers, the file is gone, and no kill leaves it behind.
         with tempfile.NamedTemporaryFile("w", prefix="orchestrator-", suffix=".yaml") as file:
@@ -157,10 +159,13 @@ async def running(
         yield edge
 
 
-def render(*, rest_address: str, grpc_address: str, origins: Sequence[str] = ()) -> str:
+def render(
+    *, rest_address: str, grpc_address: str, origins: Sequence[str] = (), hosts: Sequence[str] = ()
+) -> str:
     """Give `envoy.yaml` for these addresses, as YAML text; raise SettingsError when one cannot be used.
 
-    The pages of `origins` may call the service besides those that the file names.
+    The pages of `origins` may call the service, and it may be called by the names `hosts`, besides those that
+    the file names.
     """
     rest_host, rest_port = _resolved(rest_address, _REST)
     grpc_host, grpc_port = _resolved(grpc_address, _GRPC)
@@ -168,12 +173,20 @@ def render(*, rest_address: str, grpc_address: str, origins: Sequence[str] = ())
     resources = config["static_resources"]
     listener, cluster = resources["listeners"][0], resources["clusters"][0]
     listener["address"]["socket_address"] = {"address": rest_host, "port_value": rest_port}
+    connection_manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
     endpoint["address"]["socket_address"] = {"address": grpc_host, "port_value": grpc_port}
-    host = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"][0]
-    # An alias in the file: what is let through here is let through by the filter that refuses, too.
-    allowed = host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"][0]
-    allowed["safe_regex"]["regex"] = "|".join([*map(re.escape, origins), allowed["safe_regex"]["regex"]])
+    # Aliases in the file: what is changed here is changed wherever it stands.
+    virtual_host = connection_manager["route_config"]["virtual_hosts"][0]
+    cors = virtual_host["typed_per_filter_config"]["envoy.filters.http.cors"]
+    allowed = cors["allow_origin_string_match"][0]["safe_regex"]
+    allowed["regex"] = "|".join([*map(re.escape, origins), allowed["regex"]])
+    rbac = next(each for each in connection_manager["http_filters"] if each["name"] == _RBAC)
+    (refusal,) = rbac["typed_config"]["rules"]["policies"]["foreign_host"]["permissions"]
+    named = refusal["not_rule"]["header"]["string_match"]["safe_regex"]
+    names = (rest_address.rpartition(":")[0], *hosts)
+    others = [re.escape(name) for name in names if not re.fullmatch(named["regex"], name)]
+    named["regex"] = named["regex"].replace("localhost", "|".join([*others, "localhost"]))
     text: str = yaml.safe_dump(_located(config), sort_keys=False, width=110)
     return text
 

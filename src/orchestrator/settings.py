@@ -28,6 +28,7 @@ _IN_FILE_ONLY: Final[Mapping[type, str]] = {
     list: "list of tables, each under [[{name}]] in " + FILE,
 }
 _UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_HOST: Final = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 """What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
 _EARLIER_DATABASE: Final = "data/orchestrator.db"
@@ -46,6 +47,9 @@ class Settings:
     """Where Envoy listens for REST: `host:port`."""
     cors_origins: str = ""
     """Whose web pages may call REST besides this machine's: `https://app.example.com,…`."""
+    allowed_hosts: str = ""
+    """By which names REST may be called besides this machine's, as a proxy in front hands them on:
+    `app.example.com,…`."""
     database: str = field(default_factory=lambda: default_database(Path()))
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
@@ -114,7 +118,7 @@ class Settings:
                     "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
                 )
 
-        _ = self.origins
+        _ = self.origins, self.hosts
 
     def name_of(self, path: str) -> str:
         """What a person changes to change a setting: a flag, a key of the file, or a variable.
@@ -159,6 +163,18 @@ class Settings:
                     "them, each without a path or a wildcard, as in https://app.example.com"
                 )
         return origins
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """`allowed_hosts`, taken apart; raise SettingsError when one is no host's name."""
+        hosts = tuple(host.strip().lower() for host in self.allowed_hosts.split(",") if host.strip())
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise SettingsError(
+                    f"{self.name_of('allowed_hosts')} has {host!r}: it must be names of hosts with commas "
+                    "between them, each without a scheme, a port or a wildcard, as in app.example.com"
+                )
+        return hosts
 
     @classmethod
     def load(

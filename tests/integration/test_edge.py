@@ -418,10 +418,10 @@ async def test_a_body_over_32_mib_is_413(
     [
         (b"GARBAGE\r\n\r\n", 400, 3),
         (b"GET / HTTP/1.1\r\n\r\n", 400, 3),
-        (b"GET /%ff%00 HTTP/1.1\r\nHost: x\r\n\r\n", 400, 3),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: odd\r\n\r\n", 501, 12),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 403, 7),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nLong: " + b"x" * 100_000 + b"\r\n\r\n", 431, 3),
+        (b"GET /%ff%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, 3),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: odd\r\n\r\n", 501, 12),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", 403, 7),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nLong: " + b"x" * 100_000 + b"\r\n\r\n", 431, 3),
     ],
 )
 async def test_even_what_is_hardly_http_gets_json(address: str, raw: bytes, status: int, code: int) -> None:
@@ -506,7 +506,7 @@ async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPa
 
 async def test_a_request_that_comes_in_too_slowly_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     async with impatient(monkeypatch, "request_timeout") as address:
-        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
         assert await answered(address, head) == (408, 4)
 
 
@@ -567,7 +567,7 @@ async def test_stalled_readers_do_not_hold_up_the_others(
     try:
         for _ in range(40):
             reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-            writer.write(f"GET /{stub_service.FLOOD}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            writer.write(f"GET /{stub_service.FLOOD}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             stalled.append((reader, writer))  # reading is paused once 2 KiB wait
         async with asyncio.timeout(60):
             while await _floods(service):
@@ -635,6 +635,99 @@ async def test_a_foreign_page_can_neither_read_nor_start_anything(
     preflight = {"origin": origin, "access-control-request-method": "DELETE"}
     assert_error(await client.options("/a", headers=preflight), 403, 7)
     assert len(service.created) == before
+
+
+EVERY_PATH = (
+    *(("GET", path) for path in ("/", "/a", "/a/result", "/a:wait", "/a/events", "/-/events", "/-/info")),
+    *(
+        ("GET", path)
+        for path in ("/-/ui/", "/-/ui", "/-/ui/app.js", "/-/openapi.json", "/-/healthy", "/-/ready")
+    ),
+    *(("GET", path) for path in ("/favicon.ico", "/a/b/c")),
+    *(("POST", path) for path in ("/", "/a:terminate", "/-/instances:batchCreate")),
+    ("DELETE", "/a"),
+    ("HEAD", "/a"),
+    ("OPTIONS", "/a"),
+    ("PUT", "/a"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), EVERY_PATH)
+async def test_a_page_cannot_reach_this_machine_by_a_name_of_its_own(
+    client: httpx.AsyncClient, service: StubService, method: str, path: str
+) -> None:
+    service.metadata = {}
+    own_page = {"host": "evil.example:8787", "origin": "http://evil.example:8787"}
+    for headers in ({"host": "evil.example"}, own_page, {**own_page, "accept": "text/html"}):
+        response = await client.request(method, path, headers=headers)
+        if method == "HEAD":
+            assert response.status_code == 421
+        else:
+            assert "evil.example" in assert_error(response, 421, 7)["message"]
+    assert service.metadata == {}, "nothing reaches the service"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "127.0.0.1:8787", "127.0.0.1:1", "localhost", "localhost:3000", "LocalHost:80"),
+        *("localhost.", "localhost.:80", "[::1]", "[::1]:8787", "127.0.0.2", "127.255.255.254:9"),
+    ],
+)
+async def test_this_machines_own_names_are_answered(client: httpx.AsyncClient, host: str) -> None:
+    for path in ("/a", "/-/healthy", "/-/ui/", "/-/info"):
+        assert (await client.get(path, headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost.evil.example", "127.0.0.1.evil.example", "evil.example:127.0.0.1", "evil-localhost"),
+        *("mylocalhost", "localhost.localdomain", "127.0.0.1@evil.example", "127.0.0.1.nip.io"),
+        *(
+            "0.0.0.0",
+            "192.168.0.7",
+            "1127.0.0.1",
+            "127.1",
+            "2130706433",
+            "[::]",
+            "[::2]",
+            "::1",
+            "a,localhost",
+        ),
+        *("evil.example#localhost", "evil.example?localhost", "xn--lcalhost-0fg"),
+    ],
+)
+async def test_no_other_name_is_taken_for_this_machines(address: str, host: str) -> None:
+    status, code = await answered(address, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert (status, code) in {(421, 7), (400, 3)}, "400 of what is no name at all"
+
+
+async def test_the_name_in_the_request_line_counts(address: str) -> None:
+    line = b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert await answered(address, line) == (421, 7)
+    assert await answered(address, b"GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n") == (421, 7)
+    assert await answered(address, b"GET / HTTP/1.1\r\nHost:\r\n\r\n") == (421, 7)
+
+
+async def test_hosts_that_are_set_are_answered(service: StubService) -> None:
+    async with (
+        stub_service.serving(service) as grpc_address,
+        edge.running(
+            rest_address=ANY_PORT, grpc_address=grpc_address, hosts=("app.example.com", "[2001:db8::7]")
+        ) as process,
+        client_of(process.address) as client,
+    ):
+        for host in ("app.example.com", "App.Example.com:443", "[2001:db8::7]:80", "localhost"):
+            assert (await client.get("/a", headers={"host": host})).status_code == 200
+        for host in ("example.com", "x.app.example.com", "appXexample.com"):
+            assert_error(await client.get("/a", headers={"host": host}), 421, 7)
+
+
+async def test_a_redirect_names_no_host(client: httpx.AsyncClient) -> None:
+    for path, status in (("/", 303), ("/-/ui", 301)):
+        response = await client.get(path, headers={"accept": "text/html"})
+        assert (response.status_code, response.headers["location"]) == (status, "/-/ui/")
 
 
 async def test_pages_of_the_origins_that_are_set_may_call() -> None:

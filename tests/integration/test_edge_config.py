@@ -62,7 +62,7 @@ def test_origins_are_taken_as_they_are_wherever_they_are_asked_for() -> None:
 
     def look(value: Any) -> None:
         match value:
-            case {"safe_regex": {"regex": str(regex)}} if "localhost" in regex:
+            case {"safe_regex": {"regex": str(regex)}} if "https?://" in regex:
                 found.append(regex)
             case dict():
                 for each in value.values():
@@ -77,6 +77,51 @@ def test_origins_are_taken_as_they_are_wherever_they_are_asked_for() -> None:
         assert re.fullmatch(regex, "https://app.example.com")
         assert re.fullmatch(regex, "http://localhost:3000")
         assert not re.fullmatch(regex, "https://app-example.com")
+
+
+def hosts_of(text: str) -> str:
+    """The expression of the hosts that may be asked for, which must be the same wherever it stands."""
+    (regex,) = {line.strip() for line in text.splitlines() if "127(" in line}
+    found: str = yaml.safe_load(regex)["regex"]
+    return found
+
+
+def test_hosts_are_taken_as_they_are_beside_this_machines() -> None:
+    hosts = ("app.example.com", "[2001:db8::7]", "localhost")
+    text = edge.render(rest_address="127.0.0.1:1", grpc_address="127.0.0.1:2", hosts=hosts)
+    regex = hosts_of(text)
+    for good in (*hosts, "APP.example.com:443", "app.example.com.", "127.0.0.1:1", "[::1]"):
+        assert re.fullmatch(regex, good), good
+    for bad in (
+        "app-example.com",
+        "x.app.example.com",
+        "app.example.com.evil.test",
+        "[2001:db8::8]",
+        "a|",
+        "",
+    ):
+        assert not re.fullmatch(regex, bad), bad
+
+
+def test_the_address_that_rest_listens_on_is_a_name_of_this_machine() -> None:
+    text = edge.render(rest_address="192.0.2.7:8787", grpc_address="127.0.0.1:2")
+    assert re.fullmatch(hosts_of(text), "192.0.2.7:8787")
+    assert not re.fullmatch(hosts_of(text), "192.0.2.8:8787")
+
+
+@pytest.mark.parametrize(
+    "hosts", ["*", "https://app.example.com", "app.example.com:443", "a.example/", "*.a.example", "a b"]
+)
+def test_what_is_no_host_is_refused_with_the_settings_name(hosts: str) -> None:
+    with pytest.raises(SettingsError, match="ORCHESTRATOR_ALLOWED_HOSTS"):
+        Settings.load({"ORCHESTRATOR_ALLOWED_HOSTS": hosts}, Path("/nowhere"))
+
+
+def test_hosts_are_read_from_one_setting() -> None:
+    environment = {"ORCHESTRATOR_ALLOWED_HOSTS": "App.example.com, host.docker.internal,[2001:db8::7],"}
+    settings = Settings.load(environment, Path("/nowhere"))
+    assert settings.hosts == ("app.example.com", "host.docker.internal", "[2001:db8::7]")
+    assert Settings.load({}, Path("/nowhere")).hosts == ()
 
 
 @pytest.mark.parametrize(

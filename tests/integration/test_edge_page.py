@@ -56,7 +56,7 @@ async def test_the_policy_lets_nothing_in_but_the_pages_own_files(client: httpx.
 async def test_a_browser_is_led_to_the_page_and_a_program_gets_the_list(client: httpx.AsyncClient) -> None:
     led = await client.get("/", headers=BROWSER)
     assert led.status_code == 303
-    assert led.headers["location"] == f"{client.base_url}/-/ui/".replace("//-", "/-")
+    assert led.headers["location"] == "/-/ui/"
     assert led.content == b""
     assert (await client.head("/", headers=BROWSER)).headers["location"] == led.headers["location"]
     for accept in ("application/json", "*/*"):
