@@ -2,25 +2,30 @@
 
 import asyncio
 import json
-import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from aiohttp import web
-from axe_playwright_python import base as axe_package
 from playwright.async_api import Browser, Page, expect
 from support import streams
 from support.browser import DESKTOP, PHONE
 from support.endpoint import Answer, Call, Endpoint, completion, failing, hang
-from support.process import Process, on_endpoint, process
+from support.page import (
+    assert_accessible,
+    assert_fits,
+    button,
+    created,
+    got,
+    lane,
+    open_page,
+    shows,
+    ui,
+)
+from support.process import on_endpoint, process
 
 from orchestrator.models.scripted import plan_text
 
-AXE = Path(axe_package.__file__).with_name("axe.min.js").read_text()
 WIDE = "word" * 60 + " \n\n```\n" + "code " * 80 + "\n```\n\n|" + "cell|" * 30 + "\n|" + "-|" * 30 + "\n"
 
 
@@ -56,48 +61,6 @@ class Dictation:
         for event in streams.of_completion(completion(""), call.body):
             await response.write(streams.encoded(event))
         return response
-
-
-@asynccontextmanager
-async def open_page(browser: Browser, **device: Any) -> AsyncIterator[Page]:
-    """A page of its own context; an exception in its scripts fails the test."""
-    context = await browser.new_context(reduced_motion="reduce", **(device or DESKTOP))
-    page = await context.new_page()
-    thrown: list[str] = []
-    page.on("pageerror", lambda error: thrown.append(error.stack or str(error)))
-    try:
-        yield page
-        assert thrown == []
-    finally:
-        await context.close()
-
-
-def ui(service: Process, instance_id: str = "") -> str:
-    return f"http://{service.rest_address}/-/ui/" + (f"#/instances/{instance_id}" if instance_id else "")
-
-
-async def created(service: Process, instance_id: str, **fields: object) -> None:
-    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
-        answer = await rest.post("/", json={"prompt": "Build it", "id": instance_id, **fields})
-        assert answer.status_code == 200, answer.text
-
-
-async def got(service: Process, instance_id: str) -> dict[str, Any]:
-    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
-        body: dict[str, Any] = (await rest.get(f"/{instance_id}", params={"view": "VIEW_FULL"})).json()
-        return body["instance"]
-
-
-async def shows(page: Page, state: str) -> None:
-    await expect(page.locator(".identity .badge")).to_have_text(state)
-
-
-def button(page: Page, name: str) -> Any:
-    return page.get_by_role("button", name=name, exact=True)
-
-
-def lane(page: Page, name: str) -> Any:
-    return page.locator(".lane").filter(has=page.locator(".title", has_text=re.compile(f"^{name}$")))
 
 
 async def offered(page: Page) -> list[str]:
@@ -567,10 +530,6 @@ async def test_at_phone_width_nothing_scrolls_sideways(browser: Browser, tmp_pat
         await assert_fits(page)
 
 
-async def assert_fits(page: Page) -> None:
-    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing(scheme: str, browser: Browser, tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
@@ -583,7 +542,6 @@ async def test_axe_finds_nothing(scheme: str, browser: Browser, tmp_path: Path) 
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser, color_scheme=scheme, **DESKTOP) as page,
     ):
-        await page.add_init_script(AXE)
         await page.goto(ui(service))
         await page.get_by_text("Options").click()
         await assert_accessible(page)
@@ -609,8 +567,3 @@ async def test_axe_finds_nothing(scheme: str, browser: Browser, tmp_path: Path) 
         await page.goto(ui(service, "running"))
         await expect(page.locator(".lane.running")).to_have_count(3)
         await assert_accessible(page)
-
-
-async def assert_accessible(page: Page) -> None:
-    found = await page.evaluate("axe.run()")
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []

@@ -1,12 +1,11 @@
 """The page before a staged service: text that comes piece by piece, a list that changes while one looks."""
 
 import re
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
-from support.staged_service import StagedService, Step, staged
+from playwright.async_api import Page, expect
+from support.page import module
+from support.staged_service import StagedService, Step
 
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1.instance_pb2 import Failure, InstanceConfig, Subtask
@@ -15,21 +14,6 @@ from orchestrator.v1.orchestrator_pb2 import STAGE_SUBTASKS, DeleteInstanceReque
 BIG, SMALL = "openai/big", "openai/small"
 PROMPT = pb.InstanceCreated(prompt="Build it", config=InstanceConfig(big_model=BIG, small_model=SMALL))
 LATER = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
-
-
-@pytest.fixture(scope="module")
-async def stage() -> AsyncIterator[tuple[StagedService, str]]:
-    async with staged() as running:
-        yield running
-
-
-@pytest.fixture
-async def page(browser: Browser) -> AsyncIterator[Page]:
-    context = await browser.new_context(reduced_motion="reduce")
-    try:
-        yield await context.new_page()
-    finally:
-        await context.close()
 
 
 def begun() -> list[Step]:
@@ -175,13 +159,6 @@ async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
     assert complaints == []
     size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     assert await page.evaluate(size) == [width, 900]
-
-
-async def module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:
-    """What `body` gives, which has the module's exports as `m` and the arguments as `a`."""
-    await page.goto(address)
-    script = f"async ([url, a]) => {{ const m = await import(url); {body} }}"
-    return await page.evaluate(script, [f"{address}{name}", list(arguments)])
 
 
 @pytest.mark.parametrize(

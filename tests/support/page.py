@@ -1,0 +1,76 @@
+"""What tests of the page do again and again: open it, find things in it, look whether it fits."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from axe_playwright_python import base as axe_package
+from playwright.async_api import Browser, Locator, Page, expect
+from support.browser import DESKTOP
+from support.process import Process
+
+AXE = Path(axe_package.__file__).with_name("axe.min.js").read_text()
+
+
+@asynccontextmanager
+async def open_page(browser: Browser, **device: Any) -> AsyncIterator[Page]:
+    """A page of its own context; an exception in its scripts fails the test."""
+    context = await browser.new_context(reduced_motion="reduce", **(device or DESKTOP))
+    page = await context.new_page()
+    thrown: list[str] = []
+    page.on("pageerror", lambda error: thrown.append(error.stack or str(error)))
+    try:
+        yield page
+        assert thrown == []
+    finally:
+        await context.close()
+
+
+def ui(service: Process, instance_id: str = "") -> str:
+    return f"http://{service.rest_address}/-/ui/" + (f"#/instances/{instance_id}" if instance_id else "")
+
+
+async def created(service: Process, instance_id: str, **fields: object) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
+        answer = await rest.post("/", json={"prompt": "Build it", "id": instance_id, **fields})
+        assert answer.status_code == 200, answer.text
+
+
+async def got(service: Process, instance_id: str) -> dict[str, Any]:
+    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
+        body: dict[str, Any] = (await rest.get(f"/{instance_id}", params={"view": "VIEW_FULL"})).json()
+        return body["instance"]
+
+
+async def shows(page: Page, state: str) -> None:
+    await expect(page.locator(".identity .badge")).to_have_text(state)
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def lane(page: Page, name: str) -> Locator:
+    return page.locator(".lane").filter(has=page.locator(".title", has_text=re.compile(f"^{name}$")))
+
+
+async def assert_fits(page: Page) -> None:
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+async def assert_accessible(page: Page) -> None:
+    if not await page.evaluate("'axe' in window"):
+        await page.evaluate(AXE)
+    found = await page.evaluate("axe.run()")
+    violations = [f"{each['id']}: {each['nodes'][0]['html']}" for each in found["violations"]]
+    assert violations == []
+
+
+async def module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:
+    """What `body` gives, which has the module's exports as `m` and the arguments as `a`."""
+    await page.goto(address)
+    script = f"async ([url, a]) => {{ const m = await import(url); {body} }}"
+    return await page.evaluate(script, [f"{address}{name}", list(arguments)])
