@@ -163,7 +163,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
     ) -> orchestrator_pb2.ListInstancesResponse:
         await context.send_initial_metadata((("last-position", str(len(self.all_events))),))
         states = [self.instance(instance_id) for instance_id in reversed(self.events)]
-        wanted = [state for state in states if not request.states or state.state in request.states]
+        labels = dict(label.split("=", 1) for label in request.labels)
+        wanted = [
+            state
+            for state in states
+            if (not request.states or state.state in request.states)
+            and labels.items() <= dict(state.labels).items()
+        ]
         start = int(request.page_token or 0)
         end = start + (request.page_size or 50)
         return orchestrator_pb2.ListInstancesResponse(

@@ -16,9 +16,10 @@ from google.protobuf.message import Message
 from support.scripted_service import ScriptedService, payload_event, refusal
 
 from orchestrator import edge
-from orchestrator.core import view
+from orchestrator.core import config, view
 from orchestrator.core.state import TERMINAL
-from orchestrator.rpc import sse
+from orchestrator.rpc import info, sse
+from orchestrator.settings import Settings
 from orchestrator.v1 import event_pb2, orchestrator_pb2
 
 Step = tuple[float, Message]
@@ -32,6 +33,8 @@ class StagedService(ScriptedService):
         super().__init__()
         self.deltas: dict[str, list[orchestrator_pb2.OutputDelta]] = {}
         self.forks: list[orchestrator_pb2.ForkInstanceRequest] = []
+        self.defaults = config.default("openai/gpt-5", "openai/gpt-5-mini")
+        """What an instance that sets nothing is given."""
 
     async def stage(self, instance_id: str, steps: Sequence[Step], *, ago_s: float) -> None:
         """Put an instance on whose first event was so many seconds ago."""
@@ -60,6 +63,12 @@ class StagedService(ScriptedService):
             event_pb2.InstanceCreated(prompt=source.prompt, config=source.config, forked_from=source.id),
         )
         return orchestrator_pb2.ForkInstanceResponse(instance=view.instance(self.instance(new_id)))
+
+    async def GetServiceInfo(  # noqa: N802
+        self, _request: orchestrator_pb2.GetServiceInfoRequest, _context: Any
+    ) -> orchestrator_pb2.GetServiceInfoResponse:
+        """Tell what a service with these defaults tells."""
+        return info.service_info(Settings(), self.defaults)
 
     async def DeleteInstance(  # noqa: N802
         self, request: orchestrator_pb2.DeleteInstanceRequest, context: Any

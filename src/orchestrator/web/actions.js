@@ -1,6 +1,7 @@
 // What may be done to an instance in its state: the transition table of core/state.py, seen from a button.
 import { steer } from './api.js';
 import { DeleteDialog, ForkDialog, RestartDialog, RetryDialog } from './dialogs.js';
+import { Failure, useFailure } from './failure.js';
 import { TERMINAL } from './fold.js';
 import { html, useState } from './ui.js';
 
@@ -13,38 +14,46 @@ const ALLOWED = {
 const NEEDS_CHANGES = ['BUDGET_EXCEEDED', 'DEADLINE_EXCEEDED', 'MODEL_NOT_FOUND', 'MODEL_REFUSED'];
 const DIALOGS = { change: RetryDialog, restart: RestartDialog, fork: ForkDialog, delete: DeleteDialog };
 
-/** `onSteered(instance)`: after an action; null when the instance is gone; another instance after a fork. */
-export function Actions({ instance, onSteered }) {
+/**
+ * `onSteered(instance)`: after an action; null when the instance is gone; another instance after a fork. `children`:
+ * what else stands in the row, before the actions.
+ */
+export function Actions({ instance, onSteered, children }) {
   const [dialog, setDialog] = useState('');
   const [sending, setSending] = useState(false);
-  const [failure, setFailure] = useState('');
   const { state } = instance;
+  const [failure, setFailure] = useFailure(state);
 
   async function send(action) {
     setSending(true);
-    setFailure('');
+    setFailure(null);
     try {
       onSteered(await steer(instance.id, action));
     } catch (error) {
-      setFailure(error.message);
+      setFailure(error);
     }
     setSending(false);
+  }
+
+  function open(name) {
+    setFailure(null);
+    setDialog(name);
   }
 
   const sends = (action, label, look = '') =>
     ALLOWED[action].includes(state) &&
     html`<button type="button" class=${look} disabled=${sending} onClick=${() => send(action)}>${label}</button>`;
   const asks = (name, label, look = '') =>
-    html`<button type="button" class=${look} aria-haspopup="dialog" onClick=${() => setDialog(name)}>${label}</button>`;
+    html`<button type="button" class=${look} aria-haspopup="dialog" onClick=${() => open(name)}>${label}</button>`;
   const finished = TERMINAL.has(state);
   const [retry, change] = NEEDS_CHANGES.includes(instance.error?.reason) ? ['', 'primary'] : ['primary', ''];
 
   return html`<div class="actions" role="group" aria-label="Actions">
-    ${sends('resume', 'Resume', 'primary')} ${sends('retry', 'Retry', retry)}
+    ${children} ${sends('resume', 'Resume', 'primary')} ${sends('retry', 'Retry', retry)}
     ${ALLOWED.retry.includes(state) && asks('change', 'Retry with changes…', change)} ${sends('pause', 'Pause')}
     ${sends('terminate', 'Terminate', 'danger')}
     ${finished && asks('restart', 'Restart…')} ${asks('fork', 'Fork…')} ${finished && asks('delete', 'Delete…', 'danger')}
-    ${failure && html`<p class="failure" role="alert">${failure}</p>`}
+    <${Failure} error=${failure} />
     ${dialog && html`<${DIALOGS[dialog]} instance=${instance} onDone=${onSteered} onClose=${() => setDialog('')} />`}
   </div>`;
 }

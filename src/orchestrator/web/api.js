@@ -1,4 +1,5 @@
 // The service's REST bindings, as orchestrator.proto has them.
+import { reportAnswer, reportOutage } from './recovery.js';
 
 /** The service refused, or could not be reached: `message` is for people, `reason` and `status` for code. */
 export class RequestError extends Error {
@@ -12,6 +13,11 @@ export class RequestError extends Error {
   /** Whether the same request may succeed later. */
   get passing() {
     return this.status === 0 || this.status >= 500;
+  }
+
+  /** Whether nobody answered for the service, or it was about to stop: it is over when the service is back. */
+  get isOutage() {
+    return this.status === 0 || (this.status === 503 && (!this.reason || this.reason === 'SHUTTING_DOWN'));
   }
 }
 
@@ -28,6 +34,18 @@ async function request(method, path, body) {
 
 /** The answer and its headers. */
 async function ask(method, path, body) {
+  try {
+    const found = await send(method, path, body);
+    reportAnswer();
+    return found;
+  } catch (error) {
+    if (error.isOutage) reportOutage();
+    else reportAnswer();
+    throw error;
+  }
+}
+
+async function send(method, path, body) {
   let response;
   try {
     response = await fetch(path, {
@@ -53,11 +71,12 @@ async function ask(method, path, body) {
 const pathOf = (id) => `/${encodeURIComponent(id)}`;
 
 /** A page, and the position of the last event of all before it was read. */
-export async function listInstances({ states, pageSize, pageToken }) {
+export async function listInstances({ states = [], labels = [], pageSize, pageToken }) {
   const query = new URLSearchParams({ pageSize });
   for (const state of states) query.append('states', state);
+  for (const label of labels) query.append('labels', label);
   if (pageToken) query.set('pageToken', pageToken);
-  const { answer, headers } = await ask('GET', `/?${query}`);
+  const { answer, headers } = await ask('GET', `/?${String(query).replaceAll('+', '%20')}`); // to Envoy a plus is no space
   return { ...answer, lastPosition: headers.get('last-position') };
 }
 
@@ -80,7 +99,17 @@ export function deleteInstance(id) {
 
 /** The position of the last event of all. */
 export async function lastPosition() {
-  return (await listInstances({ states: [], pageSize: 1 })).lastPosition;
+  return (await listInstances({ pageSize: 1 })).lastPosition;
+}
+
+/** What the service is set to. */
+export function getServiceInfo() {
+  return request('GET', '/-/info');
+}
+
+/** Where the final result is, as a file. */
+export function resultPath(id) {
+  return `${pathOf(id)}/result`;
 }
 
 export const allEventsPath = '/-/events';

@@ -3,7 +3,7 @@ import { serviceNow } from './api.js';
 import { CreateForm } from './create.js';
 import { firstLine, plural, STATES } from './format.js';
 import { InstanceView } from './instance.js';
-import { FILTERS, Instances } from './instances.js';
+import { Instances, STATE_FILTERS } from './instances.js';
 import { InstanceList } from './list.js';
 import { TERMINAL } from './fold.js';
 import { html, render, useEffect, useRef, useState } from './ui.js';
@@ -11,22 +11,38 @@ import { Watch } from './watch.js';
 
 const SHOW_EVERY_MS = 100; // at most: text may come in much faster
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
+const narrow = matchMedia('(max-width: 760px)'); // either the list or one instance, as in style.css
 
-/** `#/instances/{id}`, `#/new` or `#/`, each with `?state=` for the list's filter. */
+/** `#/instances/{id}`, `#/new` or `#/`, each with what the list shows: `?state=`, `&label=` (any number), `&search=`. */
 function readAddress() {
   const [path, query] = location.hash.slice(1).split('?');
   const [, page = '', id = ''] = path.split('/');
-  const filter = new URLSearchParams(query).get('state');
+  const asked = new URLSearchParams(query);
+  const state = asked.get('state');
   return {
     id: page === 'instances' ? decodeURIComponent(id) : '',
     isNew: page === 'new',
-    filter: Object.hasOwn(FILTERS, filter) ? filter : 'all',
+    view: {
+      state: Object.hasOwn(STATE_FILTERS, state) ? state : 'all',
+      labels: asked.getAll('label').filter((label) => label.includes('=')),
+      search: asked.get('search') ?? '',
+    },
   };
 }
 
-function hrefOf(id, filter = readAddress().filter) {
-  const query = filter === 'all' ? '' : `?state=${filter}`;
-  return `#/${id ? `instances/${encodeURIComponent(id)}` : ''}${query}`;
+/** The link to an instance, or to the list; `changes` to what the list shows. */
+function hrefOf(id, changes = {}) {
+  const { state, labels, search } = { ...readAddress().view, ...changes };
+  const query = new URLSearchParams();
+  if (state !== 'all') query.set('state', state);
+  for (const label of labels) query.append('label', label);
+  if (search) query.set('search', search);
+  return `#/${id ? `instances/${encodeURIComponent(id)}` : ''}${query.size ? `?${query}` : ''}`;
+}
+
+/** Where the list leads the page, its heading comes first. */
+function focusContent() {
+  document.querySelector(':is(main, [role="main"]) h1')?.focus();
 }
 
 function newsOf(event, instance) {
@@ -64,7 +80,15 @@ function App() {
     return () => removeEventListener('hashchange', onHashChange);
   }, []);
 
-  useEffect(() => instances.current.show(address.filter), [address.filter]);
+  useEffect(() => {
+    narrow.addEventListener('change', redraw);
+    return () => narrow.removeEventListener('change', redraw);
+  }, []);
+
+  const { view } = address;
+  useEffect(() => {
+    instances.current.show(view.state, view.labels);
+  }, [view.state, JSON.stringify(view.labels)]);
 
   useEffect(() => {
     if (!address.id) return undefined;
@@ -87,10 +111,19 @@ function App() {
   const isThere = address.id ? Boolean(shown && (shown.missing || shown.instance.lastSequence)) : true;
   useEffect(() => {
     if (!isThere) return;
-    const leads = matchMedia('(max-width: 760px)').matches || address.isNew;
-    if (arrived.current && leads) document.querySelector('main h1')?.focus();
+    const leads = narrow.matches || address.isNew;
+    if (arrived.current && leads) focusContent();
     arrived.current = true;
   }, [address.id, address.isNew, isThere]);
+
+  function onView(changes) {
+    const href = hrefOf(address.id, changes);
+    if (!('search' in changes)) location.hash = href;
+    else {
+      history.replaceState(null, '', href); // a letter makes no history
+      setAddress(readAddress());
+    }
+  }
 
   const connected = instances.current.connected && (shown?.connected ?? true);
   const state = shown?.instance.state;
@@ -114,10 +147,11 @@ function App() {
 
   function skip(event) {
     event.preventDefault();
-    document.querySelector('main h1')?.focus();
+    focusContent();
   }
 
   const now = serviceNow();
+  const isListMain = narrow.matches && !address.id && !address.isNew;
   const page = address.id ? 'shows-instance' : address.isNew ? 'shows-new' : 'shows-list';
   return html`
     <header class="top">
@@ -127,8 +161,9 @@ function App() {
       <a class="button primary" href="#/new">New</a>
     </header>
     <div class=${`panes ${page}`}>
-      <div class="side" role="region" aria-label="All instances">
-        <${InstanceList} instances=${instances.current} current=${address.id} now=${now} hrefOf=${hrefOf} />
+      <div class="side" role=${isListMain ? 'main' : 'region'} aria-label="All instances">
+        ${isListMain && html`<h1 class="hidden" tabindex="-1">All instances</h1>`}
+        <${InstanceList} instances=${instances.current} view=${view} current=${address.id} now=${now} hrefOf=${hrefOf} onView=${onView} />
       </div>
       <main>
         <a class="back" href=${hrefOf('')}>‹ All instances</a>

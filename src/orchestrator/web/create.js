@@ -1,6 +1,7 @@
 // A new instance from a prompt.
 import { createInstance } from './api.js';
 import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
+import { Failure, useFailure } from './failure.js';
 import { html, useRef, useState } from './ui.js';
 
 const isMac = navigator.platform.startsWith('Mac');
@@ -13,7 +14,7 @@ function newRequestId() {
 export function CreateForm({ onCreated }) {
   const [prompt, setPrompt] = useState('');
   const [fields, setFields] = useState(NO_CHANGES);
-  const [failure, setFailure] = useState('');
+  const [failure, setFailure] = useFailure();
   const [sending, setSending] = useState(false);
   const requestId = useRef(newRequestId());
 
@@ -21,11 +22,11 @@ export function CreateForm({ onCreated }) {
     event?.preventDefault();
     if (sending) return;
     setSending(true);
-    setFailure('');
+    setFailure(null);
     try {
       onCreated(await createInstance({ prompt, requestId: requestId.current, config: toConfig(fields) }));
     } catch (error) {
-      setFailure(error.message);
+      setFailure(error);
       setSending(false);
       // Only a request that may have arrived is repeated under its key.
       if (!error.passing) requestId.current = newRequestId();
@@ -36,7 +37,13 @@ export function CreateForm({ onCreated }) {
     if (event.key === 'Enter' && (event.metaKey || event.ctrlKey)) submit(event);
   }
 
-  return html`<form class="create" aria-labelledby="create-title" onSubmit=${submit} onKeyDown=${onKeyDown}>
+  return html`<form
+    class="create"
+    aria-labelledby="create-title"
+    onSubmit=${submit}
+    onKeyDown=${onKeyDown}
+    onInput=${() => setFailure(null)}
+  >
     <h1 id="create-title" tabindex="-1">What is to be done?</h1>
     <p class="hint">
       A big model plans it into subtasks, smaller ones work on them in parallel, and the big one puts the answer together.
@@ -56,7 +63,7 @@ export function CreateForm({ onCreated }) {
       <summary>Options</summary>
       <${ConfigFields} fields=${fields} onChange=${setFields} />
     </details>
-    ${failure && html`<p class="failure" role="alert">${failure}</p>`}
+    <${Failure} error=${failure} />
     <div class="buttons">
       <button class="primary" disabled=${sending || !prompt.trim()}>${sending ? 'Starting…' : 'Start'}</button>
       <span class="hint"><kbd>${isMac ? '⌘' : 'Ctrl'}</kbd> <kbd>Enter</kbd></span>

@@ -1,31 +1,32 @@
 // What is asked before an instance is changed for good, or goes on under another configuration.
 import { deleteInstance, steer } from './api.js';
 import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
+import { Failure, useFailure } from './failure.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
 /** A modal dialog around a form; `onSubmit` does it or throws, and the dialog says why. */
 function Dialog({ title, submit, danger, onSubmit, onClose, children }) {
   const dialog = useRef();
-  const [failure, setFailure] = useState('');
+  const [failure, setFailure] = useFailure();
   const [sending, setSending] = useState(false);
   useLayoutEffect(() => dialog.current.showModal(), []);
   async function send(event) {
     event.preventDefault();
     setSending(true);
-    setFailure('');
+    setFailure(null);
     try {
       await onSubmit();
       dialog.current.close();
     } catch (error) {
-      setFailure(error.message);
+      setFailure(error);
       setSending(false);
     }
   }
   return html`<dialog ref=${dialog} aria-labelledby="dialog-title" onClose=${onClose}>
-    <form onSubmit=${send}>
+    <form onSubmit=${send} onInput=${() => setFailure(null)}>
       <h2 id="dialog-title">${title}</h2>
       ${children}
-      ${failure && html`<p class="failure" role="alert">${failure}</p>`}
+      <${Failure} error=${failure} />
       <div class="buttons">
         <button class=${danger ? 'danger' : 'primary'} disabled=${sending}>${submit}</button>
         <button type="button" onClick=${() => dialog.current.close()}>Cancel</button>

@@ -4,6 +4,7 @@
 // The EventSource is not left to reconnect by itself: it gives up for good when a proxy answers 503, and it
 // cannot tell an instance that is finished (204) from one that is gone (404). So the owner is asked instead.
 import { EVENT_NAMES } from './fold.js';
+import { onRecovered, reportAnswer } from './recovery.js';
 
 const FIRST_DELAY_MS = 250;
 const LONGEST_DELAY_MS = 5000;
@@ -13,9 +14,10 @@ export class Feed {
   #timer = 0;
   #failures = 0;
   #closed = false;
+  #forget; // what ends being told of recoveries
 
   /**
-   * `path`: where the events are. `after`: the last id seen. `on.event(event)`, `on.delta(delta)`, `on.end()`,
+   * `path`: where the events are. `after`: the last id seen. `on.event(event, id)`, `on.delta(delta)`, `on.end()`,
    * `on.live(is)`: whether it is connected. `on.lost(last)` is asked when it is not, after the id last seen; it
    * gives 'again', or 'stop' when no more will come. It throws while the service cannot be reached.
    */
@@ -25,6 +27,7 @@ export class Feed {
     this.on = on;
     document.addEventListener('visibilitychange', this.#look);
     window.addEventListener('online', this.#look);
+    this.#forget = onRecovered(this.#look);
     this.#look();
   }
 
@@ -33,6 +36,7 @@ export class Feed {
     this.#hangUp();
     document.removeEventListener('visibilitychange', this.#look);
     window.removeEventListener('online', this.#look);
+    this.#forget();
   }
 
   // A browser has six connections a host for all its tabs: one that nobody looks at lets go of its own.
@@ -55,13 +59,14 @@ export class Feed {
     this.#source = source;
     source.onopen = () => {
       this.#failures = 0;
+      reportAnswer();
       this.on.live(true);
     };
     source.onerror = () => this.#lose();
     for (const name of EVENT_NAMES) {
       source.addEventListener(name, (message) => {
         this.last = message.lastEventId;
-        this.on.event(JSON.parse(message.data));
+        this.on.event(JSON.parse(message.data), this.last);
       });
     }
     source.addEventListener('delta', (message) => this.on.delta?.(JSON.parse(message.data)));

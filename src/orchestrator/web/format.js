@@ -1,6 +1,6 @@
 // Values as people read them.
 
-const count = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
+const grouped = new Intl.NumberFormat('en');
 const ago = new Intl.RelativeTimeFormat('en', { numeric: 'always', style: 'narrow' });
 const clock = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
 const AGO_UNITS = [['day', 86_400], ['hour', 3600], ['minute', 60]];
@@ -30,19 +30,41 @@ function pair(number, size, large, small) {
   return `${Math.floor(number / size)} ${large}${rest ? ` ${rest} ${small}` : ''}`;
 }
 
+/** The milliseconds of a Duration as protobuf's JSON has it, as in `90s`. */
+export function milliseconds(text) {
+  return Number.parseFloat(text) * 1000;
+}
+
 /** As `duration`, but whole seconds: for what is counted while one looks at it. */
 export function elapsed(ms) {
   return ms < 60_000 ? `${Math.max(0, Math.floor(ms / 1000))} s` : duration(ms);
 }
 
-export function tokens(number) {
-  return count.format(number);
+export function hasTokens({ inputTokens, outputTokens }) {
+  return inputTokens + outputTokens > 0;
 }
 
-/** US dollars; a cost of 0 means that no price is known. */
+/** `12,340 tokens`, both ways together, as the command line says it; `-` where they are not known. */
+export function tokens(usage) {
+  return hasTokens(usage) ? plural(usage.inputTokens + usage.outputTokens, 'token') : '-';
+}
+
+/** `12,340 tok`, in a row of many. */
+export function shortTokens(usage) {
+  return tokens(usage).replace(/tokens?$/, 'tok');
+}
+
+/** `810 in, 1,204 out`. */
+export function tokensEachWay({ inputTokens, outputTokens }) {
+  return `${count(inputTokens)} in, ${count(outputTokens)} out`;
+}
+
+/** US dollars, `$0.0123`, as the command line says them; `-` for 0, which means that no price is known. */
 export function cost(usd) {
-  if (!usd) return '–';
-  return `$${usd < 0.01 ? usd.toFixed(4) : usd.toFixed(2)}`;
+  if (!usd) return '-';
+  const isTie = (usd * 32) % 2 === 1; // between two ten-thousandths: Python gives the even one
+  const below = Math.floor(usd * 10_000);
+  return `$${(isTie ? (below + (below % 2)) / 10_000 : usd).toFixed(4)}`;
 }
 
 export function moment(ms) {
@@ -57,8 +79,13 @@ export function since(ms, now) {
   return 'just now';
 }
 
+/** `12,340`. */
+export function count(number) {
+  return grouped.format(number);
+}
+
 export function plural(number, word) {
-  return `${number} ${word}${number === 1 ? '' : 's'}`;
+  return `${count(number)} ${word}${number === 1 ? '' : 's'}`;
 }
 
 /** The first line of a text that is not empty. */

@@ -2,10 +2,16 @@
 import { allEventsPath, getInstance, lastPosition, listInstances } from './api.js';
 import { Feed } from './feed.js';
 import { apply, empty, fromResource } from './fold.js';
+import { onRecovered, reportRecorded } from './recovery.js';
 
 const PAGE_SIZE = 30;
+const LARGEST_PAGE = 1000;
+const SEARCH_PAGE = 200;
+const REFRESH_MS = 200;
+const SUGGESTED_LABELS = 50;
+const PROMPT_KEPT = 4096; // characters: about as much as ListInstances gives
 
-export const FILTERS = {
+export const STATE_FILTERS = {
   all: { name: 'All', states: [] },
   active: { name: 'Active', states: ['STATE_QUEUED', 'STATE_RUNNING', 'STATE_WAITING_FOR_PAUSE'] },
   waiting: { name: 'Waiting', states: ['STATE_WAITING', 'STATE_PAUSED'] },
@@ -15,143 +21,234 @@ export const FILTERS = {
 };
 
 export class Instances {
-  loading = true; // until it is known what there is
-  failure = null; // RequestError of the last page asked for
-  connected = true;
-  #filter = 'all';
-  #known = new Map();
+  models = new Set(); // that instances were given, to suggest them again
+  labels = new Set(); // likewise, each as key=value
+  failure = null; // RequestError of what was asked for last
+  #state = 'all';
+  #only = []; // labels that an instance must have
+  #known = new Map(); // by id, whether they fit or not
+  #order = []; // ids in the order of ListInstances, newest first; those that have come to fit no more stay in it
+  #older = new Set(); // ids that fit, but belong to pages that were not asked for
+  #created = new Map(); // id -> position of its InstanceCreated, of those that came by
   #asked = new Set(); // ids whose instance is being fetched
   #pageToken = '';
-  #oldest = 0; // createTime of the last instance of the pages so far; older ones come with later pages
+  #position = 0; // of the last event of all before the first page was read
   #load = 0; // counts loads: an answer to an earlier one is dropped
+  #pending = 0; // requests for pages under way
+  #refresh = 0; // a timer
+  #failed = null; // what to do again once the service is back
   #feed = null;
+  #following = true;
 
   /** `onChange()` when there is something new to show; `onEvent(event)` for every event of any instance. */
   constructor(onChange, onEvent) {
     this.onChange = onChange;
     this.onEvent = onEvent;
+    onRecovered(() => this.retry());
   }
 
-  get filter() {
-    return this.#filter;
+  get loading() {
+    return this.#pending > 0 || this.#load === 0;
   }
 
   get hasMore() {
     return this.#pageToken !== '';
   }
 
-  /** What fits the filter, newest first. */
+  get connected() {
+    return this.#following && !this.failure?.isOutage;
+  }
+
+  /** What fits the filters, in the order of ListInstances. */
   get shown() {
-    return [...this.#known.values()].filter(this.#fits).sort((a, b) => b.createTime - a.createTime);
+    return this.#order.map((id) => this.#known.get(id)).filter(this.#fits);
   }
 
   #fits = (instance) => {
-    const { states } = FILTERS[this.#filter];
-    return states.length === 0 || states.includes(instance.state);
+    const { states } = STATE_FILTERS[this.#state];
+    const isLabelled = (label) => {
+      const [key, value] = split(label);
+      return instance.labels[key] === value;
+    };
+    return (states.length === 0 || states.includes(instance.state)) && this.#only.every(isLabelled);
   };
 
-  show(filter) {
-    if (this.#feed && filter === this.#filter) return;
-    this.#filter = filter;
+  /** `state`: a key of STATE_FILTERS. `labels`: each as key=value; an instance must have all of them. */
+  show(state, labels) {
+    if (this.#feed && state === this.#state && JSON.stringify(labels) === JSON.stringify(this.#only)) return;
+    this.#state = state;
+    this.#only = labels;
     this.reload();
   }
 
-  /** Begin with the first page. The stream begins where the log ended before the page was read: nothing falls between. */
-  async reload() {
-    const load = ++this.#load;
-    this.#known.clear();
-    this.#pageToken = '';
-    this.#oldest = Infinity;
-    this.failure = null;
-    await this.#loading(async () => {
-      const position = await this.#page(load);
-      if (!this.#feed && load === this.#load) this.#follow(position);
-    });
+  /** Ask again for what could not be read. */
+  retry() {
+    this.#failed?.();
   }
 
-  more() {
-    return this.#loading(() => this.#page(this.#load));
+  /** Begin with the first page. */
+  reload() {
+    this.#pageToken = '';
+    return this.#read(PAGE_SIZE);
+  }
+
+  /** The next page; a large one to look for something in it. */
+  more({ toSearch = false } = {}) {
+    const load = this.#load;
+    return this.#loading(async () => {
+      const page = await this.#page(toSearch ? SEARCH_PAGE : PAGE_SIZE, this.#pageToken);
+      if (load !== this.#load) return;
+      this.#keep(page.instances);
+      const known = new Set(this.#order);
+      this.#order.push(...page.instances.map(({ id }) => id).filter((id) => !known.has(id)));
+      this.#pageToken = page.nextPageToken;
+      this.#older.clear();
+    });
   }
 
   forget(id) {
     this.#known.delete(id);
+    this.#order = this.#order.filter((each) => each !== id);
     this.onChange();
   }
 
+  /** Read so many of the newest instances anew. The stream begins where the log ended before: nothing falls between. */
+  #read(count) {
+    const load = ++this.#load;
+    return this.#loading(async () => {
+      const read = [];
+      let token = '';
+      let position = null;
+      do {
+        const page = await this.#page(Math.min(LARGEST_PAGE, count - read.length), token);
+        if (load !== this.#load) return;
+        position ??= Number(page.lastPosition);
+        read.push(...page.instances);
+        token = page.nextPageToken;
+      } while (token && read.length < count);
+      this.#keep(read);
+      const listed = new Set(read.map(({ id }) => id));
+      const isNewer = (id) => this.#created.get(id) > position && !listed.has(id);
+      this.#order = [...this.#order.filter(isNewer), ...listed];
+      this.#pageToken = token;
+      this.#position = position;
+      this.#older.clear();
+      const placed = new Set(this.#order);
+      for (const instance of this.#known.values()) {
+        if (this.#fits(instance) && !placed.has(instance.id)) this.#older.add(instance.id);
+      }
+      if (!this.#feed) this.#follow(position);
+    });
+  }
+
   async #loading(work) {
-    this.loading = true;
+    this.#pending += 1;
+    this.#failed = null;
     this.onChange();
     try {
       await work();
       this.failure = null;
     } catch (error) {
       this.failure = error;
+      this.#failed = () => this.#loading(work);
     }
-    this.loading = false;
+    this.#pending -= 1;
     this.onChange();
   }
 
-  async #page(load) {
-    const page = await listInstances({
-      states: FILTERS[this.#filter].states,
-      pageSize: PAGE_SIZE,
-      pageToken: this.#pageToken,
-    });
-    if (load !== this.#load) return null;
-    for (const resource of page.instances) this.#keep(fromResource(resource));
-    this.#pageToken = page.nextPageToken;
-    this.#oldest = page.nextPageToken ? Date.parse(page.instances.at(-1).createTime) : 0;
-    return page.lastPosition;
+  #page(pageSize, pageToken) {
+    return listInstances({ states: STATE_FILTERS[this.#state].states, labels: this.#only, pageSize, pageToken });
   }
 
-  #keep(instance) {
-    const known = this.#known.get(instance.id);
-    if (!known || known.lastSequence < instance.lastSequence) this.#known.set(instance.id, instance);
+  #keep(resources) {
+    for (const resource of resources) {
+      const instance = this.#strip(fromResource(resource));
+      const known = this.#known.get(instance.id);
+      const isAnother = known && known.createTime !== instance.createTime;
+      if (!known || isAnother || known.lastSequence < instance.lastSequence) this.#known.set(instance.id, instance);
+    }
   }
 
   #follow(position) {
     this.#feed = new Feed(allEventsPath, position, {
-      event: (event) => this.#take(event),
+      event: (event, id) => this.#take(event, Number(id)),
       live: (is) => {
-        this.connected = is;
+        this.#following = is;
         this.onChange();
       },
       lost: async (last) => {
         if (BigInt(await lastPosition()) >= BigInt(last)) return 'again';
         // The log is another one, or an older copy of it: what is shown is not true any more.
         this.#feed = null;
+        this.#known.clear();
+        this.#order = [];
+        this.#created.clear();
         this.reload();
         return 'stop';
       },
     });
   }
 
-  #take(event) {
+  #take(event, position) {
     const id = event.instanceId;
-    let instance = this.#known.get(id);
-    if (!instance && event.instanceCreated) {
-      instance = empty(id);
-      this.#known.set(id, instance);
-    }
+    if (event.instanceCreated) this.#begin(id, position);
+    const instance = this.#known.get(id);
     if (instance && Number(event.sequence) <= instance.lastSequence + 1) {
       apply(instance, event);
-      // The list shows no texts; a page that stays open all day must not gather them.
-      instance.finalResult = '';
-      for (const subtask of instance.subtasks.values()) Object.assign(subtask, { output: '', instructions: '' });
+      this.#strip(instance);
+      this.#place(instance);
     } else {
       this.#ask(id);
     }
+    reportRecorded();
     this.onEvent(event);
     this.onChange();
   }
 
-  /** An instance that was not among the pages has changed: it may fit the filter now. */
+  /** Drop the texts, which the list does not show: a page that stays open all day must not gather them. */
+  #strip(instance) {
+    const { bigModel, smallModel, reviewPlan, workers = [] } = instance.config;
+    instance.config = { reviewPlan }; // which fold.js asks for
+    instance.prompt = instance.prompt.slice(0, PROMPT_KEPT);
+    instance.finalResult = '';
+    for (const subtask of instance.subtasks.values()) Object.assign(subtask, { output: '', instructions: '' });
+    for (const model of [bigModel, smallModel, ...workers.map((worker) => worker.model)]) if (model) this.models.add(model);
+    for (const pair of Object.entries(instance.labels)) {
+      if (this.labels.size < SUGGESTED_LABELS) this.labels.add(pair.join('='));
+    }
+    return instance;
+  }
+
+  /** An instance begins. What was created after the list was read is newer than all that the list has. */
+  #begin(id, position) {
+    if (position <= this.#position || position <= this.#created.get(id)) return;
+    this.#created.set(id, position);
+    this.#known.set(id, empty(id)); // also where another one had this id, and was deleted
+    this.#order = [id, ...this.#order.filter((each) => each !== id)];
+  }
+
+  /** One that has come to fit and has no place yet: where its place is, only the service knows. */
+  #place(instance) {
+    const { id } = instance;
+    if (!this.#fits(instance)) this.#older.delete(id);
+    else if (!this.#order.includes(id) && !this.#older.has(id)) {
+      this.#refresh ||= setTimeout(this.#readAgain, REFRESH_MS);
+    }
+  }
+
+  #readAgain = () => {
+    this.#refresh = this.loading ? setTimeout(this.#readAgain, REFRESH_MS) : 0;
+    if (!this.#refresh) this.#read(Math.max(PAGE_SIZE, this.#order.length));
+  };
+
+  /** An instance that was not among the pages has changed: it may fit the filters now. */
   async #ask(id) {
     if (this.#asked.has(id)) return;
     this.#asked.add(id);
     try {
-      const instance = fromResource(await getInstance(id));
-      if (instance.createTime >= this.#oldest) this.#keep(instance);
+      const resource = await getInstance(id);
+      this.#keep([resource]);
+      this.#place(this.#known.get(id));
       this.onChange();
     } catch (error) {
       if (!error.passing) this.forget(id); // deleted meanwhile; one out of reach is asked for by its next event
@@ -159,4 +256,10 @@ export class Instances {
       this.#asked.delete(id);
     }
   }
+}
+
+/** A label's key and value. */
+function split(label) {
+  const at = label.indexOf('=');
+  return [label.slice(0, at), label.slice(at + 1)];
 }

@@ -1,0 +1,206 @@
+"""The list: its order, what it is searched and filtered by, how many it has, and what each row says."""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, expect
+from support.endpoint import Endpoint
+from support.page import assert_accessible, button, module, open_page, ui
+from support.process import on_endpoint, process
+from support.staged_service import StagedService, Step
+
+from orchestrator.cli.progress import usage_line
+from orchestrator.core.state import Usage
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1.instance_pb2 import Failure, InstanceConfig
+
+MODELS = InstanceConfig(big_model="openai/big", small_model="openai/small")
+REFUSED = Failure(reason="MODEL_UNAUTHENTICATED", message="openai refuses the key: set OPENAI_API_KEY")
+
+
+def ended(prompt: str = "Build it", **labels: str) -> list[Step]:
+    created = pb.InstanceCreated(prompt=prompt, config=MODELS, labels=labels)
+    return [(0, created), (1, pb.InstanceTerminated())]
+
+
+async def ids(page: Page) -> list[str]:
+    hrefs = await page.locator(".item").evaluate_all("all => all.map(each => each.hash)")
+    return [href.removeprefix("#/instances/").partition("?")[0] for href in hrefs]
+
+
+async def test_the_order_of_a_list_that_was_followed_is_that_of_one_that_is_read(
+    browser: Browser, tmp_path: Path
+) -> None:
+    batch = {"requests": [{"prompt": f"Part {number}", "id": f"of-batch-{number}"} for number in range(20)]}
+    async with (
+        Endpoint() as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+        httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest,
+    ):
+        await page.goto(ui(service))
+        await expect(page.locator(".connection")).to_have_text("Live")
+        await expect(page.locator(".count")).to_have_text("Nothing here yet: start with a prompt.")
+        await rest.post("/-/instances:batchCreate", json=batch)
+        await rest.post("/", json={"prompt": "The last", "id": "last"})
+        await expect(page.locator(".item")).to_have_count(21)
+        followed = await ids(page)
+        await page.reload()
+        await expect(page.locator(".item")).to_have_count(21)
+        assert followed == await ids(page)
+        assert followed == ["last", *(f"of-batch-{number}" for number in reversed(range(20)))]
+
+
+async def test_a_clock_that_was_set_back_changes_no_order(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    await page.goto(f"{address}#/?label=clock=back")
+    await expect(page.locator(".connection")).to_have_text("Live")
+    for ago_s, name in ((0, "first"), (3600, "set-back"), (1800, "last")):
+        await service.stage(name, ended(clock="back"), ago_s=ago_s)
+        await service.record(name, pb.InstanceRetried(config=MODELS))  # which wakes whoever streams
+    await expect(page.locator(".item")).to_have_count(3)
+    assert await ids(page) == ["last", "set-back", "first"]
+    await page.reload()
+    await expect(page.locator(".item")).to_have_count(3)
+    assert await ids(page) == ["last", "set-back", "first"]
+
+
+async def test_what_comes_to_fit_stands_where_it_would_after_a_reload(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    running = [(0, pb.InstanceCreated(prompt="Build it", config=MODELS, labels={"of": "fits"}))]
+    for number in range(5):  # at the very same time
+        await service.stage(f"fits-{number}", running, ago_s=100)
+    await service.record("fits-0", pb.InstanceErrored(error=REFUSED))
+    await service.record("fits-4", pb.InstanceErrored(error=REFUSED))
+    await page.goto(f"{address}#/?state=errored&label=of=fits")
+    await expect(page.locator(".item")).to_have_count(2)
+    await service.record("fits-3", pb.InstanceErrored(error=REFUSED))
+    await service.record("fits-1", pb.InstanceErrored(error=REFUSED))
+    await expect(page.locator(".item")).to_have_count(4)
+    assert await ids(page) == ["fits-4", "fits-3", "fits-1", "fits-0"]
+
+
+async def test_an_id_that_is_used_again_is_the_newest(stage: tuple[StagedService, str], page: Page) -> None:
+    service, address = stage
+    for name in ("twice", "once"):
+        await service.stage(name, ended("The old prompt", of="twice"), ago_s=100)
+    await page.goto(f"{address}#/?label=of=twice")
+    await expect(page.locator(".item")).to_have_count(2)
+    del service.events["twice"]
+    created = pb.InstanceCreated(prompt="The new prompt", config=MODELS, labels={"of": "twice"})
+    await service.record("twice", created)
+    await expect(page.locator(".item").first).to_contain_text("The new prompt")
+    assert await ids(page) == ["twice", "once"]
+
+
+async def test_what_is_loaded_is_searched_and_that_is_said(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    await service.stage("deep", ended("Write an Epic about logs", of="search", team="shop"), ago_s=0)
+    for number in range(35):
+        await service.stage(f"haiku-{number}", ended("Write a haiku", of="search"), ago_s=0)
+    items, count, search = page.locator(".item"), page.locator(".count"), page.get_by_role("searchbox")
+    await page.goto(f"{address}#/?label=of=search")
+    await expect(count).to_have_text("The 30 newest instances, there are older ones")
+    await search.fill("epic")
+    await expect(count).to_have_text(
+        "0 of the 30 newest instances, by id, prompt and label; older ones are not searched"
+    )
+    await button(page, "Search older ones").click()
+    await expect(count).to_have_text("1 of 36 instances, by id, prompt and label")
+    assert await ids(page) == ["deep"]
+    await expect(page.get_by_role("button", name="older")).to_have_count(0)
+    for found, words in (
+        (1, "TEAM=shop"),
+        (1, "about write"),
+        (1, "deep"),
+        (11, "haiku-2 haiku"),
+        (0, "nix"),
+    ):
+        await search.fill(words)
+        await expect(items).to_have_count(found)
+    await search.fill("haiku-34")
+    await items.click()
+    assert page.url.endswith("#/instances/haiku-34?label=of%3Dsearch&search=haiku-34")
+    await page.reload()
+    await expect(search).to_have_value("haiku-34")
+    await expect(items).to_have_count(1)
+    await search.fill("")
+    await expect(count).to_have_text("The 30 newest instances, there are older ones")
+
+
+async def test_a_label_filters_what_the_service_is_asked_for(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    for number in range(31):
+        await service.stage(f"many-{number}", ended(), ago_s=0)
+    await service.stage("both", ended(team="a b", env="x=y"), ago_s=0)
+    await service.stage("one", ended(team="a b"), ago_s=0)
+    for number in range(31):
+        await service.stage(f"more-{number}", ended(), ago_s=0)
+    items, field = page.locator(".item"), page.get_by_label("Filter by label")
+    await page.goto(address)
+    await expect(items).to_have_count(30)
+    await field.fill("team")
+    await expect(button(page, "Filter")).to_have_count(0)
+    await field.fill("team=a b")
+    await button(page, "Filter").click()
+    await expect(items).to_have_count(2)
+    await expect(page.locator(".count")).to_have_text("2 instances")
+    await field.fill("env=x=y")
+    await field.press("Enter")
+    await expect(items).to_have_count(1)
+    await service.stage("live", ended(team="a b", env="x=y"), ago_s=0)
+    await service.stage("unlike", ended(team="a b", env="z"), ago_s=0)
+    await service.record("unlike", pb.InstanceRetried(config=MODELS))
+    await expect(items).to_have_count(2)
+    assert await ids(page) == ["live", "both"]
+    await page.reload()
+    await expect(items).to_have_count(2)
+    await page.get_by_role("link", name="Remove the filter team=a b").click()
+    await expect(page.get_by_role("list", name="Filtered by")).to_have_text(re.compile("^env=x=y"))
+    await page.get_by_role("link", name="Remove the filter env=x=y").click()
+    await expect(items).to_have_count(30)
+    await field.fill("nobody=has")
+    await field.press("Enter")
+    await expect(page.locator(".count")).to_have_text("None has these labels.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_an_errored_row_says_why(
+    scheme: str, stage: tuple[StagedService, str], browser: Browser
+) -> None:
+    service, address = stage
+    prompt = pb.InstanceCreated(prompt="Build it", config=MODELS, labels={"scheme": scheme})
+    name = f"errored-{scheme}"
+    await service.stage(name, [(0, prompt), (1, pb.InstanceErrored(error=REFUSED))], ago_s=10)
+    async with open_page(browser, color_scheme=scheme) as page:
+        await page.goto(f"{address}#/?label=scheme={scheme}")
+        why = page.locator(".item .why")
+        await expect(why).to_have_text(f"{REFUSED.reason} {REFUSED.message}")
+        await assert_accessible(page)
+        await service.record(name, pb.InstanceRetried(config=MODELS))
+        await expect(page.locator(".item")).to_contain_text("Queued")
+        await expect(why).to_have_count(0)
+
+
+NUMBERS = [0, 1, 7, 999, 1000, 12_340, 999_999, 1_000_000, 123_456_789]
+COSTS = [0.00001, 0.00004999, 0.00005, 0.0031, 0.01, 0.0123456, 0.03125, 0.09375, 1.00005, 12.5, 1234.56785]
+
+
+async def test_tokens_and_costs_are_said_as_on_the_command_line(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    body = "return [a[0].map(n => m.tokens({inputTokens: 0, outputTokens: n})), a[1].map(m.cost), m.cost(0)];"
+    tokens, costs, unknown = await module(page, stage[1], "format.js", body, NUMBERS, COSTS)
+    assert tokens == [usage_line(Usage(0, number)) or "-" for number in NUMBERS]
+    assert costs == [usage_line(Usage(cost_usd=cost)) for cost in COSTS]
+    assert unknown == "-"
