@@ -1,15 +1,17 @@
 // One instance: where it stands, what may be done, its plan in review, its timeline, its result.
 import { Actions } from './actions.js';
+import { resultPath } from './api.js';
 import { CopyButton } from './copy.js';
-import { kindOf, TERMINAL } from './fold.js';
-import { cost, duration, elapsed, firstLine, moment, plural, since, STATES, tokens } from './format.js';
+import { TERMINAL } from './fold.js';
+import { cost, duration, elapsed, firstLine, hasTokens, moment, plural, since, STATES, tokens, tokensEachWay } from './format.js';
+import { EventLog } from './log.js';
 import { Markdown } from './markdown.js';
 import { Review } from './review.js';
 import { SYNTHESIS } from './texts.js';
 import { Timeline } from './timeline.js';
 import { html } from './ui.js';
 
-const clock = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' });
+const TITLE_SHOWN = 120; // characters that a heading has room for
 
 export function StateBadge({ state }) {
   const { name, tone } = STATES[state] ?? { name: 'Loading', tone: 'idle' };
@@ -24,7 +26,8 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
   const written = watch.texts.of(SYNTHESIS);
   return html`<article class="instance" aria-labelledby="instance-title">
     <header>
-      <h1 id="instance-title" tabindex="-1" dir="auto">${firstLine(instance.prompt)}</h1>
+      <h1 id="instance-title" tabindex="-1" dir="auto">${titleOf(instance.prompt)}</h1>
+      <${Prompt} text=${instance.prompt} />
       <p class="identity">
         <${StateBadge} state=${instance.state} />
         <code>${instance.id}</code>
@@ -34,7 +37,10 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
         ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a></span>`}
         ${Object.entries(instance.labels).map(([key, value]) => html`<span class="tag" key=${key}>${key}=${value}</span>`)}
       </p>
-      <${Actions} instance=${instance} onSteered=${onSteered} />
+      <${Actions} instance=${instance} onSteered=${onSteered}>
+        ${(instance.finalResult || written) &&
+        html`<a class="button" href=${location.hash} onClick=${jumpToResult}>Result <span aria-hidden="true">${'\u00a0↓'}</span></a>`}
+      <//>
     </header>
     <${Facts} instance=${instance} now=${now} />
     ${instance.error && html`<${ErrorCard} error=${instance.error} subtask=${instance.subtasks.get(instance.error.subtaskId)} />`}
@@ -42,9 +48,9 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
     html`<${Review} key=${`review-${instance.lastSequence}`} instance=${instance} onSteered=${onSteered} />`}
     <${Timeline} key=${`timeline-${instance.id}`} watch=${watch} now=${now} />
     ${instance.finalResult
-      ? html`<${Result} text=${instance.finalResult} />`
-      : written && html`<${Result} text=${written} isWriting=${instance.state === 'STATE_RUNNING'} />`}
-    <${Asked} instance=${instance} />
+      ? html`<${Result} id=${instance.id} text=${instance.finalResult} isWhole />`
+      : written && html`<${Result} id=${instance.id} text=${written} isWriting=${instance.state === 'STATE_RUNNING'} />`}
+    <${Configuration} config=${instance.config} />
     <${EventLog} events=${watch.events} />
   </article>`;
 }
@@ -63,11 +69,10 @@ function Facts({ instance, now }) {
   const finished = TERMINAL.has(instance.state);
   const took = instance.startTime ? (finished ? instance.endTime : now) - instance.startTime : 0;
   const facts = [
-    [finished ? 'Took' : 'So far', took ? (finished ? duration(took) : elapsed(took)) : '–'],
-    ['Subtasks', subtasks.length ? `${done} of ${subtasks.length}` : '–'],
+    [finished ? 'Took' : 'So far', took ? (finished ? duration(took) : elapsed(took)) : '-'],
+    ['Subtasks', subtasks.length ? `${done} of ${subtasks.length}` : '-'],
     ['Model calls', usage.modelCalls],
-    ['Tokens in', tokens(usage.inputTokens)],
-    ['Tokens out', tokens(usage.outputTokens)],
+    ['Used', html`${tokens(usage)}${hasTokens(usage) && html`<br /><span class="about">${tokensEachWay(usage)}</span>`}`],
     ['Cost', cost(usage.costUsd)],
     ...(config.bigModel === config.smallModel
       ? [['Model', config.bigModel]]
@@ -86,37 +91,49 @@ function ErrorCard({ error, subtask }) {
   </section>`;
 }
 
-function Result({ text, isWriting = false }) {
-  return html`<section class="card result" aria-labelledby="result-title" aria-busy=${isWriting}>
-    <header>
-      <h2 id="result-title">${isWriting ? 'Result, as it is written' : 'Result'}</h2>
-      ${!isWriting && html`<${CopyButton} text=${text} what="the result as Markdown" label="Copy Markdown" />`}
-    </header>
-    <${Markdown} text=${text} />
-  </section>`;
+/** The address says which instance is shown, so a link within the page moves by itself. */
+function jumpToResult(event) {
+  event.preventDefault();
+  const title = document.getElementById('result-title');
+  title.scrollIntoView();
+  title.focus({ preventScroll: true });
 }
 
-function Asked({ instance }) {
-  return html`<details class="card asked">
-    <summary>Prompt and configuration</summary>
-    <p class="pre" dir="auto">${instance.prompt}</p>
-    <pre class="scrolling" tabindex="0" role="region" aria-label="Configuration">${JSON.stringify(instance.config, null, 2)}</pre>
+function titleOf(prompt) {
+  const line = firstLine(prompt);
+  return line.length > TITLE_SHOWN ? `${line.slice(0, TITLE_SHOWN).trimEnd()}…` : line;
+}
+
+/** The whole of a prompt that the heading cuts. */
+function Prompt({ text }) {
+  if (text.trim() === titleOf(text)) return null;
+  return html`<details class="prompt">
+    <summary>The whole prompt</summary>
+    <div class="text">
+      <${CopyButton} text=${text} what="what was asked" />
+      <p class="pre" dir="auto">${text}</p>
+    </div>
   </details>`;
 }
 
-function EventLog({ events }) {
-  return html`<details class="card log">
-    <summary>${plural(events.length, 'event')}</summary>
-    <ol>
-      ${events.map((event) => {
-        const payload = event[kindOf(event)] ?? {};
-        const about = [payload.subtaskId ?? payload.subtask?.id, payload.attempt && `attempt ${payload.attempt}`, payload.error?.reason];
-        return html`<li key=${event.sequence} value=${event.sequence}>
-          <time datetime=${event.eventTime}>${clock.format(Date.parse(event.eventTime))}</time>
-          <span>${kindOf(event)?.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)}</span>
-          <span class="about">${about.filter(Boolean).join(' · ')}</span>
-        </li>`;
-      })}
-    </ol>
+/** `isWhole`: it is in the log, so that the service gives it as a file. */
+function Result({ id, text, isWhole = false, isWriting = false }) {
+  return html`<section class="card result" aria-labelledby="result-title" aria-busy=${isWriting}>
+    <header>
+      <h2 id="result-title" tabindex="-1">${isWriting ? 'Result, as it is written' : 'Result'}</h2>
+      ${!isWriting &&
+      html`<span class="tools">
+        <${CopyButton} text=${text} what="the result as Markdown" label="Copy Markdown" />
+        ${isWhole && html`<a class="button quiet" href=${resultPath(id)} download=${`${id}.md`}>Download .md</a>`}
+      </span>`}
+    </header>
+    <${Markdown} text=${text} isWriting=${isWriting} />
+  </section>`;
+}
+
+function Configuration({ config }) {
+  return html`<details class="card asked">
+    <summary>Configuration</summary>
+    <pre class="scrolling" tabindex="0" role="region" aria-label="Configuration">${JSON.stringify(config, null, 2)}</pre>
   </details>`;
 }

@@ -2,6 +2,7 @@
 // comes out is reduced to the tags and attributes below (DOMPurify), and the page's Content-Security-Policy
 // would run nothing of it anyway. Pictures become links: showing one would tell its server who reads.
 import { CopyButton } from './copy.js';
+import { highlight } from './highlighting.js';
 import { html, render, useLayoutEffect, useRef } from './ui.js';
 import DOMPurify from './vendor/dompurify.js';
 import MarkdownIt from './vendor/markdown-it.js';
@@ -32,8 +33,8 @@ markdown.renderer.rules.image = (tokens, index) => {
   return `<a href="${escapeHtml(source)}">${escapeHtml(name || source)}</a>`;
 };
 
-/** Markdown as a DocumentFragment in which nothing can run. */
-export function toFragment(text) {
+/** Markdown as a DocumentFragment in which nothing can run; the code in it gets its colours a little later. */
+export function toFragment(text, { isHighlighted = true } = {}) {
   const fragment = DOMPurify.sanitize(markdown.render(text), ALLOWED);
   for (const link of fragment.querySelectorAll('a')) {
     // A path of this service, or nothing at all, is not where a model may lead.
@@ -41,13 +42,13 @@ export function toFragment(text) {
     link.target = '_blank';
     link.rel = 'noopener noreferrer nofollow';
   }
-  for (const pre of fragment.querySelectorAll('pre')) frame(pre);
+  for (const pre of fragment.querySelectorAll('pre')) frame(pre, isHighlighted);
   for (const table of fragment.querySelectorAll('table')) table.replaceWith(scrolling(table.cloneNode(true), 'Table'));
   return fragment;
 }
 
 /** Code in a frame that names its language and copies it. */
-function frame(pre) {
+function frame(pre, isHighlighted) {
   const code = pre.querySelector('code');
   const language = (code?.className ?? '').replace('language-', '');
   code?.removeAttribute('class');
@@ -59,6 +60,7 @@ function frame(pre) {
     figure,
   );
   figure.append(scrolling(pre, `Code, ${language || 'text'}`));
+  if (isHighlighted && code) highlight(code, language);
 }
 
 /** What is wider than the page scrolls by itself, with the keyboard too. */
@@ -72,11 +74,12 @@ function scrolling(element, name) {
   return region;
 }
 
-export function Markdown({ text }) {
+/** `isWriting`: there will be more of it soon; colours wait until it is whole, since it is drawn anew ten times a second. */
+export function Markdown({ text, isWriting = false }) {
   const element = useRef();
   useLayoutEffect(() => {
     if (text.length > LONGEST) element.current.textContent = text;
-    else element.current.replaceChildren(toFragment(text));
-  }, [text]);
+    else element.current.replaceChildren(toFragment(text, { isHighlighted: !isWriting }));
+  }, [text, isWriting]);
   return html`<div class="markdown" dir="auto" ref=${element}></div>`;
 }

@@ -1,39 +1,49 @@
 // A plan that waits for a person: approve it as it is, edit it, or send it back with words.
 import { steer } from './api.js';
+import { Failure, useFailure } from './failure.js';
 import { plural } from './format.js';
 import { html, useState } from './ui.js';
+
+const TITLE_LINE = 60; // characters, where the browser does not measure by itself
 
 const draftOf = ({ id, title, instructions, dependsOn, worker }) => ({ id, title, instructions, dependsOn, worker });
 
 export function Review({ instance, onSteered }) {
   const [plan] = useState(() => [...instance.subtasks.values()].map(draftOf));
   const [draft, setDraft] = useState(plan);
+  const workers = instance.config.workers ?? [];
   const [feedback, setFeedback] = useState('');
-  const [failure, setFailure] = useState('');
+  const [failure, setFailure] = useFailure();
   const [sending, setSending] = useState(false);
   const edited = JSON.stringify(draft) !== JSON.stringify(plan);
 
-  const change = (index, changes) => setDraft(draft.map((each, at) => (at === index ? { ...each, ...changes } : each)));
+  /** What was wrong with a plan is not said of the next draft of it. */
+  function edit(next) {
+    setFailure(null);
+    setDraft(next);
+  }
+
+  const change = (index, changes) => edit(draft.map((each, at) => (at === index ? { ...each, ...changes } : each)));
 
   function remove(index) {
     const { id } = draft[index];
     const rest = draft.filter((_, at) => at !== index);
-    setDraft(rest.map((each) => ({ ...each, dependsOn: each.dependsOn.filter((other) => other !== id) })));
+    edit(rest.map((each) => ({ ...each, dependsOn: each.dependsOn.filter((other) => other !== id) })));
   }
 
   function add() {
     let number = draft.length + 1;
     while (draft.some((each) => each.id === `t${number}`)) number += 1;
-    setDraft([...draft, { id: `t${number}`, title: '', instructions: '', dependsOn: [], worker: '' }]);
+    edit([...draft, { id: `t${number}`, title: '', instructions: '', dependsOn: [], worker: '' }]);
   }
 
   async function decide(fields) {
     setSending(true);
-    setFailure('');
+    setFailure(null);
     try {
       onSteered(await steer(instance.id, 'review', fields));
     } catch (error) {
-      setFailure(error.message);
+      setFailure(error);
       setSending(false);
     }
   }
@@ -43,7 +53,7 @@ export function Review({ instance, onSteered }) {
     decide({ decision: 'DECISION_APPROVE', ...(edited && { subtasks: draft }) });
   }
 
-  return html`<form class="card review" aria-labelledby="review-title" onSubmit=${approve}>
+  return html`<form class="card review" aria-labelledby="review-title" onSubmit=${approve} onInput=${() => setFailure(null)}>
     <header>
       <h2 id="review-title">Review the plan</h2>
       <span class="hint">${plural(draft.length, 'subtask')}${edited && ', edited'}. Nothing runs before you decide.</span>
@@ -55,6 +65,7 @@ export function Review({ instance, onSteered }) {
           key=${subtask.id}
           subtask=${subtask}
           others=${draft.filter((other) => other.id !== subtask.id)}
+          workers=${workers}
           onChange=${(changes) => change(index, changes)}
           onRemove=${() => remove(index)}
         />`,
@@ -65,8 +76,8 @@ export function Review({ instance, onSteered }) {
       <span>What should the next plan do better? Goes with Reject</span>
       <textarea name="feedback" rows="2" value=${feedback} onInput=${(event) => setFeedback(event.target.value)}></textarea>
     </label>
-    ${failure && html`<p class="failure" role="alert">${failure}</p>`}
     <div class="buttons">
+      <${Failure} error=${failure} />
       <button class="primary" disabled=${sending || draft.length === 0}>
         ${edited ? 'Approve the edited plan' : 'Approve'}
       </button>
@@ -82,7 +93,7 @@ export function Review({ instance, onSteered }) {
   </form>`;
 }
 
-function Draft({ subtask, others, onChange, onRemove }) {
+function Draft({ subtask, others, workers, onChange, onRemove }) {
   const { id, title, instructions, dependsOn } = subtask;
   const set = (name) => (event) => onChange({ [name]: event.target.value });
   const depend = (other, on) => onChange({ dependsOn: on ? [...dependsOn, other] : dependsOn.filter((each) => each !== other) });
@@ -91,7 +102,15 @@ function Draft({ subtask, others, onChange, onRemove }) {
       <legend><code>${id}</code></legend>
       <label class="field">
         <span>Title</span>
-        <input name="title" maxlength="200" dir="auto" value=${title} onInput=${set('title')} />
+        <textarea
+          name="title"
+          maxlength="200"
+          rows=${Math.ceil(title.length / TITLE_LINE) || 1}
+          dir="auto"
+          value=${title}
+          onInput=${(event) => onChange({ title: event.target.value.replaceAll('\n', ' ') })}
+          onKeyDown=${(event) => event.key === 'Enter' && event.preventDefault()}
+        ></textarea>
       </label>
       <label class="field">
         <span>Instructions</span>
@@ -104,21 +123,38 @@ function Draft({ subtask, others, onChange, onRemove }) {
           onInput=${set('instructions')}
         ></textarea>
       </label>
+      <${WorkerField} workers=${workers} value=${subtask.worker} onChange=${(worker) => onChange({ worker })} />
       ${others.length > 0 &&
       html`<fieldset class="after">
         <legend>Starts after</legend>
         ${others.map(
-          (other) => html`<label class="chip" key=${other.id} title=${other.title}>
+          (other) => html`<label class="chip" key=${other.id}>
             <input
               type="checkbox"
               checked=${dependsOn.includes(other.id)}
               onChange=${(event) => depend(other.id, event.target.checked)}
             />
             <span>${other.id}</span>
+            ${other.title !== other.id && html`<span class="other">${other.title}</span>`}
           </label>`,
         )}
       </fieldset>`}
       <button type="button" class="quiet" aria-label=${`Remove ${title || id}`} onClick=${onRemove}>Remove</button>
     </fieldset>
   </li>`;
+}
+
+/** Who works on a subtask: one of the instance's catalogue, or its small model. */
+function WorkerField({ workers, value, onChange }) {
+  const chosen = workers.find(({ name }) => name === value);
+  if (workers.length === 0 && !value) return null;
+  return html`<label class="field">
+    <span>Worker</span>
+    <select name="worker" value=${value} onChange=${(event) => onChange(event.target.value)}>
+      <option value="">The small model</option>
+      ${workers.map(({ name, model }) => html`<option key=${name} value=${name}>${name}${model && ` (${model})`}</option>`)}
+      ${value && !chosen && html`<option value=${value}>${value}: not in the catalogue, the small model works</option>`}
+    </select>
+    ${chosen?.use && html`<span class="about">${chosen.use}</span>`}
+  </label>`;
 }

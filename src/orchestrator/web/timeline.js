@@ -1,7 +1,7 @@
 // One instance over time: planning, each subtask with its attempts and dependencies, the synthesis.
 import { CopyButton } from './copy.js';
 import { TERMINAL, works } from './fold.js';
-import { cost, duration, elapsed, plural, tokens } from './format.js';
+import { cost, duration, elapsed, hasTokens, plural, shortTokens, tokens, tokensEachWay } from './format.js';
 import { Markdown } from './markdown.js';
 import { timeScale } from './scale.js';
 import { SYNTHESIS } from './texts.js';
@@ -123,7 +123,7 @@ function Lane({ lane, scale, now, text, isOpen, isRelated, onToggle, onHot }) {
       </span>
       <span class="spent">
         ${spent > 0 && html`<span>${work.state === 'RUNNING' ? elapsed(spent) : duration(spent)}</span>`}
-        ${work.usage.modelCalls > 0 && html`<span class="about">${tokens(work.usage.outputTokens)} tok</span>`}
+        ${hasTokens(work.usage) && html`<span class="about">${shortTokens(work.usage)}</span>`}
       </span>
     </button>
     <div id=${`panel-${key}`} hidden=${!isOpen}>${isOpen && html`<${Panel} lane=${lane} text=${text} now=${now} />`}</div>
@@ -162,12 +162,12 @@ function Panel({ lane, text, now }) {
   const facts = [
     work.model,
     work.worker && `worker ${work.worker}`,
-    work.usage.modelCalls > 0 && `${tokens(work.usage.inputTokens)} tokens in, ${tokens(work.usage.outputTokens)} out`,
+    hasTokens(work.usage) && `${tokens(work.usage)} (${tokensEachWay(work.usage)})`,
     work.usage.costUsd > 0 && cost(work.usage.costUsd),
   ].filter(Boolean);
   return html`<div class="panel">
     ${facts.length > 0 && html`<p class="about">${facts.join(' · ')}</p>`}
-    ${work.error && html`<p class="failure"><strong>${work.error.reason}</strong> ${work.error.message}</p>`}
+    ${work.error && work.state !== 'RUNNING' && html`<p class="failure"><strong>${work.error.reason}</strong> ${work.error.message}</p>`}
     ${summary && html`<p class="summary" dir="auto">${summary}</p>`}
     ${work.output
       ? html`<div class="output">

@@ -22,7 +22,9 @@ take preact@11.2.0 hooks/dist/hooks.mjs preact-hooks
 take htm@3.1.1 dist/htm.mjs htm
 take markdown-it@15.0.3 dist/browser/markdown-it.esm.min.mjs markdown-it
 take dompurify@3.4.18 dist/purify.es.mjs dompurify
-rm licenses/preact-hooks.txt
+take @highlightjs/cdn-assets@11.12.0 es/highlight.min.js highlight
+take @highlightjs/cdn-assets@11.12.0 es/languages/dockerfile.min.js highlight-dockerfile
+rm licenses/preact-hooks.txt licenses/highlight-dockerfile.txt
 
 # What markdown-it's browser build has inside.
 for package in entities@8.1.0 linkify-it@6.1.0 mdurl@2.1.0 punycode.js@2.3.1 uc.micro@3.0.0; do
