@@ -5,6 +5,7 @@ import { firstLine, plural, STATES } from './format.js';
 import { InstanceView } from './instance.js';
 import { Instances, STATE_FILTERS } from './instances.js';
 import { InstanceList } from './list.js';
+import { ModelSuggestions, ServiceSettings } from './service.js';
 import { TERMINAL } from './fold.js';
 import { html, render, useEffect, useRef, useState } from './ui.js';
 import { Watch } from './watch.js';
@@ -164,6 +165,7 @@ function App() {
       <div class="side" role=${isListMain ? 'main' : 'region'} aria-label="All instances">
         ${isListMain && html`<h1 class="hidden" tabindex="-1">All instances</h1>`}
         <${InstanceList} instances=${instances.current} view=${view} current=${address.id} now=${now} hrefOf=${hrefOf} onView=${onView} />
+        <${ServiceSettings} />
       </div>
       <main>
         <a class="back" href=${hrefOf('')}>‹ All instances</a>
@@ -171,6 +173,7 @@ function App() {
         ${!address.id && html`<${CreateForm} onCreated=${(id) => (location.hash = hrefOf(id))} />`}
       </main>
     </div>
+    <${ModelSuggestions} seen=${instances.current.models} />
     <p class="hidden" role="status" aria-live="polite">${news}</p>
   `;
 }

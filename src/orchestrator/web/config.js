@@ -1,4 +1,5 @@
 // The part of InstanceConfig that a person sets by hand, as form fields.
+import { milliseconds } from './format.js';
 import { html } from './ui.js';
 
 export const NO_CHANGES = {
@@ -27,10 +28,12 @@ export function toConfig(fields) {
   };
 }
 
-/** `current`: the config that the fields change; its values are shown where a field is empty. */
-export function ConfigFields({ fields, onChange, current = {}, withReview = true }) {
+/** `current`: the config that the fields change, if it is known; its values are shown where a field is empty. */
+export function ConfigFields({ fields, onChange, current, withReview = true }) {
   const set = (name) => (event) => onChange({ ...fields, [name]: event.target.value });
-  const { maxCostUsd, maxTokens, maxDuration } = current.budget ?? {};
+  const { bigModel, smallModel, instructions, budget, workers = [] } = current ?? {};
+  const { maxCostUsd, maxTokens, maxDuration } = budget ?? {};
+  const model = { list: 'models', autocomplete: 'off', autocapitalize: 'off', spellcheck: false };
   const field = (name, label, placeholder, { look, ...props } = {}) => html`<label class=${`field ${look ?? ''}`}>
     <span>${label}</span>
     <input name=${name} value=${fields[name]} placeholder=${placeholder} onInput=${set(name)} ...${props} />
@@ -39,21 +42,23 @@ export function ConfigFields({ fields, onChange, current = {}, withReview = true
   const whole = { ...number, min: 1, step: 1, inputmode: 'numeric' };
   return html`
     <div class="fields">
-      ${field('bigModel', 'Big model: plans and synthesises', current.bigModel ?? 'as the service is set')}
-      ${field('smallModel', 'Small model: works on subtasks', current.smallModel ?? 'as the service is set')}
+      ${field('bigModel', 'Big model: plans and synthesises', bigModel ?? 'as the service is set', model)}
+      ${field('smallModel', 'Small model: works on subtasks', smallModel ?? 'as the service is set', model)}
       ${field('maxCostUsd', 'Stop at a cost of, US $', maxCostUsd ?? 'no limit', number)}
       ${field('maxTokens', 'Stop at tokens', maxTokens ?? 'no limit', whole)}
-      ${field('maxMinutes', 'Stop after minutes', maxDuration ?? 'no limit', number)}
+      ${field('maxMinutes', 'Stop after minutes', maxDuration ? milliseconds(maxDuration) / 60_000 : 'no limit', number)}
       <label class="field wide">
         <span>Instructions for every model</span>
         <textarea
           name="instructions"
           rows="2"
           value=${fields.instructions}
-          placeholder=${current.instructions || 'none'}
+          placeholder=${instructions || 'none'}
           onInput=${set('instructions')}
         ></textarea>
       </label>
+      ${workers.length > 0 &&
+      html`<p class="wide about">The planner chooses from the workers ${workers.map(({ name }) => name).join(', ')}.</p>`}
       ${withReview &&
       html`<label class="check wide">
         <input

@@ -2,6 +2,7 @@
 import { createInstance } from './api.js';
 import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
 import { Failure, useFailure } from './failure.js';
+import { useServiceInfo } from './service.js';
 import { html, useRef, useState } from './ui.js';
 
 const isMac = navigator.platform.startsWith('Mac');
@@ -17,6 +18,7 @@ export function CreateForm({ onCreated }) {
   const [failure, setFailure] = useFailure();
   const [sending, setSending] = useState(false);
   const requestId = useRef(newRequestId());
+  const info = useServiceInfo();
 
   async function submit(event) {
     event?.preventDefault();
@@ -47,6 +49,7 @@ export function CreateForm({ onCreated }) {
     <h1 id="create-title" tabindex="-1">What is to be done?</h1>
     <p class="hint">
       A big model plans it into subtasks, smaller ones work on them in parallel, and the big one puts the answer together.
+      ${info && html` Here: <${Models} ...${info.models} />.`}
     </p>
     <label class="field">
       <span class="hidden">Prompt</span>
@@ -61,7 +64,7 @@ export function CreateForm({ onCreated }) {
     </label>
     <details class="options">
       <summary>Options</summary>
-      <${ConfigFields} fields=${fields} onChange=${setFields} />
+      <${ConfigFields} fields=${fields} onChange=${setFields} current=${info && { ...info.defaultConfig, workers: info.workers }} />
     </details>
     <${Failure} error=${failure} />
     <div class="buttons">
@@ -69,4 +72,9 @@ export function CreateForm({ onCreated }) {
       <span class="hint"><kbd>${isMac ? '⌘' : 'Ctrl'}</kbd> <kbd>Enter</kbd></span>
     </div>
   </form>`;
+}
+
+function Models({ bigModel, smallModel }) {
+  if (bigModel === smallModel) return html`<code>${bigModel}</code> does both`;
+  return html`<code>${bigModel}</code> plans, <code>${smallModel}</code> works`;
 }

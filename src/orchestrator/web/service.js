@@ -1,0 +1,69 @@
+// What the service is set to, as GetServiceInfo tells it: read when the page opens, and when the service is back.
+import { getServiceInfo } from './api.js';
+import { cost, count, duration, milliseconds, plural } from './format.js';
+import { onRecovered } from './recovery.js';
+import { html, useEffect, useState } from './ui.js';
+
+const watchers = new Set();
+let info = null;
+
+async function read() {
+  try {
+    info = await getServiceInfo();
+  } catch {
+    return; // an outage is told by the list, and an older service does not know the question
+  }
+  for (const watcher of [...watchers]) watcher(info);
+}
+
+read();
+onRecovered(read);
+
+/** GetServiceInfoResponse, or null until it is known. */
+export function useServiceInfo() {
+  const [known, setKnown] = useState(info);
+  useEffect(() => {
+    watchers.add(setKnown);
+    setKnown(info);
+    return () => watchers.delete(setKnown);
+  }, []);
+  return known;
+}
+
+/** The datalist `models`: those that the service is set to, and `seen`, which instances were given. */
+export function ModelSuggestions({ seen }) {
+  const { models, workers = [] } = useServiceInfo() ?? {};
+  const names = new Set([models?.bigModel, models?.smallModel, ...workers.map(({ model }) => model), ...seen]);
+  return html`<datalist id="models">${[...names].filter(Boolean).map((name) => html`<option key=${name} value=${name} />`)}</datalist>`;
+}
+
+/** In a line what the service is set to, and in full for whoever opens it. */
+export function ServiceSettings() {
+  const known = useServiceInfo();
+  if (!known) return null;
+  const { version, models, workers, limits, engine, grpcAddress, restAddress, defaultConfig } = known;
+  const { retry, budget } = defaultConfig;
+  const settings = [
+    ['Big model', models.bigModel],
+    ['Small model', models.smallModel],
+    ['Workers', workers.length > 0 && html`<ul>${workers.map((worker) => html`<${Worker} key=${worker.name} ...${worker} />`)}</ul>`],
+    ['At once', `${plural(limits.maxActiveInstances, 'instance')}, ${plural(limits.maxConcurrentCalls, 'model call')}`],
+    ['Queue', plural(limits.maxQueuedInstances, 'instance')],
+    ['A plan', `up to ${plural(defaultConfig.maxSubtasks, 'subtask')}, ${count(defaultConfig.maxParallelSubtasks)} at a time`],
+    ['A call', `writes up to ${plural(defaultConfig.maxOutputTokens, 'token')}`],
+    ['Attempts', retry && `${count(retry.maxAttempts)}, each up to ${duration(milliseconds(retry.attemptTimeout))}`],
+    ['Budget', budget && [budget.maxCostUsd && cost(budget.maxCostUsd), budget.maxTokens && plural(Number(budget.maxTokens), 'token')].filter(Boolean).join(', ')],
+    ['Engine', engine],
+    ['gRPC', grpcAddress],
+    ['REST', restAddress],
+  ];
+  const names = [...new Set([models.bigModel, models.smallModel])].join(', ');
+  return html`<details class="service">
+    <summary>Version ${version} · ${names}</summary>
+    <dl>${settings.map(([name, value]) => value && html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
+  </details>`;
+}
+
+function Worker({ name, use, model }) {
+  return html`<li>${name}${model && ` (${model})`}${use && html`<br /><span class="about">${use}</span>`}</li>`;
+}

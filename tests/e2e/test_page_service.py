@@ -1,0 +1,119 @@
+"""What the service is set to, as the page shows and suggests it."""
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from support.browser import DESKTOP, PHONE
+from support.page import assert_accessible, open_page
+from support.staged_service import StagedService
+
+from orchestrator.core import config
+from orchestrator.rpc.info import service_info
+from orchestrator.settings import Settings
+from orchestrator.v1 import event_pb2 as pb
+from orchestrator.v1.instance_pb2 import Budget, InstanceConfig, Worker
+
+CATALOGUE = [
+    Worker(name="coder", use="writes code", model="openai/coding", instructions="Tests first."),
+    Worker(name="writer", use="writes prose"),
+]
+
+
+@pytest.fixture
+def service(stage: tuple[StagedService, str]) -> StagedService:
+    service = stage[0]
+    service.defaults = config.default("openai/large", "openai/little", CATALOGUE)
+    return service
+
+
+async def suggested(page: Page, label: str) -> list[str]:
+    """The values that a field suggests."""
+    field = page.get_by_label(label)
+    values: list[str] = await field.evaluate("it => [...it.list.options].map((option) => option.value)")
+    return values
+
+
+@pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_the_page_tells_what_the_service_is_set_to(
+    device: dict[str, object], service: StagedService, stage: tuple[StagedService, str], browser: Browser
+) -> None:
+    info = service_info(Settings(), service.defaults)
+    async with open_page(browser, **device) as page:
+        await page.goto(f"{stage[1]}#/")
+        summary = page.locator(".service summary")
+        await expect(summary).to_be_in_viewport(ratio=1)
+        await expect(summary).to_have_text(f"Version {info.version} · openai/large, openai/little")
+        await summary.click()
+        told = page.locator(".service dl")
+        for text in (
+            "coder (openai/coding)",
+            "writes prose",
+            f"{info.limits.max_active_instances:,} instances",
+            f"{info.default_config.max_output_tokens:,} tokens",
+            "local",
+        ):
+            await expect(told).to_contain_text(text)
+        await assert_accessible(page)
+
+
+async def test_a_service_that_came_back_with_other_settings_is_told_anew(
+    service: StagedService, stage: tuple[StagedService, str], page: Page
+) -> None:
+    await page.goto(f"{stage[1]}#/")
+    summary = page.locator(".service summary")
+    await expect(summary).to_contain_text("openai/large, openai/little")
+    await expect(page.locator(".connection")).to_have_text("Live")
+    service.defaults = config.default("openai/only", "openai/only")
+    await service.stop()
+    await expect(page.locator(".connection")).to_have_text("Reconnecting…")
+    await service.start()
+    await expect(page.locator(".connection")).to_have_text("Live")
+    await expect(summary).to_have_text("Version 0.1.0 · openai/only")
+
+
+async def test_a_new_instance_is_offered_the_services_models_and_those_seen(
+    service: StagedService, stage: tuple[StagedService, str], page: Page
+) -> None:
+    seen = InstanceConfig(big_model="openai/seen", small_model="openai/little")
+    await service.stage("seen", [(0, pb.InstanceCreated(prompt="x", config=seen))], ago_s=10)
+    await page.goto(f"{stage[1]}#/new")
+    await expect(page.locator(".hint").first).to_contain_text("openai/large plans, openai/little works")
+    await page.get_by_text("Options").click()
+    big, small = "Big model: plans and synthesises", "Small model: works on subtasks"
+    await expect(page.get_by_label(big)).to_have_attribute("placeholder", "openai/large")
+    await expect(page.get_by_label(small)).to_have_attribute("placeholder", "openai/little")
+    await expect(page.locator('.item[href$="/seen"]')).to_have_count(1)
+    for label in (big, small):
+        known = ["openai/large", "openai/little", "openai/coding", "openai/seen"]
+        assert set(known) <= set(await suggested(page, label))
+    await expect(page.locator(".create")).to_contain_text("the workers coder, writer")
+
+
+async def test_a_fork_shows_what_its_source_is_set_to_and_suggests_models(
+    service: StagedService, stage: tuple[StagedService, str], page: Page
+) -> None:
+    budget = Budget(max_cost_usd=0.5, max_tokens=90_000)
+    budget.max_duration.FromSeconds(90)
+    own = InstanceConfig(
+        big_model="openai/own",
+        small_model="openai/own",
+        budget=budget,
+        instructions="In French.",
+        workers=CATALOGUE,
+    )
+    steps = [(0, pb.InstanceCreated(prompt="x", config=own)), (1, pb.InstanceTerminated())]
+    await service.stage("source-of-all", steps, ago_s=10)
+    await page.goto(f"{stage[1]}#/instances/source-of-all")
+    await page.get_by_role("button", name="Fork…").click()
+    dialog = page.get_by_role("dialog")
+    for label, value in {
+        "Big model": "openai/own",
+        "Small model": "openai/own",
+        "Stop at a cost": "0.5",
+        "Stop at tokens": "90000",
+        "Stop after minutes": "1.5",
+        "Instructions": "In French.",
+    }.items():
+        await expect(dialog.get_by_label(label)).to_have_attribute("placeholder", value)
+    await expect(dialog).to_contain_text("the workers coder, writer")
+    assert {"openai/large", "openai/own", "openai/coding"} <= set(await suggested(page, "Big model"))
+    await assert_accessible(page)
