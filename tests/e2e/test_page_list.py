@@ -13,6 +13,7 @@ from support.staged_service import StagedService, Step
 
 from orchestrator.cli.progress import usage_line
 from orchestrator.core.state import Usage
+from orchestrator.core.wire import usage_message
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1.instance_pb2 import Failure, InstanceConfig
 
@@ -172,6 +173,29 @@ async def test_a_label_filters_what_the_service_is_asked_for(
     await field.fill("nobody=has")
     await field.press("Enter")
     await expect(page.locator(".count")).to_have_text("None has these labels.")
+
+
+async def test_a_fork_counts_its_own_calls_and_says_what_it_was_spared(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    usage = Usage(12_000, 345, 1, 0.0123)
+    planned = pb.PlanCompleted(attempt=1, model="openai/big", usage=usage_message(usage))
+    created = pb.InstanceCreated(prompt="Build it", config=MODELS, forked_from="tree", copied_events=2)
+    copied = [(0, created), (0, pb.PlanningStarted(attempt=1, model="openai/big")), (0, planned)]
+    await service.stage("branch", [*copied, (1, pb.SynthesisStarted(attempt=1))], ago_s=10)
+    own = usage_message(Usage(1_000, 11, 1))
+    await page.goto(f"{address}#/instances/branch")
+    await expect(page.locator(".identity")).to_contain_text(f"what is copied ({usage_line(usage)})")
+    row = page.locator('.item[href$="/branch"]')
+    await expect(row).not_to_contain_text("tok")
+    await service.record("branch", pb.SynthesisCompleted(attempt=1, usage=own, final_result="Done."))
+    await expect(row).to_contain_text("1,011 tok")
+    await expect(row).not_to_contain_text("$")
+    await expect(page.locator(".facts")).to_contain_text("1,011 tokens")
+    await page.reload()
+    await expect(row).to_contain_text("1,011 tok")
+    await expect(row).not_to_contain_text("$")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

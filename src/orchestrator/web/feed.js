@@ -4,7 +4,7 @@
 // The EventSource is not left to reconnect by itself: it gives up for good when a proxy answers 503, and it
 // cannot tell an instance that is finished (204) from one that is gone (404). So the owner is asked instead.
 import { EVENT_NAMES } from './fold.js';
-import { onRecovered, reportAnswer } from './recovery.js';
+import { onRecovered, reportRecovery } from './recovery.js';
 
 const FIRST_DELAY_MS = 250;
 const LONGEST_DELAY_MS = 5000;
@@ -58,8 +58,8 @@ export class Feed {
     const source = new EventSource(`${this.path}${separator}after_sequence=${this.last}`);
     this.#source = source;
     source.onopen = () => {
+      if (this.#failures > 0) reportRecovery();
       this.#failures = 0;
-      reportAnswer();
       this.on.live(true);
     };
     source.onerror = () => this.#lose();

@@ -29,7 +29,9 @@ export function empty(id) {
     kept: new Map(), // completed subtasks of plans whose attempt failed: the next plan may have them too
     synthesis: newWork(),
     finalResult: '',
-    usage: NO_USAGE,
+    usage: NO_USAGE, // since the last restart, and with what a fork copied
+    ownUsage: NO_USAGE, // of all calls that it made itself
+    copiedEvents: 0, // behind the first one: a fork's, of what its source has done
     error: null,
     createTime: 0,
     startTime: 0,
@@ -56,6 +58,7 @@ export function fromResource(resource) {
     synthesis: newWork(),
     subtasks: new Map(subtasks.map((subtask) => [subtask.id, subtask])),
     usage: usageOf(resource.usage),
+    ownUsage: usageOf(resource.ownUsage),
     createTime: time(resource.createTime),
     startTime: time(resource.startTime),
     endTime: time(resource.endTime),
@@ -151,6 +154,8 @@ function end(instance, work, payload, state, now) {
   }
   Object.assign(work, { state, error: payload.error ?? null, usage: sum(work.usage, usage) });
   instance.usage = sum(instance.usage, usage);
+  // The event's own sequence is one more.
+  if (instance.lastSequence > instance.copiedEvents) instance.ownUsage = sum(instance.ownUsage, usage);
 }
 
 function fail(instance, work, payload, now) {
@@ -185,6 +190,7 @@ const EVOLVE = {
       config: payload.config ?? {},
       labels: payload.labels ?? {},
       forkedFrom: payload.forkedFrom ?? '',
+      copiedEvents: payload.copiedEvents ?? 0,
       createTime: now,
     });
   },
@@ -263,8 +269,8 @@ const EVOLVE = {
     renew(instance.synthesis);
   },
   instanceRestarted(instance, payload) {
-    const { id, prompt, labels, forkedFrom, createTime } = instance;
-    Object.assign(instance, empty(id), { prompt, labels, forkedFrom, createTime });
+    const { id, prompt, labels, forkedFrom, createTime, ownUsage, copiedEvents } = instance;
+    Object.assign(instance, empty(id), { prompt, labels, forkedFrom, createTime, ownUsage, copiedEvents });
     Object.assign(instance, { state: 'STATE_QUEUED', config: payload.config ?? {} });
   },
   instanceCompleted(instance) {

@@ -67,6 +67,11 @@ export function cost(usd) {
   return `$${(isTie ? (below + (below % 2)) / 10_000 : usd).toFixed(4)}`;
 }
 
+/** `12,340 tokens, $0.0123`, of what is known, as the command line says it. */
+export function used(usage) {
+  return [hasTokens(usage) && tokens(usage), usage.costUsd > 0 && cost(usage.costUsd)].filter(Boolean).join(', ');
+}
+
 export function moment(ms) {
   return clock.format(ms);
 }

@@ -3,7 +3,7 @@ import { Actions } from './actions.js';
 import { resultPath } from './api.js';
 import { CopyButton } from './copy.js';
 import { TERMINAL } from './fold.js';
-import { cost, duration, elapsed, firstLine, hasTokens, moment, plural, since, STATES, tokens, tokensEachWay } from './format.js';
+import { cost, duration, elapsed, firstLine, hasTokens, moment, plural, since, STATES, tokens, tokensEachWay, used } from './format.js';
 import { EventLog } from './log.js';
 import { Markdown } from './markdown.js';
 import { Review } from './review.js';
@@ -34,7 +34,7 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
         <time datetime=${new Date(instance.createTime).toISOString()} title=${moment(instance.createTime)}>
           ${since(instance.createTime, now)}
         </time>
-        ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a></span>`}
+        ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a>${copiedBy(instance)}</span>`}
         ${Object.entries(instance.labels).map(([key, value]) => html`<span class="tag" key=${key}>${key}=${value}</span>`)}
       </p>
       <${Actions} instance=${instance} onSteered=${onSteered}>
@@ -62,8 +62,15 @@ function Missing({ id }) {
   </div>`;
 }
 
+/** What a fork was spared, because its source had done it. */
+function copiedBy({ usage, ownUsage }) {
+  const less = (name) => Math.max(0, usage[name] - ownUsage[name]);
+  const copied = used({ inputTokens: less('inputTokens'), outputTokens: less('outputTokens'), costUsd: less('costUsd') });
+  return copied && `, which paid for what is copied (${copied})`;
+}
+
 function Facts({ instance, now }) {
-  const { usage, config } = instance;
+  const { ownUsage: usage, config } = instance;
   const subtasks = [...instance.subtasks.values()];
   const done = subtasks.filter((subtask) => subtask.state === 'COMPLETED').length;
   const finished = TERMINAL.has(instance.state);

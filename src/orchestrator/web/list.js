@@ -124,9 +124,9 @@ function Item({ instance, now, href, isCurrent }) {
       <span class=${`tone ${tone}`}>${name}</span>
       <span>${since(instance.createTime, now)}</span>
       ${instance.forkedFrom &&
-      html`<span title=${`forked from ${instance.forkedFrom}: what it took over from there counts as used`}>fork</span>`}
-      ${hasTokens(instance.usage) && html`<span>${shortTokens(instance.usage)}</span>`}
-      ${instance.usage.costUsd > 0 && html`<span>${cost(instance.usage.costUsd)}</span>`}
+      html`<span title=${`forked from ${instance.forkedFrom}: what it copied from there was used there`}>fork</span>`}
+      ${hasTokens(instance.ownUsage) && html`<span>${shortTokens(instance.ownUsage)}</span>`}
+      ${instance.ownUsage.costUsd > 0 && html`<span>${cost(instance.ownUsage.costUsd)}</span>`}
       ${labels.slice(0, LABELS_SHOWN).map((label) => html`<span class="tag" key=${label}>${label}</span>`)}
       ${labels.length > LABELS_SHOWN && html`<span>+${labels.length - LABELS_SHOWN}</span>`}
     </span>

@@ -20,9 +20,13 @@ export function reportOutage() {
   timer ||= setTimeout(probe, PROBE_MS);
 }
 
-/** A request was answered, or a stream is open. */
+/** A request was answered. */
 export function reportAnswer() {
-  if (!timer) return;
+  if (timer) reportRecovery();
+}
+
+/** A stream that was lost is open again: perhaps no request fell into the time between. */
+export function reportRecovery() {
   clearTimeout(timer);
   timer = 0;
   notify(whenBack);
