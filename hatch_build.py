@@ -2,7 +2,6 @@
 
 import json
 import runpy
-from importlib.metadata import distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ class ProtoBuildHook(BuildHookInterface):
         sources = sorted((root / "protos/orchestrator/v1").glob("*.proto"))
         include = [
             f"-I{root / 'protos'}",
-            f"-I{distribution('googleapis-common-protos').locate_file('')}",
             f"-I{files('grpc_tools').joinpath('_proto')}",
         ]
         generate = [

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +20,6 @@ from orchestrator.v1 import event_pb2
 ROOT = Path(__file__).parents[2]
 NODE = ROOT / "tests/node"
 BUF = Path(sys.executable).with_name("buf")
-GOOGLEAPIS = next(Path(folder) for folder in sys.path if (Path(folder) / "google/rpc/status.proto").exists())
 PAYLOADS = [field.name for field in event_pb2.Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
 
 
@@ -173,9 +174,7 @@ async def test_an_event_source_reads_on_across_a_restart_and_stops_at_204(tmp_pa
 
 
 async def test_grpc_from_node_with_nothing_but_the_protos(service: Process) -> None:
-    told = json.loads(
-        await said("node", NODE / "grpc.js", service.grpc_address, ROOT / "protos", GOOGLEAPIS, "Build it")
-    )
+    told = json.loads(await said("node", NODE / "grpc.js", service.grpc_address, ROOT / "protos", "Build it"))
     assert [int(sequence) for sequence in told["sequences"]] == list(range(1, len(told["sequences"]) + 1))
     assert told["kinds"][-1] == "end"
     assert told["end"] == {"state": "STATE_COMPLETE", "sequence": str(len(told["sequences"]))}
@@ -187,6 +186,30 @@ async def test_grpc_from_node_with_nothing_but_the_protos(service: Process) -> N
         "domain": "orchestrator",
         "metadata": {"id": "nobody"},
     }
+
+
+async def test_what_the_readme_shows_for_node_follows_an_instance(service: Process, tmp_path: Path) -> None:
+    (script,) = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "readme.mjs").write_text(script.replace("127.0.0.1:50051", service.grpc_address))
+    (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
+    await created(service, id="haiku")
+    kinds = (await said("env", f"--chdir={ROOT}", "node", tmp_path / "readme.mjs")).split()
+    assert kinds[0] == "batch"
+    assert kinds[-1] == "end"
+
+
+async def test_a_client_that_buf_generates_follows_an_instance(service: Process, tmp_path: Path) -> None:
+    path = f"{NODE / 'node_modules/.bin'}:{os.environ['PATH']}"
+    await said("env", f"--chdir={ROOT}", f"PATH={path}", BUF, "generate", "--output", tmp_path)
+    (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    told = json.loads(
+        await said("node", NODE / "generated.js", service.grpc_address, tmp_path / "gen", "Build it")
+    )
+    assert told["payloads"][0] == "instanceCreated"
+    assert told["payloads"][-1] == "instanceCompleted"
+    assert told["result"].startswith("# The result")
+    assert told["refused"] == {"code": "NotFound", "reason": "INSTANCE_NOT_FOUND"}
 
 
 async def test_buf_curl_knows_the_service_by_reflection(service: Process) -> None:

@@ -1,15 +1,15 @@
 // A gRPC client made from the .proto files at run time.
 //
-// node grpc.js ADDRESS PROTOS GOOGLEAPIS PROMPT: creates an instance, streams its events, gets it, and asks for what is
+// node grpc.js ADDRESS PROTOS PROMPT: creates an instance, streams its events, gets it, and asks for what is
 // not there; prints one JSON object.
 
 import grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
-const [address, protos, googleapis, prompt] = process.argv.slice(2);
+const [address, protos, prompt] = process.argv.slice(2);
 const definition = loadSync(
   ["orchestrator/v1/orchestrator.proto", "google/rpc/status.proto", "google/rpc/error_details.proto"],
-  { includeDirs: [protos, googleapis], keepCase: true, longs: String, enums: String, oneofs: true },
+  { includeDirs: [protos], keepCase: true, longs: String, enums: String, oneofs: true },
 );
 const { Orchestrator } = grpc.loadPackageDefinition(definition).orchestrator.v1;
 const client = new Orchestrator(address, grpc.credentials.createInsecure());

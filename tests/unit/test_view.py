@@ -3,7 +3,7 @@
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.lives import Life
 
@@ -151,6 +151,7 @@ def completed(text: str) -> event_pb2.Event:
     return event
 
 
+@settings(deadline=None)
 @given(st.text(max_size=600), st.integers(min_value=60, max_value=700))
 def test_an_event_is_cut_as_little_as_it_must_be(text: str, max_bytes: int) -> None:
     event = completed(text)
@@ -193,6 +194,7 @@ def test_an_event_of_the_largest_instance_fits() -> None:
     assert shown.omitted_bytes > 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=20), st.integers(min_value=100, max_value=2000))
 def test_a_pages_parts_are_its_events_in_order_none_too_large(texts: list[str], max_bytes: int) -> None:
     events = [completed(text) for text in texts]
