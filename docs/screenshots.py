@@ -29,16 +29,21 @@ from orchestrator.v1.event_pb2 import (  # noqa: E402
     SynthesisCompleted,
     SynthesisStarted,
 )
-from orchestrator.v1.instance_pb2 import Budget, Failure, InstanceConfig, Subtask, Usage  # noqa: E402
+from orchestrator.v1.instance_pb2 import Budget, Failure, InstanceConfig, Subtask, Usage, Worker  # noqa: E402
 from orchestrator.v1.orchestrator_pb2 import OutputDelta  # noqa: E402
 
 BIG, SMALL = "openai/gpt-5", "openai/gpt-5-mini"
+WORKERS = [
+    Worker(name="coder", use="writes and changes code", model="openai/gpt-5-codex"),
+    Worker(name="tester", use="writes tests"),
+]
 SUMMARY = "TypeScript 5 on Node 22, Express 5, Vitest. Types live in src/types.ts; the store is an interface."
 PLAN = [
     Subtask(
         id="types",
         title="Types and validation of a todo",
         instructions="Write src/types.ts: the Todo type, its zod schemas for create and update, its errors.",
+        worker="coder",
     ),
     Subtask(
         id="store",
@@ -170,7 +175,7 @@ async def stage(service: StagedService) -> None:
     guide = "Write a migration guide from Express 4 to Express 5"
     await service.stage("todo-api", [created(PROMPT), *planned(), *worked(), *finished], ago_s=4100)
     await service.stage("counters", [created(counters, budget=budget), *planned(), *overspent], ago_s=1500)
-    await service.stage("guide", [created(guide, review_plan=True), *planned()], ago_s=300)
+    await service.stage("guide", [created(guide, review_plan=True, workers=WORKERS), *planned()], ago_s=300)
     await service.stage("todo-api-again", [created(PROMPT), *planned(), *worked()], ago_s=37)
     await service.write(
         "todo-api-again",
@@ -179,12 +184,19 @@ async def stage(service: StagedService) -> None:
     )
 
 
-async def shoot(browser: Browser, address: str, name: str, *, scheme: str, **device: Any) -> None:
-    """Take one picture of an instance, once all of it is there."""
+async def shoot(
+    browser: Browser, address: str, name: str, *, scheme: str, of_result: bool = False, **device: Any
+) -> None:
+    """Take one picture of an instance, or of its result, once all of it is there."""
     page = await browser.new_page(color_scheme=scheme, reduced_motion="reduce", **device)
     await page.goto(address)
     await page.locator(".instance").wait_for()
     await page.locator(".item").first.wait_for(state="attached")
+    await page.locator(".service").wait_for(state="attached")
+    if of_result:
+        await page.locator(".result .hljs-keyword").first.wait_for()
+        await page.get_by_role("link", name="Result").click()
+        await page.evaluate("document.activeElement.blur()")
     await page.screenshot(path=FOLDER / f"{name}.png")
     await page.close()
 
@@ -195,7 +207,7 @@ async def main() -> None:
         await stage(service)
         at = f"{address}#/instances/"
         await shoot(browser, f"{at}todo-api-again", "page-running", scheme="light", **DESKTOP)
-        await shoot(browser, f"{at}todo-api", "page-result", scheme="dark", **DESKTOP)
+        await shoot(browser, f"{at}todo-api", "page-result", scheme="dark", of_result=True, **DESKTOP)
         await shoot(browser, f"{at}guide", "page-review", scheme="light", **DESKTOP)
         await shoot(browser, f"{at}counters", "page-phone", scheme="dark", **PHONE)
 

@@ -68,6 +68,24 @@ async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], p
     await expect(page.locator(".result em")).to_have_count(0)
 
 
+async def test_a_result_that_was_cut_off_is_not_told_as_whole(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    await service.stage("cut", begun(), ago_s=10)
+    await page.goto(f"{address}#/instances/cut")
+    await service.record(
+        "cut",
+        pb.SubtaskCompleted(subtask_id="t1", attempt=1, model=SMALL, output="One."),
+        pb.SynthesisStarted(attempt=1, model=BIG),
+    )
+    await service.write("cut", said("Half of", subtask_id=""))
+    await expect(page.locator(".result h2")).to_have_text("Result, as it is written")
+    await service.record("cut", pb.InstanceTerminated())
+    await expect(page.locator(".result h2")).to_have_text("Result, as far as it was written")
+    await expect(page.get_by_role("link", name="Download .md")).to_have_count(0)
+
+
 async def test_the_list_pages_filters_and_stays_current(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
     for number in range(65):

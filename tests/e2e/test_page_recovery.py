@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 from playwright.async_api import Browser, Page, Route, expect
@@ -197,3 +198,23 @@ async def test_what_an_attempt_failed_of_is_no_longer_told_as_the_subtasks_once_
     await service.record("again", pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
     await expect(page.locator(".panel .failure")).to_have_count(0)
     await expect(page.locator(".panel .attempts")).to_contain_text("RATE_LIMITED")
+
+
+async def test_an_attempt_that_will_not_come_is_not_announced(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    await service.stage("halted", planned(), ago_s=10)
+    await page.goto(f"{address}#/instances/halted")
+    limited = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
+    failed = pb.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=limited)
+    failed.retry_time.FromSeconds(int(time.time()) + 3600)
+    note = page.locator("[data-lane=subtask-t1] .note")
+    await service.record("halted", failed)
+    await expect(note).to_contain_text("RATE_LIMITED: tries again in")
+    await service.record("halted", pb.InstancePauseRequested(), pb.InstancePaused())
+    await expect(note).to_have_text("RATE_LIMITED: tries again once resumed")
+    await service.record("halted", pb.InstanceTerminated())
+    await shows(page, "Terminated")
+    await expect(note).to_have_text("RATE_LIMITED")
+    await expect(page.locator("[data-lane=subtask-t1] .wait")).to_have_count(0)

@@ -170,6 +170,7 @@ function renew(work) {
 
 function cutOff(instance, now) {
   for (const work of works(instance)) {
+    work.retryTime = 0;
     if (work.state !== 'RUNNING') continue;
     Object.assign(work, { state: 'FAILED', error: INTERRUPTED });
     const attempt = work.attempts.at(-1);

@@ -15,7 +15,7 @@ export async function highlight(element, fence) {
   const name = fence.toLowerCase().match(/^[\w+#.-]*/)[0];
   if (!name || text.length > LONGEST) return;
   highlighter ??= load();
-  const hljs = await highlighter.catch(() => null);
+  const hljs = await highlighter.catch(() => (highlighter = null)); // the next code asks for it again
   const language = OTHER_NAMES[name] ?? name;
   if (!hljs?.getLanguage(language)) return;
   const { value } = hljs.highlight(text, { language, ignoreIllegals: true });

@@ -125,9 +125,10 @@ function Prompt({ text }) {
 
 /** `isWhole`: it is in the log, so that the service gives it as a file. */
 function Result({ id, text, isWhole = false, isWriting = false }) {
+  const title = isWhole ? 'Result' : isWriting ? 'Result, as it is written' : 'Result, as far as it was written';
   return html`<section class="card result" aria-labelledby="result-title" aria-busy=${isWriting}>
     <header>
-      <h2 id="result-title" tabindex="-1">${isWriting ? 'Result, as it is written' : 'Result'}</h2>
+      <h2 id="result-title" tabindex="-1">${title}</h2>
       ${!isWriting &&
       html`<span class="tools">
         <${CopyButton} text=${text} what="the result as Markdown" label="Copy Markdown" />

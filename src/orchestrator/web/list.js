@@ -95,6 +95,7 @@ function Search({ instances, view, onView }) {
 /** Whether an instance has all words of a text somewhere in its id, its prompt or its labels. */
 function matcher(search) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  if (words.length === 0) return () => true;
   return ({ id, prompt, labels }) => {
     const text = [id, prompt, ...Object.entries(labels).map((pair) => pair.join('='))].join('\n').toLowerCase();
     return words.every((word) => text.includes(word));

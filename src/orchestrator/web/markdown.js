@@ -78,6 +78,7 @@ function scrolling(element, name) {
 export function Markdown({ text, isWriting = false }) {
   const element = useRef();
   useLayoutEffect(() => {
+    element.current.classList.toggle('pre', text.length > LONGEST);
     if (text.length > LONGEST) element.current.textContent = text;
     else element.current.replaceChildren(toFragment(text, { isHighlighted: !isWriting }));
   }, [text, isWriting]);

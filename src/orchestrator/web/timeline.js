@@ -52,6 +52,7 @@ export function Timeline({ watch, now }) {
             lane=${lane}
             scale=${scale}
             now=${now}
+            isPaused=${instance.state === 'STATE_PAUSED'}
             text=${watch.texts.of(lane.writer)}
             isOpen=${open === lane.key}
             isRelated=${related.has(lane.key)}
@@ -88,7 +89,7 @@ function relatedTo(key, instance) {
   return new Set([...before, ...after.map((subtask) => subtask.id)].map((each) => `subtask-${each}`));
 }
 
-function Lane({ lane, scale, now, text, isOpen, isRelated, onToggle, onHot }) {
+function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, onHot }) {
   const { key, title, id, work, dependsOn } = lane;
   const spent = work.attempts.reduce((total, { start, end }) => total + (end || now) - start, 0);
   const classes = ['lane', work.state.toLowerCase(), isOpen && 'open', isRelated && 'related'].filter(Boolean).join(' ');
@@ -98,7 +99,7 @@ function Lane({ lane, scale, now, text, isOpen, isRelated, onToggle, onHot }) {
     dependsOn.length > 0 && `after ${dependsOn.join(', ')}`,
     work.attempts.length > 1 && plural(work.attempts.length, 'attempt'),
   ];
-  const note = noteOf(work, text, now);
+  const note = noteOf(work, text, now, isPaused);
   return html`<li class=${classes} data-lane=${key}>
     <button
       type="button"
@@ -151,8 +152,9 @@ function bars(work, scale, now) {
   });
 }
 
-function noteOf(work, text, now) {
+function noteOf(work, text, now, isPaused) {
   if (work.state === 'RUNNING') return text.slice(-PREVIEW).replace(/\s+/g, ' ');
+  if (work.retryTime && isPaused) return `${work.error.reason}: tries again once resumed`;
   if (work.retryTime) return `${work.error.reason}: tries again in ${elapsed(Math.max(0, work.retryTime - now) + 999)}`;
   return work.error?.reason ?? '';
 }
