@@ -5,26 +5,13 @@ import re
 import pytest
 from playwright.async_api import Page, expect
 from support.page import module
-from support.staged_service import StagedService, Step
+from support.staged_service import BIG, PROMPT, SMALL, StagedService, begun, limited
 
 from orchestrator.v1 import event_pb2 as pb
-from orchestrator.v1.instance_pb2 import Failure, InstanceConfig, Subtask
+from orchestrator.v1.instance_pb2 import Failure
 from orchestrator.v1.orchestrator_pb2 import STAGE_SUBTASKS, DeleteInstanceRequest, OutputDelta
 
-BIG, SMALL = "openai/big", "openai/small"
-PROMPT = pb.InstanceCreated(prompt="Build it", config=InstanceConfig(big_model=BIG, small_model=SMALL))
 LATER = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
-
-
-def begun() -> list[Step]:
-    """Planned, and its only subtask at work."""
-    return [
-        (0, PROMPT),
-        (1, pb.PlanningStarted(attempt=1, model=BIG)),
-        (2, pb.SubtaskPlanned(attempt=1, subtask=Subtask(id="t1", title="Part 1", instructions="Do it."))),
-        (3, pb.PlanCompleted(attempt=1, model=BIG)),
-        (4, pb.SubtaskStarted(subtask_id="t1", attempt=1, model=SMALL)),
-    ]
 
 
 def said(text: str, offset: int = 0, *, attempt: int = 1, subtask_id: str = "t1") -> OutputDelta:
@@ -43,9 +30,7 @@ async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], p
     again = OutputDelta(subtask_id="t1", attempt=1, offset=6, text="first words")
     await service.write("live", again)
     await expect(written).to_have_text("The 😀 first words")
-    failed = pb.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=LATER)
-    failed.retry_time.GetCurrentTime()
-    await service.record("live", failed, pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
+    await service.record("live", limited(in_s=0), pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
     await expect(written).to_have_count(0)
     await service.write("live", said("stale", 17), said("Anew", attempt=2))
     await expect(written).to_have_text("Anew")

@@ -2,31 +2,17 @@
 
 import asyncio
 import json
-import time
 from pathlib import Path
 
 from playwright.async_api import Browser, Page, Route, expect
 from support.endpoint import Endpoint, hang
 from support.page import button, created, open_page, shows, ui
 from support.process import on_endpoint, process
-from support.staged_service import StagedService, Step
+from support.staged_service import PROMPT, SMALL, StagedService, begun, limited
 
 from orchestrator.v1 import event_pb2 as pb
-from orchestrator.v1.instance_pb2 import Failure, InstanceConfig, Subtask
 
-BIG, SMALL = "openai/big", "openai/small"
-PROMPT = pb.InstanceCreated(prompt="Build it", config=InstanceConfig(big_model=BIG, small_model=SMALL))
 AWAY = "cannot be reached"
-
-
-def planned() -> list[Step]:
-    return [
-        (0, PROMPT),
-        (1, pb.PlanningStarted(attempt=1, model=BIG)),
-        (2, pb.SubtaskPlanned(attempt=1, subtask=Subtask(id="t1", title="Part 1", instructions="Do it."))),
-        (3, pb.PlanCompleted(attempt=1, model=BIG)),
-        (4, pb.SubtaskStarted(subtask_id="t1", attempt=1, model=SMALL)),
-    ]
 
 
 async def test_what_an_outage_made_fail_is_not_told_once_the_service_is_back(
@@ -72,7 +58,7 @@ async def test_a_list_that_could_not_be_read_is_read_once_the_service_is_back(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("there", planned(), ago_s=10)
+    await service.stage("there", begun(), ago_s=10)
     is_back = asyncio.Event()
 
     async def stand_in(route: Route) -> None:
@@ -117,7 +103,7 @@ async def test_a_refused_action_is_told_until_the_state_changes(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("refused", planned(), ago_s=10)
+    await service.stage("refused", begun(), ago_s=10)
     await page.goto(f"{address}#/instances/refused")
     refusal = page.locator(".actions").get_by_role("alert")
     await button(page, "Pause").click()  # which a staged service does not know
@@ -134,7 +120,7 @@ async def test_a_full_disk_is_told_until_something_is_recorded_again(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("other", planned(), ago_s=20)
+    await service.stage("other", begun(), ago_s=20)
     await page.goto(f"{address}#/new")
     info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "STORAGE_READ_ONLY"}
     full = json.dumps({"code": 14, "message": "the disk is full: make room", "details": [info]})
@@ -187,12 +173,9 @@ async def test_what_an_attempt_failed_of_is_no_longer_told_as_the_subtasks_once_
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("again", planned(), ago_s=10)
+    await service.stage("again", begun(), ago_s=10)
     await page.goto(f"{address}#/instances/again")
-    limited = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
-    failed = pb.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=limited)
-    failed.retry_time.GetCurrentTime()
-    await service.record("again", failed)
+    await service.record("again", limited(in_s=0))
     await page.locator("[data-lane=subtask-t1] .row").click()
     await expect(page.locator(".panel .failure")).to_contain_text("RATE_LIMITED")
     await service.record("again", pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
@@ -204,13 +187,10 @@ async def test_an_attempt_that_will_not_come_is_not_announced(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("halted", planned(), ago_s=10)
+    await service.stage("halted", begun(), ago_s=10)
     await page.goto(f"{address}#/instances/halted")
-    limited = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
-    failed = pb.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=limited)
-    failed.retry_time.FromSeconds(int(time.time()) + 3600)
     note = page.locator("[data-lane=subtask-t1] .note")
-    await service.record("halted", failed)
+    await service.record("halted", limited(in_s=3600))
     await expect(note).to_contain_text("RATE_LIMITED: tries again in")
     await service.record("halted", pb.InstancePauseRequested(), pb.InstancePaused())
     await expect(note).to_have_text("RATE_LIMITED: tries again once resumed")

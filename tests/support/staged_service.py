@@ -13,17 +13,42 @@ from typing import Any
 import grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.message import Message
-from support.scripted_service import ScriptedService, payload_event, refusal
+from support.scripted_service import ScriptedService, in_seconds, payload_event, refusal
 
 from orchestrator import edge
 from orchestrator.core import config, view
 from orchestrator.core.state import TERMINAL
 from orchestrator.rpc import info, sse
 from orchestrator.settings import Settings
-from orchestrator.v1 import event_pb2, orchestrator_pb2
+from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2
 
 Step = tuple[float, Message]
 """Seconds after the first event, and what happened then."""
+
+BIG, SMALL = "openai/big", "openai/small"
+PROMPT = event_pb2.InstanceCreated(
+    prompt="Build it", config=instance_pb2.InstanceConfig(big_model=BIG, small_model=SMALL)
+)
+
+
+def begun() -> list[Step]:
+    """An instance that is planned, and its only subtask at work."""
+    subtask = instance_pb2.Subtask(id="t1", title="Part 1", instructions="Do it.")
+    return [
+        (0, PROMPT),
+        (1, event_pb2.PlanningStarted(attempt=1, model=BIG)),
+        (2, event_pb2.SubtaskPlanned(attempt=1, subtask=subtask)),
+        (3, event_pb2.PlanCompleted(attempt=1, model=BIG)),
+        (4, event_pb2.SubtaskStarted(subtask_id="t1", attempt=1, model=SMALL)),
+    ]
+
+
+def limited(*, in_s: float) -> event_pb2.SubtaskFailed:
+    """Its subtask's first attempt has failed, and the next one comes in so many seconds."""
+    error = instance_pb2.Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
+    failed = event_pb2.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=error)
+    failed.retry_time.CopyFrom(in_seconds(in_s))
+    return failed
 
 
 class StagedService(ScriptedService):
