@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.core import lenient_json
@@ -21,6 +21,7 @@ json_values = st.recursive(
 )
 
 
+@example(value={"a": "", "]\x1f": None}, indent=None, ascii_only=True)  # the second key has an escape
 @given(json_values, st.sampled_from([None, 1]), st.booleans())
 def test_what_is_json_is_read_as_json_is(value: Any, indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)

@@ -110,7 +110,8 @@ _STRINGS: Final = {
 }
 _BARE_MEMBERS: Final = re.compile(r"""\s*(?:```\w*\s*)?["'“`][^"'”`\n]*["'”`]\s*:""")
 _KEY: Final = re.compile(
-    rf"""(?:"[^"\\\n]*"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_GAP.pattern}:""", re.DOTALL
+    rf"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_GAP.pattern}:""",
+    re.DOTALL,
 )
 _ESCAPE: Final = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])|\\(.)|"', re.DOTALL)
 
