@@ -40,7 +40,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from orchestrator.core.state import TERMINAL, State
+from orchestrator.core.state import TERMINAL, WAITING, State
 from orchestrator.errors import OrchestratorError
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -60,6 +60,8 @@ EventBatch: TypeAlias = orchestrator_pb2.EventBatch
 _METADATA: Final = (("max-response-bytes", str(MAX_MESSAGE_BYTES)),)
 _HEALTH_TIMEOUT_S: Final = 2.0
 _WAIT_STEP_S: Final = 300.0
+_REVIEW_STEP_S: Final = 1.0
+"""WaitInstance answers at the end alone: how often to look whether a review is due."""
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
 
@@ -158,6 +160,13 @@ class Client:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
+    async def info(self) -> orchestrator_pb2.GetServiceInfoResponse:
+        """Tell what the service is set to: its version, models, limits and addresses."""
+        with _translated():
+            return await self._stub.GetServiceInfo(
+                orchestrator_pb2.GetServiceInfoRequest(), timeout=self._timeout_s
+            )
+
     async def create(
         self,
         prompt: str,
@@ -190,6 +199,14 @@ class Client:
         with _translated():
             return await self._stub.GetInstance(request, timeout=self._timeout_s)
 
+    async def result(self, instance_id: str) -> str:
+        """Give the final result alone, Markdown; FAILED_PRECONDITION until there is one."""
+        with _translated():
+            body = await self._stub.GetResult(
+                orchestrator_pb2.GetResultRequest(id=instance_id), timeout=self._timeout_s
+            )
+        return bytes(body.data).decode()
+
     async def list(
         self,
         *,
@@ -197,28 +214,37 @@ class Client:
         page_token: str = "",
         states: Sequence[State] = (),
         labels: Mapping[str, str] | None = None,
+        id_prefix: str = "",
     ) -> orchestrator_pb2.ListInstancesResponse:
-        """Show one page of instances, newest first."""
+        """Show one page of instances, newest first; only those whose ids begin with `id_prefix`."""
         request = orchestrator_pb2.ListInstancesRequest(
             page_size=page_size,
             page_token=page_token,
             states=states,
             labels=[f"{key}={value}" for key, value in (labels or {}).items()],
+            id_prefix=id_prefix,
         )
         with _translated():
             return await self._stub.ListInstances(request, timeout=self._timeout_s)
 
     async def wait(
-        self, instance_id: str, *, timeout_s: float | None = None, keep_trying_s: float = KEEP_TRYING_S
+        self,
+        instance_id: str,
+        *,
+        timeout_s: float | None = None,
+        until_review: bool = False,
+        keep_trying_s: float = KEEP_TRYING_S,
     ) -> orchestrator_pb2.WaitInstanceResponse:
         """Wait for a terminal state, through restarts of the service; None waits without limit.
 
-        When the time is up, the answer is the instance as it then is.
+        With `until_review` also for a plan that waits for review. When the time is up, the answer is the
+        instance as it then is.
         """
         end = time.monotonic() + timeout_s if timeout_s is not None else float("inf")
         patience = _Patience(keep_trying_s)
+        longest_s = 0.0 if until_review else _WAIT_STEP_S
         while True:
-            step_s = min(_WAIT_STEP_S, max(0.0, end - time.monotonic()))
+            step_s = min(longest_s, max(0.0, end - time.monotonic()))
             request = orchestrator_pb2.WaitInstanceRequest(id=instance_id, timeout=_duration(step_s))
             try:
                 with _translated():
@@ -227,8 +253,11 @@ class Client:
                 await patience.outlast(error)
                 continue
             patience.renew()
-            if answer.instance.state in TERMINAL or time.monotonic() >= end:
+            instance = answer.instance
+            is_due = until_review and instance.state == WAITING
+            if instance.state in TERMINAL or is_due or time.monotonic() >= end:
                 return answer
+            longest_s = _REVIEW_STEP_S if until_review and instance.config.review_plan else _WAIT_STEP_S
 
     async def pause(self, instance_id: str) -> orchestrator_pb2.PauseInstanceResponse:
         """Start nothing new; what runs finishes."""

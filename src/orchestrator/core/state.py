@@ -120,6 +120,10 @@ class Usage(NamedTuple):
         """Both together."""
         return Usage._make(map(add, self, other))
 
+    def minus(self, other: "Usage") -> "Usage":
+        """What is more than the other, at least nothing."""
+        return Usage._make(max(0, mine - theirs) for mine, theirs in zip(self, other, strict=True))
+
 
 _NO_USAGE: Final = Usage()
 

@@ -38,7 +38,7 @@ def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
         last_sequence=state.last_sequence,
         labels=dict(state.labels),
         forked_from=state.forked_from,
-        own_usage=_usage(state.own_usage),
+        own_usage=usage_message(state.own_usage) if state.usage != state.own_usage else _usage(state.usage),
     )
     if state.state == core.COMPLETE and (full or _is_short(state.final_result)):
         message.final_result = state.final_result
