@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from support.scripted_service import payload_event
 
-from orchestrator.cli.display import Answer, Mark, Row, rows, view, visible
+from orchestrator.cli.answer import Answer
+from orchestrator.cli.display import Mark, Row, rows, view, visible
 from orchestrator.cli.drafts import Draft
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import counted, duration, neutral, one_line

@@ -33,6 +33,21 @@ def test_each_instance_has_its_numbers_where_there_is_room() -> None:
     assert line.endswith("A prompt that says what is to be done")
 
 
+def test_a_cost_that_is_not_known_is_a_dash() -> None:
+    heading, known, unknown = lines(instance(cost_usd=0.0123), instance("i2", model_calls=1))
+    assert known.split()[5] == "$0.0123"
+    assert unknown.split()[4:6] == ["12,340", "-"]
+    assert "cost" in heading
+
+
+def test_a_fork_is_listed_with_what_its_own_calls_used() -> None:
+    fork = instance(cost_usd=0.0123, model_calls=4)
+    fork.own_usage.CopyFrom(pb.Usage(input_tokens=1000, output_tokens=2, model_calls=1, cost_usd=0.001))
+    assert lines(fork)[1].split()[4:6] == ["1,002", "$0.0010"]
+    fork.own_usage.Clear()  # it has not called yet
+    assert lines(fork)[1].split()[4:6] == ["A", "prompt"]
+
+
 def test_what_costs_nothing_has_no_column_for_it() -> None:
     assert "cost" not in lines(instance())[0]
 

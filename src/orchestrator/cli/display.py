@@ -8,11 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Final
+from typing import Final
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markdown import Heading, Markdown
-from rich.segment import Segment
 from rich.text import Text
 
 from orchestrator.cli.drafts import Draft
@@ -362,32 +360,6 @@ def _footer(instance: Instance, now_s: float, width: int) -> Text:
     if instance.subtasks:
         done = sum(subtask.work.state == core.DONE for subtask in instance.subtasks.values())
         parts.append(f"{done} of {len(instance.subtasks)} done")
-    if used := usage_line(instance.usage):
+    if used := usage_line(instance.own_usage):
         parts.append(used)
     return _cut(Text(" · ".join(parts), style="dim"), width)
-
-
-class _LeftHeading(Heading):
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        self.text.justify = "left"  # Rich centres
-        yield self.text
-
-
-class _LeftMarkdown(Markdown):
-    elements: ClassVar = {**Markdown.elements, "heading_open": _LeftHeading}
-
-
-class Answer:
-    """A model's Markdown, drawn for a terminal that it must not steer."""
-
-    def __init__(self, text: str) -> None:
-        # Links are written out: a hidden target is a trap.
-        self._markdown = _LeftMarkdown(neutral(text), hyperlinks=False)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        return self._segments(console, options)
-
-    def _segments(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for segment in console.render(self._markdown, options):
-            # Markdown decodes entities such as &#x202e; on its own.
-            yield segment if segment.control else Segment(neutral(segment.text), segment.style)

@@ -72,7 +72,9 @@ class Progress:
             case pb.InstanceRestarted():
                 return "restarted from the beginning"
             case pb.InstanceCompleted() as it:
-                return f"complete{_used(it.usage)}"
+                own = self.instance.own_usage
+                used = usage_line(own if own.model_calls else usage_of(it.usage))
+                return f"complete ({used})" if used else "complete"
             case pb.InstanceErrored() as it:
                 return f"errored: {_cause(it.error)}"
             case pb.InstanceTerminated():

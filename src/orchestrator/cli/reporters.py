@@ -14,7 +14,7 @@ from rich.text import Text
 from orchestrator.cli.display import view
 from orchestrator.cli.drafts import Draft
 from orchestrator.cli.progress import Progress
-from orchestrator.cli.text import duration, one_line
+from orchestrator.cli.text import duration, neutral, one_line
 from orchestrator.client import Event, OutputDelta, ServiceError
 from orchestrator.v1.orchestrator_pb2 import StreamEventsResponse
 
@@ -59,6 +59,13 @@ def drawn() -> "LiveReporter | None":
 def terminal(*, stderr: bool = False) -> Console:
     """A console that reads no markup into what it is given."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def print_markdown(text: str) -> None:
+    """Print Markdown as it is; in a terminal, which it must not steer, with control characters spelt out."""
+    shown = neutral(text) if sys.stdout.isatty() else text
+    sys.stdout.write(shown.removesuffix("\n") + "\n")
+    sys.stdout.flush()
 
 
 def print_json(message: Message) -> None:
@@ -134,13 +141,7 @@ class LiveReporter:
         self._drafts: dict[str, Draft] = {}
         self._away_since_s: float | None = None
         self._ended = False
-        # Rich draws from a thread of its own: states are immutable, so it always sees a whole one.
-        self._live = Live(
-            console=console,
-            get_renderable=self._draw,
-            refresh_per_second=_REFRESHES_PER_SECOND,
-            redirect_stdout=False,
-        )
+        self._live: Live | None = None
 
     def note(self, line: str) -> None:
         """Print the line above the drawing."""
@@ -161,6 +162,14 @@ class LiveReporter:
 
     def __enter__(self) -> Self:
         self._console.print()
+        self._ended = False
+        # Rich draws from a thread of its own: states are immutable, so it always sees a whole one.
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._draw,
+            refresh_per_second=_REFRESHES_PER_SECOND,
+            redirect_stdout=False,
+        )
         self._live.start()
         return self
 
@@ -168,7 +177,8 @@ class LiveReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended = True
-        self._live.stop()
+        if self._live:
+            self._live.stop()
 
     def _draw(self) -> RenderableType:
         return view(

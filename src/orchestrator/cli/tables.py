@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.display import Answer, state_text
+from orchestrator.cli.answer import Answer
+from orchestrator.cli.display import state_text
 from orchestrator.cli.progress import usage_line
 from orchestrator.cli.reporters import terminal
-from orchestrator.cli.text import age, command, duration, neutral, one_line
+from orchestrator.cli.text import age, command, counted, duration, neutral, one_line
 from orchestrator.core import state as core
 from orchestrator.core.state import usage_of
 from orchestrator.v1 import instance_pb2 as pb
 
 _NO_WRAPPING: Final = 10_000
 _GAP: Final = "  "
+_UNKNOWN: Final = "-"
+"""A cost that nobody knows: no price is known for the model."""
 _LEAST_PROMPT: Final = 20
 """Columns of a prompt that are worth more than another number."""
 _NARROWEST_PROMPT: Final = 8
@@ -72,10 +75,10 @@ def lines_of(instances: Sequence[pb.Instance], now_s: float, width: int) -> Iter
         _Column("state", [state_text(it.state) for it in instances]),
         _Column("age", [Text(age(now_s - it.create_time.seconds)) for it in instances], is_number=True),
         _Column("done", [Text(_done(it)) for it in instances], is_number=True),
-        _Column("tokens", [Text(_tokens(it.usage)) for it in instances], is_number=True),
-        _Column("cost", [Text(_cost(it.usage)) for it in instances], is_number=True),
+        _Column("tokens", [Text(_tokens(own_usage(it))) for it in instances], is_number=True),
+        _Column("cost", [Text(_cost(own_usage(it))) for it in instances], is_number=True),
     ]
-    columns = [column for column in columns if any(column.cells)]
+    columns = [column for column in columns if any(cell.plain not in ("", _UNKNOWN) for cell in column.cells)]
     while len(columns) > 2 and width - _width(columns) < _LEAST_PROMPT:  # noqa: PLR2004  id and state stay
         columns.pop()
     room = width - _width(columns)
@@ -100,7 +103,7 @@ def print_outcome(instance: core.Instance) -> None:
     if instance.error:
         console.print(_error_text(instance.error.reason, instance.error.message))
     elif instance.final_result:
-        console.print(Answer(instance.final_result))
+        Answer(instance.final_result).print_on(console)
 
 
 def print_instance(instance: pb.Instance, *, full: bool) -> None:
@@ -118,33 +121,66 @@ def print_instance(instance: pb.Instance, *, full: bool) -> None:
         for subtask in instance.subtasks:
             parts += [Text(), Text(f"{one_line(subtask.id)} {one_line(subtask.title)}", style="bold")]
             parts += [_indented(subtask.instructions, "dim")] if subtask.instructions else []
-            parts += [Text(), _indented(subtask.output)] if subtask.output else []
+            parts += [Text(), _markdown(subtask.output, console)] if subtask.output else []
     if instance.HasField("error"):
         parts += [Text(), _error_text(instance.error.reason, instance.error.message)]
     if instance.final_result:
-        result = (
-            Answer(instance.final_result) if console.is_terminal else Text(neutral(instance.final_result))
-        )
-        parts += [Text(), result]
+        parts += [Text(), _markdown(instance.final_result, console)]
+    _print(console, parts)
+
+
+def print_plan(instance: pb.Instance) -> None:
+    """What the workers are asked to do: the summary, and each subtask with its instructions."""
+    subtasks = [subtask for subtask in instance.subtasks if not subtask.merges]
+    heading = f"plan of {one_line(instance.id)}: {counted(len(subtasks), 'subtask')}"
+    parts: list[RenderableType] = [Text(heading, style="bold")]
+    if instance.summary:
+        parts += [Text(), Text(neutral(instance.summary))]
+    for subtask in subtasks:
+        title = Text(one_line(subtask.id), style="bold")
+        if subtask.title and subtask.title != subtask.id:
+            title.append(f"  {one_line(subtask.title)}")
+        about = [f"after {', '.join(map(one_line, subtask.depends_on))}"] if subtask.depends_on else []
+        about += [f"worker {one_line(subtask.worker)}"] if subtask.worker else []
+        if about:
+            title.append(f"  {', '.join(about)}", style="dim")
+        parts += [Text(), title, _indented(subtask.instructions)]
+    _print(terminal(), parts)
+
+
+def _markdown(text: str, console: Console) -> RenderableType:
+    return Answer(text) if console.is_terminal else neutral(text)
+
+
+def _print(console: Console, parts: Sequence[RenderableType]) -> None:
     if console.is_terminal:
-        console.print(Group(*parts))
+        console.print(Group(*parts), crop=False)  # a line of code is the terminal's to break
         return
     console.width = _NO_WRAPPING  # whoever reads a pipe wraps for himself
-    with console.capture() as drawn:
-        console.print(Group(*parts))
-    for line in drawn.get().splitlines():
-        print(line.rstrip())  # noqa: T201  the answer itself
+    for part in parts:
+        if isinstance(part, str):
+            print(part)  # noqa: T201  the answer itself, tabs and all
+            continue
+        with console.capture() as drawn:
+            console.print(part)
+        print("\n".join(line.rstrip() for line in drawn.get().splitlines()))  # noqa: T201  likewise
+
+
+def own_usage(instance: pb.Instance) -> pb.Usage:
+    """What the instance's own calls have used; services of earlier versions tell only `usage`."""
+    return instance.own_usage if instance.HasField("own_usage") else instance.usage
 
 
 def _fields(instance: pb.Instance) -> tuple[str, ...]:
+    own = own_usage(instance)
     return (
         one_line(instance.id),
         state_text(instance.state).plain,
         _local(instance.create_time),
         _took(instance),
         _done(instance),
-        str(instance.usage.input_tokens + instance.usage.output_tokens),
-        f"{instance.usage.cost_usd:.4f}",
+        str(own.input_tokens + own.output_tokens),
+        f"{own.cost_usd:.4f}" if own.cost_usd else _UNKNOWN,
         one_line(instance.prompt, 200),
     )
 
@@ -160,7 +196,9 @@ def _tokens(usage: pb.Usage) -> str:
 
 
 def _cost(usage: pb.Usage) -> str:
-    return f"${usage.cost_usd:.4f}" if usage.cost_usd else ""
+    if usage.cost_usd:
+        return f"${usage.cost_usd:.4f}"
+    return _UNKNOWN if usage.model_calls else ""
 
 
 def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
@@ -177,7 +215,8 @@ def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
     yield "created", Text(_local(instance.create_time))
     if took := _took(instance):
         yield "took", Text(took)
-    if used := usage_line(usage_of(instance.usage)):
+    own = usage_of(own_usage(instance))
+    if used := usage_line(own):
         yield "used", Text(used)
     if instance.labels:
         yield (
@@ -185,7 +224,9 @@ def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
             Text(one_line(" ".join(f"{key}={value}" for key, value in sorted(instance.labels.items())))),
         )
     if instance.forked_from:
-        yield "forked from", Text(one_line(instance.forked_from))
+        copied = usage_line(usage_of(instance.usage).minus(own))
+        paid = f", which paid for what is copied ({copied})" if copied else ""
+        yield "forked from", Text(one_line(instance.forked_from) + paid)
     yield "events", Text(str(instance.last_sequence))
     if instance.state in _NEXT:
         yield "next", Text(command(_NEXT[instance.state].format(instance.id)))
@@ -193,7 +234,8 @@ def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
 
 _NEXT: Final = {
     core.PAUSED: "resume {}",
-    core.WAITING: "review {} --approve",
+    core.WAITING: "review {}",
+    core.COMPLETE: "result {}",
     core.ERRORED: "retry {}",
     core.TERMINATED: "retry {}",
 }
@@ -208,7 +250,8 @@ def _subtasks(instance: pb.Instance, width: int) -> Table:
         "tokens": [_tokens(subtask.usage) for subtask in instance.subtasks],
         "cost": [_cost(subtask.usage) for subtask in instance.subtasks],
     }
-    shown = [name for name, cells in numbers.items() if any(cells) and width >= _WIDTH_FOR_NUMBERS]
+    has_room = width >= _WIDTH_FOR_NUMBERS
+    shown = [name for name, cells in numbers.items() if has_room and set(cells) - {"", _UNKNOWN}]
     for heading in ("id", "state"):
         table.add_column(heading, no_wrap=True)
     for heading in shown:
