@@ -7,85 +7,37 @@ import pty
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from support.endpoint import Endpoint
 from support.scripted_service import ScriptedService, play_badly, play_well
+from support.shell import (
+    COMMAND,
+    NO_MODELS,
+    Shell,
+    assert_one_line,
+    in_a_terminal,
+    read_all,
+    read_until,
+)
 
 from orchestrator.cli.options import read_requests
 from orchestrator.v1 import event_pb2, instance_pb2
 
-COMMAND = (sys.executable, "-m", "orchestrator")
 COMMANDS = (
     *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
-    *("terminate", "retry", "restart", "fork", "delete", "review"),
+    *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
 )
-NO_MODELS = {"ORCHESTRATOR_BIG_MODEL": "openai/m", "ORCHESTRATOR_SMALL_MODEL": "openai/m"}
-"""Models without a key: where it is not them that is looked at, they need not answer."""
-
 ANSWER = "# Answer\n\none \x1b[31mtwo\n"
 """What `play_well` ends with, as a pipe gets it."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int | None
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def events(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@dataclass(frozen=True)
-class Shell:
-    """Runs the command in a folder and environment of its own."""
-
-    folder: Path
-    environment: Mapping[str, str]
-
-    async def start(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
-        return await asyncio.create_subprocess_exec(
-            *COMMAND, *arguments, cwd=self.folder, env=self.environment, **(pipes | options)
-        )
-
-    async def run(self, *arguments: str, stdin: str | None = "") -> Outcome:
-        process = await self.start(*arguments)
-        out, err = await process.communicate((stdin or "").encode())
-        return Outcome(process.returncode, out.decode(), err.decode())
-
-    def with_variables(self, **variables: str) -> "Shell":
-        return Shell(self.folder, {**self.environment, **variables})
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture
 def no_service(tmp_path: Path) -> Shell:
-    """A shell whose settings point where nothing listens."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    own = {
-        "ORCHESTRATOR_GRPC_ADDRESS": free_address(),
-        "ORCHESTRATOR_REST_ADDRESS": free_address(),
-        "XDG_DATA_HOME": str(tmp_path),
-    }
-    return Shell(tmp_path, kept | own)
+    return Shell.without_service(tmp_path)
 
 
 @pytest.fixture
@@ -96,14 +48,7 @@ async def service() -> AsyncIterator[ScriptedService]:
 
 @pytest.fixture
 def shell(no_service: Shell, service: ScriptedService) -> Shell:
-    return no_service.with_variables(
-        ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
-    )
-
-
-def assert_one_line(outcome: Outcome) -> None:
-    assert outcome.err.startswith("error: "), outcome.err
-    assert len(outcome.err.splitlines()) == 1, outcome.err
+    return no_service.on(service)
 
 
 async def test_help_has_examples_and_needs_no_slow_import(no_service: Shell) -> None:
@@ -350,9 +295,7 @@ async def test_run_gives_programs_the_events(shell: Shell) -> None:
 async def test_run_of_a_failing_instance_says_why(no_service: Shell) -> None:
     async with ScriptedService(play_badly) as service:
         await service.start(rest_port=0)
-        shell = no_service.with_variables(
-            ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
-        )
+        shell = no_service.on(service)
         outcome = await shell.run("run", "p")
     assert (outcome.code, outcome.out) == (1, "")
     last = outcome.err.splitlines()[-1]
@@ -381,9 +324,7 @@ async def test_run_detaches_when_it_is_stopped(
 ) -> None:
     async with ScriptedService() as service:
         await service.start(rest_port=0)
-        shell = no_service.with_variables(
-            ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
-        )
+        shell = no_service.on(service)
         process = await shell.start("run", "p", *options)
         assert process.stderr
         while b"created i1" not in await process.stderr.readline():
@@ -391,22 +332,12 @@ async def test_run_detaches_when_it_is_stopped(
         process.send_signal(number)
         _, err = await process.communicate()
     assert process.returncode == code
-    told = err.decode().splitlines()[-3:]
+    told = err.decode().splitlines()[-4:]
     assert told[0] == "detached: i1 goes on without you"
     again = " ".join(("orchestrator events i1 --follow", *options))
     assert told[1].endswith(f"{again} --address {service.address}")
     assert told[2].endswith(f"orchestrator terminate i1 --address {service.address}")
-
-
-async def in_a_terminal(shell: Shell, *arguments: str, columns: int = 60) -> tuple[int | None, str]:
-    """The exit code, and all that a terminal is sent."""
-    ours, theirs = pty.openpty()
-    process = await shell.with_variables(TERM="xterm-256color", COLUMNS=str(columns), LINES="20").start(
-        *arguments, stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    text = (await asyncio.to_thread(read_all, ours)).decode()
-    return await process.wait(), text
+    assert told[3].endswith(f"orchestrator result i1 --address {service.address}")
 
 
 async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
@@ -464,9 +395,7 @@ async def test_what_is_being_written_is_shown_and_told_to_programs(no_service: S
 
     async with ScriptedService(play) as service:
         await service.start(rest_port=0)
-        shell = no_service.with_variables(
-            ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
-        )
+        shell = no_service.on(service)
         process = await shell.start("run", "p", "--live", "--json")
         assert process.stdout
         while '"delta"' not in (line := (await process.stdout.readline()).decode()):
@@ -488,13 +417,6 @@ async def test_what_is_being_written_is_shown_and_told_to_programs(no_service: S
         assert await drawing.wait() == 0
         await process.communicate()
         assert process.returncode == 1
-
-
-def read_until(descriptor: int, text: bytes) -> bytes:
-    read = b""
-    while text not in read:
-        read += os.read(descriptor, 65536)
-    return read
 
 
 async def test_a_service_that_goes_and_comes_back_is_told_of(shell: Shell, service: ScriptedService) -> None:
@@ -521,17 +443,6 @@ async def test_events_says_how_to_come_back_when_it_is_stopped(
         assert process.returncode == 130
         assert err.decode().splitlines()[0] == "detached: open goes on without you"
         assert err.decode().splitlines()[1].endswith(f"{again} --address {service.address}")
-
-
-def read_all(descriptor: int) -> bytes:
-    read = b""
-    with (
-        suppress(OSError),
-        open(descriptor, "rb", buffering=0) as terminal,
-    ):  # EIO once nobody holds the other end
-        while more := terminal.read(65536):
-            read += more
-    return read
 
 
 async def test_a_reader_that_has_seen_enough_is_no_trouble(shell: Shell, service: ScriptedService) -> None:
@@ -639,6 +550,7 @@ async def test_doctor_tries_whether_the_database_can_be_written(no_service: Shel
 async def test_doctor_tells_a_service_of_ours_from_another_program(
     shell: Shell, service: ScriptedService
 ) -> None:
+    service.info = None  # of an earlier version: it does not say where its REST is
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -9,11 +9,13 @@ import contextlib
 import itertools
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 import grpc
 import grpc.aio
+from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import any_pb2, json_format
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -59,6 +61,14 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         """Streams are cut, once, when they have sent this sequence."""
         self.refuse: tuple[grpc.StatusCode, str, str] | None = None
         """Code, reason and message that every CreateInstance answers."""
+        self.info: orchestrator_pb2.GetServiceInfoResponse | None = orchestrator_pb2.GetServiceInfoResponse(
+            version="0.1.0",
+            models=orchestrator_pb2.ServiceModels(big_model="openai/big", small_model="openai/small"),
+            engine="local",
+            default_config=instance_pb2.InstanceConfig(max_output_tokens=100),
+            service_id=str(uuid.uuid4()),
+        )
+        """What GetServiceInfo answers, beside the addresses; None: it is of an earlier version."""
         self.requests: list[orchestrator_pb2.CreateInstanceRequest] = []
         self.created_over_rest = 0
         self.waited = asyncio.Event()
@@ -92,6 +102,9 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         if rest_port is not None:
             self._door = await asyncio.start_server(self._serve_rest, "127.0.0.1", rest_port)
             self.rest_port = self._door.sockets[0].getsockname()[1]
+        if self.info:
+            self.info.grpc_address = self.address
+            self.info.rest_address = self.rest_address if self._door else ""
         return self
 
     async def stop(self) -> None:
@@ -148,6 +161,19 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             id=instance_id, details=view.status(state), instance=view.instance(state)
         )
 
+    async def GetServiceInfo(  # noqa: N802
+        self, _: orchestrator_pb2.GetServiceInfoRequest, context: Any
+    ) -> orchestrator_pb2.GetServiceInfoResponse:
+        if not self.info:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        return self.info
+
+    async def GetResult(  # noqa: N802
+        self, request: orchestrator_pb2.GetResultRequest, context: Any
+    ) -> HttpBody:
+        await self._known(request.id, context)
+        return HttpBody(data=self.instance(request.id).final_result.encode())
+
     async def GetInstance(  # noqa: N802
         self, request: orchestrator_pb2.GetInstanceRequest, context: Any
     ) -> orchestrator_pb2.GetInstanceResponse:
@@ -169,6 +195,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             for state in states
             if (not request.states or state.state in request.states)
             and labels.items() <= dict(state.labels).items()
+            and state.id.startswith(request.id_prefix)
         ]
         start = int(request.page_token or 0)
         end = start + (request.page_size or 50)
@@ -291,6 +318,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             body = await reader.readexactly(length)
             if head.startswith("post / "):
                 code, answer = await self._create_over_rest(body)
+            elif head.startswith("get /-/info "):
+                code, answer = (200, json_format.MessageToDict(self.info)) if self.info else (404, {})
             else:
                 code, answer = 200, {"status": "ready"}
             content = json.dumps(answer).encode()

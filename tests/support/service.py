@@ -1,6 +1,6 @@
 """The real service in this process: real gRPC, real SQLite, a provider of the test's choosing."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from orchestrator.core import config
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models.base import Models, Provider
+from orchestrator.models.prices import Prices
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -33,14 +34,22 @@ class Service:
 
 @asynccontextmanager
 async def service(
-    path: Path, provider: Provider, *, max_active: int = 1000, max_calls: int = 64
+    path: Path,
+    provider: Provider,
+    *,
+    max_active: int = 1000,
+    max_calls: int = 64,
+    prices: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         log = await SqliteEventLog.open(path)
         stack.push_async_callback(log.aclose)
         engine = await stack.enter_async_context(
             LocalEngine.running(
-                log, Models({"scripted": provider}), max_active=max_active, max_calls=max_calls
+                log,
+                Models({"scripted": provider}, Prices.read(prices or {})),
+                max_active=max_active,
+                max_calls=max_calls,
             )
         )
         address = await stack.enter_async_context(

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import re
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
+from orchestrator.cli import piped
 from orchestrator.cli.completion import instance_ids
 from orchestrator.cli.exits import UsageError
 from orchestrator.encoding import decode
@@ -25,24 +27,40 @@ if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
 R = TypeVar("R")
 
 _EACH_LINE: Final = 'each line must be a whole one, as in {"prompt": "Write a haiku"}'
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
+_UNITS_S: Final = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _A_SUBTASK: Final = 'as in [{"id": "t1", "title": "Part 1", "instructions": "Write part 1"}]'
 
 Prompt: TypeAlias = Annotated[
-    str | None, typer.Argument(metavar="PROMPT", help="What is to be done; - or nothing reads stdin.")
+    str | None,
+    typer.Argument(
+        metavar="PROMPT",
+        help="What is to be done; text that is piped in is its context. - or nothing: stdin is the prompt.",
+    ),
 ]
 PromptFile: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Read the prompt from a file.", show_default=False)
 ]
 InstanceId: TypeAlias = Annotated[
-    str, typer.Argument(metavar="ID", help="The instance's id.", autocompletion=instance_ids)
+    str,
+    typer.Argument(
+        metavar="ID", help="The instance's id, or how only its id begins.", autocompletion=instance_ids
+    ),
+]
+InstanceIds: TypeAlias = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ID…", help="The instances' ids, or how only theirs begin.", autocompletion=instance_ids
+    ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Answer with JSON, for programs.")]
 Address: TypeAlias = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Where the service listens. [default: 127.0.0.1:50051]"),
+    typer.Option(metavar="HOST:PORT", help="Where the service listens, for gRPC. [default: 127.0.0.1:50051]"),
 ]
 GrpcAddress: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC listens. [default: 127.0.0.1:50051]")
+    str | None, typer.Option(metavar="HOST:PORT", help="The same as --address.", hidden=True)
 ]
 RestAddress: TypeAlias = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Where REST listens. [default: 127.0.0.1:8787]")
@@ -59,6 +77,10 @@ BigModel: TypeAlias = Annotated[
 SmallModel: TypeAlias = Annotated[
     str | None, typer.Option(metavar="PROVIDER/MODEL", help="Works on subtasks.", show_default=False)
 ]
+PlanFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A JSON list of subtasks: no model plans.", hidden=True),
+]
 NewId: TypeAlias = Annotated[
     str, typer.Option("--id", metavar="ID", help="The new instance's id. [default: made by the service]")
 ]
@@ -69,6 +91,24 @@ Labels: TypeAlias = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A mark of your own; repeatable.")
 ]
 Live: TypeAlias = Annotated[bool, typer.Option("--live", "-v", help="Also show text while models write it.")]
+
+
+def read_duration(text: str) -> float:
+    """Read a time span, as in 90s, 10m, 1h30m or 2d, in seconds; a bare number is seconds."""
+    parts = _SPAN.findall(text)
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise typer.BadParameter(f"{text!r} is no time span: give one as in 90s, 10m or 1h30m")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def check_one_address(address: str | None, grpc_address: str | None) -> None:
+    """Raise UsageError where both names of the one address are given and differ."""
+    if address and grpc_address and address != grpc_address:
+        raise UsageError(
+            f"--address is {address} and --grpc-address {grpc_address}: they are one, give only it"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +145,15 @@ class Config:
     max_cost_usd: Annotated[
         float | None, typer.Option(metavar="USD", help="Stop when so much is spent.", show_default=False)
     ] = None
+    max_duration: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME",
+            help="Stop after so long, as in 90s, 10m or 1h30m.",
+            parser=read_duration,
+            show_default=False,
+        ),
+    ] = None
 
     def message(self) -> "InstanceConfig":
         """What was given, and nothing else; raise UsageError for a number that no message can hold."""
@@ -123,6 +172,8 @@ class Config:
             )
             retry = RetryPolicy(max_attempts=self.max_attempts)
             budget = Budget(max_tokens=self.max_tokens, max_cost_usd=self.max_cost_usd)
+            if self.max_duration is not None:
+                budget.max_duration.FromNanoseconds(round(self.max_duration * 1e9))
         except ValueError as error:  # beyond 32 bits
             raise UsageError(f"a number is out of range: {error}") from None
         if retry.ListFields():
@@ -171,20 +222,40 @@ def examples(*lines: str) -> str:
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt from wherever it was given; raise UsageError where it was not."""
+    """The prompt from wherever it was given, with what is piped in beside it; raise UsageError."""
     if prompt is not None and file is not None:
         raise UsageError("give the prompt itself or --prompt-file, not both")
+    if file is None and prompt is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
+    is_piped = file is None and prompt in (None, "-")
     if file is not None:
         text = _read(file)
-    elif prompt is not None and prompt != "-":
-        text = _decode(prompt.encode(errors="surrogateescape"), "the prompt")
-    elif prompt is None and sys.stdin.isatty():
-        raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
     else:
-        text = _decode(sys.stdin.buffer.read(), "the prompt")
+        data = piped.read_stdin("the prompt") if is_piped else (prompt or "").encode(errors="surrogateescape")
+        text = _decode(data, "the prompt")
     if not text.strip():
         raise UsageError(f"the prompt is empty: say what is to be done, as in {example('…')}")
-    return text
+    return text if is_piped else _with_context(text)
+
+
+def _with_context(prompt: str) -> str:
+    """The prompt, and behind it what is piped in, if that is anything; raise UsageError."""
+    from orchestrator.core.create import MAX_PROMPT_BYTES  # noqa: PLC0415
+
+    data = piped.read_context(MAX_PROMPT_BYTES)
+    if len(data) <= MAX_PROMPT_BYTES:
+        context = _decode(data, "what is piped in as context")
+        if not context.strip():
+            return prompt
+        text = f"{prompt.rstrip()}\n\n{piped.fenced(context)}"
+        if len(text.encode()) <= MAX_PROMPT_BYTES:
+            typer.echo(f"context from stdin: {len(data):,} bytes", err=True)
+            return text
+    size = f"{len(data):,}" if len(data) <= MAX_PROMPT_BYTES else f"over {MAX_PROMPT_BYTES:,}"
+    raise UsageError(
+        f"the prompt has {len(prompt.encode()):,} bytes and the context that is piped in {size}: "
+        f"together they may have {MAX_PROMPT_BYTES:,}; pipe in less"
+    )
 
 
 def _read(file: Path) -> str:
@@ -213,6 +284,8 @@ def read_plan(file: Path) -> "list[Subtask]":
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{expected}: {error}") from None
+    if isinstance(entries, dict) and entries.keys() <= {"id", "state", "summary", "subtasks"}:
+        entries = entries.get("subtasks")  # as `review ID --json` prints it
     if not isinstance(entries, list):
         raise UsageError(expected)
     subtasks = []
@@ -231,7 +304,7 @@ def read_requests(file: Path) -> "list[CreateInstanceRequest]":
 
     is_stdin = str(file) == "-"
     name = "stdin" if is_stdin else str(file)
-    text = _decode(sys.stdin.buffer.read(), name) if is_stdin else _read(file)
+    text = _decode(piped.read_stdin("requests"), name) if is_stdin else _read(file)
     requests = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

@@ -1,0 +1,173 @@
+"""What is piped in: context beside a prompt, the prompt where there is none, and never a reason to hang."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.scripted_service import ScriptedService, play_well
+from support.shell import COMMAND, Shell, in_a_terminal
+
+from orchestrator.core.create import MAX_PROMPT_BYTES
+
+DIFF = "--- a/x.py\n+++ b/x.py\n-print('ü')\n+print('é')\n"
+REVIEW_OF_DIFF = f"Review this\n\n```\n{DIFF}```\n"
+
+
+@pytest.fixture
+async def service() -> AsyncIterator[ScriptedService]:
+    async with ScriptedService(play_well) as service:
+        yield await service.start(rest_port=0)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, service: ScriptedService) -> Shell:
+    return Shell.without_service(tmp_path).on(service)
+
+
+async def piped(shell: Shell, line: str) -> tuple[int | None, str]:
+    """Run a line of bash, in which `$o` is the command; the exit code and what goes to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", line),
+        cwd=shell.folder,
+        env={**shell.environment, "o": " ".join(COMMAND)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    return process.returncode, err.decode()
+
+
+@pytest.mark.parametrize("command", ["run", "create"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'cat diff | $o {} "Review this"',
+        '$o {} "Review this" < diff',
+        'echo "Review this" > prompt; cat diff | $o {} --prompt-file prompt',
+        '(sleep 2; cat diff) | $o {} "Review this"',
+    ],
+    ids=["pipe", "file", "beside a prompt's file", "slow"],
+)
+async def test_piped_text_is_the_prompt_s_context(
+    shell: Shell, service: ScriptedService, command: str, line: str
+) -> None:
+    (shell.folder / "diff").write_text(DIFF)
+    code, err = await piped(shell, line.format(command))
+    assert code == 0, err
+    assert [request.prompt for request in service.requests] == [REVIEW_OF_DIFF]
+    assert f"context from stdin: {len(DIFF.encode())} bytes" in err
+    assert ("reading context from stdin…" in err) == ("sleep" in line)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+async def test_an_empty_pipe_adds_nothing(shell: Shell, service: ScriptedService, text: str) -> None:
+    outcome = await shell.run("create", "Review this", stdin=text)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [request.prompt for request in service.requests] == ["Review this"]
+
+
+async def test_a_dash_or_no_prompt_reads_the_prompt_from_stdin(
+    shell: Shell, service: ScriptedService
+) -> None:
+    for arguments in (("-",), ()):
+        outcome = await shell.run("run", *arguments, stdin="\ufeffa prompt\r\n")
+        assert outcome.code == 0, outcome.err
+    (shell.folder / "p").write_text("a prompt\n")
+    assert (await piped(shell, "$o run < p"))[0] == 0
+    assert [request.prompt for request in service.requests] == ["a prompt\n"] * 3
+
+
+async def test_a_byte_order_mark_is_dropped_and_a_fence_in_the_text_does_not_end_it(
+    shell: Shell, service: ScriptedService
+) -> None:
+    await shell.run("create", "p", stdin="\ufeffa\n```sh\nls\n````\nb")
+    assert service.requests[0].prompt == "p\n\n`````\na\n```sh\nls\n````\nb\n`````\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"\xff\xfea\0", "UTF-16"), (b"\x89PNG\r\n\x1a\n", "UTF-8"), (b"a\xe9", "UTF-8")],
+    ids=["UTF-16", "an image", "Latin-1"],
+)
+async def test_what_is_no_utf_8_is_told(
+    shell: Shell, service: ScriptedService, data: bytes, words: str
+) -> None:
+    process = await shell.start("run", "p")
+    _, err = await process.communicate(data)
+    assert process.returncode == 2
+    assert len(err.splitlines()) == 1
+    assert "piped in as context" in err.decode()
+    assert words in err.decode()
+    assert not service.requests
+
+
+@pytest.mark.parametrize("size", [MAX_PROMPT_BYTES - 10, 50 * MAX_PROMPT_BYTES])
+async def test_a_context_that_is_too_long_names_both_sizes(
+    shell: Shell, service: ScriptedService, size: int
+) -> None:
+    code, err = await piped(shell, f'head -c {size} /dev/zero | tr "\\0" x | $o run "Review this"')
+    assert (code, len(err.splitlines())) == (2, 1)
+    told = f"{size:,}" if size < MAX_PROMPT_BYTES else f"over {MAX_PROMPT_BYTES:,}"
+    assert f"the prompt has 11 bytes and the context that is piped in {told}" in err
+    assert f"{MAX_PROMPT_BYTES:,}" in err
+    assert not service.requests
+
+
+async def test_a_device_is_not_read_nor_a_stdin_that_is_closed(
+    shell: Shell, service: ScriptedService
+) -> None:
+    for redirection in ("< /dev/null", "< /dev/zero", "<&-"):
+        code, err = await piped(shell, f"$o create p {redirection}")
+        assert (code, err) == (0, "")
+    code, err = await piped(shell, "$o create < /dev/null")
+    assert (code, "the prompt is empty" in err) == (2, True)
+    assert [request.prompt for request in service.requests] == ["p"] * 3
+
+
+def ends_of(kind: str) -> tuple[Any, Any]:
+    """The end that a command reads, and the one that whoever starts it has left open."""
+    if kind == "pipe":
+        ours, theirs = os.pipe()
+        return os.fdopen(ours, "rb"), os.fdopen(theirs, "wb")
+    return socket.socketpair()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_a_stdin_that_is_left_open_does_not_hang(
+    shell: Shell, service: ScriptedService, kind: str
+) -> None:
+    ours, theirs = ends_of(kind)
+    with ours, theirs:
+        process = await shell.start("create", "p", stdin=ours)
+        async with asyncio.timeout(40):
+            _, err = await process.communicate()
+    assert process.returncode == 0
+    told = err.decode().splitlines()
+    assert told[0] == "reading context from stdin…"
+    assert told[1].startswith("nothing came from stdin in 5 s: going on without it")
+    assert [request.prompt for request in service.requests] == ["p"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes into a pipe")
+async def test_a_command_in_front_may_take_as_long_as_it_likes(
+    shell: Shell, service: ScriptedService
+) -> None:
+    code, err = await piped(shell, "(sleep 7; echo late) | $o create p")
+    assert (code, err.splitlines()[0]) == (0, "reading context from stdin…")
+    assert [request.prompt for request in service.requests] == ["p\n\n```\nlate\n```\n"]
+
+
+@pytest.mark.parametrize("arguments", [("create", "p"), ("create", "--prompt-file", "p")])
+async def test_a_terminal_is_not_read(
+    shell: Shell, service: ScriptedService, arguments: Sequence[str]
+) -> None:
+    (shell.folder / "p").write_text("p")
+    code, text = await in_a_terminal(shell, *arguments)
+    assert (code, text) == (0, "i1\r\n")
+    assert [request.prompt for request in service.requests] == ["p"]
