@@ -20,16 +20,16 @@ def instance_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str
     """The newest instances whose id begins like this, with their states; none where no service answers."""
     try:
         settings = Settings.load(address=context.params.get("address"))
-        found = asyncio.run(_newest(settings.grpc_address))
+        found = asyncio.run(_newest(settings.grpc_address, incomplete))
     except (OrchestratorError, OSError):
         return []
     return [(name, status) for name, status in found if name.startswith(incomplete) and _ID.fullmatch(name)]
 
 
-async def _newest(address: str) -> list[tuple[str, str]]:
+async def _newest(address: str, prefix: str) -> list[tuple[str, str]]:
     from orchestrator.client import Client  # noqa: PLC0415
     from orchestrator.core.wire import STATUS  # noqa: PLC0415
 
     async with Client(address, timeout_s=_PATIENCE_S) as client:
-        page = await client.list(page_size=_SHOWN)
+        page = await client.list(page_size=_SHOWN, id_prefix=prefix)
     return [(instance.id, STATUS.get(instance.state, "")) for instance in page.instances]

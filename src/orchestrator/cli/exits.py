@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     NO_SERVICE = 3
+    REVIEW_DUE = 4
     TIMED_OUT = 124  # as timeout(1)
     INTERRUPTED = 130  # 128 + SIGINT
     BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -68,10 +69,11 @@ def ending(error: OrchestratorError | OSError) -> ExitCode:
         complain(f"{error.strerror}: {error.filename}" if error.filename else str(error))
     else:
         complain(str(error))
-    return _code_of(error)
+    return code_of(error)
 
 
-def _code_of(error: OrchestratorError | OSError) -> ExitCode:
+def code_of(error: OrchestratorError | OSError) -> ExitCode:
+    """The exit code that an error asks for."""
     if isinstance(error, UsageError | SettingsError | OutputError):
         return ExitCode.USAGE
     if isinstance(error, NoServiceError) or "grpc" not in sys.modules:

@@ -8,6 +8,7 @@ from orchestrator.cli.progress import Progress
 from orchestrator.cli.reporters import Reporter
 from orchestrator.cli.text import command
 from orchestrator.client import Client, OutputDelta
+from orchestrator.core.state import WAITING
 from orchestrator.settings import FILE, Settings
 
 _DEFAULTS: Final = Settings()
@@ -21,11 +22,13 @@ async def follow(
     *,
     after: int = 0,
     to_its_end: bool = True,
+    until_review: bool = False,
     live: bool = False,
 ) -> None:
     """Take in each event, and with `live` the text that models write, and let the reporter tell it.
 
-    Unless `to_its_end`, until what is recorded now has been told.
+    Unless `to_its_end`, until what is recorded now has been told; with `until_review` no further than to
+    where a plan waits for one.
     """
     read = client.stream if live else client.stream_events
     items = read(instance_id, after_sequence=after, follow=to_its_end, on_cut=reporter.connection)
@@ -37,6 +40,8 @@ async def follow(
                 else:
                     progress.apply(item)
                     reporter.show(item, progress)
+                    if until_review and progress.instance.state == WAITING:
+                        return
 
 
 def come_back(instance_id: str, settings: Settings, *, live: bool) -> str:
@@ -47,11 +52,23 @@ def come_back(instance_id: str, settings: Settings, *, live: bool) -> str:
 
 def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
     """What to say to whoever stops following an instance that goes on."""
-    stop = command(f"terminate {instance_id}{flags(settings, grpc_address='--address')}")
+    where = flags(settings, grpc_address="--address")
     return (
         f"detached: {instance_id} goes on without you\n"
         f"  to come back: {come_back(instance_id, settings, live=live)}\n"
-        f"  to stop it:   {stop}"
+        f"  to stop it:   {command(f'terminate {instance_id}{where}')}\n"
+        f"  its result:   {command(f'result {instance_id}{where}')}"
+    )
+
+
+def review_is_due(instance_id: str, settings: Settings) -> str:
+    """What to say to whoever may decide on a plan that waits for review."""
+    review = command(f"review {instance_id}{flags(settings, grpc_address='--address')}")
+    return (
+        f"the plan of {instance_id} waits for review\n"
+        f"  to see it:     {review}\n"
+        f"  to approve it: {review} --approve\n"
+        f'  to reject it:  {review} --reject "what should be better"'
     )
 
 

@@ -1,26 +1,24 @@
 """The commands that create instances and show them."""
 
 import asyncio
+import json
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.exits import ExitCode, NoServiceError, complain, ends_well
+from orchestrator.cli.connection import address_of, by_prefix, call_service, no_service
+from orchestrator.cli.exits import ExitCode, UsageError, complain, ends_well
 from orchestrator.cli.options import examples
 from orchestrator.cli.text import command
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
-    from collections.abc import AsyncIterator, Awaitable, Callable
-
     from orchestrator.client import Client
     from orchestrator.v1.instance_pb2 import Instance
-
-T = TypeVar("T")
+    from orchestrator.v1.orchestrator_pb2 import ListInstancesResponse
 
 app = typer.Typer()
 
@@ -28,7 +26,8 @@ app = typer.Typer()
 @app.command(
     epilog=examples(
         'orchestrator create "Write a URL shortener in Go" --label team=infra',
-        'id=$(orchestrator create "…") && orchestrator wait $id',
+        'git diff | orchestrator create "Review this"',
+        'id=$(orchestrator create "…") && orchestrator wait $id && orchestrator result $id',
     )
 )
 @ends_well
@@ -110,7 +109,7 @@ def get(
     """Show one instance."""
 
     async def call(client: "Client") -> None:
-        found = await client.get(instance_id, full=full)
+        found = await by_prefix(client, instance_id, lambda whole: client.get(whole, full=full))
         from orchestrator.cli import reporters, tables  # noqa: PLC0415
 
         if as_json:
@@ -122,8 +121,54 @@ def get(
     call_service(address, call)
 
 
+@app.command(epilog=examples("orchestrator result 01J9Z > answer.md", "orchestrator result 01J9Z --json"))
+@ends_well
+def result(
+    instance_id: opt.InstanceId,
+    *,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Print an instance's result, the Markdown alone.
+
+    Exit code 1 where the instance has ended without one.
+    """
+
+    async def call(client: "Client") -> "tuple[Instance, str]":
+        found = await by_prefix(client, instance_id, client.get)
+        from orchestrator.core.state import COMPLETE  # noqa: PLC0415
+
+        is_there = found.instance.state == COMPLETE
+        return found.instance, await client.result(found.instance.id) if is_there else ""
+
+    instance, text = call_service(address, call)
+    from orchestrator.core.state import COMPLETE, TERMINAL  # noqa: PLC0415
+
+    if instance.state not in TERMINAL:
+        from orchestrator.core.wire import STATUS  # noqa: PLC0415
+
+        raise UsageError(
+            f"{instance.id} is {STATUS[instance.state]} and has no result yet: "
+            f"wait for it with `{command(f'wait {instance.id}')}`"
+        )
+    if instance.state != COMPLETE:
+        complain(_why_failed(instance))
+        raise typer.Exit(ExitCode.FAILED)
+    if as_json:
+        typer.echo(json.dumps({"id": instance.id, "finalResult": text}))
+        return
+    from orchestrator.cli.reporters import print_markdown  # noqa: PLC0415
+
+    print_markdown(text)
+
+
 @app.command(
-    "list", epilog=examples("orchestrator list", "orchestrator list --state errored --label team=infra")
+    "list",
+    epilog=examples(
+        "orchestrator list",
+        "orchestrator list --state errored --label team=infra",
+        "orchestrator list --watch",
+    ),
 )
 @ends_well
 def list_(
@@ -133,14 +178,20 @@ def list_(
     ] = None,
     label: opt.Labels = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="The most to show.")] = 50,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on: in a pipe, a line for whatever has changed.")
+    ] = False,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
-    """List instances, newest first."""
+    """List instances, newest first, with what their own calls have used.
+
+    What a fork copied was used by its source, and what was used before a restart counts: sums add up to what
+    was paid for.
+    """
     labels = opt.read_labels(label)
 
-    async def call(client: "Client") -> None:
-        from orchestrator.cli import reporters, tables  # noqa: PLC0415
+    async def fetch(client: "Client") -> "ListInstancesResponse":
         from orchestrator.v1 import instance_pb2, orchestrator_pb2  # noqa: PLC0415
 
         states = [
@@ -158,10 +209,21 @@ def list_(
             found.next_page_token = page.next_page_token
             if not page.next_page_token:
                 break
-        if as_json:
-            reporters.print_json(found)
+        for instance in found.instances:
+            if instance.HasField("own_usage"):
+                instance.usage.CopyFrom(instance.own_usage)
+        return found
+
+    async def call(client: "Client") -> None:
+        from orchestrator.cli import reporters, tables  # noqa: PLC0415
+        from orchestrator.cli.watching import watch as watch_list  # noqa: PLC0415
+
+        if watch:
+            await watch_list(lambda: fetch(client), as_json=as_json)
+        elif as_json:
+            reporters.print_json(await fetch(client))
         else:
-            tables.print_instances(found.instances)
+            tables.print_instances((await fetch(client)).instances)
 
     call_service(address, call)
 
@@ -188,7 +250,7 @@ def events(
 
     async def call(client: "Client") -> None:
         # A stream goes on trying; whether anybody answers, and knows the instance, is to be known at once.
-        await client.get(instance_id)
+        whole = (await by_prefix(client, instance_id, client.get)).instance.id
         from orchestrator.cli import follow as following  # noqa: PLC0415
         from orchestrator.cli import reporters, tables  # noqa: PLC0415
         from orchestrator.cli.progress import Progress  # noqa: PLC0415
@@ -200,12 +262,12 @@ def events(
         progress = Progress()
         try:
             await following.follow(
-                client, instance_id, progress, drawing or lines, after=after, to_its_end=follow, live=live
+                client, whole, progress, drawing or lines, after=after, to_its_end=follow, live=live
             )
         except asyncio.CancelledError:  # Ctrl-C
             if follow:
                 settings = Settings.load(address=address)
-                typer.echo(following.detached(instance_id, settings, live=live), err=True)
+                typer.echo(following.detached(whole, settings, live=live), err=True)
             raise
         if drawing:
             tables.print_outcome(progress.instance)
@@ -214,8 +276,9 @@ def events(
 
 
 @app.command(
-    epilog=examples("orchestrator wait 01J9Z", "orchestrator wait 01J9Z --timeout 60")
-    + f"\n\n\b\nExit codes: 0 complete, 1 errored or terminated, {ExitCode.TIMED_OUT} the time is up."
+    epilog=examples("orchestrator wait 01J9Z", "orchestrator wait 01J9Z --timeout 10m")
+    + f"\n\n\b\nExit codes: 0 complete, 1 errored or terminated, {ExitCode.REVIEW_DUE} its plan waits for "
+    f"review, {ExitCode.TIMED_OUT} the time is up."
 )
 @ends_well
 def wait(
@@ -223,17 +286,22 @@ def wait(
     *,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="How long to wait. [default: without limit]"),
+        typer.Option(
+            metavar="TIME",
+            help="How long to wait, as in 60, 90s or 10m. [default: without limit]",
+            parser=opt.read_duration,
+        ),
     ] = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Wait until an instance has ended."""
+    """Wait until an instance has ended, or a person has to look at its plan."""
 
     async def call(client: "Client") -> "Instance":
         if not await client.is_serving():
-            raise _no_service(_address(address))
-        answer = await client.wait(instance_id, timeout_s=timeout)
+            raise no_service(address_of(address))
+        whole = (await by_prefix(client, instance_id, client.get)).instance.id
+        answer = await client.wait(whole, timeout_s=timeout, until_review=True)
         if as_json:
             from orchestrator.cli.reporters import print_json  # noqa: PLC0415
 
@@ -243,47 +311,21 @@ def wait(
         return answer.instance
 
     instance = call_service(address, call)
-    from orchestrator.core.state import COMPLETE, TERMINAL  # noqa: PLC0415
+    from orchestrator.core.state import COMPLETE, TERMINAL, WAITING  # noqa: PLC0415
 
+    if instance.state == WAITING:
+        from orchestrator.cli.follow import review_is_due  # noqa: PLC0415
+
+        typer.echo(review_is_due(instance.id, Settings.load(address=address)), err=True)
+        raise typer.Exit(ExitCode.REVIEW_DUE)
     if instance.state not in TERMINAL:
         raise typer.Exit(ExitCode.TIMED_OUT)
     if instance.state != COMPLETE:
-        if instance.HasField("error"):
-            complain(f"{instance.error.reason}: {instance.error.message}")
+        complain(_why_failed(instance))
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _address(address: str | None) -> str:
-    return Settings.load(address=address).grpc_address
-
-
-def _no_service(address: str) -> NoServiceError:
-    return NoServiceError(
-        f"no service answers at {address}: start one with `{command('up')}`, or name another with --address"
-    )
-
-
-def call_service(address: str | None, call: "Callable[[Client], Awaitable[T]]") -> T:
-    """Call the service at the address, or at the settings' own."""
-    where = _address(address)
-
-    async def connected() -> T:
-        async with _connection(where) as client:
-            return await call(client)
-
-    return asyncio.run(connected())
-
-
-@asynccontextmanager
-async def _connection(address: str) -> "AsyncIterator[Client]":
-    import grpc  # noqa: PLC0415
-
-    from orchestrator.client import Client, ServiceError  # noqa: PLC0415
-
-    async with Client(address) as client:
-        try:
-            yield client
-        except ServiceError as error:
-            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-                raise _no_service(address) from None
-            raise
+def _why_failed(instance: "Instance") -> str:
+    if instance.HasField("error"):
+        return f"{instance.error.reason}: {instance.error.message}"
+    return f"{instance.id} was terminated"

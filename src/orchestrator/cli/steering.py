@@ -1,15 +1,16 @@
-"""The commands that steer an instance, one call each."""
+"""The commands that steer instances, one call for each."""
 
 import json
+from collections.abc import Sequence
 from enum import Enum
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.exits import UsageError, ends_well
-from orchestrator.cli.instances import call_service
+from orchestrator.cli.connection import by_prefix, call_service
+from orchestrator.cli.exits import ExitCode, UsageError, code_of, complain, ends_well
 from orchestrator.cli.options import examples
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
@@ -17,11 +18,46 @@ if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
 
     from orchestrator.client import Client
 
+    Call = Callable[[Client, str], Awaitable[Any]]
+
 app = typer.Typer()
 
 
-def _steer(address: str | None, call: "Callable[[Client], Awaitable[Any]]", *, as_json: bool) -> None:
-    answer = call_service(address, call)
+def _steer(address: str | None, instance_ids: Sequence[str], call: "Call", *, as_json: bool) -> None:
+    """Call for each instance and print what becomes of it."""
+
+    async def act(client: "Client", instance_id: str) -> None:
+        print_standing(await call(client, instance_id), as_json=as_json)
+
+    _for_each(address, instance_ids, act)
+
+
+def _for_each(address: str | None, instance_ids: Sequence[str], act: "Call") -> None:
+    """Act on each instance, whatever becomes of the others; the worst outcome is the exit code."""
+
+    async def all_of_them(client: "Client") -> ExitCode:
+        import grpc  # noqa: PLC0415
+
+        from orchestrator.client import ServiceError  # noqa: PLC0415
+
+        nobody = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
+        worst = ExitCode.DONE
+        for instance_id in dict.fromkeys(instance_ids):
+            try:
+                await by_prefix(client, instance_id, partial(act, client))
+            except (ServiceError, UsageError) as error:
+                if len(instance_ids) == 1 or (isinstance(error, ServiceError) and error.code in nobody):
+                    raise
+                complain(str(error))
+                worst = max(worst, code_of(error))
+        return worst
+
+    if code := call_service(address, all_of_them):
+        raise typer.Exit(code)
+
+
+def print_standing(answer: Any, *, as_json: bool) -> None:
+    """Print where the instance of an answer stands, or the whole answer."""
     if as_json:
         from orchestrator.cli.reporters import print_json  # noqa: PLC0415
 
@@ -34,23 +70,30 @@ def _steer(address: str | None, call: "Callable[[Client], Awaitable[Any]]", *, a
 
 @app.command(epilog=examples("orchestrator pause 01J9Z"))
 @ends_well
-def pause(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+def pause(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Start nothing new; what runs finishes."""
-    _steer(address, lambda client: client.pause(instance_id), as_json=as_json)
+    _steer(address, instance_ids, lambda client, one: client.pause(one), as_json=as_json)
 
 
 @app.command(epilog=examples("orchestrator resume 01J9Z"))
 @ends_well
-def resume(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
-    """Let a paused instance go on."""
-    _steer(address, lambda client: client.resume(instance_id), as_json=as_json)
+def resume(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+    """Let paused instances go on."""
+    _steer(address, instance_ids, lambda client, one: client.resume(one), as_json=as_json)
 
 
-@app.command(epilog=examples("orchestrator terminate 01J9Z"))
+@app.command(
+    epilog=examples(
+        "orchestrator terminate 01J9Z",
+        "orchestrator list --state running | cut -f 1 | xargs orchestrator terminate",
+    )
+)
 @ends_well
-def terminate(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
-    """Stop an instance for good."""
-    _steer(address, lambda client: client.terminate(instance_id), as_json=as_json)
+def terminate(
+    instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False
+) -> None:
+    """Stop instances for good."""
+    _steer(address, instance_ids, lambda client, one: client.terminate(one), as_json=as_json)
 
 
 @app.command(
@@ -59,14 +102,15 @@ def terminate(instance_id: opt.InstanceId, *, address: opt.Address = None, as_js
 @ends_well
 @opt.takes_config
 def retry(
-    instance_id: opt.InstanceId,
+    instance_ids: opt.InstanceIds,
     *,
     config: opt.Config,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Run again what failed; what is done stays done."""
-    _steer(address, lambda client: client.retry(instance_id, config.message()), as_json=as_json)
+    changes = config.message()
+    _steer(address, instance_ids, lambda client, one: client.retry(one, changes), as_json=as_json)
 
 
 @app.command(
@@ -75,14 +119,15 @@ def retry(
 @ends_well
 @opt.takes_config
 def restart(
-    instance_id: opt.InstanceId,
+    instance_ids: opt.InstanceIds,
     *,
     config: opt.Config,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Begin anew under the same id; the events so far are kept."""
-    _steer(address, lambda client: client.restart(instance_id, config.message()), as_json=as_json)
+    changes = config.message()
+    _steer(address, instance_ids, lambda client, one: client.restart(one, changes), as_json=as_json)
 
 
 class Stage(Enum):
@@ -117,51 +162,27 @@ def fork(
     from orchestrator.v1 import orchestrator_pb2 as pb  # noqa: PLC0415
 
     at = pb.Stage.Value(f"STAGE_{stage.name}")
+    changes = config.message()
     _steer(
         address,
-        lambda client: client.fork(instance_id, at, new_id=new_id, config=config.message()),
+        [instance_id],
+        lambda client, one: client.fork(one, at, new_id=new_id, config=changes),
         as_json=as_json,
     )
-
-
-@app.command(epilog=examples("orchestrator delete 01J9Z"))
-@ends_well
-def delete(instance_id: opt.InstanceId, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
-    """Remove a finished instance and its events for good."""
-    call_service(address, lambda client: client.delete(instance_id))
-    typer.echo(json.dumps({"id": instance_id}) if as_json else f"{instance_id} is deleted")
 
 
 @app.command(
     epilog=examples(
-        "orchestrator review 01J9Z --approve",
-        'orchestrator review 01J9Z --reject "smaller parts, please"',
-        "orchestrator review 01J9Z --approve --plan edited.json",
+        "orchestrator delete 01J9Z",
+        "orchestrator list --state errored | cut -f 1 | xargs orchestrator delete",
     )
 )
 @ends_well
-def review(
-    instance_id: opt.InstanceId,
-    *,
-    approve: Annotated[bool, typer.Option("--approve", help="Go on with the plan.")] = False,
-    reject: Annotated[
-        str | None, typer.Option(metavar="FEEDBACK", help="Plan again; say what should be better.")
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --approve: a JSON list of subtasks instead.")
-    ] = None,
-    address: opt.Address = None,
-    as_json: opt.Json = False,
-) -> None:
-    """Decide on a plan that waits for review."""
-    if approve == (reject is not None):
-        raise UsageError("say either --approve or --reject FEEDBACK")
-    from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT  # noqa: PLC0415
+def delete(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+    """Remove finished instances and their events for good."""
 
-    subtasks = opt.read_plan(plan) if plan else ()
-    decision = DECISION_APPROVE if approve else DECISION_REJECT
-    _steer(
-        address,
-        lambda client: client.review(instance_id, decision, subtasks=subtasks, feedback=reject or ""),
-        as_json=as_json,
-    )
+    async def act(client: "Client", instance_id: str) -> None:
+        await client.delete(instance_id)
+        typer.echo(json.dumps({"id": instance_id}) if as_json else f"{instance_id} is deleted")
+
+    _for_each(address, instance_ids, act)

@@ -1,0 +1,101 @@
+"""The service that a command talks to: one address names it."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from orchestrator.cli.exits import NoServiceError, UsageError
+from orchestrator.cli.text import command
+from orchestrator.settings import Settings
+
+if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from orchestrator.client import Client
+
+T = TypeVar("T")
+
+_CANDIDATES: Final = 5
+"""The most ids that are listed where a prefix fits several."""
+
+
+def call_service(address: str | None, call: "Callable[[Client], Awaitable[T]]") -> T:
+    """Call the service at the address, or at the settings' own."""
+    where = address_of(address)
+
+    async def connected() -> T:
+        async with connection(where) as client:
+            return await call(client)
+
+    return asyncio.run(connected())
+
+
+def address_of(address: str | None) -> str:
+    """The address that was given, or the settings' own."""
+    return Settings.load(address=address).grpc_address
+
+
+@asynccontextmanager
+async def connection(address: str) -> "AsyncIterator[Client]":
+    """Connect; raise NoServiceError where nothing answers that is an orchestrator."""
+    import grpc  # noqa: PLC0415
+
+    from orchestrator.client import Client, ServiceError  # noqa: PLC0415
+
+    async with Client(address) as client:
+        try:
+            yield client
+        except ServiceError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
+                raise no_service(address) from None
+            if error.code is grpc.StatusCode.UNIMPLEMENTED:
+                raise NoServiceError(
+                    f"what answers at {address} is no orchestrator, or an older one that cannot do this: "
+                    "start it anew, or name another with --address"
+                ) from None
+            raise
+
+
+def no_service(address: str) -> NoServiceError:
+    """What to say where nothing answers."""
+    return NoServiceError(
+        f"no service answers at {address}: start one with `{command('up')}`, or name another with --address"
+    )
+
+
+async def by_prefix(client: "Client", given: str, call: "Callable[[str], Awaitable[T]]") -> T:
+    """Call with the id; where no instance has it, with the only one that begins so.
+
+    Raise UsageError where several do.
+    """
+    from orchestrator.client import ServiceError  # noqa: PLC0415
+
+    try:
+        return await call(given)
+    except ServiceError as error:
+        if error.reason != "INSTANCE_NOT_FOUND":
+            raise
+        ids = await _ids_from(client, given)
+        if not ids:
+            raise
+    if len(ids) > 1:
+        more = ", …" if len(ids) > _CANDIDATES else ""
+        listed = ", ".join(ids[:_CANDIDATES])
+        raise UsageError(
+            f"several ids begin with {given!r}: {listed}{more}; give more of the one that is meant"
+        )
+    return await call(ids[0])
+
+
+async def _ids_from(client: "Client", prefix: str) -> "Sequence[str]":
+    """The newest ids that begin so, at most one more than are listed."""
+    ids: list[str] = []
+    token = ""
+    while len(ids) <= _CANDIDATES:
+        page = await client.list(page_size=_CANDIDATES + 1, page_token=token, id_prefix=prefix)
+        # Services of earlier versions know no `id_prefix`.
+        ids += [instance.id for instance in page.instances if instance.id.startswith(prefix)]
+        token = page.next_page_token
+        if not token:
+            break
+    return ids[: _CANDIDATES + 1]

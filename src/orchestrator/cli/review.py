@@ -1,0 +1,109 @@
+"""Plans that a person has to look at: shown, and decided on."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import options as opt
+from orchestrator.cli.connection import by_prefix, call_service
+from orchestrator.cli.exits import UsageError, ends_well
+from orchestrator.cli.options import examples
+from orchestrator.cli.steering import print_standing
+from orchestrator.settings import Settings
+
+if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
+    from orchestrator.client import Client
+    from orchestrator.v1.instance_pb2 import Instance
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "orchestrator review 01J9Z",
+        "orchestrator review 01J9Z --approve",
+        'orchestrator review 01J9Z --reject "smaller parts, please"',
+        "orchestrator review 01J9Z --json > plan.json   # and once it is edited:",
+        "orchestrator review 01J9Z --approve --plan plan.json",
+    )
+)
+@ends_well
+def review(
+    instance_id: opt.InstanceId,
+    *,
+    approve: Annotated[bool, typer.Option("--approve", help="Go on with the plan.")] = False,
+    reject: Annotated[
+        str | None, typer.Option(metavar="FEEDBACK", help="Plan again; say what should be better.")
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --approve: go on with the subtasks of this file instead."),
+    ] = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Show a plan, or decide on one that waits for review."""
+    if approve and reject is not None:
+        raise UsageError("say either --approve or --reject FEEDBACK")
+    if plan and not approve:
+        raise UsageError("--plan FILE goes with --approve")
+    if not approve and reject is None:
+        _show(instance_id, address, as_json=as_json)
+        return
+    from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT  # noqa: PLC0415
+
+    subtasks = opt.read_plan(plan) if plan else ()
+    decision = DECISION_APPROVE if approve else DECISION_REJECT
+
+    async def call(client: "Client") -> None:
+        answer = await by_prefix(
+            client,
+            instance_id,
+            lambda whole: client.review(whole, decision, subtasks=subtasks, feedback=reject or ""),
+        )
+        print_standing(answer, as_json=as_json)
+
+    call_service(address, call)
+
+
+def _show(instance_id: str, address: str | None, *, as_json: bool) -> None:
+    async def call(client: "Client") -> "Instance":
+        answer = await by_prefix(client, instance_id, lambda whole: client.get(whole, full=True))
+        return answer.instance
+
+    instance = call_service(address, call)
+    from orchestrator.cli.follow import review_is_due  # noqa: PLC0415
+    from orchestrator.core.state import WAITING  # noqa: PLC0415
+    from orchestrator.core.wire import STATUS  # noqa: PLC0415
+
+    status = STATUS[instance.state]
+    if not instance.subtasks:
+        raise UsageError(f"{instance.id} is {status} and has no plan yet")
+    if as_json:
+        typer.echo(plan_json(instance))
+        return
+    from orchestrator.cli.tables import print_plan  # noqa: PLC0415
+
+    print_plan(instance)
+    told = f"{instance.id} is {status}: no review is due"
+    if instance.state == WAITING:
+        told = review_is_due(instance.id, Settings.load(address=address))
+    typer.echo(f"\n{told}", err=True)
+
+
+def plan_json(instance: "Instance") -> str:
+    """The plan of an instance in VIEW_FULL, as `--plan` takes it."""
+    subtasks = [
+        {
+            "id": subtask.id,
+            "title": subtask.title,
+            "instructions": subtask.instructions,
+            "dependsOn": list(subtask.depends_on),
+            "worker": subtask.worker,
+        }
+        for subtask in instance.subtasks
+        if not subtask.merges
+    ]
+    return json.dumps({"id": instance.id, "summary": instance.summary, "subtasks": subtasks}, indent=2)
