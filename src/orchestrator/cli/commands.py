@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import instances, steering
+from orchestrator.cli import instances, review, steering
 from orchestrator.cli import options as opt
 from orchestrator.cli.exits import ExitCode, ends_well
 from orchestrator.cli.options import examples
+from orchestrator.cli.plan_option import PlanCommand
 from orchestrator.errors import OrchestratorError
 from orchestrator.installation import DISTRIBUTION
 from orchestrator.settings import Settings
@@ -21,7 +22,8 @@ app = typer.Typer(
         "orchestrator up",
         "orchestrator doctor",
     )
-    + "\n\n\b\nExit codes: 0 done, 1 the instance failed, 2 bad usage, 3 no service.",
+    + "\n\n\b\nExit codes: 0 done, 1 the instance failed, 2 bad usage or refused, 3 no service, "
+    "\n4 `wait` found that a review is due, 124 `wait` ran out of time.",
     rich_markup_mode=None,  # plain help needs no import of Rich: it is there at once
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,8 +48,11 @@ def _root(
     epilog=examples(
         'orchestrator run "Write a URL shortener in Go, with tests"',
         "orchestrator run --prompt-file task.md > answer.md",
-        "git diff | orchestrator run --max-subtasks 4 --json",
-    )
+        'git diff | orchestrator run "Review this" --max-duration 10m',
+        'orchestrator run --plan "Write a URL shortener in Go"',
+        "orchestrator run --json < task.md",
+    ),
+    cls=PlanCommand,
 )
 @ends_well
 @opt.takes_config
@@ -58,8 +63,18 @@ def run(
     instance_id: opt.NewId = "",
     request_id: opt.RequestId = "",
     label: opt.Labels = None,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Show the plan before work begins, and ask in a terminal what is to become of it. "
+            "With FILE behind it: take the plan from there, a JSON list of subtasks; no model plans.",
+        ),
+    ] = False,
+    plan_file: opt.PlanFile = None,
     config: opt.Config,
     live: opt.Live = False,
+    address: opt.Address = None,
     grpc_address: opt.GrpcAddress = None,
     rest_address: opt.RestAddress = None,
     database: opt.Database = None,
@@ -68,10 +83,12 @@ def run(
 ) -> None:
     """Create an instance, show its progress and print its answer.
 
-    Uses the service that answers, or starts one of its own and stops it at the end. Progress goes to stderr,
-    the answer to stdout.
+    Uses the service that answers at the address, or starts one of its own and stops it at the end. Progress
+    goes to stderr, the answer to stdout.
     """
+    opt.check_one_address(address, grpc_address)
     settings = Settings.load(
+        address=address,
         grpc_address=grpc_address,
         rest_address=rest_address,
         database=database,
@@ -79,16 +96,26 @@ def run(
         small_model=config.small_model,
         log_level=log_level,
     )
+    message = config.message()
+    message.subtasks.extend(opt.read_plan(plan_file) if plan_file else ())
+    if plan:
+        message.review_plan = True
     request = opt.request_of(
         opt.read_prompt(prompt, prompt_file),
-        config.message(),
+        message,
         instance_id=instance_id,
         request_id=request_id,
         labels=label,
     )
     from orchestrator.cli.run import Run, quiet  # noqa: PLC0415
 
-    performance = Run(request, settings if log_level else quiet(settings), live=live, as_json=as_json)
+    performance = Run(
+        request,
+        settings if log_level else quiet(settings),
+        live=live,
+        as_json=as_json,
+        ends_with_plan=plan,
+    )
     try:
         code = asyncio.run(performance.perform())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
@@ -103,10 +130,15 @@ def run(
     raise typer.Exit(code)
 
 
-@app.command(epilog=examples("orchestrator up", "orchestrator up --rest-address 127.0.0.1:9000"))
+@app.command(
+    epilog=examples(
+        "orchestrator up", "orchestrator up --address 127.0.0.1:9001 --rest-address 127.0.0.1:9000"
+    )
+)
 @ends_well
 def up(
     *,
+    address: opt.Address = None,
     grpc_address: opt.GrpcAddress = None,
     rest_address: opt.RestAddress = None,
     database: opt.Database = None,
@@ -115,7 +147,9 @@ def up(
     log_level: opt.LogLevel = None,
 ) -> None:
     """Run the service with REST in front, until Ctrl-C."""
+    opt.check_one_address(address, grpc_address)
     settings = Settings.load(
+        address=address,
         grpc_address=grpc_address,
         rest_address=rest_address,
         database=database,
@@ -132,6 +166,7 @@ def up(
 @ends_well
 def serve(
     *,
+    address: opt.Address = None,
     grpc_address: opt.GrpcAddress = None,
     database: opt.Database = None,
     big_model: opt.BigModel = None,
@@ -139,7 +174,9 @@ def serve(
     log_level: opt.LogLevel = None,
 ) -> None:
     """Run the gRPC service alone, until Ctrl-C."""
+    opt.check_one_address(address, grpc_address)
     settings = Settings.load(
+        address=address,
         grpc_address=grpc_address,
         database=database,
         big_model=big_model,
@@ -153,14 +190,15 @@ def serve(
 
 @app.command(epilog=examples("orchestrator doctor", "orchestrator doctor --json"))
 @ends_well
-def doctor(*, as_json: opt.Json = False) -> None:
+def doctor(*, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Say what is missing and how to mend it; each model that is set is called once, for a few tokens.
 
-    Exit code 1 when the service cannot do its work like this.
+    Where a service answers at the address it is told what that is set to, and its models are called. Exit
+    code 1 when the service cannot do its work like this.
     """
     from orchestrator.cli import doctor as practice  # noqa: PLC0415
 
-    findings = asyncio.run(practice.examine(Settings.load()))
+    findings = asyncio.run(practice.examine(Settings.load(address=address)))
     practice.print_findings(findings, as_json=as_json)
     if any(finding.is_broken for finding in findings):
         raise typer.Exit(ExitCode.FAILED)
@@ -168,3 +206,4 @@ def doctor(*, as_json: opt.Json = False) -> None:
 
 app.add_typer(instances.app)
 app.add_typer(steering.app)
+app.add_typer(review.app)

@@ -9,33 +9,36 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from rich.text import Text
 
-from orchestrator.cli import rest
+from orchestrator.cli import rest, service_settings
 from orchestrator.cli.reporters import terminal
 from orchestrator.cli.text import one_line
 from orchestrator.client import Client
 from orchestrator.core import workers
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.installation import WEIGHTS, how_to_install
+from orchestrator.installation import DISTRIBUTION, WEIGHTS, how_to_install
 from orchestrator.models import llama, providers
 from orchestrator.models.base import ModelRequest
 from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.llama import Llama
 from orchestrator.models.prices import Prices
 from orchestrator.settings import Settings, split_address
+from orchestrator.v1.orchestrator_pb2 import GetServiceInfoResponse
 
 OLDEST_PYTHON: Final = (3, 11)
 CALL_TIMEOUT_S: Final = 60.0
 """How long a model may take for a word: the embedded one has to start first, others think."""
 
 _OTHER_MODELS: Final = "set both models to a provider's, such as openai/… with OPENAI_API_KEY"
+_FROM_HERE: Final = "called with this terminal's variables"
 _NO_WRAPPING: Final = 10_000
 _LEAST_WIDTH: Final = 30
 """Columns of a finding: where they are fewer beside its subject, it stands below."""
@@ -63,9 +66,30 @@ class Finding:
 async def examine(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """Look at everything; raise SettingsError where a setting cannot be read."""
     Prices.read(settings.prices)
-    models = await _models(settings, environment)
-    ports = [finding async for finding in _ports(settings)]
-    return [_python(), _envoy(), *models, _database(settings), *ports]
+    async with Client(settings.grpc_address) as client:
+        is_serving = await client.is_serving()
+        info = await service_settings.ask(client) if is_serving else None
+    roles = _roles_of(info) if info else _roles_in(settings)
+    if info:
+        # Whether the service can call them hangs on its own variables, which this terminal does not see.
+        theirs = replace(settings, max_output_tokens=info.default_config.max_output_tokens)
+        found = await _models(roles, theirs, environment)
+        models = [replace(it, finding=f"{_FROM_HERE}: {it.finding}", is_optional=True) for it in found]
+        edge = await _rest_of(info)
+    else:
+        models = await _models(roles, settings, environment)
+        edge = _port("rest", settings.rest_address, settings.name_of("rest_address"))
+    is_needed = not info and any(model.startswith("llama/") for model, _ in roles.values())
+    return [
+        _python(),
+        _envoy(),
+        *(_service(settings, info) if info else ()),
+        *models,
+        _embedded(is_needed=is_needed),
+        _database(settings),
+        _port("grpc", settings.grpc_address, settings.name_of("grpc_address"), is_ours=is_serving),
+        edge,
+    ]
 
 
 def print_findings(findings: list[Finding], *, as_json: bool) -> None:
@@ -126,8 +150,25 @@ def _envoy() -> Finding:
     return Finding("envoy", "not found: there is no REST", how_to_install("envoy"))
 
 
-async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
-    """Whether each model that is set answers; one that is set twice is called once."""
+def _service(settings: Settings, info: GetServiceInfoResponse) -> Iterator[Finding]:
+    """What the service is set to, and what of it this terminal would have otherwise."""
+    models, ours = info.models, version(DISTRIBUTION)
+    names = f"big model {models.big_model}, small model {models.small_model}"
+    mend = f"this command is {ours}: start the service anew" if ours != info.version else ""
+    yield Finding("service", f"{info.version} at {settings.grpc_address}, {names}", mend, is_optional=True)
+    for found in (
+        service_settings.model_differences(settings, models),
+        service_settings.differences(settings, info),
+    ):
+        for difference, cure in found:
+            yield Finding("service", difference, cure, is_optional=True)
+
+
+_Roles: TypeAlias = Mapping[str, tuple[str, str]]
+"""By role: the model, and the setting that names it."""
+
+
+def _roles_in(settings: Settings) -> _Roles:
     roles = {
         "big model": (settings.big_model, settings.name_of("big_model")),
         "small model": (settings.small_model, settings.name_of("small_model")),
@@ -135,16 +176,25 @@ async def _models(settings: Settings, environment: Mapping[str, str]) -> list[Fi
     for number, worker in enumerate(workers.read(settings.workers)):
         if worker.model:
             roles[f"worker {worker.name}"] = (worker.model, settings.name_of(f"workers[{number}].model"))
+    return roles
+
+
+def _roles_of(info: GetServiceInfoResponse) -> _Roles:
+    names = {"big model": info.models.big_model, "small model": info.models.small_model}
+    names |= {f"worker {worker.name}": worker.model for worker in info.workers if worker.model}
+    return {role: (name, "where the service is started") for role, name in names.items()}
+
+
+async def _models(roles: _Roles, settings: Settings, environment: Mapping[str, str]) -> list[Finding]:
+    """Whether each model answers; one that is set twice is called once."""
     places: dict[str, list[str]] = {}
     for name, place in roles.values():
         places.setdefault(name, []).append(place)
-    calls = (_model(name, ", ".join(where), settings, environment) for name, where in places.items())
+    calls = (
+        _model(name, ", ".join(dict.fromkeys(where)), settings, environment) for name, where in places.items()
+    )
     found = dict(zip(places, await asyncio.gather(*calls), strict=True))
-    is_needed = any(name.startswith("llama/") for name in places)
-    return [
-        *(replace(found[name], subject=role) for role, (name, _) in roles.items()),
-        _embedded(is_needed=is_needed),
-    ]
+    return [replace(found[name], subject=role) for role, (name, _) in roles.items()]
 
 
 async def _model(name: str, where: str, settings: Settings, environment: Mapping[str, str]) -> Finding:
@@ -244,15 +294,19 @@ def _database(settings: Settings) -> Finding:
     return Finding("database", f"{path}{found}{'' if path.exists() else ', to be made'}")
 
 
-async def _ports(settings: Settings) -> AsyncIterator[Finding]:
-    async with Client(settings.grpc_address) as client:
-        is_ours = await client.is_serving()
-    yield _port("grpc", settings.grpc_address, settings.name_of("grpc_address"), is_ours=is_ours)
-    is_ours = await rest.is_ready(settings.rest_address)
-    yield _port("rest", settings.rest_address, settings.name_of("rest_address"), is_ours=is_ours)
+async def _rest_of(info: GetServiceInfoResponse) -> Finding:
+    """Whether the service's REST answers where it says."""
+    if not info.rest_address:
+        return Finding("rest", "the service runs without it")
+    found = await rest.service_id(info.rest_address)
+    if found == info.service_id:
+        return Finding("rest", f"{info.rest_address} is answered by the service")
+    what = "another service answers there" if found else "it does not answer there"
+    told = f"the service says {info.rest_address}, and from here {what}"
+    return Finding("rest", told, "use gRPC, or forward that port too", is_optional=True)
 
 
-def _port(name: str, address: str, setting: str, *, is_ours: bool) -> Finding:
+def _port(name: str, address: str, setting: str, *, is_ours: bool = False) -> Finding:
     if is_ours:
         return Finding(name, f"{address} is answered by the service")
     host, port = split_address(address, setting)

@@ -9,25 +9,37 @@ import httpx
 from google.protobuf import json_format
 
 from orchestrator.cli.exits import NoServiceError
-from orchestrator.cli.text import command
 from orchestrator.client import ServiceError
 from orchestrator.settings import split_address
-from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest, CreateInstanceResponse
+from orchestrator.v1.orchestrator_pb2 import (
+    CreateInstanceRequest,
+    CreateInstanceResponse,
+    GetServiceInfoResponse,
+)
 
-_READY_TIMEOUT_S: Final = 2.0
+_INFO_TIMEOUT_S: Final = 2.0
 _CREATE_TIMEOUT_S: Final = 30.0
 _TRIES: Final = 3
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
-async def is_ready(address: str) -> bool:
-    """Whether the edge answers at `host:port` and reaches its service."""
-    async with _client(address, _READY_TIMEOUT_S) as client:
+def url(address: str) -> str:
+    """The URL of the edge at `host:port`."""
+    host, port = split_address(address, "the address of REST")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def service_id(address: str) -> str | None:
+    """The id of the service that the edge at `host:port` reaches; None: no service of ours answers there."""
+    async with _client(address, _INFO_TIMEOUT_S) as client:
         try:
-            answer = await client.get("/-/ready")
-            return answer.status_code == HTTPStatus.OK and answer.json() == {"status": "ready"}
-        except (httpx.HTTPError, ValueError):
-            return False
+            answer = await client.get("/-/info")
+            if answer.status_code != HTTPStatus.OK:
+                return None
+            info = json_format.Parse(answer.content, GetServiceInfoResponse(), ignore_unknown_fields=True)
+        except (httpx.HTTPError, json_format.ParseError, UnicodeDecodeError):
+            return None
+    return info.service_id or None
 
 
 async def create(address: str, request: CreateInstanceRequest) -> CreateInstanceResponse:
@@ -40,21 +52,19 @@ async def create(address: str, request: CreateInstanceRequest) -> CreateInstance
                 break
             except httpx.TransportError as error:
                 if tried == _TRIES:
-                    problem = f"REST does not answer at {address}: {str(error) or type(error).__name__}"
-                    raise NoServiceError(f"{problem}; start it with `{command('up')}`") from None
+                    problem = str(error) or type(error).__name__
+                    raise NoServiceError(f"REST does not answer at {address}: {problem}") from None
     if answer.status_code != HTTPStatus.OK:
         raise _refusal(answer)
     try:
         return json_format.Parse(answer.content, CreateInstanceResponse(), ignore_unknown_fields=True)
     except (json_format.ParseError, UnicodeDecodeError):
-        raise NoServiceError(f"what answers at {address} is no orchestrator: set --rest-address") from None
+        raise NoServiceError(f"what answers at {address} is no orchestrator") from None
 
 
 def _client(address: str, timeout_s: float) -> httpx.AsyncClient:
-    host, port = split_address(address, "--rest-address")
-    bracketed = f"[{host}]" if ":" in host else host
     # Nothing of the environment: a proxy would answer for 127.0.0.1.
-    return httpx.AsyncClient(base_url=f"http://{bracketed}:{port}", timeout=timeout_s, trust_env=False)
+    return httpx.AsyncClient(base_url=url(address), timeout=timeout_s, trust_env=False)
 
 
 def _refusal(answer: httpx.Response) -> ServiceError:

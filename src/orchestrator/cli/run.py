@@ -9,17 +9,20 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Final
 
-from orchestrator.cli import reporters, rest
+import typer
+
+from orchestrator.cli import asking, reporters, rest, service_settings
 from orchestrator.cli.exits import ExitCode, complain
-from orchestrator.cli.follow import come_back, detached, flags, follow
+from orchestrator.cli.follow import come_back, detached, flags, follow, review_is_due
 from orchestrator.cli.output import OutputError
 from orchestrator.cli.progress import Progress
+from orchestrator.cli.tables import print_plan
 from orchestrator.cli.text import command, counted
 from orchestrator.client import Client
-from orchestrator.core.state import COMPLETE, TERMINAL, Instance
+from orchestrator.core.state import COMPLETE, TERMINAL, WAITING, Instance
 from orchestrator.settings import EMBEDDED_MODEL, Settings
 from orchestrator.v1.instance_pb2 import InstanceConfig
-from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
+from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest, GetServiceInfoResponse
 
 _BETTER_MODELS: Final = (
     "a tiny model that only shows how it works; for real answers set OPENAI_API_KEY, "
@@ -28,17 +31,28 @@ _BETTER_MODELS: Final = (
 
 
 class Run:
-    """One run. `progress` and `parting_words` are for whoever has to say how it was left."""
+    """One run. `progress` and `parting_words` are for whoever has to say how it was left.
+
+    With `ends_with_plan` a plan that waits for review is printed where nobody can be asked, and that is all.
+    """
 
     def __init__(
-        self, request: CreateInstanceRequest, settings: Settings, *, live: bool, as_json: bool
+        self,
+        request: CreateInstanceRequest,
+        settings: Settings,
+        *,
+        live: bool,
+        as_json: bool,
+        ends_with_plan: bool = False,
     ) -> None:
         self.progress = Progress()
         self._request = request
         self._settings = settings
         self._live = live
         self._as_json = as_json
+        self._ends_with_plan = ends_with_plan
         self._reporter = reporters.choose(as_json=as_json)
+        self._can_ask = not as_json and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
         self._has_own_service = False
         self._instance_id = ""
 
@@ -47,9 +61,12 @@ class Run:
         task = asyncio.current_task()
         if task:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        async with self._service() as (client, rest_address):
-            await self._create(client, rest_address)
-            await follow(client, self._instance_id, self.progress, self._reporter, live=self._live)
+        async with self._service() as client:
+            await self._create(client)
+            while not await self._followed(client):
+                if not await self._reviewed(client):
+                    typer.echo(self.parting_words, err=True)
+                    return ExitCode.DONE
         try:
             return self._answer(self.progress.instance)
         except OutputError as error:
@@ -58,33 +75,37 @@ class Run:
     @property
     def parting_words(self) -> str:
         """What becomes of the instance that nobody follows any more; empty where there is none."""
-        if not self._instance_id or self.progress.instance.state in TERMINAL:
+        state = self.progress.instance.state
+        if not self._instance_id or state in TERMINAL:
             return ""
+        due = review_is_due(self._instance_id, self._settings) if state == WAITING else ""
         if not self._has_own_service:
-            return detached(self._instance_id, self._settings, live=self._live)
+            return due or detached(self._instance_id, self._settings, live=self._live)
         start = "up" + flags(
             self._settings,
-            grpc_address="--grpc-address",
+            grpc_address="--address",
             rest_address="--rest-address",
             database="--database",
             big_model="--big-model",
             small_model="--small-model",
         )
-        return (
-            f"stopped: {self._instance_id} is kept in {self._settings.database} "
-            "and goes on when the service starts again\n"
-            f"  to start it:  {command(start)}\n"
-            f"  to come back: {come_back(self._instance_id, self._settings, live=self._live)}"
+        kept = f"{self._instance_id} is kept in {self._settings.database}"
+        lines = (
+            f"stopped: {kept} and goes on when the service starts again",
+            f"  to start it:  {command(start)}",
+            f"  to come back: {come_back(self._instance_id, self._settings, live=self._live)}",
+            due,
         )
+        return "\n".join(line for line in lines if line)
 
     @contextlib.asynccontextmanager
-    async def _service(self) -> AsyncIterator[tuple[Client, str]]:
-        """A client of the service that answers, and where REST does; else of one that runs just for this."""
+    async def _service(self) -> AsyncIterator[Client]:
+        """A client of the service that answers; else of one that runs just for this."""
         address = self._settings.grpc_address
         async with Client(address) as client:
             if await client.is_serving():
                 self._reporter.note(f"using the service at {address} and its models")
-                yield client, self._settings.rest_address
+                yield client
                 return
         from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
 
@@ -97,15 +118,16 @@ class Run:
                 found = counted(own.taken_up, "unfinished instance")
                 goes = "goes" if own.taken_up == 1 else "go"
                 self._reporter.note(f"{found} of {database} {goes} on beside this one while it runs")
-            yield client, own.rest_address
+            yield client
 
-    async def _create(self, client: Client, rest_address: str) -> None:
-        """Through REST, as any other client does; over gRPC where only that is served."""
+    async def _create(self, client: Client) -> None:
+        """Through REST, as any other client does, where that leads to this very service; else over gRPC."""
         request = self._request
-        if self._has_own_service or await rest.is_ready(rest_address):
+        info = await service_settings.ask(client)
+        rest_address = await self._rest_address(info)
+        if rest_address:
             created = await rest.create(rest_address, request)
         else:
-            self._reporter.note(f"REST does not answer at {rest_address}: creating the instance over gRPC")
             created = await client.create(
                 request.prompt,
                 instance_id=request.id,
@@ -116,14 +138,57 @@ class Run:
         self._instance_id = created.id
         config = created.instance.config
         self._reporter.note(_models_line(config))
-        for name in ("big_model", "small_model"):
-            wanted = getattr(self._settings, name)
-            if wanted not in (getattr(config, name), getattr(Settings(), name)):
-                setting = self._settings.name_of(name)
-                self._reporter.note(
-                    f"{setting} is {wanted} here, and the service was started without that: "
-                    f"start it anew from here, or choose --{name.replace('_', '-')} {wanted}"
-                )
+        if rest_address:
+            self._reporter.note(f"to see it: {rest.url(rest_address)}/-/ui/#/instances/{created.id}")
+        if not self._has_own_service:
+            found = [*service_settings.model_differences(self._settings, config)]
+            found += service_settings.differences(self._settings, info) if info else ()
+            for difference, mend in found:
+                self._reporter.note(f"{difference}: {mend}")
+
+    async def _rest_address(self, info: GetServiceInfoResponse | None) -> str:
+        """Where the service says that its REST is, if it does and is; another one's is never used."""
+        if info is None:
+            why = "the service does not say where REST is"
+        elif not info.rest_address:
+            why = "the service has no REST"
+        else:
+            found = await rest.service_id(info.rest_address)
+            if found == info.service_id:
+                return info.rest_address
+            what = "another service answers" if found else "REST does not answer"
+            why = f"{what} at {info.rest_address}"
+        self._reporter.note(f"{why}: creating the instance over gRPC")
+        return ""
+
+    async def _followed(self, client: Client) -> bool:
+        """Follow the instance; whether it has ended, or else waits for a review."""
+        await follow(
+            client,
+            self._instance_id,
+            self.progress,
+            self._reporter,
+            after=self.progress.instance.last_sequence,
+            until_review=True,
+            live=self._live,
+        )
+        return self.progress.instance.state in TERMINAL
+
+    async def _reviewed(self, client: Client) -> bool:
+        """Have the plan reviewed, if nobody has yet; whether to go on."""
+        found = (await client.get(self._instance_id, full=True)).instance
+        if found.state != WAITING:
+            return True
+        if self._can_ask:
+            typer.echo()
+            print_plan(found)
+            return await asking.decide(client, found)
+        if self._ends_with_plan:
+            if not self._as_json:  # whose events tell it
+                print_plan(found)
+            return False
+        self._reporter.note(f"the plan waits for review: {command(f'review {self._instance_id}')}")
+        return True
 
     def _answer(self, instance: Instance) -> ExitCode:
         if instance.state != COMPLETE:
@@ -135,14 +200,13 @@ class Run:
         if self._as_json:
             return ExitCode.DONE
         if sys.stdout.isatty():
-            from orchestrator.cli.display import Answer  # noqa: PLC0415  Markdown is slow to import
+            from orchestrator.cli.answer import Answer  # noqa: PLC0415  Markdown is slow to import
 
             console = reporters.terminal()
             console.print()
-            console.print(Answer(instance.final_result))
+            Answer(instance.final_result).print_on(console)
         else:
-            sys.stdout.write(instance.final_result.removesuffix("\n") + "\n")
-            sys.stdout.flush()
+            reporters.print_markdown(instance.final_result)
         return ExitCode.DONE
 
 

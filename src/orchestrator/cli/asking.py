@@ -1,0 +1,89 @@
+"""Asking whoever sits at the terminal what is to become of a plan."""
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from orchestrator.cli.exits import UsageError, complain
+from orchestrator.cli.options import read_plan
+from orchestrator.cli.review import plan_json
+from orchestrator.client import Client, ServiceError
+from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT, Decision
+from orchestrator.v1.instance_pb2 import Instance, Subtask
+
+_QUESTION: Final = "\n[a]pprove, [e]dit, [r]eject, or decide [l]ater? "
+
+
+async def decide(client: Client, instance: Instance) -> bool:
+    """Ask about the plan of an instance in VIEW_FULL until it is decided on; false: later."""
+    while True:
+        decision, subtasks, feedback = DECISION_APPROVE, [], ""
+        match (await _ask(_QUESTION)).lower():
+            case "a" | "approve":
+                pass
+            case "e" | "edit":
+                subtasks = await _edited(instance)
+                if not subtasks:
+                    continue
+            case "r" | "reject":
+                decision, feedback = DECISION_REJECT, await _ask("what should be better? ")
+            case "l" | "later" | "q" | "quit":
+                return False
+            case _:
+                continue
+        if await _review(client, instance.id, decision, subtasks, feedback):
+            return True
+
+
+async def _review(
+    client: Client,
+    instance_id: str,
+    decision: Decision.ValueType,
+    subtasks: Sequence[Subtask],
+    feedback: str,
+) -> bool:
+    """Decide; whether the plan does not wait any more, by this decision or by another."""
+    try:
+        await client.review(instance_id, decision, subtasks=subtasks, feedback=feedback)
+    except ServiceError as error:
+        complain(str(error))
+        return error.reason == "STATE_FORBIDS"
+    return True
+
+
+async def _edited(instance: Instance) -> list[Subtask]:
+    """The plan as an editor leaves it; empty where it cannot be used, which is said."""
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    plan = plan_json(instance) + "\n"
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "plan.json"
+        file.write_text(plan, encoding="utf-8")
+        try:
+            process = await asyncio.create_subprocess_exec(*shlex.split(editor), str(file))
+            if await process.wait() or file.read_text(encoding="utf-8") == plan:
+                raise UsageError("the plan is as it was")
+            return read_plan(file)
+        except UsageError as error:
+            complain(str(error))
+        except (OSError, ValueError) as error:
+            complain(f"{editor} cannot be started ({error}): set EDITOR to another editor")
+    return []
+
+
+async def _ask(question: str) -> str:
+    """Read a line from the terminal while a service of this process's own goes on; its end means later."""
+    print(question, end="", file=sys.stderr, flush=True)  # noqa: T201  the command's own voice
+    is_there = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin, is_there.set)
+    try:
+        await is_there.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
+    line = sys.stdin.readline()
+    return line.strip() if line else "later"

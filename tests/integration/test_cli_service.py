@@ -1,0 +1,176 @@
+"""One address names one service: what is created there is followed there, and it tells what it is set to."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from support.scripted_service import ScriptedService, play_well
+from support.shell import NO_MODELS, Outcome, Shell, assert_one_line, free_address
+
+from orchestrator.v1 import orchestrator_pb2
+
+COMMANDS = (
+    *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
+    *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
+)
+
+
+@pytest.fixture
+def no_service(tmp_path: Path) -> Shell:
+    return Shell.without_service(tmp_path)
+
+
+@asynccontextmanager
+async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService]]:
+    """The one that is meant, and another that answers elsewhere."""
+    async with ScriptedService(play_well) as meant, ScriptedService(play_well) as other:
+        yield await meant.start(rest_port=0), await other.start(rest_port=0)
+
+
+async def test_every_command_takes_the_address(no_service: Shell) -> None:
+    outcomes = await asyncio.gather(*(no_service.run(name, "--help") for name in COMMANDS))
+    for outcome in outcomes:
+        assert re.search(r"\s--address HOST:PORT", outcome.out)
+        assert "--grpc-address" not in outcome.out
+
+
+@pytest.mark.parametrize("flag", ["--address", "--grpc-address"])
+async def test_run_creates_where_it_follows_whatever_answers_elsewhere(no_service: Shell, flag: str) -> None:
+    async with two_services() as (meant, other):
+        outcome = await no_service.on(other).run("run", "p", flag, meant.address)
+    assert outcome.code == 0, outcome.err
+    assert (len(meant.requests), meant.created_over_rest) == (1, 1)
+    assert not other.requests
+    assert f"to see it: http://{meant.rest_address}/-/ui/#/instances/i1" in outcome.err
+
+
+async def test_a_rest_address_that_leads_to_another_service_is_not_used(no_service: Shell) -> None:
+    async with two_services() as (meant, other):  # as through a tunnel to gRPC alone
+        assert meant.info
+        meant.info.rest_address = other.rest_address
+        outcome = await no_service.run("run", "p", "--address", meant.address)
+    assert outcome.code == 0, outcome.err
+    assert (len(meant.requests), meant.created_over_rest, len(other.requests)) == (1, 0, 0)
+    assert f"another service answers at {other.rest_address}: creating the instance over gRPC" in outcome.err
+    assert "to see it" not in outcome.err
+
+
+@pytest.mark.parametrize("kind", ["older", "without REST", "unreachable REST"])
+async def test_without_rest_that_is_its_own_a_service_is_asked_over_grpc(
+    no_service: Shell, kind: str
+) -> None:
+    async with two_services() as (meant, other):
+        assert meant.info
+        meant.info.rest_address = {"without REST": "", "unreachable REST": free_address()}.get(kind, "")
+        if kind == "older":
+            meant.info = None
+        outcome = await no_service.on(other).run("run", "p", "--address", meant.address)
+    assert outcome.code == 0, outcome.err
+    assert (len(meant.requests), meant.created_over_rest, len(other.requests)) == (1, 0, 0)
+    assert "over gRPC" in outcome.err
+
+
+async def test_both_names_of_the_address_must_agree(no_service: Shell) -> None:
+    for command in (("run", "p"), ("up",), ("serve",)):
+        outcome = await no_service.run(*command, "--address", "127.0.0.1:1", "--grpc-address", "127.0.0.1:2")
+        assert outcome.code == 2
+        assert_one_line(outcome)
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+async def test_a_service_listens_at_the_address(no_service: Shell, command: str) -> None:
+    shell = no_service.with_variables(OPENAI_API_KEY="none", **NO_MODELS)
+    address = free_address()
+    process = await shell.start(command, "--address", address)
+    assert process.stdout
+    ready = (await process.stdout.readline()).decode()
+    process.terminate()
+    await process.communicate()
+    assert f"gRPC on {address}" in ready
+
+
+async def test_another_product_at_the_address_is_told_as_that(no_service: Shell) -> None:
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        for command in (("get", "a"), ("list",), ("create", "p"), ("result", "a"), ("delete", "a", "b")):
+            outcome = await no_service.run(*command, "--address", address)
+            assert outcome.code == 3
+            assert_one_line(outcome)
+            assert f"what answers at {address} is no orchestrator" in outcome.err
+    finally:
+        await server.stop(None)
+
+
+async def test_run_says_what_this_terminal_sets_and_the_service_has_otherwise(no_service: Shell) -> None:
+    async with two_services() as (meant, _):
+        shell = no_service.with_variables(
+            ORCHESTRATOR_BIG_MODEL="openai/mine",
+            ORCHESTRATOR_SMALL_MODEL="openai/small",
+            ORCHESTRATOR_MAX_OUTPUT_TOKENS="7",
+        )
+        outcome = await shell.run("run", "p", "--address", meant.address)
+        chosen = await shell.run("run", "p", "--address", meant.address, "--big-model", "openai/mine")
+    assert (
+        "ORCHESTRATOR_BIG_MODEL is openai/mine here, and the service was started without it, with openai/big"
+        in outcome.err
+    )
+    assert "ORCHESTRATOR_SMALL_MODEL" not in outcome.err
+    assert "ORCHESTRATOR_MAX_OUTPUT_TOKENS is 7 here, and the service has 100" in outcome.err
+    assert "openai/big" not in chosen.err.replace("planning with openai/big", "").replace(
+        "synthesis with openai/big", ""
+    )
+
+
+async def doctor(shell: Shell, service: ScriptedService, *options: str) -> Outcome:
+    return await shell.run("doctor", "--address", service.address, *options)
+
+
+async def test_doctor_tells_what_the_service_is_set_to(no_service: Shell) -> None:
+    shell = no_service.with_variables(
+        ORCHESTRATOR_BIG_MODEL="openai/mine", ORCHESTRATOR_REST_ADDRESS="127.0.0.1:1"
+    )
+    (shell.folder / "orchestrator.toml").write_text('[[workers]]\nname = "coder"\n')
+    async with two_services() as (meant, _):
+        outcome = await doctor(shell, meant, "--json")
+    findings = {}
+    for check in outcome.json["checks"]:
+        findings.setdefault(check["subject"], []).append((check["status"], check["finding"]))
+    (status, said), *differences = findings["service"]
+    assert status == "ok"
+    assert said == f"0.1.0 at {meant.address}, big model openai/big, small model openai/small"
+    assert [status for status, _ in differences] == ["warning"] * 3
+    assert "ORCHESTRATOR_BIG_MODEL is openai/mine here" in differences[0][1]
+    rest = f"ORCHESTRATOR_REST_ADDRESS is 127.0.0.1:1 here, and the service answers at {meant.rest_address}"
+    assert differences[1][1] == rest
+    assert "workers in orchestrator.toml are not those of the service, which has none" in differences[2][1]
+    assert findings["rest"] == [("ok", f"{meant.rest_address} is answered by the service")]
+    # Its keys are its own: that this terminal has none does not break it.
+    ((status, said),) = findings["big model"]
+    assert (status, said) == ("warning", "called with this terminal's variables: openai/big cannot be called")
+    assert (outcome.code, outcome.json["ok"]) == (0, True)
+
+
+async def test_doctor_names_the_service_s_workers_and_a_version_that_is_not_this_one_s(
+    no_service: Shell,
+) -> None:
+    async with two_services() as (meant, other):
+        assert meant.info
+        meant.info.version = "0.0.9"
+        meant.info.rest_address = other.rest_address
+        meant.info.workers.append(orchestrator_pb2.ServiceWorker(name="coder", model="openai/codex"))
+        outcome = await doctor(no_service, meant)
+    assert re.search(r"! service +0\.0\.9 at ", outcome.out)
+    assert re.search(r"! worker coder +called with this terminal's variables: openai/codex", outcome.out)
+    assert (
+        f"the service says {other.rest_address}, and from here another service answers there" in outcome.out
+    )
