@@ -1,0 +1,58 @@
+"""Logs of released versions, made by running them (tests/histories/record.py), are read by this one."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from orchestrator.core import view
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.v1.event_pb2 import Event
+
+HISTORIES = Path(__file__).parents[1] / "histories"
+RELEASES = sorted(path.name for path in HISTORIES.iterdir() if path.is_dir())
+
+
+def known_of(folded: Any, recorded: Any) -> Any:
+    """What is folded today, without the fields that the recording release did not have."""
+    if isinstance(folded, dict) and isinstance(recorded, dict):
+        return {name: known_of(value, recorded[name]) for name, value in folded.items() if name in recorded}
+    if isinstance(folded, list) and isinstance(recorded, list) and len(folded) == len(recorded):
+        return [known_of(*pair) for pair in zip(folded, recorded, strict=True)]
+    return folded
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_released_log_folds_to_the_same_instances(release: str, tmp_path: Path) -> None:
+    recorded = json.loads((HISTORIES / release / "instances.json").read_text())
+    log = await SqliteEventLog.open(Path(shutil.copy(HISTORIES / release / "log.db", tmp_path)))
+    try:
+        found = [instance_id for _, instance_id in await log.find(limit=len(recorded) + 1)]
+        assert found == list(reversed(recorded))
+        for instance_id, resource in recorded.items():
+            folded = MessageToDict(view.instance(await log.load(instance_id), full=True))
+            assert known_of(folded, resource) == resource, instance_id
+    finally:
+        await log.aclose()
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_released_log_is_streamed_as_it_was_written(release: str, tmp_path: Path) -> None:
+    log = await SqliteEventLog.open(Path(shutil.copy(HISTORIES / release / "log.db", tmp_path)))
+    kinds: set[str] = set()
+    try:
+        after, at_end = 0, False
+        last: dict[str, int] = {}
+        while not at_end:
+            page = await log.read_all(after)
+            for event in page.events():
+                assert event.sequence == last.get(event.instance_id, 0) + 1
+                last[event.instance_id] = event.sequence
+                kinds.add(str(event.WhichOneof("payload")))
+            after, at_end = page.places[-1], page.at_end
+    finally:
+        await log.aclose()
+    assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
