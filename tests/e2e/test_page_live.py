@@ -171,6 +171,8 @@ async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
         pytest.param([(1, 0, "ab"), (1, 0, "ab"), (1, 1, "bc")], "abc", id="twice"),
         pytest.param([(1, 0, "😀é"), (1, 2, "x")], "😀éx", id="code points"),
         pytest.param([(1, 0, "😀😀"), (1, 1, "😀y")], "😀😀y", id="overlap"),
+        pytest.param([(1, 0, "a long thought"), (1, 0, "ab"), (1, 2, "c")], "abc", id="begun anew"),
+        pytest.param([(1, 40, "amid 😀"), (1, 45, "it")], "… amid it", id="begun anew amid"),
         pytest.param([(1, 0, "old"), (2, 0, "new")], "new", id="new attempt"),
         pytest.param([(2, 0, "new"), (1, 3, "late")], "new", id="stale attempt"),
         pytest.param([(1, 40, "amid"), (1, 44, " it")], "… amid it", id="joined late"),

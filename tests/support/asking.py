@@ -1,6 +1,7 @@
 """Asking a provider something, over HTTP: in one piece, or streamed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
@@ -66,10 +67,28 @@ def without_streaming(script: Callable[[Call], Answer]) -> Callable[[Call], Answ
 
 async def ask(provider: Any, request: ModelRequest | None = None) -> ModelReply:
     """The pieces that are told must add up to the reply's text, however it comes."""
-    told: list[str] = []
-    answer: ModelReply = await provider.complete(request or asking(), told.append)
-    assert "".join(told) == answer.text
+    told = Told()
+    answer: ModelReply = await provider.complete(request or asking(), told)
+    assert told.text == answer.text
     return answer
+
+
+@dataclass
+class Told:
+    """What a caller has been told, by what it is to make of it."""
+
+    pieces: list[str] = field(default_factory=list)
+    restarts: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def __call__(self, piece: str, *, is_anew: bool = False) -> None:
+        if is_anew:
+            self.pieces.clear()
+            self.restarts += 1
+        self.pieces.append(piece)
 
 
 async def failure(

@@ -202,6 +202,7 @@ def test_a_draft_puts_deltas_in_their_places() -> None:
     assert draft == Draft(1, 8, "one two ")
     assert draft.after(delta(4, "two three")) == Draft(1, 13, "one two three")
     assert draft.after(delta(0, "one two three")) == Draft(1, 13, "one two three")
+    assert draft.after(delta(0, "anew")) == Draft(1, 4, "anew")
     assert draft.after(delta(20, "after a gap")) == Draft(1, 31, "after a gap")
     assert draft.after(delta(0, "again", attempt=2)) == Draft(2, 5, "again")
     long = draft.after(delta(8, "x" * 9000))

@@ -211,10 +211,14 @@ async def _model(name: str, where: str, settings: Settings, environment: Mapping
     hello = _HELLO if endpoint else _SHORT_HELLO
     request = ModelRequest(model, hello, settings.max_output_tokens, timeout_s=2 * CALL_TIMEOUT_S)
     pieces: list[str] = []
+
+    def hear(piece: str, *, is_anew: bool = False) -> None:  # noqa: ARG001  any piece is a sign of life
+        pieces.append(piece)
+
     started_s = time.monotonic()
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await provider.complete(request, pieces.append)
+            await provider.complete(request, hear)
     except TimeoutError:
         if pieces:
             return Finding(subject, f"{place}: it answers, slowly")

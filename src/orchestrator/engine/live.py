@@ -146,7 +146,10 @@ class _Writing:
         if self.text:
             self.live.end(self.instance_id, self.text)
 
-    def _write(self, piece: str) -> None:
+    def _write(self, piece: str, *, is_anew: bool = False) -> None:
+        if is_anew and self.text is not None:
+            self.live.end(self.instance_id, self.text)
+            self.text = None
         if self.text is None:
             self.text = _Text(self.subtask_id, self.attempt)
             self.live.begin(self.instance_id, self.text)

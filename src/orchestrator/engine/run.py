@@ -326,6 +326,7 @@ class Run:
             max_output_tokens=instance.config.max_output_tokens,
             timeout_s=attempt_timeout.seconds + attempt_timeout.nanos / 1e9,
             is_watched=isinstance(call, MakePlan) or self.shop.live.is_watched(instance.id),
+            is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
         if isinstance(call, MakePlan):
             self._reader = profile.plan_reader(instance)
@@ -333,8 +334,10 @@ class Run:
         with self.shop.live.writing(instance.id, subtask_id, work.attempt) as on_text:
             return profile, await provider.complete(request, on_text)
 
-    def _hear(self, piece: str) -> None:
+    def _hear(self, piece: str, *, is_anew: bool = False) -> None:
         """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""
+        if is_anew:
+            self._reader = None  # it may have read thoughts: only the whole plan can be trusted
         if self._reader:
             self._reader.add(piece)
             self._take_in_soon()

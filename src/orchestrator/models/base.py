@@ -1,6 +1,6 @@
 """What a language model is to the rest of the service."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -8,8 +8,12 @@ from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.prices import Prices
 
-OnText = Callable[[str], None]
-"""Is told each piece of an answer's text as it comes, in order. It must not raise."""
+
+class OnText(Protocol):
+    """Is told each piece of an answer's text as it comes, in order. It must not raise."""
+
+    def __call__(self, piece: str, *, is_anew: bool = False) -> None:
+        """Take a piece; `is_anew`: all before it were thoughts, and the answer begins with it."""
 
 
 class ModelRequest(NamedTuple):
@@ -23,6 +27,8 @@ class ModelRequest(NamedTuple):
     """The longest the whole call may take; the provider sees to it."""
     is_watched: bool = False
     """Whether somebody reads the answer as it is written; if not, it may come in one piece."""
+    is_last_attempt: bool = False
+    """Whether no other attempt would follow: then nothing is risked that others would make good."""
 
     @property
     def token_limit(self) -> int:
@@ -51,8 +57,8 @@ class Provider(Protocol):
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails, or when its time is over (`late`).
 
-        Cancelling closes the connection at once. The pieces that `on_text` is told add up to the reply's
-        text. A call that fails may have told some pieces before.
+        Cancelling closes the connection at once. The pieces that `on_text` is told, from the last one on that
+        begins anew, add up to the reply's text. A call that fails may have told some pieces before.
         """
 
     async def aclose(self) -> None:

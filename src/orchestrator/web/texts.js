@@ -21,12 +21,14 @@ export class LiveTexts {
       entry = written(attempt, start);
       this.#texts.set(writer, entry);
     }
-    const points = Array.from(text); // offsets count code points, a string's length does not
-    const fresh = points.slice(entry.length - start);
-    if (fresh.length === 0) return false;
-    entry.text += fresh.join('');
-    entry.length += fresh.length;
-    return true;
+    if (start < entry.length) {
+      // The piece replaces what was there from its place on: that were thoughts, or the same text again.
+      entry.text = Array.from(entry.text).slice(0, start - entry.base).join('');
+      entry.length = start;
+    }
+    entry.text += text;
+    entry.length += Array.from(text).length; // offsets count code points, a string's length does not
+    return text !== '';
   }
 
   /** What a writer has written so far; an ellipsis stands for a beginning that was missed. */
