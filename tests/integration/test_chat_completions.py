@@ -212,8 +212,9 @@ async def test_json_is_found_wherever_an_endpoint_puts_it(
     ("content", "expected"),
     [
         ("<think>a <thin one</think>\n\n the answer", "the answer"),
-        ("<think>never ends", "<think>never ends"),
-        (" <thinking> is no tag", " <thinking> is no tag"),
+        ("<thinking>a</thinking>the answer", "the answer"),
+        ("Let me think.\n</think>\n\nthe answer", "the answer"),
+        (" <thinker> is no tag", " <thinker> is no tag"),
         ("<", "<"),
         ("a <think>b</think> c", "a <think>b</think> c"),
     ],

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from support import streams
 from support.asking import chat, messages, said
-from support.endpoint import Call, Endpoint
+from support.endpoint import Call, Endpoint, Misbehaviour, completion
 from support.service import Service, service
 
 from orchestrator.errors import ModelError
@@ -283,3 +283,87 @@ async def test_text_reaches_server_sent_events_without_an_id(running: Service, s
     delta = json.loads(line.removeprefix("data: "))
     assert delta == {"subtaskId": "t1", "attempt": 1, "offset": "0", "text": "One"}
     slow.words.put_nowait("")
+
+
+THOUGHTS = "Okay, the user wants a list.\n\n</think>\n\n"
+
+
+async def read_to_the_end(stream: Stream) -> tuple[dict[str, str], int]:
+    """Each subtask's text as a client puts it together, and how often a piece replaced what was before it."""
+    texts: dict[str, str] = {}
+    replacements = 0
+    message = pb.StreamEventsResponse()
+    while not message.HasField("end"):
+        message = await stream.read()
+        if message.HasField("delta"):
+            before, offset = texts.get(message.delta.subtask_id, ""), message.delta.offset
+            assert offset <= len(before)
+            replacements += offset < len(before)
+            texts[message.delta.subtask_id] = before[:offset] + message.delta.text
+    return texts, replacements
+
+
+@pytest.mark.parametrize("make", [chat, messages])
+async def test_thoughts_that_were_shown_are_replaced_by_the_answer_and_not_shown_the_next_time(
+    tmp_path: Path, make: Callable[[Endpoint], HttpProvider]
+) -> None:
+    thoughts_were_shown = asyncio.Event()
+
+    async def think(call: Call) -> web.StreamResponse:
+        response = await streams.begin(call.request)
+        body = said(make, f"{THOUGHTS}One, two")
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        for event in events:
+            if "/thin" in str(event):
+                await thoughts_were_shown.wait()
+            await response.write(streams.encoded(event))
+        return response
+
+    config = instance_pb2.InstanceConfig(
+        subtasks=[
+            instance_pb2.Subtask(id="t1", instructions="x"),
+            instance_pb2.Subtask(id="t2", instructions="x", depends_on=["t1"]),
+        ]
+    )
+    async with (
+        Endpoint(lambda _: think) as endpoint,
+        aclosing(make(endpoint)) as provider,
+        service(tmp_path / "log.db", provider) as running,
+    ):
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
+        stream = watch(running)
+        assert THOUGHTS.startswith(joined(await read_text(stream, 10)))
+        thoughts_were_shown.set()
+        texts, _ = await read_to_the_end(stream)
+        assert texts == {"t1": "One, two", "t2": "One, two", "": "One, two"}
+        answer = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
+    assert [subtask.output for subtask in answer.instance.subtasks] == ["One, two", "One, two"]
+    assert answer.instance.final_result == "One, two"
+
+
+async def test_a_model_beside_one_that_showed_its_thoughts_is_waited_for_and_shows_none(
+    tmp_path: Path,
+) -> None:
+    is_watched = asyncio.Event()
+
+    async def work(call: Call) -> web.StreamResponse:
+        await is_watched.wait()
+        events = streams.of_completion(completion(f"{THOUGHTS}One, two"), call.body)
+        return await streams.send(call.request, events)
+
+    def script(call: Call) -> str | Misbehaviour:
+        if call.role == "planning":
+            return f"{THOUGHTS}{plan_text(1)}"
+        return work if call.role == "work" else "The result."
+
+    async with (
+        Endpoint(script) as endpoint,
+        aclosing(chat(endpoint)) as provider,
+        service(tmp_path / "log.db", provider) as running,
+    ):
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+        stream = watch(running)
+        while not (await stream.read()).HasField("caught_up"):
+            pass
+        is_watched.set()
+        assert await read_to_the_end(stream) == ({"t1": "One, two", "": "The result."}, 0)

@@ -1,18 +1,26 @@
 """Subtasks begin while the plan is still being written."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
+import pytest
+from aiohttp import web
+from support import streams
+from support.asking import chat, messages
+from support.endpoint import Call, Endpoint, Misbehaviour
 from support.lives import resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
+from orchestrator.core.state import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelRequest, Models
+from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText, Provider
+from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -220,3 +228,72 @@ async def test_an_answer_that_contradicts_what_was_told_is_a_failed_attempt(tmp_
         assert failed[0].error.reason == "PLAN_INVALID"
         assert "'nobody', which is not in the plan" in failed[0].error.message
     await log.aclose()
+
+
+async def completed(tmp_path: Path, provider: Provider) -> tuple[Instance, list[str]]:
+    """The instance when it is complete, and the kinds of its events."""
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, Models({"scripted": provider})) as engine:
+        await engine.create(wish())
+        instance = await wait_for_end(log, "a", 20)
+        events = await kinds(log)
+    await log.aclose()
+    assert instance.state == pb.STATE_COMPLETE
+    return instance, events
+
+
+@pytest.mark.parametrize("make", [chat, messages])
+@pytest.mark.parametrize("thoughts", ["<think>\n{}\n</think>\n\n", "Perhaps so:\n{}\n</think>\n\n"])
+async def test_no_subtask_of_a_plan_that_is_only_thought_of_begins(
+    tmp_path: Path, make: Callable[[Endpoint], HttpProvider], thoughts: str
+) -> None:
+    def script(call: Call) -> str | None:
+        draft = HEAD + part("draft") + "]}"
+        return thoughts.format(draft) + HEAD + part("real") + "]}" if call.role == "planning" else None
+
+    async with Endpoint(script) as endpoint, aclosing(make(endpoint)) as provider:
+        _, events = await completed(tmp_path, provider)
+    assert [call.subtask_id for call in endpoint.calls if call.role == "work"] == ["real"]
+    assert events.count("planning_started") == 1
+
+
+@pytest.mark.parametrize("start", ["", "```json\n"])
+async def test_a_plan_that_comes_first_is_worked_on_while_an_endpoint_still_streams_it(
+    tmp_path: Path, start: str
+) -> None:
+    worked = asyncio.Event()
+
+    async def plan(call: Call) -> web.StreamResponse:
+        response = await streams.begin(call.request)
+        await response.write(streams.encoded(streams.written(call.request, start + HEAD + part("a"))))
+        await worked.wait()
+        for event in (streams.written(call.request, "]}"), streams.last(call.request)):
+            await response.write(streams.encoded(event))
+        return response
+
+    def script(call: Call) -> str | Misbehaviour | None:
+        if call.role == "work":
+            worked.set()
+        return plan if call.role == "planning" else None
+
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        _, events = await completed(tmp_path, provider)
+    assert events.index("subtask_started") < events.index("plan_completed")
+
+
+async def test_what_was_read_before_a_plan_began_anew_is_not_gone_on_with(tmp_path: Path) -> None:
+    class Thinker(Scripted):
+        """Tells of a plan, takes it back, and tells of another."""
+
+        async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+            if request.prompt.role != "planning":
+                return await super().complete(request, on_text)
+            real = HEAD + part("real") + "]}"
+            if on_text is not None:
+                on_text(HEAD)
+                on_text(HEAD + part("real"), is_anew=True)
+                on_text("]}")
+            return ModelReply(real)
+
+    instance, _ = await completed(tmp_path, Thinker())
+    assert list(instance.subtasks) == ["real"]

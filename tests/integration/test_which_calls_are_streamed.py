@@ -1,21 +1,30 @@
-"""Which calls are streamed: the watched, so many others at once, and none that hide what they used."""
+"""Which calls are streamed: the watched, so many others at once, and none that hide what they used.
+
+None of that is for good.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from support import streams
 from support.asking import ask, asking, chat, messages
-from support.endpoint import Answer, Call, Endpoint, completion, failing, message
+from support.endpoint import Answer, Call, Endpoint, Script, completion, cut, cut_amid, failing, hang, message
 from support.misbehaviour import breaking, refusing, streaming
+from support.service import service
 
 from orchestrator.errors import ModelError
+from orchestrator.models import endpoint as endpoint_module
+from orchestrator.models import ways
 from orchestrator.models.base import ModelReply
 from orchestrator.models.endpoint import HttpProvider
+from orchestrator.v1 import instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as pb
 
 MOST = HttpProvider.most_unwatched_streams
 
@@ -37,10 +46,10 @@ class Held:
     """For the calls in the order in which they have come in."""
     open: list[asyncio.Task[ModelReply]] = field(default_factory=list)
 
-    async def begin(self, count: int, *, is_watched: bool = False) -> list[bool]:
+    async def begin(self, count: int, **request_fields: bool) -> list[bool]:
         """Begin so many calls; whether each is streamed."""
         before = len(self.endpoint.calls)
-        request = asking()._replace(is_watched=is_watched)
+        request = asking()._replace(**request_fields)
         self.open += [asyncio.create_task(self.provider.complete(request)) for _ in range(count)]
         await self.endpoint.wait_for_calls(before + count)
         return are_streamed(self.endpoint)[before:]
@@ -52,13 +61,17 @@ class Held:
 
 
 @asynccontextmanager
-async def held() -> AsyncIterator[Held]:
+async def held(whole: Answer = None) -> AsyncIterator[Held]:
+    """`whole`: what is answered at once to a call that is not streamed."""
     answers: asyncio.Queue[web.Response] = asyncio.Queue()
 
     async def hold(_: Call) -> web.StreamResponse:
         return await answers.get()
 
-    async with Endpoint(lambda _: hold) as endpoint, aclosing(chat(endpoint)) as provider:
+    def script(call: Call) -> Answer:
+        return whole if whole is not None and "stream" not in call.body else hold
+
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         it = Held(endpoint, provider, answers)
         yield it
         for call in it.open:
@@ -171,3 +184,194 @@ async def test_a_stream_that_failed_says_nothing_of_the_next() -> None:
             with pytest.raises(ModelError):
                 await ask(provider)
     assert are_streamed(endpoint) == [True, True]
+
+
+# What is learnt is not for good
+
+
+def without_whole(death: Script) -> Script:
+    """An endpoint that hides the usage of streams, behind a gateway that ends calls for the whole so."""
+    return lambda call: streaming_without_usage(call) if "stream" in call.body else death(call)
+
+
+def gateway_timeout(_: Call) -> Answer:
+    return failing(524)
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        gateway_timeout,
+        lambda _: failing(504),
+        lambda _: failing(502),
+        lambda _: cut,
+        lambda _: cut_amid,
+        lambda _: web.Response(text="<html>timed out</html>"),
+    ],
+    ids=["524", "504", "502", "cut before", "cut amid", "no answer"],
+)
+async def test_a_model_whose_calls_for_the_whole_die_is_streamed_though_that_hides_its_usage(
+    death: Script,
+) -> None:
+    async with Endpoint(without_whole(death)) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        with pytest.raises(ModelError):
+            await ask(provider)
+        for _ in range(2):
+            assert (await ask(provider)).text == "done"
+    assert are_streamed(endpoint) == [True, False, True, True]
+
+
+async def test_a_call_for_the_whole_that_takes_too_long_is_streamed_the_next_time() -> None:
+    async with Endpoint(without_whole(lambda _: hang)) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        with pytest.raises(ModelError, match=r"0\.2 s"):
+            await ask(provider, asking(timeout_s=0.2))
+        assert (await ask(provider)).text == "done"
+    assert are_streamed(endpoint) == [True, False, True]
+
+
+async def test_calls_for_the_whole_die_by_what_they_are_for_since_that_says_how_long_they_take() -> None:
+    def script(call: Call) -> Answer:
+        if "stream" in call.body:
+            return streaming_without_usage(call)
+        return failing(524) if "response_format" in call.body else None
+
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        with pytest.raises(ModelError):
+            await ask(provider, asking(schema=True))
+        assert [(await ask(provider, asking(schema=it))).output_tokens for it in (True, False)] == [0, 20]
+    assert are_streamed(endpoint) == [True, False, True, False]
+
+
+async def test_the_whole_is_asked_for_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Endpoint(without_whole(gateway_timeout)) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        with pytest.raises(ModelError):
+            await ask(provider)
+        monkeypatch.setattr(ways, "REMEMBERED_S", 0.0)
+        with pytest.raises(ModelError):
+            await ask(provider)
+    assert are_streamed(endpoint) == [True, False, False]
+
+
+async def test_a_rate_limit_says_nothing_of_the_way() -> None:
+    script = without_whole(lambda _: failing(429))
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        for _ in range(2):
+            with pytest.raises(ModelError):
+                await ask(provider)
+    assert are_streamed(endpoint) == [True, False, False]
+
+
+async def test_the_last_attempt_is_streamed_though_that_hides_its_usage() -> None:
+    script = without_whole(gateway_timeout)
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        for _ in range(2):
+            assert (await ask(provider, asking()._replace(is_last_attempt=True))).text == "done"
+    assert are_streamed(endpoint) == [True, True]
+
+
+async def test_beyond_so_many_streams_a_call_is_streamed_all_the_same_where_those_for_the_whole_die() -> None:
+    async with held(whole=failing(524)) as it:
+        assert await it.begin(MOST) == [True] * MOST
+        with pytest.raises(ModelError):
+            await it.provider.complete(asking())
+        assert await it.begin(2) == [True, True]
+
+
+async def test_beyond_so_many_streams_the_last_attempt_is_streamed_all_the_same() -> None:
+    async with held() as it:
+        assert await it.begin(MOST) == [True] * MOST
+        assert await it.begin(1, is_last_attempt=True) == [True]
+        assert await it.begin(1) == [False]
+
+
+async def test_a_model_that_answers_only_in_streams_is_streamed_and_that_is_no_attempt() -> None:
+    refusal = "This model only supports stream mode, please enable the stream parameter"
+    script = without_whole(lambda _: failing(400, refusal))
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        for _ in range(3):
+            assert (await ask(provider)).text == "done"
+    assert are_streamed(endpoint) == [True, False, True, True]
+
+
+async def test_an_endpoint_that_refused_to_stream_is_asked_again_when_calls_for_the_whole_die() -> None:
+    def script(call: Call) -> Answer:
+        if "stream" in call.body:
+            return failing(400, "'stream' is not supported") if len(endpoint.calls) == 1 else None
+        return None if len(endpoint.calls) == 2 else failing(524)
+
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        with pytest.raises(ModelError):
+            await ask(provider)
+        await ask(provider)
+    assert are_streamed(endpoint) == [True, False, False, True]
+
+
+async def test_an_endpoint_that_refuses_both_ways_is_given_up() -> None:
+    def script(call: Call) -> Answer:
+        return failing(400, "'stream' must be set" if "stream" not in call.body else "'stream' is unknown")
+
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        with pytest.raises(ModelError, match="stream") as caught:
+            await ask(provider)
+    assert (caught.value.reason, caught.value.retryable) == ("REQUEST_REJECTED", False)
+
+
+async def test_a_model_whose_streams_never_say_that_they_end_is_called_for_the_whole() -> None:
+    script = streaming()
+    async with (
+        Endpoint(lambda call: script if "stream" in call.body else None) as endpoint,
+        aclosing(chat(endpoint)) as provider,
+    ):
+        for _ in range(2):
+            with pytest.raises(ModelError, match="ended the stream"):
+                await ask(provider)
+        for _ in range(2):
+            assert (await ask(provider)).text == "The output of ."
+    assert are_streamed(endpoint) == [True, True, False, False]
+
+
+async def test_where_calls_die_both_ways_they_are_tried_in_turn() -> None:
+    script = streaming()
+    async with (
+        Endpoint(lambda call: script if "stream" in call.body else failing(524)) as endpoint,
+        aclosing(chat(endpoint)) as provider,
+    ):
+        for _ in range(6):
+            with pytest.raises(ModelError):
+                await ask(provider)
+    assert are_streamed(endpoint) == [True, True, False, True, False, True]
+
+
+async def test_what_an_endpoint_refused_is_tried_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_DIALECT_S", 0.0)
+    async with Endpoint(refusing(400, "stream")) as endpoint, aclosing(chat(endpoint)) as provider:
+        for _ in range(2):
+            await ask(provider)
+    assert are_streamed(endpoint) == [True, False, True, False]
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+async def test_no_gateway_that_ends_long_calls_keeps_an_instance_from_completing(
+    tmp_path: Path, max_attempts: int
+) -> None:
+    script = without_whole(gateway_timeout)
+    retry = instance_pb2.RetryPolicy(max_attempts=max_attempts)
+    retry.initial_delay.nanos = 1_000_000
+    config = instance_pb2.InstanceConfig(
+        retry=retry, subtasks=[instance_pb2.Subtask(id="a", instructions="x")]
+    )
+    async with (
+        Endpoint(script) as endpoint,
+        aclosing(chat(endpoint)) as provider,
+        service(tmp_path / "log.db", provider) as running,
+    ):
+        for name in ("first", "second"):
+            await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=name, config=config))
+            assert (await running.ended(name)).instance.state == instance_pb2.STATE_COMPLETE
+    assert all(are_streamed(endpoint)) == (max_attempts == 1)

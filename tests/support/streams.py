@@ -43,19 +43,46 @@ def pieces(text: str) -> Iterator[str]:
 def of_completion(body: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Event]:
     """The chunks of a completion, with the usage if it was asked for."""
     [choice] = body["choices"]
-    events: list[Event] = [b": the model thinks\n\n", _chunk({"role": "assistant", "content": ""})]
+    events: list[Event] = [b": the model thinks\n\n", chunk({"role": "assistant", "content": ""})]
     for name, value in choice["message"].items():
         if name != "role" and value is not None:
             parts = pieces(value) if isinstance(value, str) else [value]
-            events += [_chunk({name: part}) for part in parts]
-    events.append(_chunk({}, choice["finish_reason"]))
+            events += [chunk({name: part}) for part in parts]
+    events.append(chunk({}, choice["finish_reason"]))
     if asked.get("stream_options", {}).get("include_usage"):
         events.append({"choices": [], "usage": body["usage"]})
     return [*events, "[DONE]"]
 
 
-def _chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+def chunk(delta: Mapping[str, Any], finish_reason: Any = None) -> dict[str, Any]:
+    """A chunk of a completion."""
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], "usage": None}
+
+
+def written(request: web.Request, text: str) -> Event:
+    """What adds text to an answer, in the API that is asked."""
+    if request.path.endswith("/messages"):
+        return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    return chunk({"content": text})
+
+
+def stopped(request: web.Request, reason: Any) -> Event:
+    """What says why the model stopped, in the API that is asked."""
+    if request.path.endswith("/messages"):
+        return {"type": "message_delta", "delta": {"stop_reason": reason}}
+    return chunk({}, reason)
+
+
+def used(request: web.Request) -> Event:
+    """What tells the usage, in the API that is asked: 100 tokens of input, 20 of output."""
+    if request.path.endswith("/messages"):
+        return {"type": "message_delta", "delta": {}, "usage": {"input_tokens": 100, "output_tokens": 20}}
+    return {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+
+
+def last(request: web.Request) -> Event:
+    """The last event, in the API that is asked."""
+    return {"type": "message_stop"} if request.path.endswith("/messages") else "[DONE]"
 
 
 def of_message(body: Mapping[str, Any]) -> list[Event]:

@@ -1,44 +1,88 @@
 """Server-Sent Events, however they come."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.models.streaming import Events
+from orchestrator.models.streaming import Event, Events
+
+
+def data(events: object) -> list[bytes]:
+    return [event.data for event in events]  # type: ignore[attr-defined]
+
+
+def read(sent: bytes) -> list[bytes]:
+    events = Events()
+    return data([*events.feed(sent), *events.rest()])
 
 
 def test_an_event_is_given_when_its_blank_line_has_come() -> None:
     events = Events()
-    assert list(events.feed(b"data: a\n\ndata: b\n")) == [b"a"]
-    assert list(events.feed(b"data: c\r\n\r\nda")) == [b"b\nc"]
-    assert list(events.feed(b"ta: d\n")) == []
-    assert list(events.rest()) == [b"d"]
+    assert data(events.feed(b"data: a\n\ndata: b\n")) == [b"a"]
+    assert data(events.feed(b"data: c\r\n\r\nda")) == [b"b\nc"]
+    assert data(events.feed(b"ta: d\n")) == []
+    assert data(events.rest()) == [b"d"]
 
 
-def test_nothing_counts_after_the_last_event() -> None:
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("field", [b"data: ", b"data:", b"\xef\xbb\xbfdata: "])
+def test_lines_may_end_in_any_way_and_a_field_begin_with_or_without_space(end: bytes, field: bytes) -> None:
+    assert read(field + b"a" + end + end + field + b"b" + end + end) == [b"a", b"b"]
+
+
+def test_a_line_feed_after_a_carriage_return_ends_no_other_line_though_it_comes_later() -> None:
     events = Events()
-    assert list(events.feed(b"data: a\n\ndata: [DONE]\n\ndata: b\n\n")) == [b"a"]
+    assert data(events.feed(b"data: a\r")) == []
+    assert data(events.feed(b"\ndata: b\r")) == []
+    assert data(events.feed(b"\n\r")) == [b"a\nb"]
+    assert data(events.feed(b"\n")) == []
+
+
+def test_json_that_is_whole_ends_where_the_next_begins_though_no_blank_line_is_between() -> None:
+    assert read(b'data: {"a": 1}\ndata: {"b": 2}\ndata: [DONE]\n') == [b'{"a": 1}', b'{"b": 2}']
+    assert read(b'data: {"a":\ndata: 1}\n\n') == [b'{"a":\n1}']
+
+
+@pytest.mark.parametrize("end", [b'data: {"a": 1}', b'data: {"a": 1}\n', b'data: {"a": 1}\n\ndata: {"b'])
+def test_the_last_event_counts_if_its_json_is_whole_and_half_an_event_does_not(end: bytes) -> None:
+    assert read(end) == [b'{"a": 1}']
+
+
+@pytest.mark.parametrize(
+    "last", [b"[DONE]", b'"[DONE]"', b"[done]", b"[DONE]\n", b"[DONE]\n\ndata: more\n\n"]
+)
+def test_nothing_counts_after_the_last_event(last: bytes) -> None:
+    events = Events()
+    assert data([*events.feed(b"data: a\n\ndata: " + last), *events.rest()]) == [b"a"]
     assert events.have_ended
+
+
+def test_an_event_has_the_type_that_it_names_and_only_that_one() -> None:
+    sent = b"event: error\ndata: a\n\ndata: b\n\nerror: c\n\n"
+    assert list(Events().feed(sent)) == [Event(b"a", b"error"), Event(b"b"), Event(b"c", b"error")]
 
 
 @given(st.lists(st.integers(1, 9)))
 def test_the_last_event_is_noticed_however_it_comes(cuts: list[int]) -> None:
     events = Events()
-    found: list[bytes] = []
+    found: list[Event] = []
     sent = b"data: a\n\ndata: [DONE]\n\n"
     for cut in cuts:
         found += events.feed(sent[:cut])
         sent = sent[cut:]
-    assert [*found, *events.feed(sent)] == [b"a"]
+    assert data([*found, *events.feed(sent)]) == [b"a"]
     assert events.have_ended
 
 
 @given(st.binary(), st.lists(st.integers(1, 9)))
 def test_events_are_the_same_however_they_come(sent: bytes, cuts: list[int]) -> None:
-    for byte, stands_for in enumerate((b"\n\n", b"data: ", b"\r\n", b"[DONE]")):
+    for byte, stands_for in enumerate(
+        (b"\n\n", b"data: ", b"\r\n", b"[DONE]", b"\r", b'{"a":1}', b"\xef\xbb\xbf")
+    ):
         sent = sent.replace(bytes([byte]), stands_for)
     whole, pieces = Events(), Events()
     expected = [*whole.feed(sent), *whole.rest()]
-    found: list[bytes] = []
+    found: list[Event] = []
     for cut in cuts:
         found += pieces.feed(sent[:cut])
         sent = sent[cut:]

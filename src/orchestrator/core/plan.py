@@ -105,5 +105,10 @@ def check(subtask: Subtask, known: Container[str]) -> None:
 
 
 def well_formed(text: str) -> str:
-    """The text with what has no UTF-8 replaced: JSON can hold half of an emoji, the log cannot."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
+    """The text with what has no UTF-8 replaced: JSON can hold half of an emoji, the log cannot.
+
+    Two halves that follow each other are the whole.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

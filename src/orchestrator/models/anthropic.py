@@ -10,14 +10,15 @@ from typing import Any, ClassVar, Final
 
 from orchestrator.core.prompts import Prompt
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import HttpProvider, Said, count
+from orchestrator.models.endpoint import Content, HttpProvider, count
+from orchestrator.models.finish import Finish, finish_of, reason_of
 from orchestrator.models.http import IDLE_TIMEOUT_S
+from orchestrator.models.streaming import Accumulator
 from orchestrator.models.structured import Dialect
 
 VERSION: Final = "2023-06-01"
 """The API's version: there has been no other since."""
 
-_CUT: Final = ("max_tokens", "model_context_window_exceeded")
 _INPUT_TOKENS: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 """What was read from a cache, or written to one, was input too, and is not counted with the rest of it."""
 
@@ -87,59 +88,98 @@ class Anthropic(HttpProvider):
     def _streaming(self) -> Mapping[str, object]:
         return {"stream": True}
 
-    def _said(self, body: Mapping[str, Any], request: ModelRequest) -> Said | None:  # noqa: ARG002
+    def _parse(self, body: Mapping[str, Any], request: ModelRequest) -> Content | None:
         usage = body.get("usage")
-        used = (sum(count(usage, name) for name in _INPUT_TOKENS), count(usage, "output_tokens"))
         blocks = body.get("content")
+        if isinstance(blocks, str):
+            blocks = [{"type": "text", "text": blocks}]
         if not isinstance(blocks, list):
             return None
+        may_call_tool = request.prompt.schema is not None
+        reason = reason_of(body.get("stop_reason"))
+        finish = finish_of(reason, may_call_tool=may_call_tool)
         refusal = None
-        if body.get("stop_reason") == "refusal":
+        if finish is Finish.FILTERED:
             details = body.get("stop_details")
-            refusal = str((details if isinstance(details, dict) else {}).get("explanation") or "")
-        return Said("".join(map(_text, blocks)), body.get("stop_reason") in _CUT, refusal, used)
+            refusal = str((details if isinstance(details, dict) else {}).get("explanation") or reason)
+        return Content(
+            "".join(map(_text, blocks)),
+            reason,
+            finish,
+            refusal,
+            used=(sum(count(usage, name) for name in _INPUT_TOKENS), count(usage, "output_tokens")),
+        )
 
-    def _draft(self) -> "_Draft":
-        return _Draft()
+    def _accumulator(self) -> Accumulator:
+        return _Accumulator()
 
 
-class _Draft:
+class _Accumulator(Accumulator):
     """A message that is being streamed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._texts: list[str] = []
-        self._usage: dict[object, object] = {}
-        self._ending: dict[object, object] = {}
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether a stop_reason has come, which it does when all blocks are complete."""
-        return bool(self._ending.get("stop_reason"))
+        self._tool_input = ""
+        """What a tool is called with by the block's beginning: it counts if nothing follows."""
+        self._is_other_tool = False
+        """Whether the block calls a tool that is none of ours."""
+        self._details: object = None
 
     def add(self, event: Mapping[str, Any]) -> str:
         """Take in an event of any type; those that say nothing to us are passed over."""
+        text = ""
         match event:
-            case {"type": "message_start", "message": {"usage": {**usage}}}:
-                self._usage |= usage
+            case {"type": "message_start", "message": {**message}}:
+                self._note_usage(message)
+                blocks = message.get("content")
+                text = "".join(map(_text, blocks)) if isinstance(blocks, list) else ""
+                self._write(text)
+                self.note_reason(message.get("stop_reason"))
+            case {"type": "content_block_start", "content_block": {**block}}:
+                text = self._write(self._begin(block))
+            case {"type": "content_block_delta", "delta": {"text": str(text)}}:
+                self._write(text)
+            case {"type": "content_block_delta", "delta": {"partial_json": str(text)}}:
+                text = "" if self._is_other_tool else self._write(text)
+                self._tool_input = "" if text else self._tool_input
+            case {"type": "content_block_stop"}:
+                text = self._write(self._tool_input)
+                self._tool_input = ""
             case {"type": "message_delta", "delta": {**ending}}:
-                self._ending |= ending
-                match event:
-                    # Totals, not what was added; what it does not count again stays as it was.
-                    case {"usage": {**totals}}:
-                        self._usage |= totals
-            case {"type": "content_block_delta", "delta": {"text": str(text)} | {"partial_json": str(text)}}:
-                self._texts.append(text)
-                return text
-        return ""
+                # Totals, not what was added; what it does not count again stays as it was.
+                self._note_usage(event)
+                self._details = ending.get("stop_details") or self._details
+                self.note_reason(ending.get("stop_reason"))
+                self.has_said_all = bool(self.reason)
+            case {"type": "message_stop"}:
+                self.has_ended = True
+        return text
+
+    def _begin(self, block: Mapping[Any, Any]) -> str:
+        """A block begins, with some of its text where an endpoint does not wait for the first delta."""
+        is_tool = block.get("type") in ("tool_use", "server_tool_use")
+        self._is_other_tool = is_tool and block.get("name") != _TOOL
+        self._tool_input = _text(block) if is_tool and block.get("input") else ""
+        return "" if is_tool else _text(block)
+
+    def _write(self, text: str) -> str:
+        self._texts.append(text)
+        self.note_text(text)
+        return text
+
+    def _note_usage(self, holder: Mapping[Any, Any]) -> None:
+        match holder:
+            case {"usage": {**usage}}:
+                self.note_usage(usage)
 
     def body(self) -> Mapping[str, Any]:
         """The message as far as it has come."""
-        text = {"type": "text", "text": "".join(self._texts)}
         return {
-            "content": [text],
-            "usage": self._usage,
-            "stop_reason": self._ending.get("stop_reason"),
-            "stop_details": self._ending.get("stop_details"),
+            "content": [{"type": "text", "text": "".join(self._texts)}],
+            "usage": self.usage,
+            "stop_reason": self.reason,
+            "stop_details": self._details,
         }
 
 
@@ -151,7 +191,7 @@ def _text(block: object) -> str:
     match block:
         case {"type": "text", "text": str(text)}:
             return text
-        case {"type": "tool_use", "input": arguments}:
+        case {"type": "tool_use", "name": name, "input": arguments} if name == _TOOL:
             return json.dumps(arguments, ensure_ascii=False)
         case _:
             return ""

@@ -5,19 +5,20 @@ thoughts may stand in front of it or in a field of their own.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import HttpProvider, Said, count
-from orchestrator.models.failures import REFUSALS
+from orchestrator.models.endpoint import Content, HttpProvider, count
+from orchestrator.models.finish import finish_of, reason_of
 from orchestrator.models.http import IDLE_TIMEOUT_S
+from orchestrator.models.streaming import Accumulator
 from orchestrator.models.structured import Dialect
 
-_THOUGHTS: Final = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
-_TEXT_FIELDS: Final = ("content", "reasoning_content", "reasoning", "refusal")
+_THOUGHTS: Final = ("reasoning_content", "reasoning")
+_TEXT_FIELDS: Final = ("content", "refusal", *_THOUGHTS)
+_TOOL_CALLS: Final = ("tool_calls", "function_call")
 
 
 class ChatCompletions(HttpProvider):
@@ -65,22 +66,30 @@ class ChatCompletions(HttpProvider):
     def _streaming(self) -> Mapping[str, object]:
         return {"stream": True, "stream_options": {"include_usage": True}}
 
-    def _said(self, body: Mapping[str, Any], request: ModelRequest) -> Said | None:
+    def _parse(self, body: Mapping[str, Any], request: ModelRequest) -> Content | None:
         usage = body.get("usage")
-        used = (count(usage, "prompt_tokens"), count(usage, "completion_tokens"))
         match body:
             case {"choices": [{"message": {**message}} as choice, *_]}:
                 pass
             case _:
                 return None
-        finish = choice.get("finish_reason")
         text = _text(message.get("content"))
-        if not text.strip() and request.prompt.schema is not None:
-            # Some reasoning models leave the JSON where their thoughts belong.
-            text = _text(message.get("reasoning_content") or message.get("reasoning"))
-        text = _THOUGHTS.sub("", text, count=1) if text.lstrip().startswith("<think>") else text
-        refusal = message.get("refusal") or ("" if str(finish) in REFUSALS else None)
-        return Said(text, finish == "length", None if refusal is None else str(refusal), used)
+        is_json = request.prompt.schema is not None
+        if is_json and not text.strip():
+            text = _json_in(_text(next(filter(None, map(message.get, _THOUGHTS)), None)))
+        reason = reason_of(choice.get("finish_reason"))
+        # We offer no tool, but some gateways have a plan handed in as one call.
+        may_call_tool = is_json or not any(map(message.get, _TOOL_CALLS))
+        return Content(
+            text,
+            reason,
+            finish_of(reason, may_call_tool=may_call_tool),
+            refusal=str(message["refusal"]) if message.get("refusal") else None,
+            used=(
+                count(usage, "prompt_tokens") or count(usage, "input_tokens"),
+                count(usage, "completion_tokens") or count(usage, "output_tokens"),
+            ),
+        )
 
     def _error(self, body: Mapping[str, Any]) -> object:
         match body:
@@ -90,47 +99,65 @@ class ChatCompletions(HttpProvider):
             case _:
                 return super()._error(body)
 
-    def _draft(self) -> "_Draft":
-        return _Draft()
+    def _accumulator(self) -> Accumulator:
+        return _Accumulator()
 
 
-class _Draft:
+class _Accumulator(Accumulator):
     """A completion that is being streamed."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._written: dict[str, list[str]] = {name: [] for name in _TEXT_FIELDS}
-        self._finish: object = None
-        self._usage: object = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether a finish_reason has come."""
-        return self._finish is not None
+        self._calls: dict[str, object] = {}
 
     def add(self, event: Mapping[str, Any]) -> str:
         """Take in a chunk."""
-        match event:
-            # The usage comes last, in a chunk that has no choice.
-            case {"usage": {**usage}} | {"x_groq": {"usage": {**usage}}}:
-                self._usage = usage
-        match event:
-            case {"choices": [{**choice}, *_]}:
-                self._finish = choice.get("finish_reason") or self._finish
-            case _:
-                return ""
-        delta = choice.get("delta")
-        if not isinstance(delta, dict):
-            return ""
+        choice = _first_choice(event)
+        for holder in (event, event.get("x_groq"), choice):
+            match holder:
+                case {"usage": {**usage}}:
+                    self.note_usage(usage)
+                    # It comes last, in a chunk that has no choice, or in each that has one.
+                    self.has_said_all = bool(self.reason) and not choice
+        text = self._write(self._delta(choice))
+        self.note_reason(choice.get("finish_reason"))
+        return text
+
+    def _delta(self, choice: Mapping[Any, Any]) -> Mapping[str, Any]:
+        """What a chunk adds; some gateways send all as one message."""
+        delta, message = choice.get("delta"), choice.get("message")
+        if isinstance(delta, dict) and (delta or not isinstance(message, dict)):
+            return delta
+        return message if isinstance(message, dict) and not any(self._written.values()) else {}
+
+    def _write(self, delta: Mapping[str, Any]) -> str:
         added = {name: _text(delta.get(name)) for name in _TEXT_FIELDS}
         for name, text in added.items():
             if text:
                 self._written[name].append(text)
+                self.note_text(text, is_thought=name in _THOUGHTS)
+        self._calls |= {name: delta[name] for name in _TOOL_CALLS if delta.get(name)}
         return added["content"]
 
     def body(self) -> Mapping[str, Any]:
         """The completion as far as it has come."""
-        message = {name: "".join(texts) for name, texts in self._written.items()}
-        return {"choices": [{"message": message, "finish_reason": self._finish}], "usage": self._usage}
+        message = {name: "".join(texts) for name, texts in self._written.items()} | self._calls
+        return {"choices": [{"message": message, "finish_reason": self.reason}], "usage": self.usage}
+
+
+def _first_choice(event: Mapping[str, Any]) -> Mapping[Any, Any]:
+    match event:
+        case {"choices": [{**choice}, *_]}:
+            return choice
+        case _:
+            return {}
+
+
+def _json_in(thoughts: str) -> str:
+    """Thoughts that are JSON and nothing else, as some models leave it where they belong; otherwise empty."""
+    bare = thoughts.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    return thoughts if bare.startswith("{") and bare.endswith("}") else ""
 
 
 def _text(content: Any) -> str:

@@ -6,23 +6,26 @@ An API's own module says how it is asked, and how its answers and its streams ar
 import asyncio
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final
 
-from orchestrator.core.plan import well_formed
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
 from orchestrator.models import error_body, token_limits
 from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
 from orchestrator.models.failures import INVALID_ANSWER, Failures
+from orchestrator.models.finish import Finish
 from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
-from orchestrator.models.streaming import Events, Speech
+from orchestrator.models.streaming import BYTE_ORDER_MARK, Accumulator, Event, Events
 from orchestrator.models.structured import REJECTED, Dialect
+from orchestrator.models.thoughts import AnswerText
 from orchestrator.models.token_limits import TokenLimits
+from orchestrator.models.ways import Way, Ways
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
@@ -32,21 +35,26 @@ _MOST_CHANGES: Final = 16
 _ABOUT_OTHERS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 """Statuses of refusals that no other request would mend."""
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
-_REST_S: Final = 1.0  # so long a whole answer waits for what follows it, which is its usage
+_DIALECT_S: Final = 3600.0
+"""How long a dialect is remembered: what an endpoint refuses today it may know tomorrow."""
+
+_SIGNS_OF_LIFE: Final = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
+"""Types of events that say nothing."""
+_BLANK: Final = BYTE_ORDER_MARK + b" \t\r\n"
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["streamed", "whole"]
-"""How an answer comes."""
-
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Content:
     """What an answer holds, in whichever API it came."""
 
     text: str
-    is_cut: bool = False
-    """Whether it ended at the token limit."""
+    """All that the model has written, thoughts in front of it included."""
+    reason: str = ""
+    """Why it ended, in the endpoint's words; empty: it was not said."""
+    finish: Finish = Finish.NORMAL
+    """What that means."""
     refusal: str | None = None
     """Why the model will not answer, which may be empty; None: it does answer."""
     used: tuple[int, int] = (0, 0)
@@ -82,18 +90,23 @@ class _Terms:
         return None if dialect is None else replace(self, dialect=dialect)
 
 
-class Draft(Protocol):
-    """An answer that is being streamed."""
+@dataclass(slots=True)
+class Call:
+    """One call while it is made."""
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the model has come to its end."""
+    request: ModelRequest
+    on_text: OnText | None
+    way: Way = "streamed"
+    """In which way it was asked last."""
 
-    def add(self, event: Mapping[str, Any]) -> str:
-        """Take in the next event; the text that it adds."""
-
-    def body(self) -> Mapping[str, Any]:
-        """The body that an answer in one piece would have had, as far as it has come."""
+    def tell(self, text: str, *, is_anew: bool = False) -> None:
+        """Tell whoever listens what was added to the answer."""
+        if self.on_text is None:
+            return
+        if is_anew:
+            self.on_text(text, is_anew=True)
+        elif text:
+            self.on_text(text)
 
 
 class HttpProvider(ABC):
@@ -125,11 +138,12 @@ class HttpProvider(ABC):
         self._idle_timeout_s = idle_timeout_s
         self._client = Client(base_url, headers)
         self._failures = Failures(name, self._client.host, api_key, key_variable)
-        self._dialects: dict[tuple[str, bool], Dialect] = {}
+        self._dialects: dict[tuple[str, bool], tuple[Dialect, float]] = {}
+        """With the time, in seconds, until which each is remembered."""
         self._token_limits: dict[str, TokenLimits] = {}
-        self._untold: dict[str, set[Way]] = {}
-        """In which ways a model has answered without telling what it used."""
-        self._unwatched_streams = 0
+        self._ways = Ways(self.most_unwatched_streams)
+        self._unopened: dict[str, bool] = {}
+        """Whether a model's last answer began with thoughts that nothing had opened."""
 
     @property
     def profile(self) -> Profile:
@@ -141,11 +155,19 @@ class HttpProvider(ABC):
 
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
+        call = Call(request, on_text)
         try:
             async with asyncio.timeout(request.timeout_s):
-                return await self._settle(request, on_text)
+                return await self._settle(call)
         except TimeoutError:
-            raise late(f"{self._name} ({self._client.host})", request.timeout_s) from None
+            error = late(f"{self._name} ({self._client.host})", request.timeout_s)
+        except ModelError as failure:
+            error = failure
+        self._ways.note_failure(request, call.way, error)
+        if call.way == "whole" and (known := self._dialects.get(_kind(request))):
+            dialect, until_s = known
+            self._dialects[_kind(request)] = dialect.with_stream(), until_s
+        raise error
 
     def token_limit(self, request: ModelRequest) -> int:
         """With which limit of tokens a request is made, by what is known of its model."""
@@ -155,21 +177,22 @@ class HttpProvider(ABC):
         """Close all connections."""
         await self._client.aclose()
 
-    async def _settle(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+    async def _settle(self, call: Call) -> ModelReply:
         """Ask until the endpoint understands.
 
         One that does not know a parameter is asked again without it, one that takes fewer tokens for fewer,
         and that is remembered: such a refusal is settling on a dialect, no attempt, for no model has been at
         work.
         """
+        request = call.request
         terms = self._terms(request)
         changes = 0
         while True:
-            adapted = terms.adapt(request)
+            call.request = terms.adapt(request)
             try:
-                with self._stream_parameters(request, terms.dialect) as parameters:
-                    body = {**self._body(adapted, terms.dialect), **parameters}
-                    answer = await self._ask(adapted, body, on_text)
+                with self._stream_parameters(call, terms.dialect) as parameters:
+                    body = {**self._body(call.request, terms.dialect), **parameters}
+                    answer = await self._ask(call, body)
             except ModelError as error:
                 if error.reason == "OUTPUT_TRUNCATED":
                     # What cut the answer may be a limit that was misread: the endpoint is asked again.
@@ -177,11 +200,13 @@ class HttpProvider(ABC):
                 raise
             if isinstance(answer, ModelReply):
                 if changes:
-                    self._dialects[_kind(request)] = terms.dialect
-                    self._token_limits[request.model] = terms.known
+                    self._remember(terms, request)
                 return answer
-            changed = terms.after(answer, body, request) if changes < _MOST_CHANGES else None
-            if changed is None:
+            changed = terms.after(answer, body, request)
+            if changed is None and call.way == "whole" and _asks_for_stream(answer):
+                self._ways.note_death(request, "whole")
+                changed = replace(terms, dialect=terms.dialect.with_stream())
+            if changed is None or changes == _MOST_CHANGES:
                 raise self._failures.of_status(answer, request.model)
             logger.info("%s/%s refused %s: trying %s", self._name, request.model, terms, changed)
             terms = changed
@@ -189,32 +214,24 @@ class HttpProvider(ABC):
 
     def _terms(self, request: ModelRequest) -> "_Terms":
         """On which terms the endpoint answered such a request the last time."""
+        dialect, until_s = self._dialects.get(_kind(request), (self.first_dialect, float("inf")))
         known = self._token_limits.get(request.model, TokenLimits())
         return _Terms(
-            self._dialects.get(_kind(request), self.first_dialect),
+            dialect if time.monotonic() < until_s else self.first_dialect,
             known,
             known.fit(request.token_limit, _characters(request)),
         )
 
-    @contextmanager
-    def _stream_parameters(self, request: ModelRequest, dialect: Dialect) -> Iterator[Mapping[str, object]]:
-        """What is posted besides, for a stream that is open while the block runs; nothing: for no stream."""
-        is_blind = self._untold.get(request.model) == {"streamed"}
-        is_counted = not request.is_watched
-        is_too_many = is_counted and self._unwatched_streams >= self.most_unwatched_streams
-        if "stream" in dialect.left_out or is_blind or is_too_many:
-            yield {}
-            return
-        self._unwatched_streams += is_counted
-        try:
-            yield {name: it for name, it in self._streaming().items() if name not in dialect.left_out}
-        finally:
-            self._unwatched_streams -= is_counted
+    def _remember(self, terms: "_Terms", request: ModelRequest) -> None:
+        self._dialects[_kind(request)] = terms.dialect, time.monotonic() + _DIALECT_S
+        self._token_limits[request.model] = terms.known
 
-    def _note_usage(self, reply: ModelReply, model: str, way: Way) -> None:
-        """Remember where a model does not tell what it used: budgets would be blind to it."""
-        if not (reply.input_tokens or reply.output_tokens):
-            self._untold.setdefault(model, set()).add(way)
+    @contextmanager
+    def _stream_parameters(self, call: Call, dialect: Dialect) -> Iterator[Mapping[str, object]]:
+        """What is posted besides, for a stream that is open while the block runs; nothing: for no stream."""
+        with self._ways.choose(call.request, can_stream="stream" not in dialect.left_out) as call.way:
+            parameters = self._streaming() if call.way == "streamed" else {}
+            yield {name: it for name, it in parameters.items() if name not in dialect.left_out}
 
     @abstractmethod
     def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
@@ -225,97 +242,114 @@ class HttpProvider(ABC):
         """What is posted besides for a stream."""
 
     @abstractmethod
-    def _said(self, body: Mapping[str, Any], request: ModelRequest) -> Said | None:
+    def _parse(self, body: Mapping[str, Any], request: ModelRequest) -> Content | None:
         """What an answer holds; None: no answer at all."""
 
     def _error(self, body: Mapping[str, Any]) -> object:
         """The error in what came with a 200, be it a whole answer or an event; nothing: there is none."""
-        if body.get("object") == "error":  # as vLLM writes it
-            return body
-        return body.get("error") or body.get("errors")
+        error = body.get("error") or body.get("errors")
+        is_error = body.get("object") == "error" or body.get("type") == "error"  # the first as vLLM writes it
+        return error or (body if is_error else None)
 
     @abstractmethod
-    def _draft(self) -> Draft:
+    def _accumulator(self) -> Accumulator:
         """An empty answer, for a stream's events."""
 
-    async def _ask(
-        self, request: ModelRequest, body: Mapping[str, object], on_text: OnText | None
-    ) -> ModelReply | Answer:
+    async def _ask(self, call: Call, body: Mapping[str, object]) -> ModelReply | Answer:
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         if "stream" not in body:
-            return self._read(await self._client.post(self.path, content), request, on_text)
+            return self._read(await self._client.post(self.path, content), call)
         async with self._client.stream(self.path, content, self._idle_timeout_s) as incoming:
             kind = incoming.headers.get("Content-Type", "")
             # Whatever else may pass for a stream, these are answers in one piece: errors, mostly.
             if not _is_success(incoming.status) or "json" in kind or "html" in kind:
-                return self._read(await incoming.whole(), request, on_text)
-            return await self._follow(incoming, request, on_text)
+                return self._read(await incoming.whole(), call)
+            return await self._follow(incoming, call)
 
-    def _read(self, answer: Answer, request: ModelRequest, on_text: OnText | None) -> ModelReply | Answer:
+    def _read(self, answer: Answer, call: Call) -> ModelReply | Answer:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
         if not _is_success(answer.status):
             return answer
         body = self._object(answer.body)
         if error := self._error(body):
             return self._failures.in_answer(error, answer.headers)
-        reply = self._reply(body, answer.body, request)
-        if on_text is not None:
-            on_text(reply.text)
-        self._note_usage(reply, request.model, "whole")
+        content = self._parse(body, call.request)
+        if content is None:
+            raise self._failures.invalid("sent JSON with no answer in it", answer.body)
+        reply = self._judge(content, self._text_of(content, call.request), call.request)
+        call.tell(reply.text)
+        self._ways.note_reply(call.request, "whole", reply)
         return reply
 
-    async def _follow(
-        self, incoming: Incoming, request: ModelRequest, on_text: OnText | None
-    ) -> ModelReply | Answer:
+    async def _follow(self, incoming: Incoming, call: Call) -> ModelReply | Answer:
         """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
-        draft, speech, events = self._draft(), Speech(), Events()
+        request = call.request
+        accumulator, events = self._accumulator(), Events()
+        answer = AnswerText(is_held=self._is_held(request.model), is_json=_is_json(request))
         chunks = incoming.chunks()
         broken: ModelError | None = None
-        has_begun = has_spoken = False
+        has_begun = False
         preludes = 0
-        late_s: float | None = None
-        while not events.have_ended:
+        quiet_until_s: float | None = None
+        while not (events.have_ended or accumulator.has_ended):
             try:
-                async with asyncio.timeout_at(late_s):
+                async with asyncio.timeout_at(quiet_until_s):
                     chunk = await anext(chunks, None)
             except ModelError as error:
                 chunk, broken = None, error
             except TimeoutError:
                 chunk, broken = None, self._failures.cut((0, 0))
-            if chunk and not has_begun and chunk.lstrip().startswith(b"{"):
-                others = await incoming.whole()  # no stream, whatever its type says
-                return self._read(replace(others, body=chunk + others.body), request, on_text)
-            has_begun = True
-            for data in events.rest() if chunk is None else events.feed(chunk):
-                event = self._object(data)
-                if problem := self._error(event):
+            if chunk and not has_begun and (begun := chunk.lstrip(_BLANK)):
+                has_begun = True
+                if begun.startswith(b"{"):
+                    others = await incoming.whole()  # no stream, whatever its type says
+                    return self._read(replace(others, body=begun + others.body), call)
+            changes = accumulator.changes
+            for event in events.rest() if chunk is None else events.feed(chunk):
+                body, problem = self._decode(event)
+                if problem:
                     failure = self._failures.in_answer(problem, incoming.headers)
-                    if has_spoken or preludes > _MOST_PRELUDES:
+                    if accumulator.has_text or preludes > _MOST_PRELUDES:
                         raise self._failures.of_status(failure, request.model)
                     return failure
-                text = speech.add(draft.add(event))
-                has_spoken = has_spoken or bool(text)
                 preludes += 1
-                if speech.blank_run >= MOST_WHITE_SPACE:
-                    raise self._went_blank(request, draft.body())
-                if text and on_text is not None:
-                    on_text(well_formed(text))
+                added = answer.add(accumulator.add(body))
+                if answer.blank_run >= MOST_WHITE_SPACE:
+                    raise self._went_blank(request, self._parse(accumulator.body(), request))
+                call.tell(added, is_anew=answer.has_restarted)
             if chunk is None:
                 break
-            if draft.is_whole and late_s is None:
-                late_s = asyncio.get_running_loop().time() + _REST_S
-        # Whoever has come to its end has said it all, whether or not the stream was closed as it should be.
-        if not draft.is_whole:
-            said = self._said(draft.body(), request)
-            raise broken or self._failures.cut(said.used if said else (0, 0))
-        reply = self._reply(draft.body(), b"", request)
-        if on_text is not None and (rest := speech.rest(reply.text)):
-            on_text(rest)
-        if broken is None:  # otherwise the usage, which comes last, may just not have come
-            self._note_usage(reply, request.model, "streamed")
+            if accumulator.changes != changes and (quiet_s := accumulator.quiet_s) is not None:
+                # Never so long that the attempt's time is over before.
+                quiet_until_s = asyncio.get_running_loop().time() + min(quiet_s, request.timeout_s / 2)
+        content = self._parse(accumulator.body(), request)
+        if not (events.have_ended or accumulator.is_whole(broken)):
+            raise broken or self._failures.cut(content.used if content else (0, 0))
+        if content is None:
+            raise self._failures.invalid("sent a stream with no answer in it")
+        call.tell(answer.end(), is_anew=answer.has_restarted)
+        if not accumulator.has_text:
+            answer = self._text_of(content, request)  # which may stand where thoughts belong
+            call.tell(answer.text)
+        reply = self._judge(content, answer, request)
+        # Where the stream did not end as it should, the usage, which comes last, may just not have come.
+        self._ways.note_reply(request, "streamed", reply, is_all=broken is None)
         return reply
+
+    def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
+        """What an event holds, and the error that it tells of, if it does."""
+        if event.name in _SIGNS_OF_LIFE:
+            return {}, None
+        if event.name != b"error":
+            body = self._object(event.data)
+            return body, self._error(body)
+        try:
+            body = self._object(event.data)
+        except ModelError:
+            body = {}
+        return {}, self._error(body) or body or event.data.decode(errors="replace")
 
     def _object(self, data: bytes) -> dict[str, Any]:
         """A JSON object; raise ModelError where it is none."""
@@ -329,25 +363,46 @@ class HttpProvider(ABC):
             raise self._failures.invalid("sent JSON that is no object", data)
         return value
 
-    def _reply(self, body: Mapping[str, Any], raw: bytes, request: ModelRequest) -> ModelReply:
-        said = self._said(body, request)
-        if said is None:
-            raise self._failures.invalid("sent JSON with no answer in it", raw)
-        if said.refusal is not None:
-            raise self._failures.refused(request.model, said.refusal, said.used)
-        text = said.text.rstrip()
-        if len(said.text) - len(text) >= MOST_WHITE_SPACE:
-            raise self._went_blank(request, body)
-        if said.is_cut and not (text and request.prompt.may_be_cut):
-            raise self._failures.truncated(request.model, request.token_limit, said.used)
-        if not text:
-            raise self._failures.invalid("sent an empty answer", used=said.used)
-        return ModelReply(well_formed(said.text), *said.used)
+    def _text_of(self, content: Content, request: ModelRequest) -> AnswerText:
+        """The answer in all that a model has written."""
+        answer = AnswerText(is_json=_is_json(request))
+        answer.add(content.text)
+        answer.end()
+        return answer
 
-    def _went_blank(self, request: ModelRequest, body: Mapping[str, Any]) -> ModelError:
-        said = self._said(body, request)
+    def _is_held(self, model: str) -> bool:
+        """Whether a text is to be told only once it is known to be no thought.
+
+        Thoughts that nothing opens look like an answer until they end, and most models have none. So a model
+        is waited for that had such before, or one that is not known yet beside others that do.
+        """
+        return self._unopened.get(model, any(self._unopened.values()))
+
+    def _judge(self, content: Content, answer: AnswerText, request: ModelRequest) -> ModelReply:
+        """The reply in an answer that has come to its end; raise ModelError where it is no good one."""
+        if answer.has_unopened_thoughts or not _is_json(request):
+            self._unopened[request.model] = answer.has_unopened_thoughts
+        model, used = request.model, content.used
+        if content.refusal is not None:
+            raise self._failures.refused(model, content.refusal, used)
+        text = answer.text.rstrip()
+        if answer.blank_run >= MOST_WHITE_SPACE:
+            raise self._went_blank(request, content)
+        match content.finish:
+            case Finish.FILTERED:
+                raise self._failures.refused(model, content.reason, used)
+            case Finish.FAILED:
+                raise self._failures.stopped(model, content.reason, used)
+            case Finish.CUT if not (text and request.prompt.may_be_cut):
+                raise self._failures.truncated(model, request.token_limit, used)
+        if not text:
+            what = "nothing but thoughts" if answer.has_thoughts else "an empty answer"
+            raise self._failures.invalid(f"sent {what}", used=used)
+        return ModelReply(answer.text, *used)
+
+    def _went_blank(self, request: ModelRequest, content: Content | None) -> ModelError:
         problem = f"sent {MOST_WHITE_SPACE} characters of white space in a row: {request.model} lost its way"
-        return self._failures.invalid(problem, used=said.used if said else (0, 0))
+        return self._failures.invalid(problem, used=content.used if content else (0, 0))
 
 
 def _kind(request: ModelRequest) -> tuple[str, bool]:
@@ -357,6 +412,15 @@ def _kind(request: ModelRequest) -> tuple[str, bool]:
 
 def _characters(request: ModelRequest) -> int:
     return sum(len(message.content) for message in request.prompt.messages)
+
+
+def _asks_for_stream(answer: Answer) -> bool:
+    """Whether an endpoint refuses to answer for the whole."""
+    return answer.status in REJECTED and "stream" in error_body.words(answer.body)
+
+
+def _is_json(request: ModelRequest) -> bool:
+    return request.prompt.schema is not None
 
 
 def _is_success(status: int) -> bool:

@@ -122,6 +122,11 @@ class Failures:
         message = f"{self.name} ({self.host}) ended the stream before the answer was complete"
         return _failed("STREAM_CUT", message, used)
 
+    def stopped(self, model: str, reason: str, used: tuple[int, int]) -> ModelError:
+        """An answer that ended before it was complete, for a reason that the endpoint names."""
+        message = f"{model} stopped before its answer was complete{self.quote(reason.encode())}"
+        return _failed("OUTPUT_INCOMPLETE", message, used)
+
     def truncated(self, model: str, limit: int, used: tuple[int, int]) -> ModelError:
         """An answer that was cut off at so many tokens."""
         mend = "allow more max_output_tokens, or choose a model that takes more"

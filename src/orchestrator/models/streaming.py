@@ -1,100 +1,194 @@
-"""How an answer is read while it is still being written."""
+"""How an answer is read while it is still being written: Server-Sent Events, and what they add up to."""
 
-from collections.abc import Sequence
-from typing import Final, Literal
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
+from orchestrator.errors import ModelError
+from orchestrator.models.finish import Finish, finish_of, reason_of
+
+# So long a stream that says nothing more is waited for after a reason to stop.
+QUIET_S: Final = 8.0
+LONG_QUIET_S: Final = 30.0  # where text has come after one before
+SHORT_QUIET_S: Final = 2.0  # where all has been said
+
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LAST_EVENT: Final = b"[DONE]"
-_OPENING: Final = "<think>"
-_CLOSING: Final = "</think>"
+
+
+class Event(NamedTuple):
+    """A Server-Sent Event."""
+
+    data: bytes
+    name: bytes = b""
+    """Its type, which most events have not; `error` too where the field itself is named so."""
 
 
 class Events:
-    """Takes a stream's bytes and gives the data of each Server-Sent Event.
+    """Takes a stream's bytes and gives each Server-Sent Event.
 
-    Comments and other fields are passed over.
+    Lines may end in any way. Comments and other fields are passed over, and a byte-order mark wherever a line
+    begins. An event whose JSON is whole ends where the next begins, though no blank line is between them.
     """
 
     def __init__(self) -> None:
         self.have_ended = False
         """Whether the event has come after which none follows: not every endpoint closes the stream then."""
+        self._name = b""
         self._data: list[bytes] = []
         self._line = bytearray()
         """What there is of the last line."""
+        self._ended_in_return = False
+        """Whether the last byte was a carriage return: a line feed after it ends no other line."""
 
-    def feed(self, chunk: bytes) -> Sequence[bytes]:
-        """The data of the events that are whole with this chunk."""
+    def feed(self, chunk: bytes) -> Sequence[Event]:
+        """The events that are whole with this chunk."""
+        if self._ended_in_return:
+            chunk = chunk.removeprefix(b"\n")
+        self._ended_in_return = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self._line += chunk
         if b"\n" not in chunk:
             return ()
         *lines, rest = bytes(self._line).split(b"\n")
         self._line = bytearray(rest)
-        events: list[bytes] = []
+        events: list[Event] = []
         for line in lines:
-            if line.startswith(b"data:"):
-                if field := line[len(b"data:") :].strip():
-                    self._data.append(field)
-            elif self._data and not line.rstrip(b"\r"):
-                events += self.rest()
+            events += self._take(line)
         return events
 
-    def rest(self) -> Sequence[bytes]:
-        """The last event, without its blank line, which not every endpoint sends; half a line never is."""
+    def rest(self) -> Sequence[Event]:
+        """What is left when the stream has ended, though neither line nor event were ended; no half event."""
+        line, self._line = bytes(self._line), bytearray()
+        field = _value(line, b"data:") or b""
+        is_whole = _is_object(field) or _is_last(field)
+        return [*(self._take(line) if is_whole else ()), *self._dispatch()]
+
+    def _take(self, line: bytes) -> Sequence[Event]:
+        if not line:
+            return self._dispatch()
+        events: Sequence[Event] = ()
+        for prefix in (b"data:", b"error:"):
+            if data := _value(line, prefix):
+                if self._data and _is_object(b"\n".join(self._data)):
+                    events = self._dispatch()
+                self._data.append(data)
+                if prefix == b"error:":
+                    self._name = b"error"
+                return events
+        if (name := _value(line, b"event:")) is not None:
+            self._name = name
+        return events
+
+    def _dispatch(self) -> Sequence[Event]:
         data, self._data = b"\n".join(self._data), []
-        self.have_ended |= data == _LAST_EVENT
-        return [data] if data and not self.have_ended else []
+        name, self._name = self._name, b""
+        self.have_ended |= _is_last(data)
+        return [Event(data, name)] if data and not self.have_ended else []
 
 
-class Speech:
-    """What a model says: an answer's text as it comes, without the thoughts that some put in front of it."""
+def _value(line: bytes, field: bytes) -> bytes | None:
+    """The value of a field in a line; None: it is another field."""
+    line = line.removeprefix(BYTE_ORDER_MARK)
+    return line[len(field) :].strip() if line.startswith(field) else None
+
+
+def _is_last(data: bytes) -> bool:
+    return data.strip(b'"').upper() == _LAST_EVENT
+
+
+def _is_object(data: bytes) -> bool:
+    """Whether a JSON object is whole."""
+    if not data.startswith(b"{"):
+        return False
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class Accumulator(ABC):
+    """An answer that is being streamed, put together from its events; each API has its own.
+
+    Of several reasons to stop the last one counts, but where no text came in between a normal one does not
+    take back another kind: some gateways end every stream with `stop`.
+    """
 
     def __init__(self) -> None:
-        self._stage: Literal["opening", "thinking", "after thinking", "speaking"] = "opening"
-        self._held = ""
-        """What may be a tag's beginning."""
-        self._said_characters = 0
-        self.blank_run = 0
-        """How many characters of white space the text ends in so far."""
+        self.reason = ""
+        """Why the model stopped, as far as it is known; empty: it was not said."""
+        self.is_contradicted = False
+        """Whether text has come after a reason to stop: then such a reason is no sign of the end here."""
+        self.has_said_all = False
+        """Whether all has come that an answer is made of, its usage too."""
+        self.has_ended = False
+        """Whether the API's own last event has come."""
+        self.has_text = False
+        self.usage: Mapping[Any, Any] = {}
+        self.changes = 0
+        """How often an event brought something new, not only that the endpoint is there."""
+        self._has_gone_on = False
 
-    def add(self, piece: str) -> str:
-        """Take in what the model has written next; give what is said by it."""
-        written = piece.rstrip()
-        self.blank_run = len(piece) - len(written) + (0 if written else self.blank_run)
-        match self._stage:
-            case "opening":
-                said = self._open(self._held + piece)
-            case "thinking":
-                said = self._think(self._held + piece)
-            case "after thinking":
-                said = self._conclude(piece)
-            case "speaking":
-                said = piece
-        self._said_characters += len(said)
-        return said
+    @property
+    def quiet_s(self) -> float | None:
+        """After how many seconds with nothing new the answer is whole; None: it is not yet known to be.
 
-    def rest(self, text: str) -> str:
-        """Whatever of the whole text has not been given yet."""
-        return text[self._said_characters :]
+        Some gateways send a reason to stop with every chunk, and some never close a stream.
+        """
+        is_normal = finish_of(self.reason) is Finish.NORMAL
+        if not self.reason or (is_normal and not self.has_text):
+            return None
+        if self.is_contradicted:
+            return LONG_QUIET_S
+        return SHORT_QUIET_S if self.has_said_all else QUIET_S
 
-    def _open(self, text: str) -> str:
-        begun = text.lstrip()
-        if begun.startswith(_OPENING):
-            self._stage = "thinking"
-            return self._think(begun)
-        if _OPENING.startswith(begun):
-            self._held = text
-            return ""
-        self._stage = "speaking"
-        return text
+    def is_whole(self, broken: ModelError | None) -> bool:
+        """Whether the answer is complete though the stream did not say so, but ended, fell silent or broke.
 
-    def _think(self, text: str) -> str:
-        _, closing, after = text.partition(_CLOSING)
-        if closing:
-            self._stage = "after thinking"
-            return self._conclude(after)
-        self._held = text[-len(_CLOSING) :]
-        return ""
+        A reason to stop says that all was written, but not on a broken connection where text has followed
+        such a reason before.
+        """
+        match broken.reason if broken else "":
+            case "" | "STREAM_CUT" | "IDLE_TIMEOUT":
+                return self.has_ended or bool(self.reason)
+            case "CONNECTION_FAILED":
+                return bool(self.reason) and not self.is_contradicted
+            case _:
+                return False
 
-    def _conclude(self, text: str) -> str:
-        if text := text.lstrip():
-            self._stage = "speaking"
-        return text
+    @abstractmethod
+    def add(self, event: Mapping[str, Any]) -> str:
+        """Take in the next event; the text that it adds."""
+
+    @abstractmethod
+    def body(self) -> Mapping[str, Any]:
+        """The body that an answer in one piece would have had, as far as it has come."""
+
+    def note_text(self, text: str, *, is_thought: bool = False) -> None:
+        """Something was written."""
+        if not text:
+            return
+        self.changes += 1
+        self.has_text |= not is_thought and not text.isspace()
+        if self.reason:
+            self.is_contradicted = self._has_gone_on = True
+
+    def note_reason(self, value: object) -> None:
+        """An event says why the model stopped, or does not."""
+        reason = reason_of(value)
+        if not reason:
+            return
+        is_weaker = finish_of(reason) is Finish.NORMAL and finish_of(self.reason) is not Finish.NORMAL
+        if reason != self.reason and (self._has_gone_on or not is_weaker):
+            self.reason = reason
+            self.changes += 1
+        self._has_gone_on = False
+
+    def note_usage(self, usage: Mapping[Any, Any]) -> None:
+        """An event tells what was used: totals, of which each may be told apart."""
+        usage = {**self.usage, **{name: value for name, value in usage.items() if value is not None}}
+        self.changes += usage != self.usage
+        self.usage = usage

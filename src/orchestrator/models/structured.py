@@ -75,6 +75,10 @@ class Dialect:
         """The prompt in the roles that there are."""
         return prompt if self.has_system_role else _without_system_role(prompt)
 
+    def with_stream(self) -> "Dialect":
+        """The dialect in which the endpoint is asked to stream again."""
+        return replace(self, left_out=self.left_out - {"stream"})
+
     def after(self, words: str, sent: Mapping[str, Any], *, is_rejection: bool = True) -> "Dialect | None":
         """The dialect to try next, given a refusal's words and the body that was refused.
 

@@ -1,0 +1,87 @@
+"""Why models stop, in the words of all APIs: the one place where a reason to stop is sorted.
+
+Spelling is not looked at: `MAX_TOKENS`, `max-tokens` and `maxTokens` are one word. What stands behind a colon
+is the endpoint's comment, as in Gemini's `content_filter: RECITATION`.
+"""
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+
+class Finish(Enum):
+    """What a reason to stop means for the answer."""
+
+    NORMAL = "normal"
+    """The model has said what it had to say."""
+    CUT = "cut"
+    """A limit of tokens was reached."""
+    FILTERED = "filtered"
+    """The model refused, or a filter stopped it."""
+    FAILED = "failed"
+    """Anything else, unknown reasons among it: what there is of the answer is no answer."""
+
+
+_TOOL: Final = ("tool_use", "tool_call", "tool_calls", "function_call", "function_calls")
+_NORMAL: Final = (
+    *("stop", "stop_sequence", "stop_string", "stop_string_found", "stop_token", "stop_word", "stop_words"),
+    *("stop_criteria_met", "end", "end_turn", "end_of_turn", "end_of_text", "end_of_sequence", "end_id"),
+    *("eos", "eos_token", "eos_token_id", "eos_found", "eot", "eot_id", "done", "complete", "completed"),
+    *("finish", "finished", "natural", "normal"),
+)
+_CUT: Final = (
+    *("length", "limit", "truncated", "token_limit", "token_limit_reached", "token_limit_exceeded"),
+    *("max_token", "max_tokens", "max_tokens_reached", "max_tokens_exceeded", "maximum_tokens"),
+    *("max_output_tokens", "max_output_length", "max_completion_tokens", "max_new_tokens", "max_gen_tokens"),
+    *("max_generation_tokens", "max_predicted_tokens_reached", "max_len", "max_length", "maximum_length"),
+    *("length_limit", "length_reached", "length_capped", "output_limit", "output_length", "error_limit"),
+    *("model_length", "model_max_length", "max_model_len", "max_context", "max_context_length"),
+    *("context_length", "context_length_reached", "context_length_exceeded", "context_limit"),
+    *("context_window", "context_window_exceeded", "model_context_window_exceeded"),
+)
+_FILTERED: Final = (
+    *("content_filter", "content_filtered", "content_policy", "content_policy_violation", "content_blocked"),
+    *("content_moderation", "filter", "filtered", "blocked", "moderation", "moderated", "policy_violation"),
+    *("refusal", "refused", "guardrail", "guardrails", "guardrail_intervened", "guardrail_triggered"),
+    *("safety", "safety_filter", "recitation", "blocklist", "prohibited_content", "spii", "model_armor"),
+    *("jailbreak", "image_safety", "image_prohibited_content", "image_recitation", "sensitive"),
+    *("error_toxic", "toxic", "toxicity"),
+)
+
+
+def _spelled(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.lower()).removeprefix("finishreason").removeprefix("stopreason")
+
+
+_FINISHES: Final[Mapping[str, Finish]] = {
+    _spelled(word): finish
+    for finish, words in (
+        (Finish.NORMAL, (*_TOOL, *_NORMAL)),
+        (Finish.CUT, _CUT),
+        (Finish.FILTERED, _FILTERED),
+    )
+    for word in words
+}
+_TOOL_CALLS: Final = frozenset(map(_spelled, _TOOL))
+
+
+def reason_of(value: object) -> str:
+    """The reason to stop that an answer or an event gives; empty: it gives none."""
+    if isinstance(value, Mapping):
+        value = value.get("type")
+    reason = "" if value is None else str(value).strip()
+    return "" if reason.lower() in ("null", "none") else reason
+
+
+def finish_of(reason: str, *, may_call_tool: bool = True) -> Finish:
+    """What a reason to stop means; none at all is a normal one.
+
+    A model that stops to call a tool has said all only where it may call one.
+    """
+    if not reason:
+        return Finish.NORMAL
+    word = _spelled(reason.partition(":")[0])
+    if word in _TOOL_CALLS and not may_call_tool:
+        return Finish.FAILED
+    return _FINISHES.get(word, Finish.FAILED)

@@ -1,0 +1,216 @@
+"""What of a model's text is its answer: thoughts that stand in front of it are no part of it.
+
+Some models think aloud between tags before they answer, and some serving templates write the opening tag
+themselves, so that only the closing one is in the text. **Such a tag counts where nothing has opened it,
+where it stands in no code and no quotes, and where no sentence goes on around it:** all before it were
+thoughts. An answer that talks about the tag is left as it is.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from orchestrator.core.plan import well_formed
+
+_NAMES: Final = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")
+_CHANNEL: Final = "<|channel|>analysis<|message|>"
+_FINAL: Final = "<|channel|>final<|message|>"
+_CLOSINGS: Final[Mapping[str, str]] = {
+    **{f"<{name}>": f"</{name}>" for name in _NAMES},
+    "[think]": "[/think]",
+    "◁think▷": "◁/think▷",
+    _CHANNEL: _FINAL,
+    f"<|start|>assistant{_CHANNEL}": _FINAL,
+}
+"""By what thoughts end that begin so, in lower case."""
+
+_LONGEST: Final = max(map(len, _CLOSINGS.values()))
+
+# gpt-oss where a server takes its special tokens out: only a capital letter tells this from an answer, so
+# that it was one if the end never comes.
+_BARE: Final = "analysis"
+_BARE_CLOSING: Final = "assistantfinal"
+
+_OPENING: Final = re.compile(f"(?i:{'|'.join(map(re.escape, _CLOSINGS))})|{_BARE}(?=[A-Z])")
+_CLOSING: Final = re.compile("|".join(map(re.escape, set(_CLOSINGS.values()))), re.IGNORECASE)
+
+_AMID: Final = ",-|=/"
+"""Signs after which a sentence, or a cell of a table, goes on."""
+_GOES_ON: Final = ".,;:!?)]}|/="
+"""Signs before which it does."""
+_QUOTES: Final = "\"'`|*_"
+
+Stage = Literal["opening", "thinking", "concluding", "answering"]
+
+
+class AnswerText:
+    """Takes what a model writes, piece by piece, and gives the answer in it, in whole characters.
+
+    What comes out does not depend on how the text is cut into pieces, but for `has_restarted`.
+    """
+
+    def __init__(self, *, is_held: bool = False, is_json: bool = False) -> None:
+        """`is_held`: give nothing until it is known to be no thought. `is_json`: JSON was asked for.
+
+        JSON is held too unless the text begins with it, for it may be a draft in thoughts.
+        """
+        self.has_restarted = False
+        """Whether what was given before the last piece were thoughts: the answer begins with that piece."""
+        self.has_thoughts = False
+        self.has_unopened_thoughts = False
+        """Whether thoughts ended that nothing had opened."""
+        self.blank_run = 0
+        """How many characters of white space the text ends in so far."""
+        self._is_held = is_held
+        self._is_json = is_json
+        self._can_close = True
+        self._stage: Stage = "opening"
+        self._closing = ""
+        self._pending = ""
+        """What is not known yet to be answer or thought."""
+        self._half = ""
+        """Half of a character that is written as two."""
+        self._bare: list[str] = []
+        """Thoughts that may turn out to be the answer."""
+        self._answer: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """The answer as far as it is known, be it given or held."""
+        return "".join(self._answer)
+
+    def add(self, piece: str) -> str:
+        """Take in what the model has written next; give what that adds to the answer."""
+        written = piece.rstrip()
+        self.blank_run = len(piece) - len(written) + (0 if written else self.blank_run)
+        piece = self._half + piece
+        self._half = piece[-1:] if "\ud800" <= piece[-1:] <= "\udbff" else ""
+        return self._take(well_formed(piece[: len(piece) - len(self._half)]), is_end=False)
+
+    def end(self) -> str:
+        """Give the rest of the answer: no more will be written."""
+        half, self._half = self._half, ""
+        rest = self._take(well_formed(half), is_end=True)
+        return self.text if self._is_held else rest
+
+    def _take(self, piece: str, *, is_end: bool) -> str:
+        self.has_restarted = False
+        self._pending += piece
+        added: list[str] = []
+        while self._step(added, is_end=is_end):
+            pass
+        self._answer += added
+        return "" if self._is_held else "".join(added)
+
+    def _step(self, added: list[str], *, is_end: bool) -> bool:
+        """Go on by one stage; whether there may be more to do."""
+        match self._stage:
+            case "opening":
+                return self._open(is_end=is_end)
+            case "thinking":
+                return self._think(added, is_end=is_end)
+            case "concluding":
+                self._pending = self._pending.lstrip()
+                if self._pending:
+                    self._stage = "opening"
+                return bool(self._pending)
+            case "answering":
+                return self._answer_on(added, is_end=is_end)
+
+    def _open(self, *, is_end: bool) -> bool:
+        begun = self._pending.lstrip()
+        if opening := _OPENING.match(begun):
+            self._stage = "thinking"
+            self._closing = _CLOSINGS.get(opening[0].lower(), _BARE_CLOSING)
+            self._bare = [self._pending[: len(self._pending) - len(begun) + opening.end()]]
+            self._pending = begun[opening.end() :]
+            return True
+        if not is_end and _may_open(begun):
+            return False
+        if self._is_json and not self.has_thoughts:
+            self._can_close = begun[:1] not in ("{", "[")
+            self._is_held = begun[:1] not in ("{", "[", "`")
+        self._stage = "answering"
+        return True
+
+    def _think(self, added: list[str], *, is_end: bool) -> bool:
+        found = re.search(re.escape(self._closing), self._pending, re.IGNORECASE)
+        if found:
+            self._conclude(self._pending[found.end() :])
+            return True
+        if self._closing != _BARE_CLOSING:
+            self._pending = self._pending[-_LONGEST:]
+            self.has_thoughts = True
+        elif is_end:
+            added += [*self._bare, self._pending]
+        else:
+            self._bare.append(self._pending[:-_LONGEST])
+            self._pending = self._pending[-_LONGEST:]
+        return False
+
+    def _answer_on(self, added: list[str], *, is_end: bool) -> bool:
+        found = _CLOSING.search(self._pending) if self._can_close else None
+        if not found:
+            certain = len(self._pending) if is_end or not self._can_close else _certain(self._pending)
+            added.append(self._pending[:certain])
+            self._pending = self._pending[certain:]
+            return False
+        after = self._pending[found.end() :]
+        if not is_end and not after.lstrip(" \t"):
+            added.append(self._pending[: found.start()])
+            self._pending = self._pending[found.start() :]
+            return False
+        before = "".join([self.text, *added, self._pending[: found.start()]])
+        if _closes(before, found[0], after):
+            self.has_unopened_thoughts = True
+            self.has_restarted |= not self._is_held and any(self._answer)
+            self._answer.clear()
+            added.clear()
+            self._conclude(after)
+        else:
+            added.append(self._pending[: found.end()])
+            self._pending = after
+        return True
+
+    def _conclude(self, after: str) -> None:
+        self.has_thoughts = True
+        self._stage = "concluding"
+        self._is_held = False
+        self._pending = after
+
+
+def _may_open(begun: str) -> bool:
+    """Whether the beginning of a text may still become that of thoughts."""
+    lower = begun.lower()
+    return any(opening.startswith(lower) for opening in _CLOSINGS) or _BARE.startswith(begun)
+
+
+def _certain(text: str) -> int:
+    """How many characters of a text cannot belong to a closing tag that has not come in full."""
+    lower = text[-_LONGEST:].lower()
+    for start in range(len(lower)):
+        if any(closing.startswith(lower[start:]) for closing in _CLOSINGS.values()):
+            return len(text) - (len(lower) - start)
+    return len(text)
+
+
+def _closes(before: str, tag: str, after: str) -> bool:
+    """Whether a closing tag in a text ends thoughts that nothing has opened; see above."""
+    openings = [opening for opening, closing in _CLOSINGS.items() if closing == tag.lower()]
+    if any(opening in before.lower() for opening in openings):
+        return False
+    line = before[before.rfind("\n") + 1 :]
+    if before.count("```") % 2 or line.replace("```", "").count("`") % 2:
+        return False
+    if _is_quote(before[-1:]) and _is_quote(after[:1]):
+        return False
+    last, follows = line.rstrip()[-1:], after.lstrip(" \t")[:1]
+    is_amid = line.endswith((" ", "\t")) and bool(last) and (last.isalnum() or last in _AMID)
+    goes_on = bool(follows) and (follows in _GOES_ON or (follows.isalpha() and not follows.isupper()))
+    return not (is_amid and goes_on)
+
+
+def _is_quote(sign: str) -> bool:
+    """Whether a sign may stand around what is only mentioned: quotes, brackets, Markdown's emphasis."""
+    return bool(sign) and (sign in _QUOTES or unicodedata.category(sign) in ("Ps", "Pe", "Pi", "Pf"))

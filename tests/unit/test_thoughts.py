@@ -1,0 +1,204 @@
+"""Thoughts in front of an answer, told from answers that talk about them."""
+
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.models.thoughts import AnswerText
+
+CHANNEL = "<|channel|>analysis<|message|>"
+FINAL = "<|channel|>final<|message|>"
+
+
+def told(pieces: list[str], *, is_held: bool = False, is_json: bool = False) -> tuple[str, AnswerText]:
+    """What whoever listens has in the end, and what made it."""
+    answer, text = AnswerText(is_held=is_held, is_json=is_json), ""
+    for step in [*(partial(answer.add, piece) for piece in pieces), answer.end]:
+        given = step()
+        text = given if answer.has_restarted else text + given
+    return text, answer
+
+
+def answer_in(text: str, *, is_json: bool = False) -> str:
+    answer = AnswerText(is_json=is_json)
+    answer.add(text)
+    answer.end()
+    return answer.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>hm</think>\n\nFour",
+        " <THINK>hm</THINK>Four",
+        "<thinking>hm</thinking>Four",
+        "<thought>hm</thought>\nFour",
+        "<reasoning>hm</reasoning>\nFour",
+        "[THINK]hm[/THINK]Four",
+        "<seed:think>hm</seed:think>Four",
+        "<think>one</think>\n<think>two</think>\nFour",
+        f"{CHANNEL}hm<|end|><|start|>assistant{FINAL}Four",
+        f"<|start|>assistant{CHANNEL}hm<|end|><|start|>assistant{FINAL}Four",
+        f"{FINAL}Four",
+        "analysisWe need a number.assistantfinalFour",
+    ],
+)
+def test_thoughts_between_tags_are_no_part_of_the_answer(text: str) -> None:
+    assert answer_in(text) == "Four"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Okay, two and two.\n</think>\n\nFour",
+        "Okay, two and two</think>Four",
+        "okay, two and two. </think> Four",
+        "okay, two and two </think> Four",
+        "\n</think>\n\nFour",
+        "So it is 4 (or `4`).</think>\nFour",
+        "Maybe:\n```json\n{}\n```\n</think>\nFour",
+        'Is the tag `</think>`? Or "</think>"?\n</think>\n\nFour',
+        "Hm.\n</thinking>\nFour",
+        "Hm.\n[/THINK]Four",
+        "<think>a</think> b\n</think>\nFour",
+    ],
+)
+def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(text: str) -> None:
+    assert answer_in(text) == "Four"
+    assert told([text])[1].has_unopened_thoughts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The tag `</think>` ends them.",
+        "Thoughts end in </think> and then comes the answer.",
+        "Thoughts end in </think>, as ever.",
+        "Between <think> and </think>\nare thoughts.",
+        'Split it:\n\n```python\ntext.split("</think>")[-1]\n```\n',
+        "```\n</think>\n```\nis how they end.",
+        "It is called '</think>'.",
+        "- **</think>** ends them.",
+        "| </think> | the end |",
+        "- </think> ends them",
+        "a <think>b</think> c",
+        "analysis of what we need",
+        "analysisOfNeeds = 4",
+        "analysis",
+        "<",
+        "<thinker>hm</thinker>",
+        " leading space",
+    ],
+)
+def test_an_answer_that_talks_about_thoughts_is_left_as_it_is(text: str) -> None:
+    assert answer_in(text) == text
+
+
+@pytest.mark.parametrize("text", ["<think>never ends", "<think>hm</think>\n", "hm\n</think>\n\n"])
+def test_thoughts_alone_are_no_answer(text: str) -> None:
+    text, answer = told([text])
+    assert (text, answer.has_thoughts) == ("", True)
+
+
+def test_json_may_name_the_tags() -> None:
+    text = '{"summary": "drop\n</think>\nand what is before"}'
+    assert answer_in(text, is_json=True) == text
+
+
+def test_text_is_given_as_it_comes_but_for_what_may_be_a_tag() -> None:
+    answer = AnswerText()
+    assert [answer.add(piece) for piece in ("One ", "two <", "/thi", "s> three")] == [
+        "One ",
+        "two ",
+        "",
+        "</this> three",
+    ]
+
+
+def test_thoughts_that_were_given_are_taken_back_when_they_end() -> None:
+    answer = AnswerText()
+    given = [(answer.add(piece), answer.has_restarted) for piece in ("Hm. ", "So.\n</th", "ink>\n\nFo", "ur")]
+    assert given == [("Hm. ", False), ("So.\n", False), ("Fo", True), ("ur", False)]
+    assert answer.text == "Four"
+
+
+def test_what_is_held_is_given_when_thoughts_have_ended_and_then_as_it_comes() -> None:
+    answer = AnswerText(is_held=True)
+    assert [answer.add(piece) for piece in ("Hm. ", "So.\n</think>\n\nFo", "ur")] == ["", "Fo", "ur"]
+    assert not answer.has_restarted
+
+
+def test_what_is_held_is_given_at_the_end_where_there_were_no_thoughts() -> None:
+    answer = AnswerText(is_held=True)
+    assert (answer.add("Fo"), answer.add("ur"), answer.end()) == ("", "", "Four")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '```json\n{"a": 1}\n```'])
+def test_json_is_given_as_it_comes_where_the_text_begins_with_it(text: str) -> None:
+    assert AnswerText(is_json=True).add(text) == text
+
+
+def test_json_that_does_not_come_first_is_held_for_it_may_be_a_thought() -> None:
+    answer = AnswerText(is_json=True)
+    assert answer.add('Perhaps {"a": 1}?\n') == ""
+    assert answer.add('</think>\n{"a": 2}') == '{"a": 2}'
+
+
+def test_halves_of_a_character_are_joined_and_half_a_character_is_replaced() -> None:
+    answer = AnswerText()
+    given = [answer.add(piece) for piece in ("x\ud83d", "\ude00y", "\ude00", "z\ud83d")]
+    assert [*given, answer.end()] == ["x", "😀y", "\ufffd", "z", "\ufffd"]
+
+
+WORDS = [
+    *(
+        "<think>",
+        "</think>",
+        "</thinking>",
+        "[THINK]",
+        "[/THINK]",
+        CHANNEL,
+        FINAL,
+        "analysis",
+        "assistantfinal",
+    ),
+    *(
+        "</",
+        "<",
+        " ",
+        "\n",
+        "`",
+        "```",
+        "\n```\n",
+        '"',
+        "{",
+        "}",
+        ".",
+        ",",
+        "a",
+        "B",
+        "é",
+        "İ",
+        "\ud83d",
+        "\ude00",
+    ),
+]
+
+
+@given(
+    st.lists(st.sampled_from(WORDS), max_size=14).map("".join),
+    st.lists(st.integers(1, 9), max_size=30),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_answer_is_the_same_however_it_comes(
+    text: str, cuts: list[int], is_held: bool, is_json: bool
+) -> None:
+    pieces, rest = [], text
+    for cut in cuts:
+        pieces.append(rest[:cut])
+        rest = rest[cut:]
+    given, answer = told([*pieces, rest], is_held=is_held, is_json=is_json)
+    assert given == answer.text == answer_in(text, is_json=is_json)
