@@ -83,6 +83,9 @@ async def _ask(question: str) -> str:
     loop.add_reader(sys.stdin, is_there.set)
     try:
         await is_there.wait()
+    except asyncio.CancelledError:
+        print(file=sys.stderr)  # noqa: T201  what follows begins a line
+        raise
     finally:
         loop.remove_reader(sys.stdin)
     line = sys.stdin.readline()

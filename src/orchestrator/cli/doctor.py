@@ -38,7 +38,8 @@ CALL_TIMEOUT_S: Final = 60.0
 """How long a model may take for a word: the embedded one has to start first, others think."""
 
 _OTHER_MODELS: Final = "set both models to a provider's, such as openai/… with OPENAI_API_KEY"
-_FROM_HERE: Final = "called with this terminal's variables"
+_CALLED: Final = "called with this terminal's variables"
+_FROM_HERE: Final = "of a service that is started from here"
 _NO_WRAPPING: Final = 10_000
 _LEAST_WIDTH: Final = 30
 """Columns of a finding: where they are fewer beside its subject, it stands below."""
@@ -74,11 +75,12 @@ async def examine(settings: Settings, environment: Mapping[str, str] = os.enviro
         # Whether the service can call them hangs on its own variables, which this terminal does not see.
         theirs = replace(settings, max_output_tokens=info.default_config.max_output_tokens)
         found = await _models(roles, theirs, environment)
-        models = [replace(it, finding=f"{_FROM_HERE}: {it.finding}", is_optional=True) for it in found]
+        models = [replace(it, finding=f"{_CALLED}: {it.finding}", is_optional=True) for it in found]
         edge = await _rest_of(info)
     else:
         models = await _models(roles, settings, environment)
         edge = _port("rest", settings.rest_address, settings.name_of("rest_address"))
+    database = _database(settings)
     is_needed = not info and any(model.startswith("llama/") for model, _ in roles.values())
     return [
         _python(),
@@ -86,7 +88,7 @@ async def examine(settings: Settings, environment: Mapping[str, str] = os.enviro
         *(_service(settings, info) if info else ()),
         *models,
         _embedded(is_needed=is_needed),
-        _database(settings),
+        replace(database, finding=f"{_FROM_HERE}: {database.finding}") if info else database,
         _port("grpc", settings.grpc_address, settings.name_of("grpc_address"), is_ours=is_serving),
         edge,
     ]

@@ -139,7 +139,10 @@ class Run:
         config = created.instance.config
         self._reporter.note(_models_line(config))
         if rest_address:
-            self._reporter.note(f"to see it: {rest.url(rest_address)}/-/ui/#/instances/{created.id}")
+            while_it_runs = " while this runs" if self._has_own_service else ""
+            self._reporter.note(
+                f"to see it{while_it_runs}: {rest.url(rest_address)}/-/ui/#/instances/{created.id}"
+            )
         if not self._has_own_service:
             found = [*service_settings.model_differences(self._settings, config)]
             found += service_settings.differences(self._settings, info) if info else ()
