@@ -151,6 +151,10 @@ class Terminal:
         await self._tmux("send-keys", "-R", "C-l")
         await self.until(lambda screen: screen.strip() == "$")
         await self._tmux("clear-history")
+        await self.answer(line)
+
+    async def answer(self, line: str) -> None:
+        """Type a line where the cursor is."""
         await self._tmux("send-keys", "-l", line)
         await self._tmux("send-keys", "Enter")
 
@@ -214,6 +218,7 @@ async def moments(stack: AsyncExitStack) -> list[tuple[str, str]]:
         "PATH": f"{COMMAND.parent}:{os.environ['PATH']}",
         "ORCHESTRATOR_GRPC_ADDRESS": free_address(),
         "ORCHESTRATOR_REST_ADDRESS": free_address(),
+        "ORCHESTRATOR_DATABASE": str(folder / "orchestrator.db"),
         "ORCHESTRATOR_BIG_MODEL": "openai/gpt-5",
         "ORCHESTRATOR_SMALL_MODEL": "openai/gpt-5-mini",
         "OPENAI_API_KEY": "none",
@@ -242,10 +247,16 @@ async def moments(stack: AsyncExitStack) -> list[tuple[str, str]]:
     )
     for caption, line in (
         ("All instances:", "orchestrator list"),
+        ("The result alone, as it is:", "orchestrator result counter | tail -n 4"),
         ("The first events of one, in a pipe:", "orchestrator events counter | head -n 7"),
     ):
         await terminal.type(line)
         seen.append((caption, await terminal.until(lambda screen: screen.rstrip().endswith("\n$"))))
+    await terminal.type(f'orchestrator run --plan --id planned "{PROMPT}"')
+    screen = await terminal.until(lambda screen: "[l]ater?" in screen, history=True)
+    seen.append(("A plan that is looked at before work begins:", screen))
+    await terminal.answer("l")
+    await terminal.until(lambda screen: screen.rstrip().endswith("\n$"))
     return seen
 
 
@@ -255,7 +266,7 @@ async def record() -> None:
         raise SystemExit("tmux is missing: install it, as in `apt-get install tmux`")
     async with AsyncExitStack() as stack:
         told = [
-            f"\n{caption}\n\n```text\n{screen.removesuffix('$').rstrip()}\n```\n"
+            f"\n{caption}\n\n````text\n{screen.removesuffix('$').rstrip()}\n````\n"
             for caption, screen in await moments(stack)
         ]
     print(PAGE.format(columns=COLUMNS, moments="".join(told)), end="")
