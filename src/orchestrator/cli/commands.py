@@ -22,7 +22,7 @@ app = typer.Typer(
         "orchestrator up",
         "orchestrator doctor",
     )
-    + "\n\n\b\nExit codes: 0 done, 1 the instance failed, 2 bad usage or refused, 3 no service, "
+    + "\n\n\b\nExit codes: 0 done, 1 the instance failed, 2 bad usage or refused, 3 no service,"
     "\n4 `wait` found that a review is due, 124 `wait` ran out of time.",
     rich_markup_mode=None,  # plain help needs no import of Rich: it is there at once
     pretty_exceptions_enable=False,

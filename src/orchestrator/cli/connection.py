@@ -58,8 +58,9 @@ async def connection(address: str) -> "AsyncIterator[Client]":
 
 def no_service(address: str) -> NoServiceError:
     """What to say where nothing answers."""
+    start = command("up" if address == Settings().grpc_address else f"up --address {address}")
     return NoServiceError(
-        f"no service answers at {address}: start one with `{command('up')}`, or name another with --address"
+        f"no service answers at {address}: start one with `{start}`, or name another with --address"
     )
 
 

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.text import Text
 
 from orchestrator.cli.drafts import Draft
-from orchestrator.cli.progress import usage_line
+from orchestrator.cli.progress import cost, usage_line
 from orchestrator.cli.text import command, counted, duration, neutral, one_line
 from orchestrator.core import state as core
 from orchestrator.core.state import Instance, Subtask, Usage, Work
@@ -276,7 +276,7 @@ class _Lines:
             tokens = row.usage.input_tokens + row.usage.output_tokens
             columns += (f"{tokens:,} tok" if tokens else "").rjust(_TOKENS_COLUMNS)
         if self.total.cost_usd and self.width >= _WIDE:
-            columns += (f"${row.usage.cost_usd:.4f}" if row.usage.cost_usd else "").rjust(_COST_COLUMNS)
+            columns += cost(row.usage).rjust(_COST_COLUMNS)
         if row.note or columns or row.elapsed_s is not None:
             elapsed = duration(row.elapsed_s) if row.elapsed_s is not None else ""
             columns += elapsed.rjust(_TIME_COLUMNS)

@@ -61,6 +61,15 @@ def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
     )
 
 
+def on_its_way(instance_id: str, settings: Settings) -> str:
+    """What to say to whoever has created an instance and left it to the service."""
+    where = flags(settings, grpc_address="--address")
+    return (
+        f"  to follow it: {come_back(instance_id, settings, live=False)}\n"
+        f"  its result:   {command(f'result {instance_id}{where}')}"
+    )
+
+
 def review_is_due(instance_id: str, settings: Settings) -> str:
     """What to say to whoever may decide on a plan that waits for review."""
     review = command(f"review {instance_id}{flags(settings, grpc_address='--address')}")

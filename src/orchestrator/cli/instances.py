@@ -63,6 +63,10 @@ def create(
             print_json(created)
         else:
             typer.echo(created.id)
+            if sys.stdout.isatty():
+                from orchestrator.cli.follow import on_its_way  # noqa: PLC0415
+
+                typer.echo(on_its_way(created.id, Settings.load(address=address)), err=True)
 
     call_service(address, call)
 

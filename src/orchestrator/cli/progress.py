@@ -8,6 +8,9 @@ from orchestrator.core.state import IllegalEventError, Instance, Usage, evolve, 
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
 
+UNKNOWN: Final = "-"
+"""A cost that nobody knows: no price is known for the model."""
+
 _PROMPT_SHOWN: Final = 60
 _MESSAGE_SHOWN: Final = 200
 
@@ -89,6 +92,13 @@ class Progress:
     def _took(self, subtask_id: str) -> str:
         subtask = self.instance.subtasks.get(subtask_id)
         return f" in {duration(subtask.work.end_time_s - subtask.work.start_time_s)}" if subtask else ""
+
+
+def cost(usage: Usage) -> str:
+    """What calls have cost: `$0.0123`, `-` where nobody knows, empty where there were none."""
+    if usage.cost_usd:
+        return f"${usage.cost_usd:.4f}"
+    return UNKNOWN if usage.model_calls else ""
 
 
 def usage_line(usage: Usage) -> str:

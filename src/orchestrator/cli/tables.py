@@ -14,7 +14,7 @@ from rich.text import Text
 
 from orchestrator.cli.answer import Answer
 from orchestrator.cli.display import state_text
-from orchestrator.cli.progress import usage_line
+from orchestrator.cli.progress import UNKNOWN, cost, usage_line
 from orchestrator.cli.reporters import terminal
 from orchestrator.cli.text import age, command, counted, duration, neutral, one_line
 from orchestrator.core import state as core
@@ -23,8 +23,6 @@ from orchestrator.v1 import instance_pb2 as pb
 
 _NO_WRAPPING: Final = 10_000
 _GAP: Final = "  "
-_UNKNOWN: Final = "-"
-"""A cost that nobody knows: no price is known for the model."""
 _LEAST_PROMPT: Final = 20
 """Columns of a prompt that are worth more than another number."""
 _NARROWEST_PROMPT: Final = 8
@@ -76,9 +74,9 @@ def lines_of(instances: Sequence[pb.Instance], now_s: float, width: int) -> Iter
         _Column("age", [Text(age(now_s - it.create_time.seconds)) for it in instances], is_number=True),
         _Column("done", [Text(_done(it)) for it in instances], is_number=True),
         _Column("tokens", [Text(_tokens(own_usage(it))) for it in instances], is_number=True),
-        _Column("cost", [Text(_cost(own_usage(it))) for it in instances], is_number=True),
+        _Column("cost", [Text(cost(usage_of(own_usage(it)))) for it in instances], is_number=True),
     ]
-    columns = [column for column in columns if any(cell.plain not in ("", _UNKNOWN) for cell in column.cells)]
+    columns = [column for column in columns if any(cell.plain not in ("", UNKNOWN) for cell in column.cells)]
     while len(columns) > 2 and width - _width(columns) < _LEAST_PROMPT:  # noqa: PLR2004  id and state stay
         columns.pop()
     room = width - _width(columns)
@@ -180,7 +178,7 @@ def _fields(instance: pb.Instance) -> tuple[str, ...]:
         _took(instance),
         _done(instance),
         str(own.input_tokens + own.output_tokens),
-        f"{own.cost_usd:.4f}" if own.cost_usd else _UNKNOWN,
+        f"{own.cost_usd:.4f}" if own.cost_usd else UNKNOWN,
         one_line(instance.prompt, 200),
     )
 
@@ -193,12 +191,6 @@ def _done(instance: pb.Instance) -> str:
 def _tokens(usage: pb.Usage) -> str:
     tokens = usage.input_tokens + usage.output_tokens
     return f"{tokens:,}" if tokens else ""
-
-
-def _cost(usage: pb.Usage) -> str:
-    if usage.cost_usd:
-        return f"${usage.cost_usd:.4f}"
-    return _UNKNOWN if usage.model_calls else ""
 
 
 def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
@@ -248,10 +240,10 @@ def _subtasks(instance: pb.Instance, width: int) -> Table:
         "attempts": [str(subtask.attempt or "") for subtask in instance.subtasks],
         "took": [_took(subtask) for subtask in instance.subtasks],
         "tokens": [_tokens(subtask.usage) for subtask in instance.subtasks],
-        "cost": [_cost(subtask.usage) for subtask in instance.subtasks],
+        "cost": [cost(usage_of(subtask.usage)) for subtask in instance.subtasks],
     }
     has_room = width >= _WIDTH_FOR_NUMBERS
-    shown = [name for name, cells in numbers.items() if has_room and set(cells) - {"", _UNKNOWN}]
+    shown = [name for name, cells in numbers.items() if has_room and set(cells) - {"", UNKNOWN}]
     for heading in ("id", "state"):
         table.add_column(heading, no_wrap=True)
     for heading in shown:
