@@ -16,6 +16,7 @@ from support.endpoint import Endpoint
 from support.scripted_service import ScriptedService, play_badly, play_well
 from support.shell import (
     COMMAND,
+    COMMANDS,
     NO_MODELS,
     Shell,
     assert_one_line,
@@ -27,10 +28,6 @@ from support.shell import (
 from orchestrator.cli.options import read_requests
 from orchestrator.v1 import event_pb2, instance_pb2
 
-COMMANDS = (
-    *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
-    *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
-)
 ANSWER = "# Answer\n\none \x1b[31mtwo\n"
 """What `play_well` ends with, as a pipe gets it."""
 

@@ -1,11 +1,14 @@
 """`run --plan`: the plan before work begins, looked at and decided on."""
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
+import termios
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.service import Service, service
@@ -110,13 +113,18 @@ class Seat:
         return text
 
 
-async def seat(shell: Shell, *arguments: str) -> Seat:
+async def seat(shell: Shell, *arguments: str, **options: Any) -> Seat:
     ours, theirs = pty.openpty()
     process = await shell.with_variables(TERM="xterm-256color", COLUMNS="100", LINES="40").start(
-        *arguments, stdin=theirs, stdout=theirs, stderr=theirs
+        *arguments, **{"stdin": theirs, "stdout": theirs, "stderr": theirs, **options}
     )
     os.close(theirs)
     return Seat(process, ours)
+
+
+def of_the_terminal() -> None:
+    """Make the terminal that a process writes to the one that it belongs to, as a login does."""
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
 
 async def test_in_a_terminal_a_person_rejects_edits_and_approves(tmp_path: Path) -> None:
@@ -170,6 +178,25 @@ async def test_a_plan_that_the_editor_leaves_as_it_was_or_breaks_is_asked_about_
         assert person.process.returncode == 0
         await running.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))
         await running.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a"))
+
+
+async def test_with_context_piped_in_a_person_is_asked_at_the_terminal(
+    shell: Shell, running: Service
+) -> None:
+    (shell.folder / "diff").write_text("-a\n+b\n")
+    with (shell.folder / "diff").open("rb") as diff:
+        person = await seat(
+            shell,
+            *("run", "Review this", "--plan", "--id", "a"),
+            stdin=diff,
+            start_new_session=True,
+            preexec_fn=of_the_terminal,
+        )
+    await person.reads(QUESTION)
+    person.types("a")
+    assert "All parts, put together." in await person.leaves()
+    found = await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))
+    assert found.instance.prompt == "Review this\n\n```\n-a\n+b\n```\n"
 
 
 async def test_who_is_asked_while_another_decides_is_told_and_goes_on(shell: Shell, running: Service) -> None:

@@ -10,14 +10,9 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from support.scripted_service import ScriptedService, play_well
-from support.shell import NO_MODELS, Outcome, Shell, assert_one_line, free_address
+from support.shell import COMMANDS, NO_MODELS, Outcome, Shell, assert_one_line, free_address
 
 from orchestrator.v1 import orchestrator_pb2
-
-COMMANDS = (
-    *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
-    *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
-)
 
 
 @pytest.fixture

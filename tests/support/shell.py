@@ -15,6 +15,10 @@ from typing import Any, Self
 from support.scripted_service import ScriptedService
 
 COMMAND = (sys.executable, "-m", "orchestrator")
+COMMANDS = (
+    *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
+    *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
+)
 NO_MODELS = {"ORCHESTRATOR_BIG_MODEL": "openai/m", "ORCHESTRATOR_SMALL_MODEL": "openai/m"}
 """Models without a key: where it is not them that is looked at, they need not answer."""
 

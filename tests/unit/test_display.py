@@ -222,6 +222,8 @@ def test_a_plan_that_awaits_review_is_shown_with_the_command_for_it() -> None:
     created = pb.InstanceCreated(prompt="p", config=instance_pb2.InstanceConfig(review_plan=True))
     progress = told([created, *a_plan(planned("t1"))[1:]])
     assert "review i1 --approve" in drawn(view(progress.instance, START_S + 9))
+    completed = payload_event("i1", 9, a_plan(planned("t1"))[-1])
+    assert progress.describe(completed) == "plan complete: 1 subtask, waits for review"
 
 
 def test_each_piece_of_work_shows_what_it_has_used_where_there_is_room() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, TextIO
 
 from orchestrator.cli.exits import UsageError, complain
 from orchestrator.cli.options import read_plan
@@ -19,19 +19,31 @@ from orchestrator.v1.instance_pb2 import Instance, Subtask
 _QUESTION: Final = "\n[a]pprove, [e]dit, [r]eject, or decide [l]ater? "
 
 
-async def decide(client: Client, instance: Instance) -> bool:
+def keyboard() -> TextIO | None:
+    """Where a person types: stdin, or the terminal when something is piped in; None: nobody is there."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return None
+    if sys.stdin.isatty():
+        return sys.stdin
+    try:
+        return Path("/dev/tty").open(encoding=sys.stdin.encoding)
+    except OSError:
+        return None
+
+
+async def decide(client: Client, instance: Instance, keys: TextIO) -> bool:
     """Ask about the plan of an instance in VIEW_FULL until it is decided on; false: later."""
     while True:
         decision, subtasks, feedback = DECISION_APPROVE, [], ""
-        match (await _ask(_QUESTION)).lower():
+        match (await _ask(_QUESTION, keys)).lower():
             case "a" | "approve":
                 pass
             case "e" | "edit":
-                subtasks = await _edited(instance)
+                subtasks = await _edited(instance, keys)
                 if not subtasks:
                     continue
             case "r" | "reject":
-                decision, feedback = DECISION_REJECT, await _ask("what should be better? ")
+                decision, feedback = DECISION_REJECT, await _ask("what should be better? ", keys)
             case "l" | "later" | "q" | "quit":
                 return False
             case _:
@@ -56,7 +68,7 @@ async def _review(
     return True
 
 
-async def _edited(instance: Instance) -> list[Subtask]:
+async def _edited(instance: Instance, keys: TextIO) -> list[Subtask]:
     """The plan as an editor leaves it; empty where it cannot be used, which is said."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     plan = plan_json(instance) + "\n"
@@ -64,7 +76,7 @@ async def _edited(instance: Instance) -> list[Subtask]:
         file = Path(folder) / "plan.json"
         file.write_text(plan, encoding="utf-8")
         try:
-            process = await asyncio.create_subprocess_exec(*shlex.split(editor), str(file))
+            process = await asyncio.create_subprocess_exec(*shlex.split(editor), str(file), stdin=keys)
             if await process.wait() or file.read_text(encoding="utf-8") == plan:
                 raise UsageError("the plan is as it was")
             return read_plan(file)
@@ -75,18 +87,18 @@ async def _edited(instance: Instance) -> list[Subtask]:
     return []
 
 
-async def _ask(question: str) -> str:
+async def _ask(question: str, keys: TextIO) -> str:
     """Read a line from the terminal while a service of this process's own goes on; its end means later."""
     print(question, end="", file=sys.stderr, flush=True)  # noqa: T201  the command's own voice
     is_there = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin, is_there.set)
+    loop.add_reader(keys, is_there.set)
     try:
         await is_there.wait()
     except asyncio.CancelledError:
         print(file=sys.stderr)  # noqa: T201  what follows begins a line
         raise
     finally:
-        loop.remove_reader(sys.stdin)
-    line = sys.stdin.readline()
+        loop.remove_reader(keys)
+    line = keys.readline()
     return line.strip() if line else "later"

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from orchestrator.cli.text import counted, duration, one_line
-from orchestrator.core.state import IllegalEventError, Instance, Usage, evolve, usage_of
+from orchestrator.core.state import WAITING, IllegalEventError, Instance, Usage, evolve, usage_of
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
 
@@ -47,7 +47,9 @@ class Progress:
                 after = f" after {', '.join(it.subtask.depends_on)}" if it.subtask.depends_on else ""
                 return f"planned {self._name(it.subtask.id)}{after}"
             case pb.PlanCompleted() as it:
-                return f"plan complete: {counted(len(self.instance.subtasks), 'subtask')}{_used(it.usage)}"
+                waits = ", waits for review" if self.instance.state == WAITING else ""
+                subtasks = counted(len(self.instance.subtasks), "subtask")
+                return f"plan complete: {subtasks}{_used(it.usage)}{waits}"
             case pb.PlanReviewed() as it:
                 return "plan rejected" if it.decision == pb.DECISION_REJECT else "plan approved"
             case pb.SubtaskStarted() as it:

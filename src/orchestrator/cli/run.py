@@ -52,7 +52,7 @@ class Run:
         self._as_json = as_json
         self._ends_with_plan = ends_with_plan
         self._reporter = reporters.choose(as_json=as_json)
-        self._can_ask = not as_json and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+        self._keys = None if as_json else asking.keyboard()
         self._has_own_service = False
         self._instance_id = ""
 
@@ -182,10 +182,10 @@ class Run:
         found = (await client.get(self._instance_id, full=True)).instance
         if found.state != WAITING:
             return True
-        if self._can_ask:
+        if self._keys:
             typer.echo()
             print_plan(found)
-            return await asking.decide(client, found)
+            return await asking.decide(client, found, self._keys)
         if self._ends_with_plan:
             if not self._as_json:  # whose events tell it
                 print_plan(found)
