@@ -151,7 +151,7 @@ class _Accumulator(Accumulator):
                 self._note_usage(event)
                 self._details = ending.get("stop_details") or self._details
                 self.note_reason(ending.get("stop_reason"))
-                self.has_said_all = bool(self.reason)
+                self.has_said_all = bool(self.reason) and "usage" in event
             case {"type": "message_stop"}:
                 self.has_ended = True
         return text

@@ -35,6 +35,9 @@ _BARE_CLOSING: Final = "assistantfinal"
 _OPENING: Final = re.compile(f"(?i:{'|'.join(map(re.escape, _CLOSINGS))})|{_BARE}(?=[A-Z])")
 _CLOSING: Final = re.compile("|".join(map(re.escape, set(_CLOSINGS.values()))), re.IGNORECASE)
 
+_SIGN: Final = re.compile("[<\\[◁]")
+"""With what each of them begins."""
+
 _AMID: Final = ",-|=/"
 """Signs after which a sentence, or a cell of a table, goes on."""
 _GOES_ON: Final = ".,;:!?)]}|/="
@@ -188,10 +191,11 @@ def _may_open(begun: str) -> bool:
 
 def _certain(text: str) -> int:
     """How many characters of a text cannot belong to a closing tag that has not come in full."""
-    lower = text[-_LONGEST:].lower()
-    for start in range(len(lower)):
-        if any(closing.startswith(lower[start:]) for closing in _CLOSINGS.values()):
-            return len(text) - (len(lower) - start)
+    tail = text[-_LONGEST:]
+    for sign in _SIGN.finditer(tail):
+        begun = tail[sign.start() :]
+        if any(closing.startswith(begun.lower()) for closing in _CLOSINGS.values()):
+            return len(text) - len(begun)
     return len(text)
 
 
