@@ -187,9 +187,9 @@ def _system(prompt: Prompt) -> str:
     return "\n\n".join(message.content for message in prompt.messages if message.role == "system")
 
 
-def _text(block: object) -> str:
+def _text(block: Any) -> str:
     match block:
-        case {"type": "text", "text": str(text)}:
+        case {"text": str(text)} if block.get("type", "text") == "text":
             return text
         case {"type": "tool_use", "name": name, "input": arguments} if name == _TOOL:
             return json.dumps(arguments, ensure_ascii=False)
