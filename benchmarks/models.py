@@ -30,6 +30,7 @@ from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
+from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest, Models, Provider
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.http import Client
@@ -186,7 +187,7 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
     request = ModelRequest("small", prompt, max_output_tokens=1000, timeout_s=600)
     asked = {"model": "small", "messages": [{"role": "user", "content": "Do it. " * 200}]}
     body, streamed_body = json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()
-    bare = Client(url, {})
+    bare = Client(Address.parse(url), {})
     plain, streamed = Plain("openai", url), Streamed("openai", url)
     texts = LiveTexts()
 

@@ -144,6 +144,12 @@ def calm_collector() -> None:
     gc.set_threshold(20_000, 10, 100)
 
 
+def hush_libraries() -> None:
+    """Let no library write down what passes through it: prompts, and what is secret in an address."""
+    for chatty in ("aiosqlite", "httpx", "httpcore", "asyncio", "grpc"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
 async def serve(settings: Settings) -> None:
     """Run the gRPC service until SIGTERM, SIGINT or SIGHUP."""
     await _until_signalled(settings, edge=False)
@@ -158,9 +164,7 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    for chatty in ("aiosqlite", "httpx", "httpcore", "asyncio", "grpc"):
-        # At debug level these write down what passes through them, prompts included.
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    hush_libraries()
     calm_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

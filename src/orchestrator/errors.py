@@ -15,6 +15,7 @@ OrchestratorError
 │   ├── ResponseTooLargeError     RESPONSE_TOO_LARGE
 │   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY
 └── ModelError                    one model call failed; becomes a *Failed event
+    └── AddressError              and all others will, until the endpoint's address is corrected
 """
 
 from collections.abc import Iterator, Sequence
@@ -161,3 +162,14 @@ class ModelError(OrchestratorError):
     def is_refusal(self) -> bool:
         """Whether the endpoint has more calls than it takes: then others should wait as well."""
         return self.retryable and self.reason in ("RATE_LIMITED", "OVERLOADED")
+
+
+class AddressError(ModelError):
+    """No call can succeed until a person corrects an endpoint's address, or what lies on the way to it.
+
+    `mend` says how; it is part of the message.
+    """
+
+    def __init__(self, reason: str, problem: str, mend: str, said: str = "") -> None:
+        super().__init__(reason, f"{problem}: {mend}{said}", retryable=False)
+        self.mend = mend

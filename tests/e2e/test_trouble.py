@@ -251,3 +251,16 @@ async def test_run_brings_its_own_service_and_leaves_none_behind(tmp_path: Path)
         host, _, port = variables[name].rpartition(":")
         with socket.socket() as probe:
             assert probe.connect_ex((host, int(port))) != 0
+
+
+async def test_what_is_secret_in_an_address_is_sent_and_stands_in_no_log(tmp_path: Path) -> None:
+    async with Endpoint() as endpoint:
+        url = endpoint.url.replace("://", "://user:hunter2-secret@")
+        variables = on_endpoint(f"{url}?sig=hunter2-signature")
+        code, errors = await told(tmp_path, "run", "Hi", "--log-level", "debug", **variables)
+        assert code == 0, errors
+        [call, *_] = endpoint.calls
+        assert call.headers["Authorization"].startswith("Basic ")
+        assert call.request.query["sig"] == "hunter2-signature"
+    assert "hunter2" not in errors
+    assert call.headers["Authorization"].removeprefix("Basic ") not in errors

@@ -137,6 +137,12 @@ async def test_gemini_takes_either_key_as_googles_libraries_do(
         ("http://box:8000", "http://box:8000/v1"),
         ("https://box/", "https://box/v1"),
         ("https://box/v1", "https://box/v1"),
+        ("https://box/v1/chat/completions", "https://box/v1"),
+        ("http://box:8000/api/chat", "http://box:8000/v1"),
+        ("http://box/ollama/api/", "http://box/ollama/v1"),
+        ("http://user:pw@box:8000?a=b", "http://user:pw@box:8000/v1?a=b"),
+        ("box:8000/", "http://box:8000/v1"),
+        ("user:pw@box", "http://user:pw@box:11434/v1"),
     ],
 )
 def test_ollama_host_is_read_as_ollama_reads_it(host: str, url: str) -> None:

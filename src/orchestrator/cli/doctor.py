@@ -23,7 +23,7 @@ from orchestrator.cli.text import one_line
 from orchestrator.client import Client
 from orchestrator.core import workers
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.errors import ModelError, SettingsError
+from orchestrator.errors import AddressError, ModelError, SettingsError
 from orchestrator.installation import DISTRIBUTION, WEIGHTS, how_to_install
 from orchestrator.models import llama, providers
 from orchestrator.models.base import ModelRequest
@@ -232,7 +232,7 @@ async def _model(name: str, where: str, settings: Settings, environment: Mapping
         if error.reason != "OUTPUT_TRUNCATED":
             # What passes by itself is tried again, and no reason not to start.
             is_passing = error.retryable and error.reason in ("RATE_LIMITED", "OVERLOADED")
-            mend = _mend(error.reason, where, endpoint)
+            mend = error.mend if isinstance(error, AddressError) else _mend(error.reason, where, endpoint)
             return Finding(subject, f"{place}: {error}", mend, is_optional=is_passing)
     finally:
         await models.aclose()
@@ -247,7 +247,11 @@ def _set_up(endpoint: providers.Endpoint | None, environment: Mapping[str, str])
     if endpoint is None:
         return ""
     key, variable = endpoint.key_in(environment)
-    return f" at {endpoint.url_in(environment)}, " + (f"with {variable}" if key else "without a key")
+    address = endpoint.address_in(environment)
+    how = f"with {variable}" if key else "without a key"
+    if address.login:
+        how = f"with the login in {endpoint.url_variable}"
+    return f" at {address.shown()}, {how}"
 
 
 def _mend(reason: str, where: str, endpoint: providers.Endpoint | None) -> str:

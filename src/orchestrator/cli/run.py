@@ -111,6 +111,7 @@ class Run:
 
         self._has_own_service = True
         logging.basicConfig(level=self._settings.log_level.upper(), handlers=[_Noting(self._reporter)])
+        app.hush_libraries()
         database = self._settings.database_told
         self._reporter.note(f"no service at {address}: starting one for this run (events in {database})")
         async with app.running(self._settings, edge=True) as own, Client(own.grpc_address) as client:

@@ -5,14 +5,14 @@ whose arguments are the plan, and what it would call it with is the answer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from orchestrator.core.prompts import Prompt
+from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest
 from orchestrator.models.endpoint import Content, HttpProvider, count
 from orchestrator.models.finish import Finish, finish_of, reason_of
-from orchestrator.models.http import IDLE_TIMEOUT_S
 from orchestrator.models.streaming import Accumulator
 from orchestrator.models.structured import Dialect
 
@@ -38,25 +38,11 @@ class Anthropic(HttpProvider):
     path: ClassVar[str] = "v1/messages"
     first_dialect: ClassVar[Dialect] = Dialect(rungs=("json_schema", "tool", "prompt"))
 
-    def __init__(
-        self,
-        name: str,
-        base_url: str,
-        *,
-        api_key: str = "",
-        key_variable: str = "",
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
-    ) -> None:
-        """See HttpProvider."""
-        super().__init__(
-            name,
-            # Some write the address with the version, as other APIs want it.
-            base_url.rstrip("/").removesuffix("/v1"),
-            headers={"anthropic-version": VERSION, **({"x-api-key": api_key} if api_key else {})},
-            api_key=api_key,
-            key_variable=key_variable,
-            idle_timeout_s=idle_timeout_s,
-        )
+    # Some write the address with the version, as other APIs want it.
+    endings: ClassVar[Sequence[str]] = ("v1/messages", "v1")
+
+    def _headers(self, api_key: str, address: Address) -> Mapping[str, str]:  # noqa: ARG002
+        return {"anthropic-version": VERSION, **({"x-api-key": api_key} if api_key else {})}
 
     def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
         prompt = request.prompt
@@ -151,7 +137,7 @@ class _Accumulator(Accumulator):
                 self._note_usage(event)
                 self._details = ending.get("stop_details") or self._details
                 self.note_reason(ending.get("stop_reason"))
-                self.has_said_all = bool(self.reason) and "usage" in event
+                self.has_said_all = bool(self.reason)
             case {"type": "message_stop"}:
                 self.has_ended = True
         return text
@@ -187,9 +173,9 @@ def _system(prompt: Prompt) -> str:
     return "\n\n".join(message.content for message in prompt.messages if message.role == "system")
 
 
-def _text(block: Any) -> str:
+def _text(block: object) -> str:
     match block:
-        case {"text": str(text)} if block.get("type", "text") == "text":
+        case {"type": "text", "text": str(text)}:
             return text
         case {"type": "tool_use", "name": name, "input": arguments} if name == _TOOL:
             return json.dumps(arguments, ensure_ascii=False)

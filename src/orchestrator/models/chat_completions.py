@@ -5,14 +5,13 @@ thoughts may stand in front of it or in a field of their own.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from orchestrator.core.prompts import FULL, Profile
+from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest
 from orchestrator.models.endpoint import Content, HttpProvider, count
 from orchestrator.models.finish import finish_of, reason_of
-from orchestrator.models.http import IDLE_TIMEOUT_S
 from orchestrator.models.streaming import Accumulator
 from orchestrator.models.structured import Dialect
 
@@ -26,26 +25,15 @@ class ChatCompletions(HttpProvider):
 
     path: ClassVar[str] = "chat/completions"
 
-    def __init__(
-        self,
-        name: str,
-        base_url: str,
-        *,
-        api_key: str = "",
-        key_variable: str = "",
-        profile: Profile = FULL,
-        idle_timeout_s: float = IDLE_TIMEOUT_S,
-    ) -> None:
-        """See HttpProvider. An empty key sends none, as local servers want it."""
-        super().__init__(
-            name,
-            base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            api_key=api_key,
-            key_variable=key_variable,
-            profile=profile,
-            idle_timeout_s=idle_timeout_s,
-        )
+    endings: ClassVar[Sequence[str]] = ("chat/completions", "completions", "responses")
+
+    def _headers(self, api_key: str, address: Address) -> Mapping[str, str]:
+        if not api_key:
+            return {}  # as local servers want it
+        bearer = {"Authorization": f"Bearer {api_key}"}
+        # Azure takes a key in this header, and in the other one only tokens of Entra's, which are JWTs.
+        is_key_of_azure = address.is_azure and not api_key.startswith("eyJ")
+        return {**bearer, "api-key": api_key} if is_key_of_azure else bearer
 
     def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
         prompt = request.prompt

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
 from orchestrator.models import error_body, token_limits
+from orchestrator.models.address import Address
 from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
 from orchestrator.models.failures import INVALID_ANSWER, Failures
 from orchestrator.models.finish import Finish
@@ -34,8 +35,6 @@ _MOST_CHANGES: Final = 16
 """So many refusals are learnt from in one call: an endpoint that goes on refusing means something else."""
 _ABOUT_OTHERS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 """Statuses of refusals that no other request would mend."""
-_TIMED_OUT: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599})
-"""Statuses with which gateways end a call that takes them too long."""
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _DIALECT_S: Final = 3600.0
 """How long a dialect is remembered: what an endpoint refuses today it may know tomorrow."""
@@ -116,6 +115,8 @@ class HttpProvider(ABC):
 
     path: ClassVar[str]
     """Where it is asked, below the base address."""
+    endings: ClassVar[Sequence[str]] = ()
+    """What a base address may end in that is no part of it: `path`, and what people take for it."""
     first_dialect: ClassVar[Dialect] = Dialect()
     most_unwatched_streams: ClassVar[int] = 64
     """So many answers that nobody watches are streamed at once: each piece costs CPU time, watched or not."""
@@ -125,21 +126,23 @@ class HttpProvider(ABC):
         name: str,
         base_url: str,
         *,
-        headers: Mapping[str, str],
         api_key: str = "",
         key_variable: str = "",
+        url_variable: str = "",
         profile: Profile = FULL,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         """Open nothing yet; raise SettingsError where `base_url` is no address.
 
-        `name` is the provider's, `key_variable` the variable that holds its key: both are for messages.
+        `name` is the provider's, the variables are those that hold its key and its address: all are for
+        messages. An empty key sends none.
         """
+        address = Address.parse(base_url, url_variable, self.endings)
         self._name = name
         self._profile = profile
         self._idle_timeout_s = idle_timeout_s
-        self._client = Client(base_url, headers)
-        self._failures = Failures(name, self._client.host, api_key, key_variable)
+        self._client = Client(address, self._headers(api_key, address))
+        self._failures = Failures(name, address, self.path, api_key, key_variable)
         self._dialects: dict[tuple[str, bool], tuple[Dialect, float]] = {}
         """With the time, in seconds, until which each is remembered."""
         self._token_limits: dict[str, TokenLimits] = {}
@@ -209,8 +212,6 @@ class HttpProvider(ABC):
                 self._ways.note_death(request, "whole")
                 changed = replace(terms, dialect=terms.dialect.with_stream())
             if changed is None or changes == _MOST_CHANGES:
-                if call.way == "whole" and answer.status in _TIMED_OUT:
-                    self._ways.note_death(request, "whole")
                 raise self._failures.of_status(answer, request.model)
             logger.info("%s/%s refused %s: trying %s", self._name, request.model, terms, changed)
             terms = changed
@@ -238,6 +239,10 @@ class HttpProvider(ABC):
             yield {name: it for name, it in parameters.items() if name not in dialect.left_out}
 
     @abstractmethod
+    def _headers(self, api_key: str, address: Address) -> Mapping[str, str]:
+        """What is sent in every call's head: the key, where there is one."""
+
+    @abstractmethod
     def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
         """What is posted for an answer in one piece."""
 
@@ -263,16 +268,14 @@ class HttpProvider(ABC):
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
-        idle_timeout_s = self._idle_timeout_s if "stream" in body else None
-        async with self._client.stream(self.path, content, idle_timeout_s) as incoming:
-            kind = incoming.headers.get("Content-Type", "").lower()
-            # Some stream unasked. Of those that were asked, whatever else may pass for a stream, these are
-            # answers in one piece: errors, mostly.
-            is_asked = "stream" in body
-            is_stream = "json" not in kind and "html" not in kind if is_asked else "event-stream" in kind
-            if is_stream and _is_success(incoming.status):
-                return await self._follow(incoming, call)
-            return self._read(await incoming.whole(), call)
+        if "stream" not in body:
+            return self._read(await self._client.post(self.path, content), call)
+        async with self._client.stream(self.path, content, self._idle_timeout_s) as incoming:
+            kind = incoming.headers.get("Content-Type", "")
+            # Whatever else may pass for a stream, these are answers in one piece: errors, mostly.
+            if not _is_success(incoming.status) or "json" in kind or "html" in kind:
+                return self._read(await incoming.whole(), call)
+            return await self._follow(incoming, call)
 
     def _read(self, answer: Answer, call: Call) -> ModelReply | Answer:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
@@ -309,7 +312,7 @@ class HttpProvider(ABC):
                 chunk, broken = None, self._failures.cut((0, 0))
             if chunk and not has_begun and (begun := chunk.lstrip(_BLANK)):
                 has_begun = True
-                if begun.startswith(b"{"):
+                if begun.startswith((b"{", b"<")):
                     others = await incoming.whole()  # no stream, whatever its type says
                     return self._read(replace(others, body=begun + others.body), call)
             changes = accumulator.changes
@@ -341,7 +344,7 @@ class HttpProvider(ABC):
             call.tell(answer.text)
         reply = self._judge(content, answer, request)
         # Where the stream did not end as it should, the usage, which comes last, may just not have come.
-        self._ways.note_reply(request, call.way, reply, is_all=broken is None)
+        self._ways.note_reply(request, "streamed", reply, is_all=broken is None)
         return reply
 
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
@@ -362,7 +365,7 @@ class HttpProvider(ABC):
         try:
             value = json.loads(data)
         except ValueError:
-            raise self._failures.invalid("sent what is not JSON", data) from None
+            raise self._failures.no_json(data) from None
         except RecursionError:
             raise self._failures.invalid("sent JSON that is nested too deeply") from None
         if not isinstance(value, dict):

@@ -4,16 +4,18 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import urljoin
 
 from orchestrator.core.plan import well_formed
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.core.state import TOO_LONG
-from orchestrator.errors import ModelError
-from orchestrator.models import error_body, token_limits, waits
-from orchestrator.models.http import Answer
+from orchestrator.errors import AddressError, ModelError, SettingsError
+from orchestrator.models import error_body, token_limits, waits, web_page
+from orchestrator.models.address import Address
+from orchestrator.models.http import PROXY_LOGIN, Answer, speaks_tls
 
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""
@@ -32,6 +34,19 @@ _NOT_THERE: Final = re.compile(
     re.MULTILINE,
 )
 """How an endpoint says after a 200 that there is nothing at the address, or no such model."""
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_TLS_IS_SPOKEN: Final = re.compile(
+    r"http request (?:was sent )?to (?:an )?https (?:port|server)|plain http to an ssl|port requires tls"
+)
+"""How nginx, Go, Apache and Tomcat answer plain HTTP at a TLS port."""
+_ABOUT_MODELS: Final = re.compile(r"\b(?:models?|deployments?)\b")
+_NO_PATH: Final = re.compile(
+    r"(?:unexpected|unknown|invalid|no such) (?:endpoint|url|path|route|request url|method)"
+    r"|not[ _]found|no route|cannot post|method not allowed|no static resource",
+)
+"""How a server says that there is nothing at a path."""
+_FEWEST_SECRET_CHARACTERS: Final = 8
+"""What is shorter is no secret, as the `x` or `EMPTY` that local servers are given for a key."""
 _CUT: Final = "max completion tokens reached"
 """What it says of one that came to no end."""
 
@@ -55,24 +70,37 @@ class Failures:
     """Makes the errors of one endpoint: they name it and quote it, and never show its key."""
 
     name: str
-    host: str
-    key: str = ""
+    address: Address
+    path: str
+    """What is called below the address."""
+    key: str = field(default="", repr=False)
     key_variable: str = ""
     """What holds the key; empty: it has none."""
+
+    @property
+    def where(self) -> str:
+        """The endpoint, for messages."""
+        return f"{self.name} ({self.address.netloc})"
 
     def of_status(self, answer: Answer, model: str) -> ModelError:
         """What an answer that is no success means."""
         status, body = answer.status, error_body.words(answer.body)
-        said = self.quote(answer.body)
-        where = f"{self.name} ({self.host})"
+        said, where = self.quote(answer.body), self.where
         is_bad_request = status == HTTPStatus.BAD_REQUEST
         match status:
+            case _ if status in _REDIRECTS and "Location" in answer.headers:
+                return self._redirected(answer, said)
+            case _ if is_bad_request and _TLS_IS_SPOKEN.search(body):
+                return speaks_tls(where, self.address.called, said)
+            case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                problem = f"the system's proxy lets no call through to {where}"
+                return AddressError("REQUEST_REJECTED", problem, PROXY_LOGIN.format(scheme="HTTP"), said)
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 return self._unauthenticated(status, model, said)
             case _ if is_bad_request and any(words in body for words in _BAD_KEY):
                 return self._unauthenticated(status, model, said)
-            case HTTPStatus.NOT_FOUND:
-                return self._no_model(model, said)
+            case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
+                return self._nothing_there(answer, model, body, said)
             case _ if is_bad_request and any(words in body for words in _NO_MODEL):
                 return self._no_model(model, said)
             case _ if token_limits.SPENT_ON_THINKING.search(body):
@@ -114,12 +142,19 @@ class Failures:
 
     def invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
         """An answer that cannot be read. `used`: the tokens it cost, of input and of output."""
-        message = f"{self.name} ({self.host}) {problem}{self.quote(body)}"
+        message = f"{self.where} {problem}{self.quote(body)}"
         return _failed("OUTPUT_INVALID", message, used)
+
+    def no_json(self, body: bytes) -> ModelError:
+        """An answer that is not JSON, which may be a page that somebody else sent."""
+        if not web_page.is_page(body.decode(errors="replace")):
+            return self.invalid("sent what is not JSON", body)
+        doubts = f"is {self.address.called} right, or is it a proxy's page, or one to log in on?"
+        return self.invalid(f"sent a web page in place of an answer: {doubts}", body)
 
     def cut(self, used: tuple[int, int]) -> ModelError:
         """A stream that ended before the answer did."""
-        message = f"{self.name} ({self.host}) ended the stream before the answer was complete"
+        message = f"{self.where} ended the stream before the answer was complete"
         return _failed("STREAM_CUT", message, used)
 
     def stopped(self, model: str, reason: str, used: tuple[int, int]) -> ModelError:
@@ -143,27 +178,73 @@ class Failures:
         text = body.decode(errors="replace")
         with contextlib.suppress(ValueError, RecursionError):
             text = _explanation(json.loads(text)) or text
-        if self.key:
-            text = text.replace(self.key, "***")
+        is_page = web_page.is_page(text)
+        if is_page:
+            text = web_page.title(text)
+        for secret in (self.key, *self.address.secrets):
+            if len(secret) >= _FEWEST_SECRET_CHARACTERS:
+                text = text.replace(secret, "***")
         text = well_formed(text)
         text = " ".join(
             "".join(c if c.isprintable() else " " for c in text[: 8 * _QUOTED_CHARACTERS]).split()
         )
         if len(text) > _QUOTED_CHARACTERS:
             text = f"{text[:_QUOTED_CHARACTERS]}…"
-        return f". It said: {text}" if text else ""
+        if not text:
+            return ""
+        return f". It sent a web page: {text}" if is_page else f". It said: {text}"
 
     def _unauthenticated(self, status: int, model: str, said: str) -> ModelError:
-        mend = f"check {self.key_variable}" if self.key_variable else "check its key"
+        if self.address.login:
+            problem, place = "the login that the service has for it", self.address.called
+        elif self.key or not self.key_variable:
+            problem, place = "the service's key", self.key_variable or "its key"
+        else:
+            problem, place = "a call without a key", self.key_variable
+        mend = f"check {place}"
         if status == HTTPStatus.FORBIDDEN:
             mend += f", and that it may use {model!r}"
-        message = f"{self.name} ({self.host}) refused the key with {status}: {mend}{said}"
+        if self.key_variable or self.address.variable:
+            mend += ", where the service is started, and restart it: it reads that when it starts"
+        message = f"{self.where} refused {problem} with {status}: {mend}{said}"
         return ModelError("MODEL_UNAUTHENTICATED", message, retryable=False)
 
     def _no_model(self, model: str, said: str) -> ModelError:
-        where = f"{self.name} ({self.host})"
-        message = f"{where} has no model {model!r}, or the address is wrong: check both{said}"
+        message = f"{self.where} has no model {model!r}, or the address is wrong: check both{said}"
         return ModelError("MODEL_NOT_FOUND", message, retryable=False)
+
+    def _nothing_there(self, answer: Answer, model: str, words: str, said: str) -> ModelError:
+        """No such path, or no such model: only the words can tell."""
+        is_page = web_page.is_page(answer.body.decode(errors="replace"))
+        named = rf"(?<!\w){re.escape(model.lower())}(?!\w)"
+        is_about_model = _ABOUT_MODELS.search(words) or re.search(named, words)
+        is_about_path = answer.status == HTTPStatus.METHOD_NOT_ALLOWED or _NO_PATH.search(words)
+        if not is_page and (is_about_model or not is_about_path):
+            return self._no_model(model, said)
+        called = self.address.called
+        mend = f"correct {called}, which is the address without /{self.path}"
+        if not self.path.startswith("v1/") and (with_version := self.address.with_version):
+            mend = f"add /v1 to {called}, as in {with_version}, or correct it"
+        problem = f"{self.where} has nothing at {self.address.shown(self.path)}"
+        return AddressError("MODEL_NOT_FOUND", problem, mend, said)
+
+    def _redirected(self, answer: Answer, said: str) -> ModelError:
+        """It is not followed: the key would go to whatever host it names."""
+        called = self.address.called
+        location = urljoin(self.address.url(self.path), answer.headers["Location"]).partition("#")[0]
+        try:
+            target = Address.parse(location)
+            new = Address.parse(location, endings=(self.path,))
+        except SettingsError:
+            target = new = self.address
+        if new.base == self.address.base:
+            mend = f"correct {called}"
+        elif new.path != target.path:
+            mend = f"set {called} to {new.base}"
+        else:
+            mend = f"set {called} to that if it is the API, and no page to log in on"
+        problem = f"{self.where} redirects to {target.base}, with status {answer.status}"
+        return AddressError("REQUEST_REJECTED", problem, mend, said)
 
 
 def _status_in(error: object, words: str) -> int:

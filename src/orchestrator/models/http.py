@@ -7,10 +7,12 @@ show did not happen.
 
 import asyncio
 import ipaddress
+import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,7 +21,9 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from orchestrator.errors import ModelError, SettingsError
+from orchestrator.errors import AddressError, ModelError, SettingsError
+from orchestrator.models import trust
+from orchestrator.models.address import Address
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """The longest a connection may take to open; the rest of a call's time is the model's."""
@@ -27,6 +31,12 @@ CONNECT_TIMEOUT_S: Final = 10.0
 IDLE_TIMEOUT_S: Final = 120.0
 """The longest a streamed answer may be silent, unless set otherwise: some models think that long."""
 
+_PROBE_S: Final = 3.0  # the longest that a look for TLS may take
+PROXY_LOGIN: Final = "it wants a login, as in {scheme}_PROXY=http://user:password@proxy:3128"
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG")
+"""What OpenSSL makes of an answer that is no TLS."""
+_NOT_NOW: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+_FOR_ANOTHER_HOST: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 _END_S: Final = 0.2  # the longest that the end of a stream may come after its last event
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
@@ -81,22 +91,31 @@ class Incoming:
 
 
 @contextmanager
-def mapped_errors(host: str, idle_timeout_s: float | None = None) -> Iterator[None]:
-    """Raise a retryable ModelError in place of whatever the HTTP library raises when a call breaks."""
+def mapped_errors(
+    host: str, idle_timeout_s: float | None = None, called: str = "the address"
+) -> Iterator[None]:
+    """Raise a ModelError in place of whatever the HTTP library raises when a call breaks.
+
+    It is retryable, unless nothing but a change of a setting helps. `called` is the address' name.
+    """
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError) as error:
         # The transport calls a refused connection a timeout; what aiohttp raised says it better.
         cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        raise _broken(cause, host, idle_timeout_s) from None
+        raise _broken(cause, host, idle_timeout_s, called) from None
 
 
-def _broken(error: BaseException, host: str, idle_timeout_s: float | None) -> ModelError:
+class _BrokenOffError(ModelError):
+    """A connection that there was, and that ended."""
+
+
+def _broken(error: BaseException, host: str, idle_timeout_s: float | None, called: str) -> ModelError:
     reason = "CONNECTION_FAILED"
     match error:
         case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
             reason = "CONNECT_TIMEOUT"
-            problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is the address right?"
+            problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is {called} right?"
         case aiohttp.ServerTimeoutError() | httpx.ReadTimeout():
             reason = "IDLE_TIMEOUT"
             silence = f"{idle_timeout_s:g} s" if idle_timeout_s else "too long"
@@ -104,44 +123,95 @@ def _broken(error: BaseException, host: str, idle_timeout_s: float | None) -> Mo
                 f"{host} was silent for {silence} in the midst of a call: see ORCHESTRATOR_IDLE_TIMEOUT_S"
             )
         case aiohttp.InvalidURL() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
-            problem = f"{host} is not an address that can be called: {type(error).__name__}"
-            return ModelError("REQUEST_REJECTED", problem, retryable=False)
+            problem = f"{host} is not an address that can be called ({type(error).__name__})"
+            return AddressError("REQUEST_REJECTED", problem, f"correct {called}")
+        case aiohttp.ClientConnectorCertificateError():
+            return _distrusted(getattr(error, "certificate_error", None), host, called)
+        case aiohttp.ClientConnectorSSLError():
+            cause = error.os_error
+            said = getattr(cause, "reason", None) or cause.strerror or cause
+            problem = f"no TLS connection to {host} ({said})"
+            if said in _NO_TLS:
+                problem += ", which speaks none at that port"
+                return AddressError(reason, problem, f"begin {called} with http://, or correct its port")
+        case aiohttp.ClientConnectorDNSError():
+            problem = f"there is no host {host} ({error.os_error.strerror}): is {called} right, "
+            problem += "and is there a network?"
+        case aiohttp.ClientProxyConnectionError():
+            problem = f"could not connect to the system's proxy: {error.os_error.strerror or error.os_error}"
+        case aiohttp.ClientHttpProxyError():
+            status = getattr(error, "status", 0)
+            problem = f"the system's proxy did not connect to {host}, status {status}"
+            if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                return AddressError(reason, problem, PROXY_LOGIN.format(scheme="HTTPS"))
         case aiohttp.ClientConnectorError():
             problem = f"could not connect to {host}: {error.os_error.strerror or error.os_error}"
         case _:
             problem = (
                 f"the connection to {host} broke before the answer was complete ({type(error).__name__})"
             )
+            return _BrokenOffError(reason, problem, retryable=True)
     return ModelError(reason, problem, retryable=True)
+
+
+def _distrusted(error: object, host: str, called: str) -> AddressError:
+    """What is wrong with a certificate, and what to do about that."""
+    variable, place = trust.chosen()
+    authorities = f"{variable}, which is {place}" if variable else "the system"
+    problem = f"the certificate of {host} is not trusted"
+    mend = "set SSL_CERT_FILE to a PEM file with the certificate of the authority that issued it"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        problem += f" ({error.verify_message}), by the authorities of {authorities}"
+        if error.verify_code in _NOT_NOW:
+            mend = "is this machine's clock right? Otherwise whoever runs the endpoint has to renew it"
+        elif error.verify_code in _FOR_ANOTHER_HOST:
+            mend = f"correct {called}, which must have the name that is in the certificate"
+    return AddressError("CONNECTION_FAILED", problem, mend)
+
+
+def speaks_tls(where: str, called: str, said: str = "") -> AddressError:
+    """Plain HTTP was sent where TLS is spoken."""
+    problem, mend = f"{where} speaks TLS at that port", f"begin {called} with https://"
+    return AddressError("CONNECTION_FAILED", problem, mend, said)
 
 
 class Client:
     """Posts JSON to one endpoint over connections that are kept; as many are open as there are calls."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str]) -> None:
-        """Take an `http(s)://` address; raise SettingsError where it is none. Nothing is opened yet."""
+    def __init__(self, address: Address, headers: Mapping[str, str]) -> None:
+        """Raise SettingsError where the address cannot be called. Nothing is opened yet.
+
+        A login in the address takes the place of the header Authorization.
+        """
         try:
-            parts = urlsplit(base_url)
-            port = parts.port
-        except ValueError:
-            parts, port = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SettingsError(f"{base_url!r} is not an address: it must begin with http:// or https://")
-        self.host = f"{parts.hostname}:{port}" if port else parts.hostname
-        self._name = parts.hostname
-        self._scheme = parts.scheme
-        self._base_url = base_url.rstrip("/")
-        self._headers = {"Content-Type": "application/json", **headers}
+            httpx.URL(address.base)
+        except httpx.InvalidURL:
+            raise SettingsError(
+                f"{address.shown()!r} is not an address: {address.host!r} is no host"
+            ) from None
+        self.host = address.netloc
+        self._address = address
+        self._scheme = address.scheme
+        self._base_url = address.base
+        login = {"Authorization": address.authorization} if address.login else {}
+        self._headers = {"Content-Type": "application/json", **headers, **login}
         self._client: httpx.AsyncClient | None = None
+        self._has_proxy = False
+
+    async def post(self, path: str, body: bytes) -> Answer:
+        """Post a body and read the whole answer; raise ModelError where there is none.
+
+        How long that may take is for the caller to bound: cancelling closes the connection at once. A
+        redirect is an answer too: following it could hand the key to another host.
+        """
+        async with self.stream(path, body) as incoming:
+            return await incoming.whole()
 
     @asynccontextmanager
     async def stream(
         self, path: str, body: bytes, idle_timeout_s: float | None = None
     ) -> AsyncIterator[Incoming]:
-        """Post a body and read the answer as it comes, within the block; raise ModelError if there is none.
-
-        How long that may take is for the caller to bound: cancelling closes the connection at once. A
-        redirect is an answer too: following it could hand the key to another host.
+        """Post a body and read the answer as it comes, within the block; for the rest as `post`.
 
         `idle_timeout_s` bounds the silence before each byte; None: where nothing is streamed, nothing is
         heard until the answer is complete.
@@ -157,20 +227,49 @@ class Client:
         # call on the same connection breaks. Another connection costs nothing where there is no TLS.
         is_kept = self._scheme != "http" or idle_timeout_s is None
         headers = None if is_kept else {"Connection": "close"}
-        with mapped_errors(self.host, idle_timeout_s):
-            async with client.stream(
-                "POST", f"{self._base_url}/{path}", content=body, headers=headers, timeout=waits
-            ) as response:
-                incoming = Incoming(response, self.host, idle_timeout_s)
-                yield incoming
-                if is_kept:
-                    await incoming.end()  # a connection in the midst of an answer cannot be used again
+        has_answered = False
+        try:
+            with mapped_errors(self.host, idle_timeout_s, self._address.called):
+                async with client.stream(
+                    "POST", self._address.url(path), content=body, headers=headers, timeout=waits
+                ) as response:
+                    has_answered = True
+                    incoming = Incoming(response, self.host, idle_timeout_s)
+                    yield incoming
+                    if is_kept:
+                        await incoming.end()  # a connection in the midst of an answer cannot be used again
+        except ModelError as error:
+            if has_answered or not isinstance(error, _BrokenOffError) or not await self._has_met_tls():
+                raise
+            raise speaks_tls(self.host, self._address.called) from None
+
+    async def _has_met_tls(self) -> bool:
+        """Whether a plain HTTP call broke because the other side speaks TLS, which it does not say."""
+        if self._scheme != "http" or self._has_proxy:
+            return False
+        unverified = ssl.create_default_context()  # nothing is sent over it
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        parts = urlsplit(self._base_url)
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                _, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, ssl=unverified)
+        except (OSError, TimeoutError):
+            return False
+        writer.transport.abort()
+        return True
 
     def _open(self) -> httpx.AsyncClient:
-        proxy = _proxy(self._scheme, self._name)
+        proxy = _proxy(self._scheme, self._address.host)
+        self._has_proxy = proxy is not None
+        try:
+            trusted = trust.context()
+        except SettingsError as error:
+            problem, _, mend = str(error).rpartition(": ")
+            raise AddressError("CONNECTION_FAILED", problem, mend) from None
         self._client = httpx.AsyncClient(
             headers=self._headers,
             transport=AiohttpTransport(
+                verify=trusted,
                 # aiohttp's 0 is no limit: how many calls run at once is decided above, and a wait for a
                 # connection in here would count as the model's time.
                 limits=httpx.Limits(max_connections=0, keepalive_expiry=15.0),
@@ -196,10 +295,8 @@ def _proxy(scheme: str, host: str) -> str | None:
         return None
     proxy = urllib.request.getproxies().get(scheme)
     if proxy is not None and urlsplit(proxy).scheme not in ("http", "https"):
-        problem = (
-            f"the system's {scheme} proxy is not an http:// one: unset {scheme.upper()}_PROXY or change it"
-        )
-        raise ModelError("REQUEST_REJECTED", problem, retryable=False)
+        problem = f"the system's {scheme} proxy is not an http:// one"
+        raise AddressError("REQUEST_REJECTED", problem, f"unset {scheme.upper()}_PROXY or change it")
     return proxy
 
 

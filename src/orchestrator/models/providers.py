@@ -1,11 +1,13 @@
 """Which providers there are, and how each is set up from its usual variables."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError, SettingsError
+from orchestrator.models.address import Address
 from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText, Provider
 from orchestrator.models.chat_completions import ChatCompletions
@@ -14,6 +16,8 @@ from orchestrator.models.llama import Llama
 
 ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"
 OLLAMA_PORT: Final = 11434
+_OLLAMA_PATHS: Final = re.compile(r"(?:/v1(?:/chat/completions)?|/api(?:/chat|/generate)?)?/*$")
+"""What the address of an Ollama may end in: its two APIs, and what is called there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +72,15 @@ class Endpoint:
                 self.url_in(environment),
                 api_key=key,
                 key_variable=key_variable,
+                url_variable=self.url_variable,
                 idle_timeout_s=idle_timeout_s,
             )
         except SettingsError as error:
             return Unusable(f"{self.url_variable}: {error}")
+
+    def address_in(self, environment: Mapping[str, str]) -> Address:
+        """The address to call, which can be shown; raise SettingsError where it is none."""
+        return Address.parse(self.url_in(environment), self.url_variable, self.kind.endings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +112,15 @@ def ollama_address(host: str) -> str:
 
     It is also where its server listens, and 0.0.0.0 is no address to call.
     """
-    if "://" not in host:
-        name, colon, port = host.rpartition(":")
-        name, port = (name, port) if colon and port.isdigit() else (host.rstrip(":"), str(OLLAMA_PORT))
-        host = f"http://{'127.0.0.1' if name in ('', '0.0.0.0') else name}:{port}"  # noqa: S104
-    return f"{host.rstrip('/').removesuffix('/v1')}/v1"
+    scheme, _, rest = host.rpartition("://")
+    place, query, parameters = rest.partition("?")
+    place, slash, path = place.partition("/")
+    if not scheme:
+        name, colon, port = place.rpartition(":")
+        name, port = (name, port) if colon and port.isdigit() else (place.rstrip(":"), str(OLLAMA_PORT))
+        place = f"{'127.0.0.1' if name in ('', '0.0.0.0') else name}:{port}"  # noqa: S104
+    path = _OLLAMA_PATHS.sub("", f"{slash}{path}")
+    return f"{scheme or 'http'}://{place}{path}/v1{query}{parameters}"
 
 
 ENDPOINTS: Final = (
