@@ -1,8 +1,12 @@
 """What is Anthropic's own about its API, against a real HTTP endpoint."""
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
+from support import streams
 from support.asking import (
     HI,
     KEY,
@@ -18,6 +22,7 @@ from support.asking import (
 )
 from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.misbehaviour import refusing, streaming
+from support.streams import Event
 
 from orchestrator.core import plan
 from orchestrator.core.lenient_json import values
@@ -145,3 +150,62 @@ async def test_a_wrong_key_names_the_variable_and_is_not_shown() -> None:
     error = await failure(messages, lambda _: failing(401, f"invalid x-api-key {KEY}"))
     assert "check ANTHROPIC_API_KEY" in str(error)
     assert KEY not in str(error)
+
+
+def streamed(*events: Event) -> Callable[[Call], Answer]:
+    async def send(call: Call) -> web.StreamResponse:
+        return await streams.send(call.request, events)
+
+    return lambda _: send
+
+
+def block(**content: Any) -> Event:
+    return {"type": "content_block_start", "index": 0, "content_block": content}
+
+
+def delta(**content: Any) -> Event:
+    return {"type": "content_block_delta", "index": 0, "delta": content}
+
+
+BLOCK_STOP: Event = {"type": "content_block_stop", "index": 0}
+END: Event = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 20}}
+LAST: Event = {"type": "message_stop"}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (block(type="text", text="All "), delta(type="text_delta", text="of it")),
+        (block(type="text", text="All of it"),),
+        (block(text="All "), delta(text="of it")),
+        ({"type": "message_start", "message": message("All of it", stop_reason="")},),
+        (b"\xef\xbb\xbf" + streams.encoded(block(type="text", text="All ")), delta(text="of it")),
+    ],
+    ids=["before deltas", "alone", "without types", "in the message", "behind a byte-order mark"],
+)
+async def test_text_counts_wherever_in_the_events_it_stands(events: tuple[Event, ...]) -> None:
+    answer = await reply(messages, streamed(*events, BLOCK_STOP, END, LAST))
+    assert (answer.text, answer.output_tokens) == ("All of it", 20)
+
+
+@pytest.mark.parametrize("deltas", [(), ('{"summary": ', '"x"}')], ids=["", "deltas"])
+async def test_a_plan_that_is_handed_in_at_once_counts_where_no_deltas_follow(
+    deltas: tuple[str, ...],
+) -> None:
+    tool = block(type="tool_use", id="t", name="plan", input={"summary": "x"})
+    pieces = [delta(type="input_json_delta", partial_json=piece) for piece in ["", *deltas]]
+    answer = await reply(messages, streamed(tool, *pieces, BLOCK_STOP, END, LAST), asking(schema=True))
+    assert json.loads(answer.text) == {"summary": "x"}
+
+
+@pytest.mark.parametrize("kind", ["tool_use", "server_tool_use"])
+async def test_what_another_tool_is_called_with_is_no_text(kind: str) -> None:
+    search = block(type=kind, id="t", name="web_search", input={})
+    asked = delta(type="input_json_delta", partial_json='{"query": "x"}')
+    text = (block(type="text", text="Found."), BLOCK_STOP)
+    assert (await reply(messages, streamed(search, asked, BLOCK_STOP, *text, END, LAST))).text == "Found."
+
+
+async def test_a_message_may_hold_its_text_as_it_is() -> None:
+    answer = {**message(), "content": "All of it"}
+    assert (await reply(messages, lambda _: answer, how="whole")).text == "All of it"

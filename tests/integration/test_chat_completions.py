@@ -223,6 +223,57 @@ async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, how
     assert await ask(completion(content), how=how) == expected
 
 
+@pytest.mark.parametrize(
+    "events",
+    [
+        [
+            {"choices": [{"delta": {"role": "assistant", "content": "All "}}]},
+            streams.chunk({"content": "of it"}, "stop"),
+        ],
+        [{"choices": [{"message": {"content": "All of it"}, "finish_reason": "stop"}]}],
+        [{"choices": [{"delta": {}, "message": {"content": "All of it"}, "finish_reason": "stop"}]}],
+        [
+            {"choices": [{"delta": {"content": "All "}, "message": {"content": "All "}}]},
+            {"choices": [{"delta": {"content": "of it"}, "message": {"content": "All of it"}}]},
+            {"choices": [{"delta": {}, "message": {"content": "All of it"}, "finish_reason": "stop"}]},
+        ],
+        [streams.chunk({"content": [{"type": "text", "text": "All of it"}]}, {"type": "stop"})],
+    ],
+    ids=["with the role", "a message", "an empty delta", "both", "parts"],
+)
+async def test_text_counts_once_wherever_in_a_chunk_it_stands(events: list[streams.Event]) -> None:
+    async def send(call: Call) -> web.StreamResponse:
+        return await streams.send(call.request, [*events, "[DONE]"])
+
+    assert await ask(lambda _: send) == "All of it"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 20}},
+        {"choices": [], "usage": {"input_tokens": 100, "output_tokens": 20}},
+        {"choices": [], "x_groq": {"usage": {"prompt_tokens": 100, "completion_tokens": 20}}},
+        {"choices": [{"delta": {}, "usage": {"prompt_tokens": 100, "completion_tokens": 20}}]},
+    ],
+    ids=["usual", "other names", "x_groq", "in the choice"],
+)
+async def test_usage_counts_wherever_in_a_chunk_it_stands(event: dict[str, Any]) -> None:
+    async def send(call: Call) -> web.StreamResponse:
+        empty = {"choices": [], "usage": None}
+        events = [streams.chunk({"content": "All of it"}), event, streams.chunk({}, "stop"), empty, "[DONE]"]
+        return await streams.send(call.request, events)
+
+    reply = await support.reply(chat, lambda _: send)
+    assert (reply.input_tokens, reply.output_tokens) == (100, 20)
+
+
+async def test_thoughts_in_a_field_of_their_own_are_the_plan_only_where_they_are_nothing_but_json() -> None:
+    answer = completion("", reasoning_content='Perhaps {"summary": "draft"}? No.')
+    error = await failure(answer, asking(schema=True))
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+
+
 async def test_text_is_told_as_it_comes() -> None:
     async def one_at_a_time(call: Call) -> web.StreamResponse:
         *events, _ = streams.of_completion(completion("one two three"), call.body)

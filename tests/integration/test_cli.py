@@ -48,12 +48,13 @@ def shell(no_service: Shell, service: ScriptedService) -> Shell:
     return no_service.on(service)
 
 
-async def test_help_has_examples_and_needs_no_slow_import(no_service: Shell) -> None:
+async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(no_service: Shell) -> None:
     outcomes = await asyncio.gather(*(no_service.run(name, "--help") for name in COMMANDS))
     for name, outcome in zip(COMMANDS, outcomes, strict=True):
         assert (outcome.code, outcome.err) == (0, "")
         assert "Examples:" in outcome.out
         assert f"orchestrator {name}" in outcome.out
+        assert "--address HOST:PORT" in outcome.out.replace("-grpc-address", "").replace("-rest-address", "")
     look = (
         "import sys, orchestrator.cli; print({'grpc', 'rich', 'httpx', 'google.protobuf'} & set(sys.modules))"
     )

@@ -1,6 +1,5 @@
 """One address names one service: what is created there is followed there, and it tells what it is set to."""
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +9,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from support.scripted_service import ScriptedService, play_well
-from support.shell import COMMANDS, NO_MODELS, Outcome, Shell, assert_one_line, free_address
+from support.shell import NO_MODELS, Outcome, Shell, assert_one_line, free_address
 
 from orchestrator.v1 import orchestrator_pb2
 
@@ -25,13 +24,6 @@ async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService
     """The one that is meant, and another that answers elsewhere."""
     async with ScriptedService(play_well) as meant, ScriptedService(play_well) as other:
         yield await meant.start(rest_port=0), await other.start(rest_port=0)
-
-
-async def test_every_command_takes_the_address(no_service: Shell) -> None:
-    outcomes = await asyncio.gather(*(no_service.run(name, "--help") for name in COMMANDS))
-    for outcome in outcomes:
-        assert re.search(r"\s--address HOST:PORT", outcome.out)
-        assert "--grpc-address" not in outcome.out
 
 
 @pytest.mark.parametrize("flag", ["--address", "--grpc-address"])

@@ -173,7 +173,7 @@ async def test_who_comes_first_and_late_is_given_the_text_so_far_and_so_is_every
     for stream in (first, second):
         stream.cancel()
     await slow.write(" four", " five")
-    again = watch(running, 3)
+    again = watch(running, 1)
     assert joined(await read_text(again, 23)) == "One twö thr€e four five"
     slow.words.put_nowait("")
 

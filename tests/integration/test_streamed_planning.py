@@ -158,9 +158,59 @@ async def test_when_planning_fails_what_runs_is_cut_and_what_is_done_is_kept(tmp
         events = await kinds(log)
         cut = events.index("planning_failed")
         assert events[cut - 1] == "subtask_failed"
-        assert (
-            instance.usage.model_calls == 7
-        )  # two plans, a, b, c twice and the synthesis; the cut one used none
+        assert instance.usage.model_calls == 8  # two plans, a, b, c twice, the one cut off, and the synthesis
+    await log.aclose()
+
+
+async def test_a_planner_that_never_answers_validly_has_no_work_begun_but_for_its_first_two_plans(
+    tmp_path: Path,
+) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    planner.held = {"slow"}
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        for name in ("first", "second"):
+            planner.write(HEAD + part(name) + ", " + part("slow"))
+            await done(log, name)
+            await planner.until_worked(name, "slow")
+            planner.write(", " + part("b", "nobody") + "]}", None)
+        planner.write(HEAD + part("third") + ", " + part("b", "nobody") + "]}", None)
+        instance = await wait_for_end(log, "a", 20)
+        assert (instance.state, instance.error.reason) == (pb.STATE_ERRORED, "PLAN_INVALID")
+        assert planner.worked == ["first", "slow", "second", "slow"]
+        assert list(instance.kept) == ["first", "second"]
+        assert instance.usage.model_calls == 3 + 4
+    await log.aclose()
+
+
+async def test_after_two_failed_plans_the_third_is_worked_on_once_it_is_whole(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        for _ in range(2):
+            planner.write(HEAD + part("a"))
+            await done(log, "a")
+            planner.write(ModelError("STREAM_CUT", "cut", retryable=True))
+        planner.write(HEAD + part("a") + ", " + part("b") + "]}", None)
+        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert planner.worked == ["a", "b"]
+        events = await kinds(log)
+        third = [place for place, kind in enumerate(events) if kind == "planning_started"][2]
+        whole = events.index("plan_completed")
+        assert set(events[third + 1 : whole]) == {"subtask_planned"}
+    await log.aclose()
+
+
+async def test_calls_that_are_cut_off_by_a_termination_count(tmp_path: Path) -> None:
+    planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
+    planner.held = {"slow"}
+    async with LocalEngine.running(log, planner.models) as engine:
+        await engine.create(wish())
+        planner.write(HEAD + part("a") + ", " + part("slow"))
+        await done(log, "a")
+        await planner.until_worked("slow")
+        instance = await engine.steer("a", lifecycle.terminate)
+        assert instance.usage.model_calls == 3  # the plan, a, and the slow one
     await log.aclose()
 
 

@@ -256,14 +256,35 @@ async def test_the_whole_is_asked_for_again_after_a_time(monkeypatch: pytest.Mon
     assert are_streamed(endpoint) == [True, False, False]
 
 
-async def test_a_rate_limit_says_nothing_of_the_way() -> None:
-    script = without_whole(lambda _: failing(429))
+@pytest.mark.parametrize("status", [429, 503, 529])
+async def test_an_endpoint_that_has_too_much_to_do_says_nothing_of_the_way(status: int) -> None:
+    script = without_whole(lambda _: failing(status))
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
         for _ in range(2):
             with pytest.raises(ModelError):
                 await ask(provider)
     assert are_streamed(endpoint) == [True, False, False]
+
+
+async def test_an_empty_answer_that_was_paid_for_says_nothing_of_the_way() -> None:
+    script = without_whole(lambda _: completion(""))
+    async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
+        await ask(provider)
+        for _ in range(2):
+            with pytest.raises(ModelError, match="empty"):
+                await ask(provider)
+    assert are_streamed(endpoint) == [True, False, False]
+
+
+async def test_an_answer_that_is_streamed_unasked_is_read() -> None:
+    async def stream(call: Call) -> web.StreamResponse:
+        return await streams.send(call.request, streams.of_completion(completion("done"), {}))
+
+    async with Endpoint(lambda _: stream) as endpoint, aclosing(chat(endpoint)) as provider:
+        for _ in range(3):
+            assert (await ask(provider)).text == "done"
+    assert are_streamed(endpoint) == [True, False, True]
 
 
 async def test_the_last_attempt_is_streamed_though_that_hides_its_usage() -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from orchestrator.core import config
+from orchestrator.core import config, lifecycle
 from orchestrator.core.budget import Since
 from orchestrator.core.decider import MakePlan, RunSubtask, Synthesize, begun, planned, synthesized, worked
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import Instance, Subtask, Usage, evolve, fold
 from orchestrator.v1 import instance_pb2 as pb
-from orchestrator.v1.event_pb2 import Event, InstanceCompleted, InstanceCreated
+from orchestrator.v1.event_pb2 import Event, InstanceCompleted, InstanceCreated, InstanceRetried
 
 CONFIG = config.default("scripted/big", "scripted/small")
 NOW_S = 1_700_000_000.0
@@ -59,6 +59,12 @@ class Life:
         self.then(begun(self.instance, Synthesize()))
         self.then(synthesized(self.instance, "the result", Usage(3, 4, 1)))
         return self.then(Event(instance_completed=InstanceCompleted()))
+
+    def terminated(self) -> "Life":
+        return self.then(*lifecycle.terminate(self.instance))
+
+    def retried(self, **changes: object) -> "Life":
+        return self.then(Event(instance_retried=InstanceRetried(config=resolved(**changes))))
 
     def refolded(self) -> Instance:
         return fold(Event.FromString(event.SerializeToString()) for event in self.events)

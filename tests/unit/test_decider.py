@@ -204,6 +204,7 @@ def test_a_crash_records_what_was_under_way_and_counts_no_failure() -> None:
     life.then(*decider.interrupted(life.instance, NOW_S))
     work = life.instance.subtasks["a"].work
     assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
+    assert (work.usage, life.instance.usage.model_calls) == (Usage(model_calls=1), 2)
     assert what(life) == [RunSubtask("a"), RunSubtask("b")]
     assert decider.interrupted(life.instance, NOW_S) == ()
 

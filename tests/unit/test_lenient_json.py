@@ -48,6 +48,9 @@ def test_what_is_json_is_read_as_json_is(value: Any, indent: int | None, ascii_o
         ('{"a": "Print "hello" to it", "b": [],}', {"a": 'Print "hello" to it', "b": []}),
         ('{"a": "say "x", "y" and z", "b": 1}', {"a": 'say "x", "y" and z', "b": 1}),
         ('{"a": "the "last""}', {"a": 'the "last"'}),
+        ('{"a": "x "# y" and "// z"",\n"b": 1}', {"a": 'x "# y" and "// z"', "b": 1}),
+        ('{"a": "x "# y" z", "b": 1}', {"a": 'x "# y" z', "b": 1}),
+        ('{"a": "x", // the "best"\n"b": "y" // the last\n}', {"a": "x", "b": "y"}),
         ("{'a': 'don't', 'b': 1}", {"a": "don't", "b": 1}),
         ('{"a": +1.5e3, "b": -.5, "c": 07}', {"a": 1500.0, "b": -0.5, "c": 7}),
         ('\ufeff{"a"\u200b: 1, "a": 1}', {"a": 1}),
@@ -73,6 +76,8 @@ def test_what_can_be_meant_in_one_way_only_is_read_so(text: str, value: Any) -> 
         ('{"a": "as in {"b": "c"} here", "d": 1}', "a quotation mark is written"),
         ('{"a": "no end,\n "b": "x", "c": 1}', "in a string|within a string"),
         ('{"a": "x", "y": ", "b": ""}', "a comma or } is expected"),
+        ('{"a": "x "# y\n"b": 1}', "a comma or } is expected"),
+        ('{"a": "x "# y" z"\n}', "may be a comment, or the text goes on"),
         ('{"a": 1, "a": 2}', "the key 'a' is there twice, with different values"),
         ('{"a": 1, "a": 2,}', "the key 'a' is there twice"),
         ('{"a": x}', "comes 'x}'; a value is expected"),
@@ -129,9 +134,9 @@ def test_a_string_that_holds_json_is_given_as_it_is() -> None:
     [
         *("{" * 100_000, "[" * 100_000, "[1 " * 50_000, '{"a":' * 50_000, '{"a" ' * 50_000, "{“" * 50_000),
         *('{"a":"' + '"x' * 50_000, '{"a": ' + "/*" * 50_000, '{"a":"x ' + '"/*' * 30_000),
-        '{"a":"x ' + '"#' * 30_000 + "\nz",
+        *('{"a":"x ' + '"#' * 30_000 + "\nz", '{"a": "x"\n"b"' + " " * 50_000 + "y}"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 @pytest.mark.timeout(20)
 def test_a_long_text_of_nonsense_costs_little(text: str) -> None:

@@ -156,6 +156,23 @@ def test_an_invalid_plan_says_what_to_mend(entries: tuple[Any, ...], mend: str) 
 
 
 @pytest.mark.parametrize(
+    ("subtask", "mend"),
+    [
+        (Subtask("a b", "A", "do a"), "subtask id 'a b' does not match"),
+        (Subtask("-a", "A", "do a"), "subtask id '-a' does not match"),
+        (Subtask("a\n", "A", "do a"), "does not match"),
+        (Subtask("a", "A", " "), "'a' has no instructions"),
+        (Subtask("b", "B", "do b", ("A",)), "depends on 'A', which is not in the plan: its ids are b"),
+        (Subtask("a", "A" * 201, "do a"), "a title of over 200 characters"),
+        (Subtask("a", "A", "do a", worker="w" * 101), "a worker of over 100 characters"),
+    ],
+)
+def test_a_clients_own_plan_is_taken_as_it_stands(subtask: Subtask, mend: str) -> None:
+    with pytest.raises(PlanError, match=mend):
+        plan.validate([subtask], 16)
+
+
+@pytest.mark.parametrize(
     ("text", "mend"),
     [
         (" ", "the answer is empty"),

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.endpoint import recognize
+from support.lives import NOW_S, Life
 
-from orchestrator.core import plan
+from orchestrator.core import decider, plan
+from orchestrator.core.decider import MakePlan
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit, version_of
-from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask, Work
+from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask, Usage, Work
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
+from orchestrator.errors import ModelError
 from orchestrator.v1 import instance_pb2 as pb
 
 CONFIG = pb.InstanceConfig(max_subtasks=16, instructions="Answer in French.")
@@ -171,8 +174,36 @@ def test_the_synthesisers_answer_is_the_result() -> None:
 
 @pytest.mark.parametrize("reason", ["OUTPUT_INVALID", "PLAN_INVALID"])
 def test_the_planner_is_shown_what_was_wrong_with_its_last_answer(reason: str) -> None:
-    failed = replace(INSTANCE, planning=Work(error=Failure(reason, "t1 and t2 form a cycle")))
-    assert "t1 and t2 form a cycle" in user_message(FULL.plan(failed))
+    life = Life()
+    error = ModelError(reason, "t1 and t2 form a cycle", retryable=True)
+    fail_planning(life, error)
+    assert "t1 and t2 form a cycle" in user_message(FULL.plan(life.instance))
+    fail_planning(life, ModelError("OVERLOADED", "status 503", retryable=True))
+    assert "t1 and t2 form a cycle" in user_message(FULL.plan(life.instance))
+    life.planned()
+    assert "cycle" not in user_message(FULL.plan(life.instance))
+
+
+def fail_planning(life: Life, error: ModelError) -> None:
+    life.then(decider.begun(life.instance, MakePlan()))
+    life.then(decider.failed(life.instance, MakePlan(), error, Usage(), now_s=NOW_S, jitter=0))
+
+
+@pytest.mark.parametrize(
+    ("reasons", "begins_early"),
+    [
+        (["OVERLOADED"] * 3, True),
+        (["PLAN_INVALID"], True),
+        (["PLAN_INVALID", "RATE_LIMITED", "OUTPUT_INVALID"], False),
+    ],
+)
+def test_after_two_answers_that_were_no_plan_no_work_begins_before_the_plan_is_whole(
+    reasons: list[str], begins_early: bool
+) -> None:
+    life = Life()
+    for reason in reasons:
+        fail_planning(life, ModelError(reason, "no", retryable=True))
+    assert (FULL.plan_reader(life.instance) is not None) == begins_early
 
 
 def test_the_planner_is_not_shown_errors_it_cannot_mend() -> None:

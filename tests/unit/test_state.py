@@ -145,6 +145,25 @@ def test_terminating_marks_what_ran_as_interrupted() -> None:
     assert life.instance.subtasks["t1"].work.error.reason == "INTERRUPTED"
 
 
+def test_a_call_that_is_cut_off_with_the_instance_counts_as_one() -> None:
+    life = Life().planned().started("t1").started("t2").terminated()
+    assert life.instance.usage == life.instance.own_usage == Usage(10, 20, 3)
+    assert life.instance.subtasks["t1"].work.usage == Usage(model_calls=1)
+    assert life.instance.subtasks["t3"].work.usage == Usage()
+    life.retried().done("t1")
+    assert life.instance.usage == Usage(11, 22, 4)
+    assert life.instance.subtasks["t1"].work.usage == Usage(1, 2, 2)
+
+
+def test_a_rejected_plans_results_are_taken_over_where_the_next_plan_has_the_same() -> None:
+    life = Life().planned(part("a"), part("b")).done("a", "b")
+    life.terminated().retried(review_plan=True)
+    life.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_REJECT)))
+    assert not life.instance.subtasks
+    life.planned(part("a"), part("c"))
+    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", ""]
+
+
 def test_retrying_keeps_completed_subtasks_and_renews_the_rest() -> None:
     life = Life().planned().done("t1").started("t2")
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))

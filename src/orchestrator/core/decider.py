@@ -15,6 +15,7 @@ from orchestrator.core.budget import Since
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.state import (
     AT_WORK,
+    CUT_OFF,
     DONE,
     FAILED,
     INTERRUPTED,
@@ -305,7 +306,7 @@ def abandoned(instance: Instance) -> tuple[pb.Event, ...]:
     """The plan failed while it was being worked on: its calls under way are cut off with it."""
     cause = Failure(INTERRUPTED, "the plan that it belongs to failed")
     return tuple(
-        _failed(instance, RunSubtask(subtask.id), cause, None, Usage())
+        _failed(instance, RunSubtask(subtask.id), cause, None, CUT_OFF)
         for subtask in instance.subtasks.values()
         if subtask.work.state == AT_WORK
     )
@@ -386,7 +387,7 @@ def interrupted(instance: Instance, now_s: float) -> tuple[pb.Event, ...]:
     calls += [MakePlan(), Synthesize()]
     cause = Failure(INTERRUPTED, "the service stopped while the call was under way")
     return tuple(
-        _failed(instance, call, cause, now_s, Usage())
+        _failed(instance, call, cause, now_s, CUT_OFF)
         for call in calls
         if work_of(instance, call).state == AT_WORK
     )

@@ -96,7 +96,7 @@ _TEXT: Final = json.JSONDecoder(strict=False)
 
 # A comment that begins with dots stands for what was left out.
 _GAP: Final = re.compile(
-    r"(?:[\s\ufeff\u200b]+|(?://|#)(?!\s*(?:\.\.\.|…))[^\n]*|/\*(?!\s*(?:\.\.\.|…)).*?\*/)*", re.DOTALL
+    r"(?:[\s\ufeff\u200b]++|(?://|#)(?!\s*(?:\.\.\.|…))[^\n]*|/\*(?!\s*(?:\.\.\.|…)).*?\*/)*+", re.DOTALL
 )
 _DOTS: Final = re.compile(r"(?://|#|/\*)?\s*(?:\.\.\.|…)")
 _NUMBER: Final = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
@@ -168,7 +168,8 @@ class _Reader:
 
     def _is_next_member(self, end: int, place: int) -> bool:
         """Whether nothing but a comma is missing, at the end of a line."""
-        return "\n" in self._text[end:place] and _KEY.match(self._text, place) is not None
+        between = self._text[end:place]
+        return "\n" in between and between.isspace() and _KEY.match(self._text, place) is not None
 
     def _elements(self, place: int) -> tuple[list[Any], int]:
         elements: list[Any] = []
@@ -237,11 +238,17 @@ class _Reader:
     def _goes_on(self, end: int) -> bool:
         """Whether JSON goes on after a member's text."""
         place = self._gap(end)
-        if self._text.startswith(",", place):
-            place = self._gap(place + 1)
-            return self._text.startswith("}", place) or _KEY.match(self._text, place) is not None
-        at_end = place == len(self._text)
-        return at_end or self._text[place] in "}]" or self._is_next_member(end, place)
+        is_in_doubt = self._text[end - 1] in self._text[end:place]
+        if place == len(self._text):
+            return not is_in_doubt
+        if self._text[place] == ",":
+            after = self._gap(place + 1)
+            goes_on = self._text.startswith("}", after) or _KEY.match(self._text, after) is not None
+        else:
+            goes_on = self._text[place] in "}]" or self._is_next_member(end, place)
+        if goes_on and is_in_doubt:
+            self._fail(end, "this may be a comment, or the text goes on")
+        return goes_on
 
     def _gap(self, place: int) -> int:
         """Where white space and comments are over."""

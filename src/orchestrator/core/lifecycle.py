@@ -63,7 +63,7 @@ def resume(instance: Instance) -> Sequence[pb.Event]:
 def terminate(instance: Instance) -> Sequence[pb.Event]:
     """Stop at once; raise StateForbidsError."""
     _check(instance, "terminate")
-    return [pb.Event(instance_terminated=pb.InstanceTerminated())]
+    return [pb.Event(instance_terminated=pb.InstanceTerminated(cut_off_calls=instance.open_calls))]
 
 
 def retry(instance: Instance, changes: instance_pb2.InstanceConfig) -> Sequence[pb.Event]:

@@ -41,6 +41,8 @@ TOO_LONG: Final = "INPUT_TOO_LONG"
 """The reason of an attempt at which the model was given more than it takes."""
 INTERRUPTED: Final = "INTERRUPTED"
 """The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
+UNUSABLE: Final = frozenset({"OUTPUT_INVALID", "PLAN_INVALID"})
+"""The reasons of an attempt that the model answered with something else than was asked for."""
 
 
 WORK_BEGINS = ("planning_started", "subtask_started", "synthesis_started")
@@ -126,6 +128,8 @@ class Usage(NamedTuple):
 
 
 _NO_USAGE: Final = Usage()
+CUT_OFF: Final = Usage(model_calls=1)
+"""What is known of a call that was cut off: it is paid for, but nobody tells how many tokens it used."""
 
 
 class Failure(NamedTuple):
@@ -209,6 +213,10 @@ class Instance:
     subtasks: Mapping[str, Subtask] = field(default_factory=lambda: _NOTHING)
     kept: Mapping[str, Subtask] = field(default_factory=lambda: _NOTHING)
     """Completed subtasks of plans whose attempt failed: paid for, should the next plan have them too."""
+    failed_plans: int = 0
+    """Planning attempts whose answer was no plan, or that failed when work on their plan could have begun."""
+    plan_fault: str = ""
+    """What the planner has to mend: the fault of its last answer that was no plan, until there is one."""
     synthesis: Work = _NOT_BEGUN
     final_result: str = ""
     usage: Usage = _NO_USAGE
@@ -232,9 +240,13 @@ class Instance:
     @property
     def at_work(self) -> bool:
         """Whether any model call is under way."""
-        return AT_WORK in (self.planning.state, self.synthesis.state) or any(
-            subtask.work.state == AT_WORK for subtask in self.subtasks.values()
-        )
+        return self.open_calls > 0
+
+    @property
+    def open_calls(self) -> int:
+        """How many model calls are under way."""
+        works = [self.planning, self.synthesis, *(subtask.work for subtask in self.subtasks.values())]
+        return sum(work.state == AT_WORK for work in works)
 
 
 def fold(events: Iterable[pb_event.Event], instance: Instance | None = None) -> Instance:
@@ -398,6 +410,10 @@ def _kept(instance: Instance) -> Mapping[str, Subtask]:
 
 def _planning_failed(draft: Instance, payload: pb_event.PlanningFailed, time_s: float) -> None:
     draft.planning = _fail(draft, draft.planning, payload, time_s)
+    reason = payload.error.reason
+    if reason in UNUSABLE:
+        draft.plan_fault = payload.error.message
+    draft.failed_plans += reason in UNUSABLE or (bool(draft.subtasks) and reason != INTERRUPTED)
     _set_plan_aside(draft)
 
 
@@ -436,6 +452,7 @@ def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: fl
         else planning._replace(state=DONE)
     )
     draft.planned = True
+    draft.plan_fault = ""
     draft.summary = payload.summary
     _add_usage(draft, usage)
 
@@ -444,9 +461,8 @@ def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) ->
     if payload.decision == pb_event.DECISION_REJECT:
         draft.planning = draft.planning.renewed()
         draft.planned = False
-        draft.summary = ""
-        draft.subtasks = {}
         draft.feedback = payload.feedback
+        _set_plan_aside(draft)
         return
     draft.reviewed = True
     if payload.subtasks:
@@ -521,8 +537,8 @@ def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> No
         draft.subtasks = _renewed(draft)
     else:
         draft.planning = draft.planning.renewed()
-        draft.kept = _kept(draft)
-        draft.subtasks = {}
+        draft.plan_fault = ""
+        _set_plan_aside(draft)
     draft.synthesis = draft.synthesis.renewed()
     draft.error = None
 
@@ -550,22 +566,23 @@ def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -
 
 
 def _errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:
-    _cut(draft, time_s)
+    _cut(draft, time_s, _NO_USAGE)
     draft.error = _failure_of(payload.error)
 
 
-def _terminated(draft: Instance, _: pb_event.InstanceTerminated, time_s: float) -> None:
-    _cut(draft, time_s)
+def _terminated(draft: Instance, payload: pb_event.InstanceTerminated, time_s: float) -> None:
+    _cut(draft, time_s, CUT_OFF if payload.cut_off_calls else _NO_USAGE)  # earlier versions counted none
 
 
-def _cut(draft: Instance, time_s: float) -> None:
-    """Cut off whatever is under way: no event of it will follow."""
+def _cut(draft: Instance, time_s: float, usage: Usage) -> None:
+    """Cut off whatever is under way, each call with this usage: no event of it will follow."""
 
     def cut(work: Work) -> Work:
         if work.state != AT_WORK:
             return work
         cause = Failure(INTERRUPTED, "stopped together with the instance")
-        return work._replace(state=FAILED, error=cause, end_time_s=time_s)
+        _add_usage(draft, usage)
+        return work._replace(state=FAILED, error=cause, end_time_s=time_s, usage=work.usage.plus(usage))
 
     draft.planning = cut(draft.planning)
     draft.subtasks = {  # those that are not cut stay the same ones, by which `_kept` knows them

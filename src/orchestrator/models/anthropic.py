@@ -137,7 +137,7 @@ class _Accumulator(Accumulator):
                 self._note_usage(event)
                 self._details = ending.get("stop_details") or self._details
                 self.note_reason(ending.get("stop_reason"))
-                self.has_said_all = bool(self.reason)
+                self.has_said_all = bool(self.reason) and "usage" in event
             case {"type": "message_stop"}:
                 self.has_ended = True
         return text
@@ -173,9 +173,9 @@ def _system(prompt: Prompt) -> str:
     return "\n\n".join(message.content for message in prompt.messages if message.role == "system")
 
 
-def _text(block: object) -> str:
+def _text(block: Any) -> str:
     match block:
-        case {"type": "text", "text": str(text)}:
+        case {"text": str(text)} if block.get("type", "text") == "text":
             return text
         case {"type": "tool_use", "name": name, "input": arguments} if name == _TOOL:
             return json.dumps(arguments, ensure_ascii=False)

@@ -35,6 +35,8 @@ _MOST_CHANGES: Final = 16
 """So many refusals are learnt from in one call: an endpoint that goes on refusing means something else."""
 _ABOUT_OTHERS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 """Statuses of refusals that no other request would mend."""
+_TIMED_OUT: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599})
+"""Statuses with which gateways end a call that takes them too long."""
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _DIALECT_S: Final = 3600.0
 """How long a dialect is remembered: what an endpoint refuses today it may know tomorrow."""
@@ -212,6 +214,8 @@ class HttpProvider(ABC):
                 self._ways.note_death(request, "whole")
                 changed = replace(terms, dialect=terms.dialect.with_stream())
             if changed is None or changes == _MOST_CHANGES:
+                if call.way == "whole" and answer.status in _TIMED_OUT:
+                    self._ways.note_death(request, "whole")
                 raise self._failures.of_status(answer, request.model)
             logger.info("%s/%s refused %s: trying %s", self._name, request.model, terms, changed)
             terms = changed
@@ -268,14 +272,16 @@ class HttpProvider(ABC):
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
-        if "stream" not in body:
-            return self._read(await self._client.post(self.path, content), call)
-        async with self._client.stream(self.path, content, self._idle_timeout_s) as incoming:
-            kind = incoming.headers.get("Content-Type", "")
-            # Whatever else may pass for a stream, these are answers in one piece: errors, mostly.
-            if not _is_success(incoming.status) or "json" in kind or "html" in kind:
-                return self._read(await incoming.whole(), call)
-            return await self._follow(incoming, call)
+        idle_timeout_s = self._idle_timeout_s if "stream" in body else None
+        async with self._client.stream(self.path, content, idle_timeout_s) as incoming:
+            kind = incoming.headers.get("Content-Type", "").lower()
+            # Some stream unasked. Of those that were asked, whatever else may pass for a stream, these are
+            # answers in one piece: errors, mostly.
+            is_asked = "stream" in body
+            is_stream = "json" not in kind and "html" not in kind if is_asked else "event-stream" in kind
+            if is_stream and _is_success(incoming.status):
+                return await self._follow(incoming, call)
+            return self._read(await incoming.whole(), call)
 
     def _read(self, answer: Answer, call: Call) -> ModelReply | Answer:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
@@ -344,7 +350,7 @@ class HttpProvider(ABC):
             call.tell(answer.text)
         reply = self._judge(content, answer, request)
         # Where the stream did not end as it should, the usage, which comes last, may just not have come.
-        self._ways.note_reply(request, "streamed", reply, is_all=broken is None)
+        self._ways.note_reply(request, call.way, reply, is_all=broken is None)
         return reply
 
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:

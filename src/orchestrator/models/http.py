@@ -198,20 +198,14 @@ class Client:
         self._client: httpx.AsyncClient | None = None
         self._has_proxy = False
 
-    async def post(self, path: str, body: bytes) -> Answer:
-        """Post a body and read the whole answer; raise ModelError where there is none.
-
-        How long that may take is for the caller to bound: cancelling closes the connection at once. A
-        redirect is an answer too: following it could hand the key to another host.
-        """
-        async with self.stream(path, body) as incoming:
-            return await incoming.whole()
-
     @asynccontextmanager
     async def stream(
         self, path: str, body: bytes, idle_timeout_s: float | None = None
     ) -> AsyncIterator[Incoming]:
-        """Post a body and read the answer as it comes, within the block; for the rest as `post`.
+        """Post a body and read the answer as it comes, within the block; raise ModelError if there is none.
+
+        How long that may take is for the caller to bound: cancelling closes the connection at once. A
+        redirect is an answer too: following it could hand the key to another host.
 
         `idle_timeout_s` bounds the silence before each byte; None: where nothing is streamed, nothing is
         heard until the answer is complete.

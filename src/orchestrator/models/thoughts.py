@@ -3,7 +3,8 @@
 Some models think aloud between tags before they answer, and some serving templates write the opening tag
 themselves, so that only the closing one is in the text. **Such a tag counts where nothing has opened it,
 where it stands in no code and no quotes, and where no sentence goes on around it:** all before it were
-thoughts. An answer that talks about the tag is left as it is.
+thoughts. An answer that talks about the tag is left as it is. Thoughts that were opened end at the first
+closing tag that stands in no quotes.
 """
 
 import re
@@ -34,6 +35,9 @@ _BARE_CLOSING: Final = "assistantfinal"
 
 _OPENING: Final = re.compile(f"(?i:{'|'.join(map(re.escape, _CLOSINGS))})|{_BARE}(?=[A-Z])")
 _CLOSING: Final = re.compile("|".join(map(re.escape, set(_CLOSINGS.values()))), re.IGNORECASE)
+
+_SIGN: Final = re.compile("[<\\[◁]")
+"""With what each of them begins."""
 
 _AMID: Final = ",-|=/"
 """Signs after which a sentence, or a cell of a table, goes on."""
@@ -137,7 +141,14 @@ class AnswerText:
     def _think(self, added: list[str], *, is_end: bool) -> bool:
         found = re.search(re.escape(self._closing), self._pending, re.IGNORECASE)
         if found:
-            self._conclude(self._pending[found.end() :])
+            before, after = self._pending[: found.start()], self._pending[found.end() :]
+            if not after and not is_end:
+                return False
+            if _is_quoted(before, after):
+                self._bare.append(self._pending[: found.end()])
+                self._pending = after
+            else:
+                self._conclude(after)
             return True
         if self._closing != _BARE_CLOSING:
             self._pending = self._pending[-_LONGEST:]
@@ -188,10 +199,11 @@ def _may_open(begun: str) -> bool:
 
 def _certain(text: str) -> int:
     """How many characters of a text cannot belong to a closing tag that has not come in full."""
-    lower = text[-_LONGEST:].lower()
-    for start in range(len(lower)):
-        if any(closing.startswith(lower[start:]) for closing in _CLOSINGS.values()):
-            return len(text) - (len(lower) - start)
+    tail = text[-_LONGEST:]
+    for sign in _SIGN.finditer(tail):
+        begun = tail[sign.start() :]
+        if any(closing.startswith(begun.lower()) for closing in _CLOSINGS.values()):
+            return len(text) - len(begun)
     return len(text)
 
 
@@ -203,7 +215,7 @@ def _closes(before: str, tag: str, after: str) -> bool:
     line = before[before.rfind("\n") + 1 :]
     if before.count("```") % 2 or line.replace("```", "").count("`") % 2:
         return False
-    if _is_quote(before[-1:]) and _is_quote(after[:1]):
+    if _is_quoted(before, after):
         return False
     last, follows = line.rstrip()[-1:], after.lstrip(" \t")[:1]
     is_amid = line.endswith((" ", "\t")) and bool(last) and (last.isalnum() or last in _AMID)
@@ -211,6 +223,10 @@ def _closes(before: str, tag: str, after: str) -> bool:
     return not (is_amid and goes_on)
 
 
-def _is_quote(sign: str) -> bool:
-    """Whether a sign may stand around what is only mentioned: quotes, brackets, Markdown's emphasis."""
-    return bool(sign) and (sign in _QUOTES or unicodedata.category(sign) in ("Ps", "Pe", "Pi", "Pf"))
+def _is_quoted(before: str, after: str) -> bool:
+    """Whether something is only mentioned: it stands in quotes, brackets or Markdown's emphasis."""
+    return _is_quote(before[-1:], ("Ps", "Pi", "Pf")) and _is_quote(after[:1], ("Pe", "Pi", "Pf"))
+
+
+def _is_quote(sign: str, categories: tuple[str, ...]) -> bool:
+    return bool(sign) and (sign in _QUOTES or unicodedata.category(sign) in categories)

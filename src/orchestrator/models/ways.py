@@ -23,8 +23,8 @@ REMEMBERED_S: Final = 900.0
 
 _MOST_CUTS: Final = 2
 """So many streams in a row without an end are no accident."""
-_DEADLY: Final = frozenset({"TIMEOUT", "CONNECTION_FAILED", "OVERLOADED", "OUTPUT_INVALID"})
-"""How calls for the whole fail at a gateway that does not wait so long for an answer."""
+_DEADLY: Final = frozenset({"TIMEOUT", "CONNECTION_FAILED", "OUTPUT_INVALID"})
+"""How calls for the whole fail, besides by a status, where a gateway does not wait so long for an answer."""
 
 
 class _Work(NamedTuple):
@@ -87,7 +87,8 @@ class Ways:
             self._cuts[work] += error.reason == "STREAM_CUT"
             has_died = self._cuts[work] >= _MOST_CUTS
         else:
-            has_died = error.reason in _DEADLY
+            has_answered = bool(error.input_tokens or error.output_tokens)
+            has_died = error.reason in _DEADLY and not has_answered
         if has_died:
             self.note_death(request, way)
 

@@ -6,6 +6,7 @@ export const TERMINAL = new Set(['STATE_COMPLETE', 'STATE_ERRORED', 'STATE_TERMI
 const AWAITING = new Set(['STATE_WAITING', 'STATE_WAITING_FOR_PAUSE', 'STATE_PAUSED']); // perhaps a review
 const INTERRUPTED = { reason: 'INTERRUPTED', message: 'stopped together with the instance' };
 const NO_USAGE = { inputTokens: 0, outputTokens: 0, modelCalls: 0, costUsd: 0 };
+const CUT_OFF = { ...NO_USAGE, modelCalls: 1 }; // such a call is paid for, but nobody tells how many tokens it used
 
 /** A piece of work (planning, a subtask, the synthesis) that has not begun. */
 function newWork() {
@@ -123,19 +124,23 @@ function planned(subtask) {
   };
 }
 
-/** Begin a new plan; what was paid for in the last one is kept. */
+const definition = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker]);
+
+/** Forget the plan; what was paid for in it is kept, but for what was made from another result. */
 function setAside(instance) {
-  for (const subtask of instance.subtasks.values()) {
-    if (subtask.state === 'COMPLETED') instance.kept.set(subtask.id, subtask);
-  }
-  instance.subtasks = new Map();
+  const done = new Map([...instance.subtasks].filter(([, subtask]) => subtask.state === 'COMPLETED'));
+  const replaced = new Set([...done.keys()].filter((name) => (instance.kept.get(name) ?? done.get(name)) !== done.get(name)));
+  const kept = new Map([...instance.kept, ...done]);
+  const isStale = (subtask) => !done.has(subtask.id) && subtask.dependsOn.some((name) => replaced.has(name));
+  for (let stale; (stale = [...kept.values()].find(isStale)); kept.delete(stale.id)) replaced.add(stale.id);
+  Object.assign(instance, { kept, subtasks: new Map(), summary: '' });
 }
 
-function isKept(instance, subtask) {
-  const kept = instance.kept.get(subtask.id);
-  const definition = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker]);
-  const isDone = (name) => instance.subtasks.get(name)?.state === 'COMPLETED';
-  return kept && definition(kept) === definition(subtask) && subtask.dependsOn.every(isDone);
+/** Whether a subtask that has not begun is one whose result is kept, made from the same results. */
+function isKept({ kept, subtasks }, subtask) {
+  const done = kept.get(subtask.id);
+  const isSame = (name) => subtasks.has(name) && subtasks.get(name) === kept.get(name);
+  return done && !subtask.attempt && definition(done) === definition(subtask) && done.dependsOn.every(isSame);
 }
 
 function begin(instance, work, { attempt, model }, now) {
@@ -153,6 +158,10 @@ function end(instance, work, payload, state, now) {
     attempt.outcome = payload.error ? 'FAILED' : 'COMPLETED';
   }
   Object.assign(work, { state, error: payload.error ?? null, usage: sum(work.usage, usage) });
+  addUsage(instance, usage);
+}
+
+function addUsage(instance, usage) {
   instance.usage = sum(instance.usage, usage);
   // The event's own sequence is one more.
   if (instance.lastSequence > instance.copiedEvents) instance.ownUsage = sum(instance.ownUsage, usage);
@@ -168,13 +177,14 @@ function renew(work) {
   Object.assign(work, { state: 'PENDING', error: null, retryTime: 0 });
 }
 
-function cutOff(instance, now) {
+function cutOff(instance, usage, now) {
   for (const work of works(instance)) {
     work.retryTime = 0;
     if (work.state !== 'RUNNING') continue;
-    Object.assign(work, { state: 'FAILED', error: INTERRUPTED });
+    Object.assign(work, { state: 'FAILED', error: INTERRUPTED, usage: sum(work.usage, usage) });
+    addUsage(instance, usage);
     const attempt = work.attempts.at(-1);
-    if (attempt) Object.assign(attempt, { end: now, outcome: 'FAILED', error: INTERRUPTED });
+    if (attempt) Object.assign(attempt, { end: now, outcome: 'FAILED', error: INTERRUPTED, usage });
   }
 }
 
@@ -206,7 +216,11 @@ const EVOLVE = {
   subtaskPlanned(instance, payload) {
     const subtask = planned(payload.subtask);
     if (payload.summary) instance.summary = payload.summary;
-    instance.subtasks.set(subtask.id, isKept(instance, subtask) ? instance.kept.get(subtask.id) : subtask);
+    instance.subtasks.set(subtask.id, subtask);
+    const isTakenOver = (each) => each !== instance.kept.get(each.id) && isKept(instance, each);
+    for (let found; (found = [...instance.subtasks.values()].find(isTakenOver)); ) {
+      instance.subtasks.set(found.id, instance.kept.get(found.id));
+    }
   },
   planCompleted(instance, payload, now) {
     if (payload.attempt) end(instance, instance.planning, payload, 'COMPLETED', now);
@@ -220,12 +234,16 @@ const EVOLVE = {
     instance.startTime ||= now;
     if (payload.decision === 'DECISION_REJECT') {
       renew(instance.planning);
-      Object.assign(instance, { planned: false, summary: '', subtasks: new Map() });
+      instance.planned = false;
+      setAside(instance);
       return;
     }
     instance.reviewed = true;
     if (payload.subtasks?.length) {
-      instance.subtasks = new Map(payload.subtasks.map((subtask) => [subtask.id, planned(subtask)]));
+      const known = instance.subtasks;
+      const isDone = (it) => known.get(it.id)?.state === 'COMPLETED' && definition(known.get(it.id)) === definition(it);
+      const edited = payload.subtasks.map(planned).map((it) => (isDone(it) ? known.get(it.id) : it));
+      instance.subtasks = new Map(edited.map((subtask) => [subtask.id, subtask]));
     }
   },
   subtaskStarted(instance, payload, now) {
@@ -263,7 +281,10 @@ const EVOLVE = {
   },
   instanceRetried(instance, payload) {
     Object.assign(instance, { state: 'STATE_QUEUED', config: payload.config ?? {}, error: null });
-    if (!instance.planned) renew(instance.planning);
+    if (!instance.planned) {
+      renew(instance.planning);
+      setAside(instance);
+    }
     for (const subtask of instance.subtasks.values()) {
       if (subtask.state !== 'COMPLETED') renew(subtask);
     }
@@ -278,11 +299,11 @@ const EVOLVE = {
     instance.state = 'STATE_COMPLETE';
   },
   instanceErrored(instance, payload, now) {
-    cutOff(instance, now);
+    cutOff(instance, NO_USAGE, now);
     Object.assign(instance, { state: 'STATE_ERRORED', error: payload.error });
   },
   instanceTerminated(instance, payload, now) {
-    cutOff(instance, now);
+    cutOff(instance, payload.cutOffCalls ? CUT_OFF : NO_USAGE, now); // earlier versions counted none
     instance.state = 'STATE_TERMINATED';
   },
 };
