@@ -475,6 +475,33 @@ async def test_a_connection_that_just_breaks_is_tried_again() -> None:
             assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
+async def test_where_an_answer_has_come_before_a_connection_that_breaks_is_not_taken_for_tls() -> None:
+    """Each look for TLS is a connection more at an endpoint that may have too many."""
+    connections = 0
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:
+            await reader.readuntil(b"\r\n\r\n")
+            body = json.dumps(completion("Hello")).encode()
+            head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
+        writer.close()
+
+    server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        models = from_environment({"OPENAI_BASE_URL": url})
+        provider = models.resolve("openai/m")[0]
+        assert (await provider.complete(asking())).text == "Hello"
+        with pytest.raises(ModelError) as caught:
+            await provider.complete(asking())
+        await models.aclose()
+    assert caught.value.retryable
+    assert connections == 2
+
+
 # No way there
 
 

@@ -70,7 +70,10 @@ class Run:
         try:
             return self._answer(self.progress.instance)
         except OutputError as error:
-            raise OutputError(f"{error}; the answer is kept as instance {self._instance_id}") from None
+            where = flags(self._settings, grpc_address="--address")
+            read = command(f"result {self._instance_id}{where}")
+            later = ", once the service is up again" if self._has_own_service else ""
+            raise OutputError(f"{error}; the answer is kept: `{read}`{later}") from None
 
     @property
     def parting_words(self) -> str:

@@ -197,6 +197,7 @@ class Client:
         self._headers = {"Content-Type": "application/json", **headers, **login}
         self._client: httpx.AsyncClient | None = None
         self._has_proxy = False
+        self._has_answered = False
 
     @asynccontextmanager
     async def stream(
@@ -221,25 +222,24 @@ class Client:
         # call on the same connection breaks. Another connection costs nothing where there is no TLS.
         is_kept = self._scheme != "http" or idle_timeout_s is None
         headers = None if is_kept else {"Connection": "close"}
-        has_answered = False
         try:
             with mapped_errors(self.host, idle_timeout_s, self._address.called):
                 async with client.stream(
                     "POST", self._address.url(path), content=body, headers=headers, timeout=waits
                 ) as response:
-                    has_answered = True
+                    self._has_answered = True
                     incoming = Incoming(response, self.host, idle_timeout_s)
                     yield incoming
                     if is_kept:
                         await incoming.end()  # a connection in the midst of an answer cannot be used again
         except ModelError as error:
-            if has_answered or not isinstance(error, _BrokenOffError) or not await self._has_met_tls():
+            if not isinstance(error, _BrokenOffError) or not await self._has_met_tls():
                 raise
             raise speaks_tls(self.host, self._address.called) from None
 
     async def _has_met_tls(self) -> bool:
         """Whether a plain HTTP call broke because the other side speaks TLS, which it does not say."""
-        if self._scheme != "http" or self._has_proxy:
+        if self._scheme != "http" or self._has_proxy or self._has_answered:
             return False
         unverified = ssl.create_default_context()  # nothing is sent over it
         unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE

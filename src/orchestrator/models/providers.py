@@ -63,7 +63,10 @@ class Endpoint:
         """Set it up, as far as the variables allow."""
         key, key_variable = self.key_in(environment)
         if unset := self.unset_in(environment):
-            return Unusable(f"no key for {self.name}: set {unset}, or choose a model of another provider")
+            return Unusable(
+                f"no key for {self.name}: set {unset}, or choose a model of another provider; "
+                "the service reads keys when it starts"
+            )
         if not (key.isascii() and key.isprintable()):
             return Unusable(f"{key_variable} holds characters that no key has: set it again")
         try:
