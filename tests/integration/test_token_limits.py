@@ -9,7 +9,7 @@ from aiohttp import web
 from support import streams
 from support.asking import ask, asking, chat, failure, messages, said
 from support.endpoint import Answer, Call, Endpoint, failing
-from support.refusals import CAPS, NO_ROOM, RATES, TOO_LONG, WINDOWS, WITHOUT_NUMBERS
+from support.refusals import CAPS, NO_ROOM, RATES, TOO_LONG, UNCLEAR, WINDOWS, WITHOUT_NUMBERS
 
 from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelRequest
@@ -285,6 +285,29 @@ async def test_an_error_amid_the_text_is_a_failure_and_no_refusal() -> None:
         return await streams.send(call.request, [*beginning, error])
 
     async with Endpoint(lambda _: break_off) as endpoint:
+        provider = chat(endpoint)
+        with pytest.raises(ModelError):
+            await ask(provider, wanting())
+        await provider.aclose()
+    assert len(endpoint.calls) == 1
+
+
+@each_api
+@pytest.mark.parametrize("message", UNCLEAR)
+async def test_a_rejection_that_names_the_limit_and_nothing_else_lowers_it(make: Make, message: str) -> None:
+    def script(call: Call) -> Answer:
+        return failing(400, message) if call.body["max_tokens"] > 4096 else "fine"
+
+    async with Endpoint(script) as endpoint:
+        provider = make(endpoint)
+        assert (await ask(provider, wanting())).text == "fine"
+        await ask(provider, wanting())
+        await provider.aclose()
+    assert [call.body["max_tokens"] for call in endpoint.calls] == [8192, 4096, 4096]
+
+
+async def test_a_rejection_of_a_limit_as_too_small_does_not_lower_it() -> None:
+    async with Endpoint(lambda _: failing(400, "max_tokens must be at least 10000")) as endpoint:
         provider = chat(endpoint)
         with pytest.raises(ModelError):
             await ask(provider, wanting())

@@ -11,5 +11,6 @@ WINDOWS: Final[list[tuple[str, int, int]]] = [(said, *read) for said, read in _T
 WITHOUT_NUMBERS: Final[list[str]] = _TABLE["lists"]["without_numbers"]
 NO_ROOM: Final[list[str]] = _TABLE["lists"]["no_room"]
 TOO_LONG: Final[list[str]] = _TABLE["lists"]["too_long"]
+UNCLEAR: Final[list[str]] = _TABLE["lists"]["unclear"]
 OTHERS: Final[list[str]] = _TABLE["lists"]["others"]
 RATES: Final[list[str]] = _TABLE["lists"]["rates"]

@@ -56,7 +56,42 @@ def test_a_model_that_knows_no_system_role_gets_its_text_from_the_user(
 @pytest.mark.parametrize(
     "words",
     [
+        "invalid value: 'system'. supported values are: 'user' and 'assistant'.",
+        "unsupported value: 'messages[0].role' does not support 'system' with this model.",
+        "first message must use the 'user' role",
+        "the first message must be from user",
+        "no system prompt allowed",
+        "systeminstruction is not supported",
+        "roles other than user and assistant are not supported",
+        "extra inputs are not permitted: system",
+    ],
+)
+def test_a_rejection_that_may_be_about_the_system_role_is_tried_without_it(words: str) -> None:
+    assert Dialect().after(words, SENT) == Dialect(has_system_role=False)
+    assert Dialect().after(words, SENT, is_rejection=False) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "json mode is not enabled for this model",
+        "guided_json is not supported",
+        "constrained decoding unavailable",
+        "function calling with a response mime type: 'application/json' is unsupported",
+        "outlines: could not build fsm",
+    ],
+)
+def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: str) -> None:
+    assert Dialect().after(words, PLANNING) == Dialect(rungs=("json_object", "prompt"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         "failed to parse grammar",
+        "gbnf parse error",
+        "unable to compile regex from schema",
+        "llguidance error: unsupported",
         "failed to initialize samplers: failed to parse grammar",
         "failed to compile grammar for this schema",
         "unsupported schema: minitems",

@@ -46,8 +46,17 @@ CUT = [
     "max_length",
     "max_len",
     "ERROR_LIMIT",
+    "max_tokens_limit_reached",
+    "exceeded_max_tokens",
+    "output_token_limit",
+    "max_seq_len",
+    "context_overflow",
+    "lengthCapped",
 ]
 FILTERED = [
+    "safety_stop",
+    "content_filtering",
+    "azure_content_filter",
     "content_filter",
     "content-filter",
     "CONTENT_FILTERED",

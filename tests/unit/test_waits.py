@@ -50,6 +50,8 @@ def test_retry_info_in_the_body_is_read_in_a_list_or_a_string_too() -> None:
         ({"retry_after": 3}, 3),
         ({"retry_after_seconds": "3"}, 3),
         ({"retry_after_ms": 250}, 0.25),
+        ({"retry_after_secs": 3}, 3),
+        ({"retry_in": "3s"}, 3),
         ({"retryDelay": "soon"}, None),
     ],
 )
@@ -71,6 +73,9 @@ def test_a_field_that_holds_a_wait_is_read(field: dict[str, object], expected_s:
         ("Please retry in 34.5s.", 34.5),
         ("Rate limit: wait 5 minutes", 300),
         ("Retry after 30", 30),
+        ("Too fast: back off for 3s", 3),
+        ("cool down: 5s", 5),
+        ("next request allowed in 4s", 4),
         ("quota will reset after 2h", 7200),
         ("Limit 30000, Used 29937, Requested 385", None),
         ("try again later, see page 12", None),
@@ -143,3 +148,20 @@ def test_the_header_is_believed_first_then_the_body_and_its_words_before_other_h
 def test_a_date_in_iso_form_is_measured_by_our_clock_where_the_endpoint_shows_none() -> None:
     moment = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
     assert wait_s(Retry_After=moment) == pytest.approx(60, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected_s"),
+    [
+        ("X-Ms-Retry-After-Ms", "2000", 2),
+        ("X-Retry-After", "3", 3),
+        ("X-RateLimit-Retry-After", "3", 3),
+        ("X-Rate-Limit-Reset", "4", 4),
+        ("X-Rate-Limit-Reset-After", "4", 4),
+        ("RateLimit", "limit=10, remaining=0, reset=4", 4),
+        ("RateLimit", '"default";r=0;t=4', 4),
+        ("RateLimit-Policy", '"default";q=100;w=10', None),
+    ],
+)
+def test_other_headers_that_name_a_wait_are_read(name: str, value: str, expected_s: float | None) -> None:
+    assert requested_wait_s({name: value}, b"") == expected_s

@@ -89,8 +89,13 @@ class _Terms:
         if refusal := token_limits.refusal(words, self.limit, request.token_limit):
             known = self.known.learn(refusal, _characters(request))
             return replace(self, known=known, limit=refusal.limit)
-        dialect = self.dialect.after(words, sent, is_rejection=answer.status in REJECTED)
-        return None if dialect is None else replace(self, dialect=dialect)
+        is_rejection = answer.status in REJECTED
+        if dialect := self.dialect.after(words, sent, is_rejection=is_rejection):
+            return replace(self, dialect=dialect)
+        if is_rejection and (guessed := token_limits.guess(words, self.limit)):
+            known = self.known.learn(guessed, _characters(request))
+            return replace(self, known=known, limit=guessed.limit)
+        return None
 
 
 @dataclass(slots=True)

@@ -20,7 +20,10 @@ from orchestrator.models.http import PROXY_LOGIN, Answer, speaks_tls
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""
 
-INVALID_ANSWER: Final = re.compile(r"json_validate_failed|tool_use_failed")
+INVALID_ANSWER: Final = re.compile(
+    r"json_validate_failed|tool_use_failed|generated json does not match"
+    r"|(?:not|n't|failed to|unable to) (?:generate|produce|return|validate)[^\n]{0,20} json"
+)
 """How an endpoint that looks at an answer itself says that it is not what was asked for."""
 
 _QUOTED_CHARACTERS: Final = 300

@@ -63,6 +63,18 @@ _FINISHES: Final[Mapping[str, Finish]] = {
     )
     for word in words
 }
+_PATTERNS: Final = (
+    (
+        Finish.CUT,
+        re.compile("max.*(?:token|len)|token.*limit|limit.*token|context.*(?:len|limit|window|overflow)"),
+    ),
+    (Finish.CUT, re.compile("length.*(?:limit|cap|exceed|reached)|(?:limit|exceed|reached).*length|maxout")),
+    (
+        Finish.FILTERED,
+        re.compile("content.*(?:filter|polic|block)|safety|guardrail|moderat|prohibited|refus"),
+    ),
+)
+"""How words that are not listed are known: there are more names of the two than anybody lists."""
 _TOOL_CALLS: Final = frozenset(map(_spelled, _TOOL))
 
 
@@ -84,4 +96,6 @@ def finish_of(reason: str, *, may_call_tool: bool = True) -> Finish:
     word = _spelled(reason.partition(":")[0])
     if word in _TOOL_CALLS and not may_call_tool:
         return Finish.FAILED
-    return _FINISHES.get(word, Finish.FAILED)
+    if word in _FINISHES:
+        return _FINISHES[word]
+    return next((finish for finish, pattern in _PATTERNS if pattern.search(word)), Finish.FAILED)

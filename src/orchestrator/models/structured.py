@@ -21,11 +21,13 @@ Rung = Literal["json_schema", "json_object", "tool", "prompt"]
 
 _ABOUT_FORMAT: Final = (
     "response_format",
-    "json_object",
-    "json mode",
     "structured output",
     "grammar",
     "schema",
+    "json",
+    "mime type",
+    "guided",
+    "constrain",
 )
 _WORDS: Final[Mapping[Rung, tuple[str, ...]]] = {
     "json_schema": (*_ABOUT_FORMAT, "output_config", "output_format", "output format"),
@@ -36,7 +38,8 @@ _WORDS: Final[Mapping[Rung, tuple[str, ...]]] = {
 """By which words a refusal is known to be about the rung."""
 
 _BROKEN_FORMAT: Final = re.compile(
-    r"grammar|json[ _-]?schema|unsupported schema|response_format|structured output"
+    r"grammar|gbnf|json[ _-]?schema|(?:unsupported|from|invalid) schema|response_format|structured output"
+    r"|guided[ _](?:json|decoding)|constrained decoding|\b(?:outlines|llguidance|fsm)\b"
 )
 """What an endpoint that fails over the format, with whatever status, says of it."""
 
@@ -49,6 +52,11 @@ _NO_SYSTEM_ROLE: Final = re.compile(
     r"|(?:unsupported|invalid|unknown|unexpected)[^\n]{0,20} role\b"
 )
 """How endpoints say that a model knows no system role."""
+
+_ABOUT_ROLES: Final = re.compile(
+    r"\bsystem(?:[ _-]?(?:instruction|prompt|message|role)s?)?\b|\broles?\b|first message"
+)
+"""By which words a rejection may be about the system role."""
 
 _NEEDED: Final = frozenset(
     {
@@ -95,6 +103,9 @@ class Dialect:
             or _BROKEN_FORMAT.search(words)
         ):
             return replace(self, rungs=self.rungs[1:])
+        may_be_role = is_rejection and _ABOUT_ROLES.search(words) and not is_too_long(words)
+        if may_be_role and self.has_system_role and _has_system_message(sent):
+            return replace(self, has_system_role=False)
         return None
 
     def _after_rejection(self, words: str, sent: Mapping[str, Any]) -> "Dialect | None":

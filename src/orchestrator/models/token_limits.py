@@ -20,7 +20,10 @@ _CHARACTERS_PER_TOKEN: Final = 4
 _TEMPLATE_TOKENS: Final = 64
 """More than a chat template adds to a prompt, however short."""
 
-PER_TIME: Final = re.compile(r"\btokens? per (?:min|hour|day|sec)|\btp[mdh]\b|\brate[ _-]?limit")
+PER_TIME: Final = re.compile(
+    r"\bper[ _-]?(?:min|hour|day|sec)|/(?:min|hour|day|sec)|\b(?:daily|hourly|monthly)\b|\btp[mdh]\b"
+    r"|(?:in the last|within an?) (?:min|hour|day|sec)|\brate[ _-]?limit|\brequest rate\b"
+)
 """By which words a refusal is known to be about a rate."""
 SPENT_ON_THINKING: Final = re.compile(
     r"could not finish the message because max_tokens|output limit was reached"
@@ -30,7 +33,7 @@ SPENT_ON_THINKING: Final = re.compile(
 _NUMBER: Final = r"[`'\"(\[=:]*\s*(\d[\d,_]{0,15})"
 _LIMIT: Final = re.compile(
     r"max(?:imum)?[_ ]?(?:new|completion|output|generated)?[_ ]?tokens"
-    r"|max_?token_?(?:s|count)|max_gen_len|num_predict|(?:completion|output) tokens"
+    r"|max_?token_?(?:s|count)|max_gen_len|num_predict|(?:completion|output) (?:tokens?|length)"
 )
 """How the answer's limit is called."""
 _ABOUT_OUTPUT: Final = re.compile(rf"{_LIMIT.pattern}|completion|output|prediction|requested(?! tokens)")
@@ -43,6 +46,9 @@ _BOUND: Final = re.compile(
 """What a limit may be at most."""
 _TOO_MUCH: Final = re.compile(
     r"too (?:large|high|big|many|long)|exceed|above|(?<!must be )greater than|limited|out of range"
+)
+_TOO_SMALL: Final = re.compile(
+    r"(?:must|should) be (?:greater|larger|more) than|at least|minimum|>=|too (?:small|low)"
 )
 _ALONE: Final = re.compile(r"(?<![\w.:/-])(\d[\d,]{0,15})(?![\w-]|\.\d)")
 
@@ -78,6 +84,10 @@ _PHRASES: Final = (
     r"(?:maximum|max)[ _](?:context|prompt|input|model)[ _](?:length|size|window|tokens)",
     r"max\w*[^\n]{0,20} sequence length",
     r"(?:longer|larger|greater|more) than the (?:model'?s? )?(?:maximum |context )",
+    r"\b(?:conversation|chat)\b[^\n]{0,20}?\btoo (?:long|large|big)\b|\bshorten (?:the|your)\b",
+    r"\b(?:sequence length|token count|tokens)\b[^\n]{0,40}?exceed[^\n]{0,20}\b(?:context|model'?s? max)",
+    r"\btokens\b[^\n]{0,40}?(?:more|larger) than[^\n]{0,20}\b(?:context|model'?s? limit)",
+    r"\bprompt\b[^\n]{0,40}?\blimit(?: is| of)?:? \d|context overflow|\bn_ctx\b",
     r"context the overflows|exceed_context|model token limit|token limit exceeded|string_above_max_length",
     r"tokens in request more than",
     r"range of input length|too many (?:input )?tokens(?!: max tokens|, please wait)",
@@ -177,6 +187,15 @@ def refusal(words: str, sent: int, wanted: int) -> Refusal | None:
     if is_about_limit and _TOO_MUCH.search(words) and sent >= 2 * _LEAST_CAP:
         return Refusal(_other_number(words, sent) or sent // 2, is_cap=True)
     return None
+
+
+def guess(words: str, sent: int) -> Refusal | None:
+    """Guess that a rejection which names the limit, and is about nothing else, refuses it as too large."""
+    if not _LIMIT.search(words) or _TOO_SMALL.search(words) or is_too_long(words):
+        return None
+    if SPENT_ON_THINKING.search(words):
+        return None
+    return Refusal(_other_number(words, sent) or sent // 2, is_cap=True) if sent >= 2 * _LEAST_CAP else None
 
 
 def _least(wanted: int) -> int:

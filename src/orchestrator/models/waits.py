@@ -14,10 +14,23 @@ _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNIT: Final = r"(?:milliseconds?|ms|minutes?|mins?|m|seconds?|secs?|s|hours?|hrs?|h|days?|d)(?![a-z])"
 _DURATION: Final = rf"{_NUMBER}\s*{_UNIT}(?:(?:,| and)?\s*{_NUMBER}\s*{_UNIT})*"
 _IN_WORDS: Final = re.compile(
-    rf"(?:try again|retry|wait|available|reset)[^\d\n]{{0,40}}?({_DURATION})|retry[ -]after:? ({_NUMBER})\b"
+    r"(?:try again|retry|wait|available|reset|back off|cool[ -]?down|resume|allowed)"
+    rf"[^\d\n]{{0,40}}?({_DURATION})|retry[ -]after:? ({_NUMBER})\b"
 )
-_FIELDS_S: Final = {"retrydelay": 1.0, "retryafter": 1.0, "retryafterseconds": 1.0, "retryafterms": 0.001}
+_FIELDS_S: Final = {
+    **dict.fromkeys(("retrydelay", "retryafter", "retryafterseconds", "retryaftersecs", "retryin"), 1.0),
+    **dict.fromkeys(("retryafterms", "retrydelayms", "retryinms"), 0.001),
+}
 """Fields of an error that hold a wait, without their hyphens, and how many seconds their unit has."""
+_HEADERS_S: Final = {
+    "Retry-After-Ms": 0.001,
+    "X-Ms-Retry-After-Ms": 0.001,
+    "Retry-After": 1.0,
+    "X-Retry-After": 1.0,
+    "X-RateLimit-Retry-After": 1.0,
+}
+_STRUCTURED_RESET: Final = re.compile(rf"\b(?:reset|t)\s*=\s*({_NUMBER})")
+"""How a single `RateLimit` header names it, in the two forms that there are."""
 _EPOCH_S: Final = 1e9  # a greater number of seconds is a moment, not a wait
 _EPOCH_MS: Final = 1e11  # and a greater one is counted in milliseconds
 
@@ -30,7 +43,7 @@ def requested_wait_s(headers: Mapping[str, str], body: bytes) -> float | None:
     endpoint's own clock where it sends one.
     """
     now_s = _moment_s(headers.get("Date", "")) or time.time()
-    for name, unit_s in (("Retry-After-Ms", 0.001), ("Retry-After", 1.0)):
+    for name, unit_s in _HEADERS_S.items():
         if (wait_s := _wait_s(headers.get(name, ""), now_s, unit_s)) is not None:
             return wait_s
     fields = {key.lower(): str(value) for key, value in error_body.fields(body)}
@@ -49,7 +62,10 @@ def _reset_s(headers: Mapping[str, str], now_s: float) -> float | None:
     exhausted_s: list[float] = []
     unknown_s: list[float] = []
     for name, value in headers.items():
-        if "ratelimit" not in name or "reset" not in name or (wait_s := _wait_s(value, now_s)) is None:
+        if name == "ratelimit" and (found := _STRUCTURED_RESET.search(value)):
+            unknown_s.append(float(found[1]))
+        is_reset = re.search(r"rate-?limit", name) and "reset" in name
+        if not is_reset or (wait_s := _wait_s(value, now_s)) is None:
             continue
         remaining = re.match(_NUMBER, headers.get(name.replace("reset", "remaining"), "").strip())
         if remaining is None:
