@@ -63,6 +63,10 @@ def test_thoughts_between_tags_are_no_part_of_the_answer(text: str) -> None:
         "Maybe:\n```json\n{}\n```\n</think>\nFour",
         'Is the tag `</think>`? Or "</think>"?\n</think>\n\nFour',
         "Hm.\n</thinking>\nFour",
+        "They want `<think>` taken out.\n</think>\nFour",
+        "I should not write <think> myself.\n</think>\nFour",
+        "In code:\n```html\n<think>\n```\nSo it is.\n</think>\nFour",
+        "A fence is ``` in Markdown.\n</think>\nFour",
         "Hm.\n[/THINK]Four",
         "<think>a</think> b\n</think>\nFour",
     ],
@@ -81,6 +85,9 @@ def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(text: str) -> No
         "Between <think> and </think>\nare thoughts.",
         'Split it:\n\n```python\ntext.split("</think>")[-1]\n```\n',
         "```\n</think>\n```\nis how they end.",
+        "~~~\n</think>\n~~~\nis how they end.",
+        "````md\n```\n</think>\n```\n</think>\n````\nis how they end.",
+        "They end so:\n\n    </think>\n\nand then it begins.",
         "It is called '</think>'.",
         "The end (</think>) is there.",
         "The end „</think>“ is there.",
@@ -105,6 +112,17 @@ def test_an_answer_that_talks_about_thoughts_is_left_as_it_is(text: str) -> None
 def test_thoughts_alone_are_no_answer(text: str) -> None:
     text, answer = told([text])
     assert (text, answer.has_thoughts) == ("", True)
+
+
+@pytest.mark.parametrize("draft", ['{"a": 1}', "[1]", '{"a": "</think>"}'])
+def test_json_at_the_beginning_may_be_a_draft_in_thoughts(draft: str) -> None:
+    assert answer_in(f'{draft}, or better not.\n</think>\n{{"b": 2}}', is_json=True) == '{"b": 2}'
+    assert answer_in(f"{draft}\n</think>\n", is_json=True).startswith(draft)
+
+
+def test_json_is_held_where_thoughts_are_expected() -> None:
+    text, answer = told(['{"a": 1} ', 'is a draft</think>{"b"', ": 2}"], is_held=True, is_json=True)
+    assert (text, answer.text) == ('{"b": 2}', '{"b": 2}')
 
 
 def test_json_may_name_the_tags() -> None:

@@ -3,8 +3,8 @@
 Some models think aloud between tags before they answer, and some serving templates write the opening tag
 themselves, so that only the closing one is in the text. **Such a tag counts where nothing has opened it,
 where it stands in no code and no quotes, and where no sentence goes on around it:** all before it were
-thoughts. An answer that talks about the tag is left as it is. Thoughts that were opened end at the first
-closing tag that stands in no quotes.
+thoughts. In JSON that is not whole yet it stands in a string. An answer that talks about the tag is left as
+it is. Thoughts that were opened end at the first closing tag that stands in no quotes.
 """
 
 import re
@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from orchestrator.core.lenient_json import JsonFaultError, read
 from orchestrator.core.plan import well_formed
 
 _NAMES: Final = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")
@@ -43,6 +44,8 @@ _AMID: Final = ",-|=/"
 """Signs after which a sentence, or a cell of a table, goes on."""
 _GOES_ON: Final = ".,;:!?)]}|/="
 """Signs before which it does."""
+_FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)", re.MULTILINE)
+_CODE_INDENT: Final = 4
 _QUOTES: Final = "\"'`|*_"
 
 Stage = Literal["opening", "thinking", "concluding", "answering"]
@@ -68,7 +71,7 @@ class AnswerText:
         """How many characters of white space the text ends in so far."""
         self._is_held = is_held
         self._is_json = is_json
-        self._can_close = True
+        self._begins_with_json = False
         self._stage: Stage = "opening"
         self._closing = ""
         self._pending = ""
@@ -133,8 +136,8 @@ class AnswerText:
         if not is_end and _may_open(begun):
             return False
         if self._is_json and not self.has_thoughts:
-            self._can_close = begun[:1] not in ("{", "[")
-            self._is_held = begun[:1] not in ("{", "[", "`")
+            self._begins_with_json = begun[:1] in ("{", "[")
+            self._is_held |= begun[:1] not in ("{", "[", "`")
         self._stage = "answering"
         return True
 
@@ -161,19 +164,20 @@ class AnswerText:
         return False
 
     def _answer_on(self, added: list[str], *, is_end: bool) -> bool:
-        found = _CLOSING.search(self._pending) if self._can_close else None
+        found = _CLOSING.search(self._pending)
         if not found:
-            certain = len(self._pending) if is_end or not self._can_close else _certain(self._pending)
+            certain = len(self._pending) if is_end else _certain(self._pending)
             added.append(self._pending[:certain])
             self._pending = self._pending[certain:]
             return False
         after = self._pending[found.end() :]
-        if not is_end and not after.lstrip(" \t"):
+        if not is_end and not after.strip():
             added.append(self._pending[: found.start()])
             self._pending = self._pending[found.start() :]
             return False
         before = "".join([self.text, *added, self._pending[: found.start()]])
-        if _closes(before, found[0], after):
+        can_close = not self._begins_with_json or (bool(after.strip()) and _begins_with_whole_json(before))
+        if can_close and _closes(before, found[0], after):
             self.has_unopened_thoughts = True
             self.has_restarted |= not self._is_held and any(self._answer)
             self._answer.clear()
@@ -187,8 +191,17 @@ class AnswerText:
     def _conclude(self, after: str) -> None:
         self.has_thoughts = True
         self._stage = "concluding"
-        self._is_held = False
+        self._is_held = self._begins_with_json = False
         self._pending = after
+
+
+def _begins_with_whole_json(text: str) -> bool:
+    """Whether the JSON with which a text begins has ended: else what follows stands in one of its strings."""
+    try:
+        read(text.lstrip())
+    except JsonFaultError:
+        return False
+    return True
 
 
 def _may_open(begun: str) -> bool:
@@ -210,17 +223,46 @@ def _certain(text: str) -> int:
 def _closes(before: str, tag: str, after: str) -> bool:
     """Whether a closing tag in a text ends thoughts that nothing has opened; see above."""
     openings = [opening for opening, closing in _CLOSINGS.items() if closing == tag.lower()]
-    if any(opening in before.lower() for opening in openings):
+    if _is_quoted(before, after) or _is_amid(before, after) or _is_in_code(before):
         return False
-    line = before[before.rfind("\n") + 1 :]
-    if before.count("```") % 2 or line.replace("```", "").count("`") % 2:
-        return False
-    if _is_quoted(before, after):
-        return False
+    return not any(_opens(opening, before.lower()) for opening in openings)
+
+
+def _opens(opening: str, text: str) -> bool:
+    """Whether a text opens thoughts that are still open, and does not only mention how that is done."""
+    for found in re.finditer(re.escape(opening), text):
+        before, after = text[: found.start()], text[found.end() :]
+        is_amid = "\n" in after and _is_amid(before, after)
+        if not (is_amid or _is_quoted(before, after) or _is_in_code(before)):
+            return True
+    return False
+
+
+def _is_in_code(before: str) -> bool:
+    """Whether what follows a text stands in code, as Markdown marks it."""
+    fence = ""
+    for found in _FENCE.finditer(before):
+        marks = found[1]
+        if not fence:
+            fence = marks
+        elif marks.startswith(fence) and not found[2].strip():
+            fence = ""
+    line = _last_line(before)
+    is_indented = not line.strip() and (line.startswith("\t") or len(line) >= _CODE_INDENT)
+    return bool(fence) or is_indented or line.replace("```", "").count("`") % 2 == 1
+
+
+def _last_line(text: str) -> str:
+    return text[text.rfind("\n") + 1 :]
+
+
+def _is_amid(before: str, after: str) -> bool:
+    """Whether a sentence, or a row of a table, goes on around something between two texts."""
+    line = _last_line(before)
     last, follows = line.rstrip()[-1:], after.lstrip(" \t")[:1]
     is_amid = line.endswith((" ", "\t")) and bool(last) and (last.isalnum() or last in _AMID)
     goes_on = bool(follows) and (follows in _GOES_ON or (follows.isalpha() and not follows.isupper()))
-    return not (is_amid and goes_on)
+    return is_amid and goes_on
 
 
 def _is_quoted(before: str, after: str) -> bool:
