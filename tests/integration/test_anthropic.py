@@ -1,5 +1,6 @@
 """What is Anthropic's own about its API, against a real HTTP endpoint."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from support.streams import Event
 from orchestrator.core import plan
 from orchestrator.core.lenient_json import values
 from orchestrator.core.prompts import Message, Prompt
+from orchestrator.models import streaming as streaming_module
 from orchestrator.models.base import ModelRequest
 
 
@@ -209,3 +211,30 @@ async def test_what_another_tool_is_called_with_is_no_text(kind: str) -> None:
 async def test_a_message_may_hold_its_text_as_it_is() -> None:
     answer = {**message(), "content": "All of it"}
     assert (await reply(messages, lambda _: answer, how="whole")).text == "All of it"
+
+
+async def test_a_reason_to_stop_with_its_usage_is_waited_behind_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def send(call: Call) -> web.StreamResponse:
+        stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 20}}
+        response = await streams.begin(call.request)
+        for text in ("one ", "two"):
+            await response.write(streams.encoded(streams.written(call.request, text)))
+            await response.write(streams.encoded(stop))
+            await asyncio.sleep(0.3)
+        await response.write(streams.encoded(streams.last(call.request)))
+        return response
+
+    monkeypatch.setattr(streaming_module, "SHORT_QUIET_S", 0.1)
+    assert (await reply(messages, lambda _: send)).text == "one two"
+
+
+async def test_usage_in_the_last_event_counts() -> None:
+    usage = {"input_tokens": 100, "output_tokens": 20}
+    ending: list[Event] = [
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop", "usage": usage},
+    ]
+    answer = await reply(messages, lambda _: streaming(*ending, after="all"))
+    assert answer.output_tokens == 20

@@ -486,3 +486,57 @@ async def test_a_system_proxy_is_used_for_other_hosts(monkeypatch: pytest.Monkey
             await provider.complete(asking())
         await provider.aclose()
     assert asked == [b"POST http://models.invalid/v1/chat/completions HTTP/1.1"]
+
+
+def chunks(*events: streams.Event) -> Callable[[Call], Answer]:
+    """An endpoint that streams these, and `[DONE]`."""
+
+    async def send(call: Call) -> web.StreamResponse:
+        return await streams.send(call.request, [*events, "[DONE]"])
+
+    return lambda _: send
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"choices": [], "usage": {"prompt_tokens": 100.0, "completion_tokens": 20.0}},
+        {"choices": [], "usage": {"prompt_tokens": "100", "completion_tokens": "20"}},
+        {"choices": [], "usage": {"prompt_tokens": 100, "total_tokens": 120}},
+        {"choices": [{"delta": {"usage": {"prompt_tokens": 100, "completion_tokens": 20}}}]},
+    ],
+    ids=["floats", "texts", "total", "in-delta"],
+)
+async def test_usage_counts_in_whatever_form_it_is_told(last: dict[str, Any]) -> None:
+    stream = chunks(streams.chunk({"content": "all"}), streams.chunk({}, "stop"), last)
+    answer = await support.reply(chat, stream)
+    assert (answer.input_tokens, answer.output_tokens) == (100, 20)
+
+
+async def test_usage_is_not_taken_back_by_zeros_behind_it() -> None:
+    told = {**streams.chunk({"content": "all"}), "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+    zeros = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
+    answer = await support.reply(chat, chunks(told, streams.chunk({}, "stop"), zeros))
+    assert (answer.input_tokens, answer.output_tokens) == (100, 20)
+
+
+async def test_a_reason_to_stop_counts_where_it_stands_with_the_text() -> None:
+    error = await support.failure(chat, chunks(streams.chunk({"content": "half", "finish_reason": "length"})))
+    assert error.reason == "OUTPUT_TRUNCATED"
+
+
+@pytest.mark.parametrize("sign", ["ping", "null", "keep-alive"])
+async def test_a_sign_of_life_may_be_an_events_data(sign: str) -> None:
+    assert await ask(chunks(streams.chunk({"content": "all"}), sign, streams.chunk({}, "stop"))) == "all"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [{"detail": "it broke"}, {"message": "it broke", "code": 500}, {"status": 500, "msg": "it broke"}],
+)
+async def test_an_event_that_only_complains_is_an_error_though_the_last_event_follows(
+    event: dict[str, Any],
+) -> None:
+    error = await support.failure(chat, chunks(streams.chunk({"content": "half"}), event))
+    assert (error.reason, error.retryable) == ("OVERLOADED", True)
+    assert "it broke" in str(error)

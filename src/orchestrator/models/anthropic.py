@@ -137,8 +137,8 @@ class _Accumulator(Accumulator):
                 self._note_usage(event)
                 self._details = ending.get("stop_details") or self._details
                 self.note_reason(ending.get("stop_reason"))
-                self.has_said_all = bool(self.reason) and "usage" in event
             case {"type": "message_stop"}:
+                self._note_usage(event)
                 self.has_ended = True
         return text
 

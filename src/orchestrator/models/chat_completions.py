@@ -73,10 +73,7 @@ class ChatCompletions(HttpProvider):
             reason,
             finish_of(reason, may_call_tool=may_call_tool),
             refusal=str(message["refusal"]) if message.get("refusal") else None,
-            used=(
-                count(usage, "prompt_tokens") or count(usage, "input_tokens"),
-                count(usage, "completion_tokens") or count(usage, "output_tokens"),
-            ),
+            used=_used(usage),
         )
 
     def _error(self, body: Mapping[str, Any]) -> object:
@@ -102,14 +99,14 @@ class _Accumulator(Accumulator):
     def add(self, event: Mapping[str, Any]) -> str:
         """Take in a chunk."""
         choice = _first_choice(event)
-        for holder in (event, event.get("x_groq"), choice):
+        for holder in (event, event.get("x_groq"), choice, choice.get("delta")):
             match holder:
                 case {"usage": {**usage}}:
                     self.note_usage(usage)
                     # It comes last, in a chunk that has no choice, or in each that has one.
                     self.has_said_all = bool(self.reason) and not choice
         text = self._write(self._delta(choice))
-        self.note_reason(choice.get("finish_reason"))
+        self.note_reason(choice.get("finish_reason") or _finish_in(choice.get("delta")))
         return text
 
     def _delta(self, choice: Mapping[Any, Any]) -> Mapping[str, Any]:
@@ -140,6 +137,16 @@ def _first_choice(event: Mapping[str, Any]) -> Mapping[Any, Any]:
             return choice
         case _:
             return {}
+
+
+def _finish_in(delta: object) -> object:
+    return delta.get("finish_reason") if isinstance(delta, dict) else None
+
+
+def _used(usage: object) -> tuple[int, int]:
+    sent = count(usage, "prompt_tokens") or count(usage, "input_tokens")
+    received = count(usage, "completion_tokens") or count(usage, "output_tokens")
+    return sent, received or max(count(usage, "total_tokens") - sent, 0)
 
 
 def _json_in(thoughts: str) -> str:

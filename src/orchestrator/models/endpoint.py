@@ -43,6 +43,11 @@ _DIALECT_S: Final = 3600.0
 
 _SIGNS_OF_LIFE: Final = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
 """Types of events that say nothing."""
+_ANSWERS: Final = frozenset({"choices", "content", "type"})
+"""Of these an answer or an event of one has at least one."""
+_COMPLAINTS: Final = ("message", "detail", "msg", "error_message", "error_msg")
+"""In these frameworks and gateways say what went wrong; an answer has none of them."""
+_MOST_DIGITS: Final = 15
 _BLANK: Final = BYTE_ORDER_MARK + b" \t\r\n"
 
 logger = logging.getLogger(__name__)
@@ -267,6 +272,7 @@ class HttpProvider(ABC):
         """The error in what came with a 200, be it a whole answer or an event; nothing: there is none."""
         error = body.get("error") or body.get("errors")
         is_error = body.get("object") == "error" or body.get("type") == "error"  # the first as vLLM writes it
+        is_error |= not body.keys() & _ANSWERS and any(isinstance(body.get(it), str) for it in _COMPLAINTS)
         return error or (body if is_error else None)
 
     @abstractmethod
@@ -360,7 +366,7 @@ class HttpProvider(ABC):
 
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
         """What an event holds, and the error that it tells of, if it does."""
-        if event.name in _SIGNS_OF_LIFE:
+        if event.name in _SIGNS_OF_LIFE or event.data.strip().lower() in (*_SIGNS_OF_LIFE, b"null"):
             return {}, None
         if event.name != b"error":
             body = self._object(event.data)
@@ -450,4 +456,8 @@ def _is_success(status: int) -> bool:
 def count(usage: object, name: str) -> int:
     """A number of tokens in an endpoint's usage; 0 where it gives none that makes sense."""
     value = usage.get(name) if isinstance(usage, dict) else None
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value[:_MOST_DIGITS])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return max(value, 0) if isinstance(value, int) else 0

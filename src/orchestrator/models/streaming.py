@@ -11,7 +11,7 @@ from orchestrator.models.finish import Finish, finish_of, reason_of
 # So long a stream that says nothing more is waited for after a reason to stop.
 QUIET_S: Final = 8.0
 LONG_QUIET_S: Final = 30.0  # where text has come after one before
-SHORT_QUIET_S: Final = 2.0  # where all has been said
+SHORT_QUIET_S: Final = 5.0  # where all has been said
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _LAST_EVENT: Final = b"[DONE]"
@@ -188,7 +188,7 @@ class Accumulator(ABC):
         self._has_gone_on = False
 
     def note_usage(self, usage: Mapping[Any, Any]) -> None:
-        """An event tells what was used: totals, of which each may be told apart."""
-        usage = {**self.usage, **{name: value for name, value in usage.items() if value is not None}}
+        """An event tells what was used: totals, of which each may be told apart, and none is taken back."""
+        usage = {**self.usage, **{name: value for name, value in usage.items() if value}}
         self.changes += usage != self.usage
         self.usage = usage
