@@ -539,11 +539,16 @@ async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service:
 
 
 async def test_doctor_tries_whether_the_database_can_be_written(no_service: Shell) -> None:
-    for path in ("/proc/new/orchestrator.db", "/dev/null", "/etc"):
+    for path, words in (
+        ("/proc/new/orchestrator.db", "its folder can be made and written, or set ORCHESTRATOR_DATABASE"),
+        ("/dev/null", "set ORCHESTRATOR_DATABASE to another path"),
+        ("/etc", "it is a folder: name a file in it, or set ORCHESTRATOR_DATABASE to another path"),
+    ):
         shell = no_service.with_variables(ORCHESTRATOR_DATABASE=path, **NO_MODELS)
         outcome = await shell.run("doctor", "--json")
-        checks = {check["subject"]: check["status"] for check in outcome.json["checks"]}
-        assert (outcome.code, checks["database"]) == (1, "broken")
+        checks = {check["subject"]: check for check in outcome.json["checks"]}
+        assert (outcome.code, checks["database"]["status"]) == (1, "broken")
+        assert words in checks["database"]["mend"]
 
 
 async def test_doctor_tells_a_service_of_ours_from_another_program(

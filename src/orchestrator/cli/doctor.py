@@ -25,6 +25,7 @@ from orchestrator.core import workers
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import AddressError, ModelError, SettingsError
 from orchestrator.installation import DISTRIBUTION, WEIGHTS, how_to_install
+from orchestrator.log import storage_faults
 from orchestrator.models import llama, providers
 from orchestrator.models.base import ModelRequest
 from orchestrator.models.endpoint import HttpProvider
@@ -287,7 +288,7 @@ def _embedded(*, is_needed: bool) -> Finding:
 def _database(settings: Settings) -> Finding:
     path = Path(settings.database).absolute()
     setting = settings.name_of("database")
-    mend = f"make it a file in a folder that this user may write, or set {setting} to another path"
+    other = f"set {setting} to another path"
     try:
         if path.exists():
             with path.open("r+b"):
@@ -297,9 +298,10 @@ def _database(settings: Settings) -> Finding:
             with tempfile.TemporaryFile(dir=folder):
                 is_file = True
     except OSError as error:
+        mend = f"{storage_faults.mend(error, path)}, or {other}"
         return Finding("database", f"{path} cannot be written: {error.strerror}", mend)
     if not is_file:
-        return Finding("database", f"{path} is no file", mend)
+        return Finding("database", f"{path} is no file", other)
     found = " (found in this folder)" if settings.has_found_database else ""
     return Finding("database", f"{path}{found}{'' if path.exists() else ', to be made'}")
 
