@@ -216,6 +216,7 @@ ONE = {"id": "t1", "title": "a"}
             ["t1", "", None],
         ),
         *({"id": "t1"}, {"task": 1}, [{"id": "t1", "why": "x"}], {"title": "a"}, [["t1"]], " t1 ", "t1 & a"),
+        *("subtask t1", "Task a", ["step: t1"]),
     ],
     ids=str,
 )
@@ -225,7 +226,25 @@ def test_a_dependency_is_known_however_it_is_said(needs: Any) -> None:
 
 @pytest.mark.parametrize(
     "needs",
-    ["", [""], ["none"], "None", "N/A", "null", None, False, [], {}, [None], ["-"], "no dependencies", "[]"],
+    [
+        *(
+            "",
+            [""],
+            ["none"],
+            "None",
+            "N/A",
+            "null",
+            None,
+            False,
+            [],
+            {},
+            [None],
+            ["-"],
+            "no dependencies",
+            "[]",
+        ),
+        *(["None (can start at once)"], "None - it comes first", "none: independent", "N/A, it is the first"),
+    ],
     ids=str,
 )
 def test_no_dependency_is_none_however_that_is_said(needs: Any) -> None:
@@ -316,6 +335,32 @@ def test_a_plan_is_found_wherever_it_lies(value: Any) -> None:
 @pytest.mark.parametrize("value", [WHOLE["subtasks"], ["a", "b"]], ids=["objects", "texts"])
 def test_a_list_alone_is_a_plan(value: Any) -> None:
     assert [subtask.instructions for subtask in parse(fenced(json.dumps(value)), 16).subtasks] == ["a", "b"]
+
+
+T1, T2 = WHOLE["subtasks"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{json.dumps(T1)}\n{json.dumps(T2)}",
+        json.dumps({"t1": T1, "t2": T2}),
+        json.dumps({"summary": "how", "t1": T1, "t2": T2}),
+        json.dumps({"subtasks": [{"t1": T1}, {"t2": T2}]}),
+        json.dumps({"subtasks": [T1, {}, None, T2]}),
+        json.dumps(WHOLE).replace('"', '\\"'),
+        json.dumps(json.dumps(json.dumps(WHOLE))),
+    ],
+    ids=["lines", "by-id", "by-id-and-summary", "wrapped", "holes", "escaped", "string-in-string"],
+)
+def test_a_plan_in_an_odd_form_is_read_where_there_is_nothing_else(text: str) -> None:
+    read = parse(text, 16)
+    assert [(subtask.id, subtask.depends_on) for subtask in read.subtasks] == [("t1", ()), ("t2", ("t1",))]
+
+
+def test_data_beside_a_plan_is_none_though_it_looks_like_one_in_an_odd_form() -> None:
+    data = {"user": {"name": "a text"}, "post": {"title": "a text"}}
+    assert parse(f"The model: {json.dumps(data)}\n{json.dumps(WHOLE)}", 16).summary == "how"
 
 
 EXAMPLE = '{"summary": "...", "subtasks": [{"id": "t1", "title": "...", "instructions": "..."}, ...]}'

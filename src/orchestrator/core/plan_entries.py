@@ -44,6 +44,12 @@ _KEYS: Final = frozenset({*_TEXTS, "depends_on"})
 _SCHEMA_KEYS: Final = _KEYS | {"summary", "subtasks"}
 _NOTHING: Final = frozenset({"", "none", "null", "nil", "na", "no", "nothing", "false", "nodependencies"})
 """How it is written, in plain names, that there is no dependency, or no worker of one's own."""
+_NOTHING_AND_WHY: Final = re.compile(
+    r"(?:none|nothing|null|n/a)\s*(?:[(\[:;,.]|[-\u2013\u2014]\s)", re.IGNORECASE
+)
+"""How such a thing begins where the reason follows."""
+_NAMED: Final = re.compile(r"(?:sub-?)?(?:task|step)(?:\s+id)?[\s:#]+", re.IGNORECASE)
+"""What may stand in front of an id."""
 _DOTS: Final = re.compile(r"\s*(?:\.{3,}|…)\s*")
 _SEPARATOR: Final = re.compile(r"[,;|&/+\n、\uff0c]|\band\b")
 _NUMBERED_ID: Final = re.compile(r"[A-Za-z]*[\s#.:_-]*0*(\d{1,9})")
@@ -74,6 +80,7 @@ def subtasks_of(entries: Sequence[object]) -> Sequence[Subtask]:
 
     Titles and ids that are missing are made up. A dependency that is not found is left for `plan.validate`.
     """
+    entries = [_unwrapped(entry) for entry in entries if entry not in (None, {}, "")]
     drafts = [_draft(entry, number) for number, entry in enumerate(entries, 1)]
     ids = _ids(drafts)
     references = _References(drafts, ids)
@@ -87,6 +94,16 @@ def subtasks_of(entries: Sequence[object]) -> Sequence[Subtask]:
         )
         for name, draft in zip(ids, drafts, strict=True)
     ]
+
+
+def _unwrapped(entry: object) -> object:
+    """An entry without an object around it whose one key is the id."""
+    match entry:
+        case dict() if len(entry) == 1:
+            [(name, inner)] = entry.items()
+            if looks_like_a_subtask(inner) and plain(name) not in INSTRUCTIONS:
+                return {"id": name, **inner}
+    return entry
 
 
 def plain(name: str) -> str:
@@ -279,7 +296,7 @@ class _References:
                 return [self._exact[part] for part in several]
         if found := self._find(subtask_id, need):
             return [found]
-        if plain(need) in _NOTHING:
+        if plain(need) in _NOTHING or _NOTHING_AND_WHY.match(need):
             return []
         return [self._find(subtask_id, part) or part for part in parts] if len(parts) > 1 else [need]
 
@@ -290,6 +307,8 @@ class _References:
         if self._loose is None:
             self._loose = self._loosely()
         found = self._loose.get(plain(need), set())
+        if not found and (named := _NAMED.match(need)):
+            found = self._loose.get(plain(need[named.end() :]), set())
         if not found and (number := _NUMBERED_ID.fullmatch(need)):
             found = self._loose.get(f"#{number[1]}", set())
         if len(found) > 1:

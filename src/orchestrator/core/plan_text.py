@@ -86,10 +86,36 @@ def outlines(text: str) -> Sequence[Outline]:
         return found
     if fault:
         raise PlanError(f"the answer is not a plan: {fault}")
-    match others:
-        case [[_, *_] as texts] if all(isinstance(each, str) for each in texts):
-            return [Outline("", texts)]  # which it is only where there is nothing else
+    if last_resort := _where_nothing_else_is(others):
+        return [last_resort]
+    if inner := _unescaped(text):
+        return outlines(inner)
     raise PlanError(_what_it_is_instead(text, others))
+
+
+def _where_nothing_else_is(others: Sequence[Any]) -> Outline | None:
+    """The plan in JSON that would not be taken for one beside a plan: it may be any data."""
+    match others:
+        case [_, _, *_] if all(map(entries.looks_like_a_subtask, others)):
+            return Outline("", others)  # one object after the other
+        case [[_, *_] as texts] if all(isinstance(each, str) for each in texts):
+            return Outline("", texts)
+        case [dict(value)]:
+            summary = entries.text_of(value.get("summary"))
+            by_id = {name: each for name, each in value.items() if entries.looks_like_a_subtask(each)}
+            if len(by_id) > 1 and len(by_id) >= len(value) - 1:
+                return Outline(summary, [{"id": name, **each} for name, each in by_id.items()])
+    return None
+
+
+def _unescaped(text: str) -> str:
+    """What a text says that is written as if it stood in a JSON string; empty: it is not."""
+    text = text.strip()
+    try:
+        value = json.loads(text if text.startswith('"') else f'"{text}"', strict=False)
+    except (ValueError, RecursionError):
+        return ""
+    return value if isinstance(value, str) and '\\"' in text else ""
 
 
 def _but_for_a_brace(text: str) -> Sequence[Outline]:
