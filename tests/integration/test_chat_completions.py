@@ -540,3 +540,16 @@ async def test_an_event_that_only_complains_is_an_error_though_the_last_event_fo
     error = await support.failure(chat, chunks(streams.chunk({"content": "half"}), event))
     assert (error.reason, error.retryable) == ("OVERLOADED", True)
     assert "it broke" in str(error)
+
+
+@pytest.mark.parametrize("word", ["in_progress", "FINISH_REASON_UNSPECIFIED", "length"])
+async def test_a_word_behind_which_the_model_goes_on_is_no_reason_to_stop(word: str) -> None:
+    pieces = [streams.chunk({"content": text}, word) for text in ("one ", "two")]
+    assert await ask(chunks(*pieces, streams.chunk({}, "stop"))) == "one two"
+    assert (await support.failure(chat, chunks(*pieces))).reason in ("OUTPUT_INCOMPLETE", "OUTPUT_TRUNCATED")
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning", "thought"])
+async def test_parts_that_are_thoughts_are_no_part_of_the_answer(kind: str) -> None:
+    parts = [{"type": kind, "text": "hm"}, {"type": "text", "text": "Four"}]
+    assert await ask(chunks(streams.chunk({"content": parts}, "stop"))) == "Four"

@@ -5,6 +5,7 @@ thoughts may stand in front of it or in a field of their own.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
@@ -169,5 +170,7 @@ def _text(content: Any) -> str:
 
 
 def _part(part: object) -> str:
-    text = part.get("text") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or re.search("think|thought|reason", str(part.get("type"))):
+        return ""
+    text = part.get("text")
     return text if isinstance(text, str) else ""

@@ -131,6 +131,8 @@ class Accumulator(ABC):
         self.changes = 0
         """How often an event brought something new, not only that the endpoint is there."""
         self._has_gone_on = False
+        self._meaningless: set[str] = set()
+        """Reasons to stop behind which the model went on, as `in_progress` in every chunk."""
 
     @property
     def quiet_s(self) -> float | None:
@@ -175,6 +177,7 @@ class Accumulator(ABC):
         self.has_text |= not is_thought and not text.isspace()
         if self.reason:
             self.is_contradicted = self._has_gone_on = True
+            self._meaningless.add(self.reason)
 
     def note_reason(self, value: object) -> None:
         """An event says why the model stopped, or does not."""
@@ -182,6 +185,7 @@ class Accumulator(ABC):
         if not reason:
             return
         is_weaker = finish_of(reason) is Finish.NORMAL and finish_of(self.reason) is not Finish.NORMAL
+        is_weaker &= self.reason not in self._meaningless
         if reason != self.reason and (self._has_gone_on or not is_weaker):
             self.reason = reason
             self.changes += 1
