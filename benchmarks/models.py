@@ -191,8 +191,8 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
     plain, streamed = Plain("openai", url), Streamed("openai", url)
     texts = LiveTexts()
 
-    async def bare_stream() -> None:
-        async with bare.stream("chat/completions", streamed_body, 60) as incoming:
+    async def bare_call(content: bytes, idle_timeout_s: float | None = None) -> None:
+        async with bare.stream("chat/completions", content, idle_timeout_s) as incoming:
             await incoming.whole()
 
     async def ask(provider: Provider) -> None:
@@ -201,9 +201,9 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
 
     try:
         for name, call in (
-            ("bare client, plain", lambda: bare.post("chat/completions", body)),
+            ("bare client, plain", lambda: bare_call(body)),
             ("provider, plain", lambda: ask(plain)),
-            ("bare client, streamed", bare_stream),
+            ("bare client, streamed", lambda: bare_call(streamed_body, 60)),
             ("provider, streamed", lambda: ask(streamed)),
         ):
             await asyncio.gather(*(call() for _ in range(at_once)))  # connections are open from here on
