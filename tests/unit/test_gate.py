@@ -1,104 +1,263 @@
 """The gate against simulated endpoints: a clock of the test's own, no network."""
 
 import heapq
+import math
 import random
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.limits import RETRY_AFTER, AtOnce, Bucket, Fixed, Limit, RetryAfter, Sliding, Unlimited
 
 from orchestrator.models.gate import FIRST_LIMIT, Gate
 
-Endpoint = Callable[[float], float | None]
-"""Given the time of a call: None, or the seconds of Retry-After of its refusal."""
+MOST = 64
 
 
-def sliding(limit: int) -> Endpoint:
-    """So many calls in any one second."""
-    begun: list[float] = []
+class Figures(NamedTuple):
+    """What became of a burst of calls."""
 
-    def call(now_s: float) -> float | None:
-        begun[:] = [begun_s for begun_s in begun if begun_s > now_s - 1]
-        if len(begun) >= limit:
-            return 1.0
-        begun.append(now_s)
-        return None
-
-    return call
+    refused: float
+    """The share of all calls that was refused."""
+    per_s: float
+    """How many calls a second were taken, from the second second on until nearly all had begun."""
+    seconds: float
 
 
-def bucket(limit: int) -> Endpoint:
-    """So many calls a second, and as many saved up."""
-    tokens, last_s = float(limit), 0.0
+class World:
+    """Clients that call one endpoint through a gate, and an endpoint that refuses what is over its limit.
 
-    def call(now_s: float) -> float | None:
-        nonlocal tokens, last_s
-        tokens, last_s = min(limit, tokens + (now_s - last_s) * limit), now_s
-        if tokens < 1:
-            return 1.0
-        tokens -= 1
-        return None
+    Calls reach the endpoint up to 20 ms after they began, and are answered after the latency, give or take a
+    half. A refused call comes again by itself, as attempts do: after a second or more, or Retry-After.
+    """
 
-    return call
+    def __init__(self, limit: Limit, latency_s: float, retry_after: RetryAfter, seed: int = 1) -> None:
+        self.gate = Gate(most=MOST)
+        self.now_s = 0.0
+        self.refuse_next = 0
+        self.fail_every = 0
+        self._limit, self._latency_s, self._retry_after = limit, latency_s, retry_after
+        self._dice = random.Random(seed)
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = count()
+        self._waiting: list[int] = []
+        """How often each call that waits for the gate has been refused."""
+        self._has_waited = False
+        self._wake_s = 0.0
+        self._pending = 0
+        self._calls = self._refusals = 0
+        self._taken_s: list[float] = []
+
+    def _after(self, wait_s: float, then: Callable[[], None]) -> None:
+        heapq.heappush(self._agenda, (self.now_s + wait_s, next(self._number), then))
+
+    def _begin_all(self) -> None:
+        while self._waiting and self.gate.wait_s(self.now_s, has_waited=self._has_waited) == 0:
+            self.gate.begin(self.now_s)
+            arrive = self._arrival(self.now_s, self._waiting.pop(0))
+            self._after(self._dice.uniform(0, 0.02), arrive)
+        self._has_waited = bool(self._waiting)
+        if self._waiting and (wait_s := self.gate.wait_s(self.now_s)):
+            wake_s = self.now_s + wait_s
+            if not self.now_s < self._wake_s <= wake_s:
+                self._wake_s = wake_s
+                self._after(wait_s, lambda: None)
+
+    def _arrival(self, begun_s: float, refused_before: int) -> Callable[[], None]:
+        def arrive() -> None:
+            self._calls += 1
+            early_s = 1.0 if self.refuse_next else self._limit.begin(self.now_s)
+            if early_s is not None:
+                self.refuse_next = max(0, self.refuse_next - 1)
+                self._refusals += 1
+                self._after(self._dice.uniform(0.01, 0.04), lambda: refused(self._retry_after(early_s)))
+                return
+            self._taken_s.append(self.now_s)
+            fails = self.fail_every and not self._calls % self.fail_every
+            self._after(self._latency_s * self._dice.uniform(0.5, 1.5), failed if fails else ended)
+
+        def refused(retry_after_s: float | None) -> None:
+            self.gate.refuse(begun_s, self.now_s, retry_after_s, self._dice.random())
+            again(retry_after_s or 0)
+
+        def failed() -> None:
+            self._limit.end()
+            self.gate.fail(begun_s, self.now_s, self._dice.random())
+            again(0)
+
+        def again(wait_s: float) -> None:
+            delay_s = 2**refused_before * self._dice.uniform(0.5, 1)
+            self._after(max(delay_s, wait_s), lambda: self._waiting.append(refused_before + 1))
+
+        def ended() -> None:
+            self._limit.end()
+            self.gate.end()
+            self._pending -= 1
+
+        return arrive
+
+    def call(self, calls: int) -> None:
+        """Let so many calls be made at once, and wait until all are done."""
+        self._waiting += [0] * calls
+        self._pending += calls
+        self._begin_all()
+        while self._pending:
+            self.now_s, _, then = heapq.heappop(self._agenda)
+            then()
+            self._begin_all()
+
+    def light(self) -> None:
+        """Four instances with four subtasks each, one of whose calls is refused."""
+        self.call(4)
+        self.refuse_next = 1
+        self.call(16)
+        self.call(4)
+        self.refuse_next = 0
+
+    def burst(self, calls: int) -> Figures:
+        """As `call`, with figures."""
+        begin_s, calls_before, refused_before = self.now_s, self._calls, self._refusals
+        self._taken_s.clear()
+        self.call(calls)
+        refused = (self._refusals - refused_before) / (self._calls - calls_before)
+        taken_s = [taken_s - begin_s for taken_s in self._taken_s][: math.ceil(0.96 * calls)]
+        late = sum(taken_s > 1 for taken_s in taken_s)
+        return Figures(refused, late / (taken_s[-1] - 1) if late else math.inf, self.now_s - begin_s)
 
 
-def storm(endpoint: Endpoint, calls: int, latency_s: float) -> tuple[float, float]:
-    """Call as fast as the gate allows, refused calls again after Retry-After: refusals, and seconds."""
-    gate, dice, number = Gate(most=64), random.Random(1), count()
-    waiting, done, refusals, now_s = calls, 0, 0, 0.0
-    agenda: list[tuple[float, int, Callable[[float], None]]] = []
+ENDPOINTS: dict[str, Callable[[], Limit]] = {
+    "40 in any second": lambda: Sliding(40),
+    "40 from the first call's second on": lambda: Fixed(40),
+    "40 a second and 40 saved up": lambda: Bucket(40, 40),
+    "20 in any second": lambda: Sliding(20),
+    "20 a second and 20 saved up": lambda: Bucket(20, 20),
+    "10 in any second": lambda: Sliding(10),
+}
 
-    def at(time_s: float, then: Callable[[float], None]) -> None:
-        heapq.heappush(agenda, (time_s, next(number), then))
 
-    def ended(_: float) -> None:
-        nonlocal done
-        gate.end()
-        done += 1
+@pytest.mark.parametrize("latency_s", [0.05, 0.2, 1])
+@pytest.mark.parametrize("retry_after", RETRY_AFTER)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_burst_after_light_traffic_and_a_refusal_gets_what_the_endpoint_allows(
+    endpoint: str, retry_after: str, latency_s: float
+) -> None:
+    for seed in range(2):
+        for idle_s in (1, 60, 3600):
+            world = World(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER[retry_after], seed)
+            for case in range(3):
+                world.light()
+                world.now_s += idle_s
+                figures = world.burst(200)
+                told = (seed, idle_s, case, figures)
+                assert figures.refused <= 0.1, told
+                assert figures.per_s >= 0.8 * float(endpoint.split(maxsplit=1)[0]), told
+                world.now_s += 1 + idle_s
 
-    def refused(begun_s: float, retry_after_s: float) -> Callable[[float], None]:
-        def happen(now_s: float) -> None:
-            gate.refuse(begun_s, now_s, retry_after_s, dice.random())
-            at(now_s + retry_after_s, again)
 
-        return happen
+@pytest.mark.parametrize("latency_s", [0.2, 1])
+@pytest.mark.parametrize("retry_after", RETRY_AFTER)
+@pytest.mark.parametrize("at_once", [4, 8])
+def test_a_burst_gets_what_an_endpoint_takes_at_once(
+    at_once: int, retry_after: str, latency_s: float
+) -> None:
+    for seed in range(2):
+        world = World(AtOnce(at_once), latency_s, RETRY_AFTER[retry_after], seed)
+        for _ in range(3):
+            world.light()
+            world.now_s += 60
+            figures = world.burst(200)
+            assert figures.refused <= 0.1, (seed, figures)
+            assert figures.per_s >= 0.8 * at_once / latency_s, (seed, figures)
 
-    def again(_: float) -> None:
-        nonlocal waiting
-        waiting += 1
 
-    while done < calls:
-        while waiting and gate.wait_s(now_s) == 0:
-            gate.begin(now_s)
-            waiting -= 1
-            if (retry_after_s := endpoint(now_s)) is None:
-                at(now_s + latency_s * dice.uniform(0.5, 1.5), ended)
-            else:
-                refusals += 1
-                at(now_s + 0.01, refused(now_s, retry_after_s))
-        if waiting and (wait_s := gate.wait_s(now_s)):
-            at(now_s + wait_s, lambda _: None)
-        now_s, _, then = heapq.heappop(agenda)
-        then(now_s)
-    return refusals, now_s
+@pytest.mark.parametrize("retry_after", RETRY_AFTER)
+@pytest.mark.parametrize("burst", [10, 20, 80])
+def test_a_burst_at_an_endpoint_that_saves_up_little_or_much_is_not_throttled(
+    burst: int, retry_after: str
+) -> None:
+    for latency_s in (0.05, 0.2, 1):
+        world = World(Bucket(40, burst), latency_s, RETRY_AFTER[retry_after])
+        for _ in range(3):
+            world.light()
+            world.now_s += 60
+            figures = world.burst(400)
+            assert figures.refused <= 0.1, (latency_s, figures)
+            assert figures.per_s >= 0.4 * 40, (latency_s, figures)
 
 
 @pytest.mark.parametrize("latency_s", [0.02, 0.1, 0.5])
-@pytest.mark.parametrize("kind", [sliding, bucket])
-def test_a_storm_wastes_little_and_takes_what_the_endpoint_allows(
-    kind: Callable[[int], Endpoint], latency_s: float
+@pytest.mark.parametrize("endpoint", ["20 in any second", "20 a second and 20 saved up"])
+def test_a_storm_wastes_little_and_takes_what_the_endpoint_allows(endpoint: str, latency_s: float) -> None:
+    figures = World(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER["whole seconds"]).burst(500)
+    assert figures.refused < 0.05
+    assert figures.per_s > 0.84 * 20
+
+
+@pytest.mark.parametrize(("retry_after", "refused"), [("whole seconds", 0.1), ("none", 0.3), ("zero", 0.3)])
+@pytest.mark.parametrize("latency_s", [1, 5])
+def test_an_endpoint_that_counts_in_minutes_is_called_at_its_pace(
+    retry_after: str, refused: float, latency_s: float
 ) -> None:
-    refusals, seconds = storm(kind(20), 500, latency_s)
-    assert refusals / (500 + refusals) < 0.15
-    assert 500 / seconds > 0.85 * 20
+    for calls in (10, 40):
+        world = World(Sliding(calls, 60), latency_s, RETRY_AFTER[retry_after])
+        figures = world.burst(5 * calls)
+        assert figures.refused < refused
+        assert figures.seconds < 1.5 * 4 * 60
 
 
 def test_an_endpoint_that_refuses_nothing_is_used_to_the_full() -> None:
-    refusals, seconds = storm(lambda _: None, 2000, 0.1)
-    assert refusals == 0
-    assert seconds < 1.5 * 2000 / 64 * 0.1
+    figures = World(Unlimited(), 0.1, RETRY_AFTER["none"]).burst(2000)
+    assert figures.refused == 0
+    assert figures.seconds < 1.5 * 2000 / MOST * 0.1
+
+
+def test_faults_of_single_calls_slow_nothing_down() -> None:
+    well, faulty = (World(Unlimited(), 0.1, RETRY_AFTER["none"]) for _ in range(2))
+    faulty.fail_every = 20
+    assert faulty.burst(2000).per_s > 0.9 * well.burst(2000).per_s
+
+
+def test_five_faults_in_a_row_close_the_gate_for_a_moment_and_teach_it_nothing() -> None:
+    gate = Gate(most=MOST)
+    for number in range(5):
+        assert gate.wait_s(number) == 0
+        gate.begin(number)
+        gate.fail(number, number + 0.5, jitter=0)
+    assert gate.wait_s(4.5) == 0.25
+    begun = 0
+    while gate.wait_s(6) == 0:
+        gate.begin(6)
+        begun += 1
+    assert begun == FIRST_LIMIT
+
+
+def test_after_a_fault_an_answer_counts_anew() -> None:
+    gate = Gate(most=MOST)
+    for number in range(20):
+        assert gate.wait_s(number) == 0
+        gate.begin(number)
+        if number % 4:
+            gate.fail(number, number + 0.5, jitter=0)
+        else:
+            gate.end()
+
+
+@pytest.mark.parametrize("apart_s", [1.0, 60.0])
+def test_a_day_of_sparse_calls_and_a_refusal_leave_nothing_behind(apart_s: float) -> None:
+    world = World(Sliding(40), 0.2, RETRY_AFTER["whole seconds"])
+    for _ in range(int(24 * 3600 / apart_s / 10)):
+        world.call(1)
+        world.now_s += apart_s
+    world.refuse_next = 1
+    world.call(1)
+    world.now_s += apart_s
+    assert len(world.gate._recent_s) <= 1024
+    figures = world.burst(200)
+    assert figures.refused <= 0.1
+    assert figures.per_s >= 0.8 * 40
 
 
 def test_after_a_refusal_nothing_begins_before_its_time() -> None:
@@ -112,7 +271,15 @@ def test_after_a_refusal_nothing_begins_before_its_time() -> None:
 
 @pytest.mark.parametrize(
     ("retry_after_s", "jitter", "wait_s"),
-    [(2, 0, 2), (2, 0.5, 2.1), (2, 1, 2.2), (600, 0.5, 600.5), (600, 1, 601), (None, 1, 0.275), (0, 1, 0)],
+    [
+        (2, 0, 2),
+        (2, 0.5, 2.1),
+        (2, 1, 2.2),
+        (600, 0.5, 600.5),
+        (600, 1, 601),
+        (None, 1, 0.275),
+        (0, 1, 0.275),
+    ],
 )
 def test_a_gate_opens_a_little_later_than_told_and_never_earlier(
     retry_after_s: float | None, jitter: float, wait_s: float
@@ -142,11 +309,40 @@ def test_a_single_refusal_among_few_calls_sets_no_pace() -> None:
         gate.end()
 
 
-@given(st.lists(st.sampled_from(["begin", "end", "refuse", "later"]), max_size=200), st.integers(1, 20))
+def test_refusals_that_say_nothing_are_waited_for_longer_each_time() -> None:
+    gate, now_s, waits_s = Gate(most=8), 0.0, list[float]()
+    for _ in range(20):
+        gate.begin(now_s)
+        gate.refuse(now_s, now_s, None, 0)
+        wait_s = gate.wait_s(now_s)
+        assert wait_s is not None
+        waits_s.append(wait_s)
+        now_s += wait_s
+    assert waits_s[:3] == pytest.approx([0.25, 0.375, 0.5625])
+    assert waits_s[-1] == 30
+
+
+def test_after_a_refusal_one_call_goes_first() -> None:
+    gate = Gate(most=8)
+    for _ in range(FIRST_LIMIT):
+        assert gate.wait_s(0) == 0
+        gate.begin(0)
+    assert gate.wait_s(0) is None
+    gate.refuse(0, 0.1, 1, 0)
+    for _ in range(FIRST_LIMIT - 1):
+        gate.end()
+    assert gate.wait_s(1.1) == 0
+    gate.begin(1.1)
+    assert gate.wait_s(1.1)
+
+
+@given(
+    st.lists(st.sampled_from(["begin", "end", "refuse", "fail", "later"]), max_size=200), st.integers(1, 20)
+)
 def test_no_more_are_open_than_allowed_and_there_is_always_a_way_on(steps: list[str], most: int) -> None:
     gate, now_s, begun = Gate(most=most), 0.0, list[float]()
     for step in steps:
-        wait_s = gate.wait_s(now_s)
+        wait_s = gate.wait_s(now_s, has_waited=len(begun) % 2 == 0)
         match step:
             case "begin" if wait_s == 0:
                 gate.begin(now_s)
@@ -156,27 +352,9 @@ def test_no_more_are_open_than_allowed_and_there_is_always_a_way_on(steps: list[
                 gate.end()
             case "refuse" if begun:
                 gate.refuse(begun.pop(), now_s, 0.5, 0.5)
+            case "fail" if begun:
+                gate.fail(begun.pop(), now_s, 0.5)
             case _:
                 now_s += 0.3
-        assert len(begun) <= min(most, max(FIRST_LIMIT, most))
+        assert len(begun) <= most
         assert begun or gate.wait_s(now_s) is not None  # with nothing open, time alone opens it
-
-
-def test_a_refusal_long_after_the_last_call_leaves_a_rate() -> None:
-    gate = Gate(most=64)
-    for _ in range(9):
-        gate.begin(0)
-    gate.refuse(0, 0.1, None, 0)
-    for _ in range(8):
-        gate.end()
-    now_s = 1.0
-    for _ in range(9):
-        now_s += gate.wait_s(now_s) or 0
-        gate.begin(now_s)
-    gate.refuse(now_s, now_s + 1.5, None, 0)
-    for _ in range(8):
-        gate.end()
-    gate.begin(now_s + 2)
-    wait_s = gate.wait_s(now_s + 2)
-    assert wait_s is not None
-    assert wait_s < 2

@@ -49,8 +49,8 @@ class Turns:
             self._gates[endpoint], self._queues[endpoint] = Gate(self._limit), {}
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
-        wait_s = gate.wait_s(now_s)
         is_asked = self._share > 0 and (endpoint, instance_id) == self._asked
+        wait_s = gate.wait_s(now_s, has_waited=is_asked)
         if self._free > 0 and wait_s == 0 and (is_asked or not (queue or self._is_serving)):
             self._share -= is_asked
             gate.begin(now_s)
@@ -65,9 +65,11 @@ class Turns:
         """The call has ended; let whoever waits have the turn."""
         self._free += 1
         gate = self._gates[turn.endpoint]
+        now_s = asyncio.get_running_loop().time()
         if error and error.is_refusal:
-            now_s = asyncio.get_running_loop().time()
             gate.refuse(turn.begun_s, now_s, error.retry_after_s, self._jitter())
+        elif error and error.is_fault:
+            gate.fail(turn.begun_s, now_s, self._jitter())
         else:
             gate.end()
         if not self._is_serving and any(self._queues.values()):
@@ -96,13 +98,15 @@ class Turns:
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         if not queue or self._free <= 0:
             return False
-        wait_s = gate.wait_s(asyncio.get_running_loop().time())
+        now_s = asyncio.get_running_loop().time()
+        wait_s = gate.wait_s(now_s, has_waited=True)
         if wait_s:
             self._serve_later(endpoint, wait_s)
         if wait_s != 0:
             return False
         self._queues[endpoint] = self._queues.pop(endpoint)
-        self._share = max(1, min(self._free // self._unasked, gate.room // min(self._unasked, len(queue))))
+        room = gate.room(now_s)
+        self._share = max(1, min(self._free // self._unasked, room // min(self._unasked, len(queue))))
         self._unasked = max(1, self._unasked - 1)
         instance_id = next(iter(queue))
         self._asked = (endpoint, instance_id)

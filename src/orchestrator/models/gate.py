@@ -1,29 +1,89 @@
 """How many calls an endpoint takes, found out by calling it.
 
 A gate is a controller without a clock: it is told when calls begin and how they end, and says when the next
-may begin. It bounds how many are open (additive increase, multiplicative decrease; Jacobson, SIGCOMM 1988)
-and, once the endpoint has refused one for coming too often, how many begin a second: it takes up the rate
-that went well, stays a little under it, and tries for more only slowly (as CUBIC; Ha, Rhee and Xu, 2008).
-Times are in seconds, of any one clock.
+may begin. It learns only while calls wait for it, since what an endpoint was asked for when nobody waited is
+not what it takes, and forgets what it has learnt once nobody waits.
+
+While nothing is known, more and more calls may be open. When one is refused for coming too often, the gate
+closes, opens again with one call more at a time, and has learnt one of two things:
+
+- a pace, where many calls had gone well: those of the last second, or on average where they took longer;
+- a width, where few had: as many at once. Should that be refused as well, it was their pace.
+
+Times are in seconds, of any one clock that is never set.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import ceil, sqrt
-from typing import Final
+from math import inf, log2
+from typing import Final, NamedTuple
 
-FIRST_LIMIT: Final = 16.0
+FIRST_LIMIT: Final = 8
 """How many calls may be open before anything is known of the endpoint."""
-_NARROWER: Final = 0.7  # of the open calls, after a refusal
-_BELOW: Final = 0.95  # of the ceiling, after it was met
-_PROBE: Final = 0.1  # of the rate, more each second while no ceiling is known
-_NEAR: Final = 0.03  # of the rate, more each second up to the ceiling
-_BEYOND: Final = 0.004  # of the rate, more each second beyond it
-_STRETCH_S: Final = 1.0  # so long must calls have gone well for their rate to be the endpoint's
-_EVIDENCE: Final = 8  # so many calls must have gone well for there to be a rate
-_PAUSE_S: Final = 0.25  # after a refusal that does not say when to come again
+_DOUBLING_S: Final = 0.18  # in which that grows twofold
+_AGAIN_S: Final = 0.1  # in which one call more grows to two, after a refusal
+_SLACK_S: Final = 0.05  # the gate was open for so long and nobody came: nobody waits
+
+_PAUSE_S: Final = 0.25  # after a refusal that does not say when to come again, or says sooner
+_LONGER: Final = 1.5  # times that, if nothing has gone well since the last one
+_LONGEST_PAUSE_S: Final = 30.0
 _LATER: Final = 0.1  # of the wait, at most, so that those who were refused together do not come back together
 _LATER_S: Final = 1.0  # and at most so much
+_FAULTS: Final = 5  # in a row are as good as a refusal
+
+_EVIDENCE: Final = 32  # calls of one second make a pace
+_SOME: Final = 4  # calls have to go well after one refusal for the next to say anything new
+_BELOW: Final = 0.92  # of what went well
+_ROUNDED_S: Final = 1.0  # so much of a wait may be there only because it is told in whole seconds
+_LONG_S: Final = 2.0  # a wait that is part of the pace: the endpoint counts in minutes
+_HORIZON_S: Final = 120.0  # what went well longer ago says nothing
+_REMEMBERED: Final = 1024  # calls
+_MOST_TRUST: Final = 4
+
+
+class _Ramp(NamedTuple):
+    """More and more calls may be open, beside those that were."""
+
+    since_s: float
+    base: int
+    more: int = FIRST_LIMIT
+    doubling_s: float = _DOUBLING_S
+
+    def width(self, now_s: float) -> float:
+        return self.base + self.more * 2 ** min((now_s - self.since_s) / self.doubling_s, 20)
+
+    def when_s(self, calls: int) -> float:
+        """From when on so many may be open."""
+        return self.since_s + self.doubling_s * max(0.0, log2(max(1, calls - self.base) / self.more))
+
+
+class _Width(NamedTuple):
+    """So many calls may be open, and one more after some seconds."""
+
+    calls: int
+    since_s: float
+    second: int
+    """How many calls went well in the second before."""
+
+    def at(self, now_s: float) -> int:
+        return self.calls + int(((now_s - self.since_s) / 10) ** 3)
+
+
+class _Pace(NamedTuple):
+    """So many calls may begin a second: at first a little fewer, later more.
+
+    It grows as CUBIC does (Ha, Rhee and Xu, 2008): it is long near the level, and then leaves it ever faster.
+    """
+
+    level: float
+    since_s: float
+    trust: int = 1
+    """How many times longer it stays near its level."""
+
+    def at(self, now_s: float) -> float:
+        patience_s = self.trust * max(5.0, 16 / self.level)
+        turns = (now_s - self.since_s) / patience_s - 1
+        return self.level * (1 + turns**3 * (0.03 if turns < 0 else 0.125))
 
 
 @dataclass(slots=True)
@@ -32,86 +92,158 @@ class Gate:
 
     most: int
     """The most calls that may be open, however well it goes."""
-    _limit: float = FIRST_LIMIT
     _open: int = 0
-    _rate: float | None = None
-    """How many calls may begin a second; None: nothing is known that bounds it."""
-    _ceiling: float | None = None
-    """The rate at which the endpoint began to refuse."""
+    _ramp: _Ramp = field(default_factory=lambda: _Ramp(0.0, 0))
+    """Since the gate opened."""
+    _width: _Width | None = None
+    _pace: _Pace | None = None
     _next_s: float = 0.0
-    _closed_until_s: float = 0.0
-    _cut_s: float = float("-inf")
+    """When the pace lets a call begin."""
+
+    _wanted_s: float = -inf
+    """Until when there was somebody who would have called."""
+    _first_s: float = 0.0
+    """Since when there always was."""
+    _has_waited: bool = False
+    """Whether anybody has had to wait since."""
+    _count: int = 0
+    """How many calls have begun since that went well, or still may."""
+    _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    """When the latest of them began."""
+
+    _closed_s: float = -inf
     """When the gate was closed last: refusals of calls begun before say nothing new."""
-    _is_cut: bool = False
-    """Whether it has been closed and not opened again yet."""
-    _begun_s: "deque[float]" = field(default_factory=deque)
-    """When the calls of this stretch, since the gate opened, began that were not refused."""
+    _closed_until_s: float = 0.0
+    _closings: int = 0
+    """How often it has been closed since a call went well that began before the refused one."""
+    _stuck_s: float = 0.0
+    """When it was closed first of these."""
+    _is_refused: bool = False
+    """Whether it was closed by a refusal; otherwise by faults."""
+    _taken: int = 0
+    """How many calls were open when it was closed that went well, or still may."""
+    _faults: int = 0
+    """How many calls the endpoint has failed at since it has answered one."""
 
-    @property
-    def room(self) -> int:
+    def room(self, now_s: float) -> int:
         """How many calls more may be open."""
-        return ceil(min(self._limit, self.most)) - self._open
+        return int(min(self._widest(now_s), inf if self._pace else self._ramp.width(now_s))) - self._open
 
-    def wait_s(self, now_s: float) -> float | None:
-        """How long until a call may begin, 0: now; None: as soon as an open one has ended."""
+    def wait_s(self, now_s: float, *, has_waited: bool = False) -> float | None:
+        """How long until a call may begin, 0: now; None: as soon as an open one has ended.
+
+        To ask is to have a call that wants to; `has_waited` tells whether it had to wait until now.
+        """
+        if not has_waited and now_s > self._wanted_s + _SLACK_S:
+            self._forget(now_s)
+        self._open_if_due(now_s)
+        wait_s = self._until_free_s(now_s)
+        if wait_s != 0:
+            self._has_waited = True
+            self._wanted_s = inf if wait_s is None else now_s + wait_s
+        return wait_s
+
+    def _until_free_s(self, now_s: float) -> float | None:
         if now_s < self._closed_until_s:
             return self._closed_until_s - now_s
-        if self._open >= min(self._limit, self.most):
+        if self._open >= self._widest(now_s):
             return None
-        return 0.0 if self._rate is None else max(0.0, self._next_s - now_s)
+        return max(0.0, (self._next_s if self._pace else self._ramp.when_s(self._open + 1)) - now_s)
+
+    def _widest(self, now_s: float) -> int:
+        return min(self._width.at(now_s), self.most) if self._width else self.most
 
     def begin(self, now_s: float) -> None:
         """A call begins."""
-        if self._is_cut:
-            self._reopen(now_s)
-        self._begun_s.append(now_s)
-        while self._begun_s[0] < now_s - 2 * _STRETCH_S:
-            self._begun_s.popleft()
-        if self._rate is not None:
-            self._next_s = max(self._next_s, now_s - 1 / self._rate) + 1 / self._rate
+        self._open_if_due(now_s)
+        self._wanted_s = now_s
+        self._count += 1
+        self._recent_s.append(now_s)
+        if self._pace:
+            apart_s = min(1 / self._pace.at(now_s), _LONGEST_PAUSE_S)
+            self._next_s = max(self._next_s, now_s - apart_s) + apart_s
         self._open += 1
 
     def end(self) -> None:
-        """A call has ended, whether well or not, but was not refused."""
+        """The endpoint has answered a call, or the call was given up."""
         self._open -= 1
-        more = 1.0 if self._rate is None else 1 / self._limit
-        self._limit = min(float(self.most), self._limit + more)
-        if self._rate is not None:
-            # One call's share of a second's growth: so many calls end in a second.
-            growth = _PROBE if self._ceiling is None else _NEAR if self._rate < self._ceiling else _BEYOND
-            self._rate += growth
+        self._faults = 0
+
+    def fail(self, begun_s: float, now_s: float, jitter: float) -> None:
+        """The endpoint failed at a call that began at a time: many times in a row, it needs a pause."""
+        self._take_back(begun_s)
+        self._faults += 1
+        if self._faults >= _FAULTS and begun_s > self._closed_s:
+            self._close(begun_s, now_s, 0.0, jitter)
+            self._is_refused = False
 
     def refuse(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
-        """A call that began at a time was refused: there are too many, or the endpoint is overloaded.
+        """A call that began at a time was refused: there are too many.
 
         The gate closes for as long as the endpoint says and, by `jitter` from 0 to 1, a little longer: other
         services may have been told the same.
         """
-        self._open -= 1
-        if begun_s in self._begun_s:
-            self._begun_s.remove(begun_s)
-        if begun_s > self._cut_s:
-            self._limit = max(1.0, min(self._limit, self._open + 1) * _NARROWER)
-            self._cut_s = now_s
-            wait_s = _PAUSE_S if retry_after_s is None else retry_after_s
-            self._closed_until_s = now_s + wait_s + jitter * min(_LATER * wait_s, _LATER_S)
-            self._is_cut = True
-
-    def _reopen(self, now_s: float) -> None:
-        """Take up the rate that went well until the gate was closed: by now it is known which calls did."""
-        self._is_cut = False
-        self._next_s = now_s
-        if len(self._begun_s) < _EVIDENCE:
-            return
-        first_s = self._begun_s[0]
-        if self._rate is not None and self._cut_s - first_s >= _STRETCH_S:
-            recent = sum(begun_s > self._cut_s - _STRETCH_S for begun_s in self._begun_s)
-            self._ceiling = max(recent, 1) / _STRETCH_S
-            self._rate = self._ceiling * _BELOW
+        self._take_back(begun_s)
+        if begun_s > self._closed_s:
+            self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
+            self._is_refused = True
         else:
-            # A burst may have been on credit; what is sure is that so many went well in all this time. The
-            # endpoint's rate lies between that and the one that was refused.
-            self._ceiling = None
-            sure = len(self._begun_s) / max(self._closed_until_s - first_s, 1.0)
-            self._rate = sure if self._rate is None else sqrt(sure * max(sure, self._rate))
-        self._begun_s.clear()
+            self._taken -= 1
+
+    def _take_back(self, begun_s: float) -> None:
+        self._open -= 1
+        self._count -= begun_s >= self._first_s
+        if begun_s in self._recent_s:
+            self._recent_s.remove(begun_s)
+
+    def _close(self, begun_s: float, now_s: float, wait_s: float, jitter: float) -> None:
+        if any(self._ramp.since_s <= earlier_s < begun_s for earlier_s in self._recent_s):
+            self._closings = 0
+        if not self._closings:
+            self._stuck_s = now_s
+        wait_s = max(wait_s, min(_PAUSE_S * _LONGER**self._closings, _LONGEST_PAUSE_S))
+        self._closings += 1
+        self._taken = self._open
+        self._closed_s = now_s
+        self._closed_until_s = now_s + wait_s + jitter * min(_LATER * wait_s, _LATER_S)
+
+    def _forget(self, now_s: float) -> None:
+        self._width = self._pace = None
+        self._has_waited = False
+        self._closings = 0
+        self._first_s, self._count = now_s, 0
+        if now_s >= self._closed_until_s:
+            self._ramp = _Ramp(now_s, self._open)
+
+    def _open_if_due(self, now_s: float) -> None:
+        if self._closed_s < self._ramp.since_s or now_s < self._closed_until_s:
+            return
+        if self._is_refused and self._has_waited and self._count > 0:
+            self._learn(now_s)
+        if self._closings <= 1 and now_s - self._first_s > _HORIZON_S:
+            self._first_s, self._count = now_s, 0
+        self._ramp = _Ramp(now_s, self._open, 1, _AGAIN_S)
+        self._next_s = now_s
+
+    def _learn(self, now_s: float) -> None:
+        """Take up what went well until the gate was closed: by now it is known which calls did."""
+        closed_s, opened_s, pace, width = self._closed_s, self._ramp.since_s, self._pace, self._width
+        second = max(1, sum(begun_s > closed_s - 1 for begun_s in self._recent_s))
+        if now_s - self._stuck_s > _LONG_S:
+            rounded_s = min(self._closed_until_s - closed_s, _ROUNDED_S)
+            average = _BELOW * self._count / (now_s - self._first_s - rounded_s)
+            self._width, self._pace = None, _Pace(min(pace.level, average) if pace else average, now_s)
+        elif pace and closed_s - opened_s >= 1:
+            # The pace was right, but for what it had grown since; or something else bounded the calls.
+            trust = min(2 * pace.trust, _MOST_TRUST) if pace.at(closed_s) > pace.level else 1
+            self._pace = _Pace(0.95 * min(pace.at(closed_s), second), now_s, trust)
+        elif pace:
+            if sum(begun_s >= opened_s for begun_s in self._recent_s) >= _SOME:
+                level = _BELOW * second if _BELOW * second <= 1.1 * pace.level else 0.9 * pace.at(closed_s)
+                self._pace = _Pace(max(0.6 * pace.at(closed_s), level), now_s, pace.trust)
+        elif width is None and second < min(_EVIDENCE, 6 * self._taken):
+            self._width = _Width(self._taken, now_s, second)
+        elif width and (self._closings > 1 or width.at(closed_s) > width.calls):
+            self._width = width._replace(since_s=now_s)  # one call more was too many, or nothing is new
+        else:
+            self._width, self._pace = None, _Pace(_BELOW * max(second, width.second if width else 0), now_s)

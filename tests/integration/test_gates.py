@@ -1,0 +1,74 @@
+"""The engine before a real HTTP endpoint that takes so many calls a second, in real time."""
+
+import asyncio
+from pathlib import Path
+
+from aiohttp import web
+from support.endpoint import Answer, Call, Endpoint, completion, failing
+from support.limits import Sliding
+
+from orchestrator.core import config
+from orchestrator.core.create import NewInstance
+from orchestrator.engine.local import LocalEngine
+from orchestrator.log.sqlite import SqliteEventLog
+from orchestrator.log.subscription import wait_for_end
+from orchestrator.models.base import Models
+from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.v1 import instance_pb2 as pb
+
+PER_S = 40
+
+
+class Limited:
+    """A script: 40 calls in any second are answered within 0.1 s; more are refused, and one when told."""
+
+    def __init__(self) -> None:
+        self._limit = Sliding(PER_S)
+        self.refuses_next = False
+        self.taken_s: list[float] = []
+        self.refusals = 0
+
+    def __call__(self, _: Call) -> Answer:
+        now_s = asyncio.get_running_loop().time()
+        if self.refuses_next or self._limit.begin(now_s) is not None:
+            self.refuses_next = False
+            self.refusals += 1
+            return failing(429, Retry_After="1")
+        self.taken_s.append(now_s)
+        return self._answer
+
+    async def _answer(self, _: Call) -> web.StreamResponse:
+        await asyncio.sleep(0.1)
+        return web.json_response(completion("done"))
+
+
+async def run(engine: LocalEngine, log: SqliteEventLog, name: str, instances: int, subtasks: int) -> None:
+    """Run instances with plans of their own to their ends."""
+    own = [pb.Subtask(id=f"t{number}", instructions="Do it.") for number in range(subtasks)]
+    changes = pb.InstanceConfig(subtasks=own)
+    wished = config.resolve(changes, config.default("openai/big", "openai/small"))
+    ids = [f"{name}-{number}" for number in range(instances)]
+    for instance_id in ids:
+        await engine.create(NewInstance(instance_id, "Build it", wished))
+    for instance_id in ids:
+        assert (await wait_for_end(log, instance_id, 60)).state == pb.STATE_COMPLETE
+
+
+async def test_bursts_after_light_traffic_and_a_refusal_get_what_the_endpoint_allows(tmp_path: Path) -> None:
+    limited = Limited()
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with Endpoint(limited) as endpoint:
+        provider = ChatCompletions("openai", endpoint.url, api_key="k")
+        async with LocalEngine.running(log, Models({"openai": provider})) as engine:
+            for case in range(2):
+                limited.refuses_next = True
+                await run(engine, log, f"light{case}", 4, 3)
+                limited.taken_s.clear()
+                limited.refusals = 0
+                await run(engine, log, f"burst{case}", 25, 7)
+                calls, spent_s = len(limited.taken_s), limited.taken_s[-1] - limited.taken_s[0]
+                assert limited.refusals <= 0.1 * (calls + limited.refusals)
+                # Far below what the simulated endpoints are held to: this is real time, on any machine.
+                assert calls / spent_s >= 0.5 * PER_S
+        await provider.aclose()
+    await log.aclose()
