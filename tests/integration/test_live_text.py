@@ -314,7 +314,7 @@ async def test_thoughts_that_were_shown_are_replaced_by_the_answer_and_not_shown
         body = said(make, f"{THOUGHTS}One, two")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         for event in events:
-            if "/thin" in str(event):
+            if "</th" in str(event):
                 await thoughts_were_shown.wait()
             await response.write(streams.encoded(event))
         return response
