@@ -161,14 +161,12 @@ class ModelError(OrchestratorError):
     @property
     def is_refusal(self) -> bool:
         """Whether the endpoint has more calls than it takes: then others should wait as well."""
-        return self.retryable and (
-            self.reason == "RATE_LIMITED" or (self.reason == "OVERLOADED" and bool(self.retry_after_s))
-        )
+        return self.retryable and self.reason == "RATE_LIMITED"
 
     @property
     def is_fault(self) -> bool:
         """Whether the endpoint failed: once, that is this call's alone; often in a row, it needs a pause."""
-        return self.reason == "OVERLOADED" and not self.is_refusal
+        return self.reason == "OVERLOADED"
 
 
 class AddressError(ModelError):

@@ -7,7 +7,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_test_that_the_table_of_failures_names_is_there() -> None:
-    files = {path.name: path.read_text() for path in (ROOT / "tests/integration").glob("test_*.py")}
+    paths = [path for kind in ("unit", "integration") for path in (ROOT / "tests" / kind).glob("test_*.py")]
+    files = {path.name: path.read_text() for path in paths}
     named = re.findall(r"`(test_\w+)`(?: \(`(test_\w+\.py)`\))?", (ROOT / "docs/models.md").read_text())
     assert len(named) > 40
     for name, file in named:

@@ -83,6 +83,38 @@ async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
     assert crowd.order == ["x"]
 
 
+@pytest.mark.parametrize(
+    ("error", "is_closed"),
+    [
+        (ModelError("RATE_LIMITED", "slow down", retryable=True), True),
+        (ModelError("RATE_LIMITED", "the account is empty", retryable=False), False),
+        (ModelError("OVERLOADED", "status 503", retryable=True, retry_after_s=9), True),
+        (ModelError("OVERLOADED", "status 503", retryable=True, retry_after_s=0), False),
+        (ModelError("OVERLOADED", "status 500", retryable=True), False),
+        (ModelError("OUTPUT_INVALID", "no JSON", retryable=True), False),
+    ],
+)
+async def test_what_says_that_there_are_too_many_calls_closes_an_endpoint(
+    error: ModelError, is_closed: bool
+) -> None:
+    crowd = Crowd(4)
+    crowd.want("a", 1)
+    await crowd.give_back(error=error)
+    crowd.want("b", 1)
+    assert crowd.order == (["a"] if is_closed else ["a", "b"])
+    crowd.turns.close()
+
+
+async def test_an_endpoint_that_fails_at_many_calls_in_a_row_is_given_a_pause() -> None:
+    crowd = Crowd(4)
+    for _ in range(5):
+        crowd.want("a", 1)
+        await crowd.give_back(error=ModelError("OVERLOADED", "status 500", retryable=True))
+    crowd.want("b", 1)
+    assert crowd.order == ["a"] * 5
+    crowd.turns.close()
+
+
 async def test_one_throttled_endpoint_does_not_stop_another() -> None:
     crowd = Crowd(4)
     crowd.want("a", 1, "busy")

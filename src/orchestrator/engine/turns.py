@@ -50,7 +50,7 @@ class Turns:
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
         is_asked = self._share > 0 and (endpoint, instance_id) == self._asked
-        wait_s = gate.wait_s(now_s, has_waited=is_asked)
+        wait_s = gate.wait_s(now_s, has_waited=is_asked or bool(queue))
         if self._free > 0 and wait_s == 0 and (is_asked or not (queue or self._is_serving)):
             self._share -= is_asked
             gate.begin(now_s)
@@ -69,7 +69,7 @@ class Turns:
         if error and error.is_refusal:
             gate.refuse(turn.begun_s, now_s, error.retry_after_s, self._jitter())
         elif error and error.is_fault:
-            gate.fail(turn.begun_s, now_s, self._jitter())
+            gate.fail(turn.begun_s, now_s, error.retry_after_s, self._jitter())
         else:
             gate.end()
         if not self._is_serving and any(self._queues.values()):

@@ -29,14 +29,14 @@ _LONGER: Final = 1.5  # times that, if nothing has gone well since the last one
 _LONGEST_PAUSE_S: Final = 30.0
 _LATER: Final = 0.1  # of the wait, at most, so that those who were refused together do not come back together
 _LATER_S: Final = 1.0  # and at most so much
-_FAULTS: Final = 5  # in a row are as good as a refusal
+_FAULTS: Final = 5  # in a row are no longer the calls' own
 
 _EVIDENCE: Final = 32  # calls of one second make a pace
 _SOME: Final = 4  # calls have to go well after one refusal for the next to say anything new
-_BELOW: Final = 0.92  # of what went well
+_BELOW: Final = 0.94  # of what went well
 _ROUNDED_S: Final = 1.0  # so much of a wait may be there only because it is told in whole seconds
 _LONG_S: Final = 2.0  # a wait that is part of the pace: the endpoint counts in minutes
-_HORIZON_S: Final = 120.0  # what went well longer ago says nothing
+_HORIZON_S: Final = 120.0  # what was longer ago says nothing
 _REMEMBERED: Final = 1024  # calls
 _MOST_TRUST: Final = 4
 
@@ -62,8 +62,8 @@ class _Width(NamedTuple):
 
     calls: int
     since_s: float
-    second: int
-    """How many calls went well in the second before."""
+    per_s: int
+    """How many calls had gone well in a second."""
 
     def at(self, now_s: float) -> int:
         return self.calls + int(((now_s - self.since_s) / 10) ** 3)
@@ -169,12 +169,15 @@ class Gate:
         self._open -= 1
         self._faults = 0
 
-    def fail(self, begun_s: float, now_s: float, jitter: float) -> None:
-        """The endpoint failed at a call that began at a time: many times in a row, it needs a pause."""
+    def fail(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
+        """The endpoint failed at a call that began at a time.
+
+        The gate closes where the endpoint says for how long, as in `refuse`, or has failed often in a row.
+        """
         self._take_back(begun_s)
         self._faults += 1
-        if self._faults >= _FAULTS and begun_s > self._closed_s:
-            self._close(begun_s, now_s, 0.0, jitter)
+        if begun_s > self._closed_s and (retry_after_s or self._faults >= _FAULTS):
+            self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
             self._is_refused = False
 
     def refuse(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
@@ -218,7 +221,9 @@ class Gate:
     def _open_if_due(self, now_s: float) -> None:
         if self._closed_s < self._ramp.since_s or now_s < self._closed_until_s:
             return
-        if self._is_refused and self._has_waited and self._count > 0:
+        if now_s - self._stuck_s > _HORIZON_S:
+            self._width = self._pace = None
+        elif self._is_refused and self._has_waited and self._count > 0:
             self._learn(now_s)
         if self._closings <= 1 and now_s - self._first_s > _HORIZON_S:
             self._first_s, self._count = now_s, 0
@@ -228,7 +233,7 @@ class Gate:
     def _learn(self, now_s: float) -> None:
         """Take up what went well until the gate was closed: by now it is known which calls did."""
         closed_s, opened_s, pace, width = self._closed_s, self._ramp.since_s, self._pace, self._width
-        second = max(1, sum(begun_s > closed_s - 1 for begun_s in self._recent_s))
+        per_s = max(1, sum(begun_s > closed_s - 1 for begun_s in self._recent_s))
         if now_s - self._stuck_s > _LONG_S:
             rounded_s = min(self._closed_until_s - closed_s, _ROUNDED_S)
             average = _BELOW * self._count / (now_s - self._first_s - rounded_s)
@@ -236,14 +241,14 @@ class Gate:
         elif pace and closed_s - opened_s >= 1:
             # The pace was right, but for what it had grown since; or something else bounded the calls.
             trust = min(2 * pace.trust, _MOST_TRUST) if pace.at(closed_s) > pace.level else 1
-            self._pace = _Pace(0.95 * min(pace.at(closed_s), second), now_s, trust)
+            self._pace = _Pace(0.95 * min(pace.at(closed_s), per_s), now_s, trust)
         elif pace:
             if sum(begun_s >= opened_s for begun_s in self._recent_s) >= _SOME:
-                level = _BELOW * second if _BELOW * second <= 1.1 * pace.level else 0.9 * pace.at(closed_s)
+                level = _BELOW * per_s if _BELOW * per_s <= 1.1 * pace.level else 0.9 * pace.at(closed_s)
                 self._pace = _Pace(max(0.6 * pace.at(closed_s), level), now_s, pace.trust)
-        elif width is None and second < min(_EVIDENCE, 6 * self._taken):
-            self._width = _Width(self._taken, now_s, second)
+        elif width is None and per_s < min(_EVIDENCE, 6 * self._taken):
+            self._width = _Width(self._taken, now_s, per_s)
         elif width and (self._closings > 1 or width.at(closed_s) > width.calls):
             self._width = width._replace(since_s=now_s)  # one call more was too many, or nothing is new
         else:
-            self._width, self._pace = None, _Pace(_BELOW * max(second, width.second if width else 0), now_s)
+            self._width, self._pace = None, _Pace(_BELOW * max(per_s, width.per_s if width else 0), now_s)
