@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from orchestrator.app import calm_collector
+from orchestrator.app import tune_garbage_collector
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import COMPLETE, RUNNING, Instance, State
+from orchestrator.core.instance import COMPLETE, RUNNING, Instance, State
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.base import Entry, EventLog
 from orchestrator.log.sqlite import SqliteEventLog
@@ -181,7 +181,7 @@ def main() -> None:
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--alone", type=int, default=200, help="instances one after the other")
     options = arguments.parse_args()
-    calm_collector()
+    tune_garbage_collector()
     print(f"{'':14}{'instances/s':>14}{'events/s':>12}{'of raw':>9}{'of bare':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.repeats):

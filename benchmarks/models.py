@@ -23,9 +23,9 @@ from aiohttp import web
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
+from orchestrator.core.instance import Instance
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import FULL, Full, Message, Profile, Prompt
-from orchestrator.core.state import Instance
 from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
@@ -33,7 +33,7 @@ from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest, Models, Provider
 from orchestrator.models.chat_completions import ChatCompletions
-from orchestrator.models.http import Client
+from orchestrator.models.http import EndpointClient
 from orchestrator.models.scripted import plan_text
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -187,7 +187,7 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
     request = ModelRequest("small", prompt, max_output_tokens=1000, timeout_s=600)
     asked = {"model": "small", "messages": [{"role": "user", "content": "Do it. " * 200}]}
     body, streamed_body = json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()
-    bare = Client(Address.parse(url), {})
+    bare = EndpointClient(Address.parse(url), {})
     plain, streamed = Plain("openai", url), Streamed("openai", url)
     texts = LiveTexts()
 
@@ -196,7 +196,7 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
             await incoming.whole()
 
     async def ask(provider: Provider) -> None:
-        with texts.writing("i", "t1", 1) as on_text:
+        with texts.writer("i", "t1", 1) as on_text:
             await provider.complete(request, on_text)
 
     try:

@@ -14,21 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.app import calm_collector
+from orchestrator.app import tune_garbage_collector
 from orchestrator.core import config
+from orchestrator.core.commands import MakePlan, RunSubtask, Synthesize
 from orchestrator.core.create import NewInstance
-from orchestrator.core.decider import (
-    MakePlan,
-    RunSubtask,
-    Synthesize,
-    begun,
-    follow,
-    planned,
-    synthesized,
-    worked,
-)
+from orchestrator.core.decider import apply_with_consequences
+from orchestrator.core.events import call_started, plan_completed, subtask_completed, synthesis_completed
+from orchestrator.core.instance import Instance, Subtask, Usage
 from orchestrator.core.plan import Plan
-from orchestrator.core.state import Instance, Subtask, Usage
 from orchestrator.log.base import Entry
 from orchestrator.log.retention import sweep
 from orchestrator.log.sqlite import SqliteEventLog
@@ -47,17 +40,17 @@ def finished(number: int) -> Entry:
 
     def then(*more: Event) -> Instance:
         now_s = time.time()
-        after, followed = follow(instance, more, now_s, lambda time_s: now_s - time_s)
+        after, followed = apply_with_consequences(instance, more, now_s, lambda time_s: now_s - time_s)
         life.extend(followed)
         return after
 
-    instance = then(begun(instance, MakePlan()))
-    instance = then(*planned(instance, PLAN, USED))
+    instance = then(call_started(instance, MakePlan()))
+    instance = then(*plan_completed(instance, PLAN, USED))
     for subtask in PLAN.subtasks:
-        instance = then(begun(instance, RunSubtask(subtask.id)))
-        instance = then(worked(instance, subtask.id, "The text. " * 20, USED))
-    instance = then(begun(instance, Synthesize()))
-    instance = then(synthesized(instance, "The result.", USED))
+        instance = then(call_started(instance, RunSubtask(subtask.id)))
+        instance = then(subtask_completed(instance, subtask.id, "The text. " * 20, USED))
+    instance = then(call_started(instance, Synthesize()))
+    instance = then(synthesis_completed(instance, "The result.", USED))
     return Entry(life, instance)
 
 
@@ -133,7 +126,7 @@ def main() -> None:
     arguments.add_argument("--seconds", type=float, default=5, help="of each measurement")
     arguments.add_argument("--repeats", type=int, default=3)
     options = arguments.parse_args()
-    calm_collector()
+    tune_garbage_collector()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "log.db")
         events = asyncio.run(fill(path, options.instances))

@@ -37,7 +37,7 @@ class Running:
     log: SqliteEventLog
     envoy: EdgeProcess | None
     """None: without REST."""
-    taken_up: int
+    recovered: int
     """How many instances that an earlier service left unfinished go on."""
 
     async def watch(self) -> None:
@@ -101,7 +101,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                 )
             )
             service.info.rest_address = envoy.address
-        yield Running(address, log, envoy, engine.taken_up)
+        yield Running(address, log, envoy, engine.recovered)
 
 
 async def _check_addresses(settings: Settings, *, edge: bool) -> None:
@@ -133,7 +133,7 @@ async def _in_background(work: Coroutine[None, None, Never]) -> AsyncIterator[No
         await asyncio.wait([task])
 
 
-def calm_collector() -> None:
+def tune_garbage_collector() -> None:
     """Let the garbage collector run less often, for this process.
 
     States are many small values that live long and hold no cycles: with Python's defaults, looking through
@@ -165,7 +165,7 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     hush_libraries()
-    calm_collector()
+    tune_garbage_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -177,8 +177,8 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
             f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_told}, "
             f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
         )
-        if service.taken_up:
-            sys.stdout.write(f"going on with what is unfinished there: {service.taken_up}\n")
+        if service.recovered:
+            sys.stdout.write(f"going on with what is unfinished there: {service.recovered}\n")
         sys.stdout.flush()
         await _first(stop.wait(), service.watch())
 

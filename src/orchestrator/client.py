@@ -40,7 +40,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from orchestrator.core.state import TERMINAL, WAITING, State
+from orchestrator.core.instance import TERMINAL, WAITING, State
 from orchestrator.errors import OrchestratorError
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -68,7 +68,7 @@ _LONGEST_DELAY_S: Final = 5.0
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # The channel's own patience between connections must not outlast ours.
+    # The channel's own patience between connections must not wait_before_retry ours.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -112,7 +112,7 @@ class ServiceError(OrchestratorError):
         return cls(error.code(), error.details() or "", reason=info.reason, metadata=info.metadata)
 
     @property
-    def is_a_cut(self) -> bool:
+    def is_connection_loss(self) -> bool:
         """Whether the connection or the service went away, so that reading on later makes sense."""
         if self.code is grpc.StatusCode.UNAVAILABLE:
             return True
@@ -250,7 +250,7 @@ class Client:
                 with _translated():
                     answer = await self._stub.WaitInstance(request, timeout=step_s + self._timeout_s)
             except ServiceError as error:
-                await patience.outlast(error)
+                await patience.wait_before_retry(error)
                 continue
             patience.renew()
             instance = answer.instance
@@ -454,11 +454,11 @@ class _Patience:
         self._tries = 0
         self._end: float | None = None
 
-    async def outlast(self, error: ServiceError) -> None:
+    async def wait_before_retry(self, error: ServiceError) -> None:
         """Pause before the next try; raise the error when it is no cut or the time is up."""
         now = time.monotonic()
         self._end = self._end or now + self._keep_trying_s
-        if not error.is_a_cut or now >= self._end:
+        if not error.is_connection_loss or now >= self._end:
             raise error
         longest = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._tries)
         self._tries += 1
@@ -492,10 +492,10 @@ async def _resuming(
                     patience.renew()
                 yield message
         except ServiceError as error:
-            if error.is_a_cut:
+            if error.is_connection_loss:
                 is_cut = True
                 tell(error)
-            await patience.outlast(error)
+            await patience.wait_before_retry(error)
         finally:
             call.cancel()
 

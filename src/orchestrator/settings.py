@@ -226,7 +226,7 @@ def _variables(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[
         if variable in names:
             found[names[variable]] = value
         elif not _FOREIGN.fullmatch(name) and not value.startswith(("tcp://", "udp://", "sctp://")):
-            raise SettingsError(f"{variable} is set, and is no setting: {meant(variable, [*names])}")
+            raise SettingsError(f"{variable} is set, and is no setting: {suggestion(variable, [*names])}")
     return found
 
 
@@ -247,11 +247,11 @@ def _table(file: Path, known: Sequence[str]) -> Mapping[str, object]:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{file} cannot be read: {error}") from None
     if unknown := sorted(set(table) - set(known)):
-        raise SettingsError(f"{file}: unknown setting {unknown[0]!r}: {meant(unknown[0], known)}")
+        raise SettingsError(f"{file}: unknown setting {unknown[0]!r}: {suggestion(unknown[0], known)}")
     return table
 
 
-def meant(name: str, known: Sequence[str]) -> str:
+def suggestion(name: str, known: Sequence[str]) -> str:
     """What a name that nobody knows was perhaps to be; else all that there are."""
     # Without the prefix, which all of them share and which would make any two alike.
     short = {each.removeprefix(PREFIX): each for each in known}

@@ -51,7 +51,7 @@ async def read_all(log: EventLog, instance_id: str, page: int = 3) -> list[Event
     events: list[Event] = []
     while True:
         found = await log.read(instance_id, len(events), page)
-        assert [event.sequence for event in found.events()] == list(found.places)
+        assert [event.sequence for event in found.events()] == list(found.ordinals)
         events += found.events()
         if found.at_end:
             return events
@@ -152,7 +152,7 @@ async def test_positions_follow_the_order_of_commits_over_all_instances(log: Eve
     while True:
         page = await log.read_all(places[-1] if places else 0, 4)
         events += page.events()
-        places += page.places
+        places += page.ordinals
         if page.at_end:
             break
     assert places == sorted(set(places))
@@ -215,7 +215,7 @@ async def test_reading_resumes_exactly_after_the_last_sequence_seen(log: EventLo
     await record(log, life)
     for after in range(len(life.events)):
         page, _ = await steps(log, "a", after=after)
-        assert page.places[0] == after + 1
+        assert page.ordinals[0] == after + 1
 
 
 @pytest.mark.parametrize("after", [2, 99, -1])
@@ -242,9 +242,9 @@ async def test_without_follow_a_reader_stops_once_it_has_caught_up(log: EventLog
 
 async def test_a_quiet_stream_says_so(log: EventLog) -> None:
     await record(log, Life("a"))
-    async with aclosing(subscription.follow(log, "a", quiet_s=0.001)) as reader:
+    async with aclosing(subscription.follow(log, "a", idle_s=0.001)) as reader:
         found = [await anext(reader) for _ in range(4)]
-    assert found[1:] == [subscription.CaughtUp(1), subscription.Quiet(1), subscription.Quiet(1)]
+    assert found[1:] == [subscription.CaughtUp(1), subscription.Idle(1), subscription.Idle(1)]
 
 
 async def test_closing_sends_readers_away_with_word_to_come_back(log: EventLog) -> None:
@@ -263,7 +263,7 @@ async def test_all_instances_are_followed_live(log: EventLog) -> None:
     await record(log, Life("a"))
     async with aclosing(subscription.follow_all(log)) as reader:
         first = await anext(reader)
-        assert await anext(reader) == subscription.CaughtUp(first.places[-1])
+        assert await anext(reader) == subscription.CaughtUp(first.ordinals[-1])
         await record(log, Life("b"))
         page = await anext(reader)
     assert [event.instance_id for event in page.events()] == ["b"]
@@ -275,10 +275,10 @@ async def test_instances_with_a_label_are_followed_alone(log: EventLog) -> None:
     labels = [("team", "red"), ("stage", "one")]
     page, caught_up = [step async for step in subscription.follow_all(log, labels=labels, live=False)]
     assert [event.instance_id for event in page.events()] == ["i1", "i3", "i5"]
-    assert page.places == [2, 4, 6]
+    assert page.ordinals == [2, 4, 6]
     assert caught_up == subscription.CaughtUp(6)
     rest = [step async for step in subscription.follow_all(log, after=2, labels=labels, live=False)]
-    assert rest[0].places == [4, 6]
+    assert rest[0].ordinals == [4, 6]
 
 
 async def test_whoever_waits_for_an_end_gets_it_or_the_state_when_time_is_up(log: EventLog) -> None:
@@ -381,7 +381,7 @@ async def test_places_of_the_deleted_are_not_given_again(log: EventLog) -> None:
     ((new_key, _),) = await log.find(limit=1)
     assert new_key > key
     page = await log.read_all(last)
-    assert list(page.places) == [last + 1, last + 2]
+    assert list(page.ordinals) == [last + 1, last + 2]
 
 
 async def test_an_id_and_a_request_id_are_free_again_after_deletion(log: EventLog) -> None:
@@ -394,7 +394,7 @@ async def test_an_id_and_a_request_id_are_free_again_after_deletion(log: EventLo
 async def test_a_reader_of_a_deleted_instance_is_told_so_even_if_the_id_lives_on(log: EventLog) -> None:
     life = Life("a")
     await record(log, life)
-    async with aclosing(subscription.follow(log, "a", quiet_s=5)) as reader:
+    async with aclosing(subscription.follow(log, "a", idle_s=5)) as reader:
         assert isinstance(await anext(reader), Page)
         assert isinstance(await anext(reader), subscription.CaughtUp)
         before = len(life.events)
@@ -418,11 +418,11 @@ async def test_what_follows_on_a_deleted_instance_is_refused(log: EventLog) -> N
 async def test_creations_that_go_together_are_all_there_or_none(log: EventLog) -> None:
     await record(log, Life("taken"))
     for refused in (["a", "taken", "b"], ["a", "b", "a"]):
-        futures = log.append_together([Entry(life.events, life.instance) for life in map(Life, refused)])
+        futures = log.append_atomic([Entry(life.events, life.instance) for life in map(Life, refused)])
         results = await asyncio.gather(*futures, return_exceptions=True)
         assert all(isinstance(result, AlreadyExistsError) for result in results)
         assert [name for _, name in await log.find(limit=9)] == ["taken"]
-    futures = log.append_together([Entry(life.events, life.instance) for life in map(Life, "ab")])
+    futures = log.append_atomic([Entry(life.events, life.instance) for life in map(Life, "ab")])
     assert await asyncio.gather(*futures) == [None, None]
     assert [name for _, name in await log.find(limit=9)] == ["b", "a", "taken"]
     assert await read_all(log, "b") == Life("b").events
@@ -431,7 +431,7 @@ async def test_creations_that_go_together_are_all_there_or_none(log: EventLog) -
 async def test_a_repeated_request_among_creations_keeps_the_others_from_nothing(log: EventLog) -> None:
     await record(log, wish("first", "key", b"same"))
     lives = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
-    futures = log.append_together([Entry(life.events, life.instance) for life in lives])
+    futures = log.append_atomic([Entry(life.events, life.instance) for life in lives])
     results = await asyncio.gather(*futures, return_exceptions=True)
     assert (results[0], results[2]) == (None, None)
     assert [error.instance_id for error in results if isinstance(error, DuplicateRequest)] == ["first", "b"]

@@ -52,7 +52,7 @@ async def test_a_released_log_is_streamed_as_it_was_written(release: str, tmp_pa
                 assert event.sequence == last.get(event.instance_id, 0) + 1
                 last[event.instance_id] = event.sequence
                 kinds.add(str(event.WhichOneof("payload")))
-            after, at_end = page.places[-1], page.at_end
+            after, at_end = page.ordinals[-1], page.at_end
     finally:
         await log.aclose()
     assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}

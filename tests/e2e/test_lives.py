@@ -38,7 +38,8 @@ from support.endpoint import Answer, Call, Endpoint, abort, completion, failing
 from support.ledger import ENDS, PLANNING, SYNTHESIS, Ledger
 from support.process import COMMAND, environment, free_port, on_endpoint
 
-from orchestrator.core.state import RESTING, TERMINAL, TRANSITIONS, Instance, fold
+from orchestrator.core.instance import RESTING, TERMINAL, Instance
+from orchestrator.core.state import TRANSITIONS, fold
 from orchestrator.core.wire import STATUS
 from orchestrator.models.scripted import plan_text
 from orchestrator.v1 import event_pb2, instance_pb2

@@ -208,12 +208,12 @@ async def test_text_is_seen_by_whoever_comes_in_the_midst_of_a_call(browser: Bro
     ):
         await created(service, "a")
         await endpoint.wait_for_calls(2)
-        await dictation.pieces.put("Written before anybody looked")
+        await dictation.pieces.put("LiveText before anybody looked")
         await page.goto(ui(service, "a"))
         await lane(page, "Part 1").locator(".row").click()
-        await expect(page.locator(".writing")).to_have_text("Written before anybody looked")
+        await expect(page.locator(".writing")).to_have_text("LiveText before anybody looked")
         await dictation.pieces.put(", and after.")
-        await expect(page.locator(".writing")).to_have_text("Written before anybody looked, and after.")
+        await expect(page.locator(".writing")).to_have_text("LiveText before anybody looked, and after.")
         assert endpoint.open_calls == 1
         await dictation.pieces.put("")
         await shows(page, "Complete")

@@ -15,9 +15,16 @@ from support.endpoint import Answer, Call, Endpoint, failing
 from support.lives import NOW_S, Life, part, resolved
 from support.process import on_endpoint, process
 
-from orchestrator.core import decider, view
-from orchestrator.core.decider import MakePlan
-from orchestrator.core.state import Subtask, Usage
+from orchestrator.core import view
+from orchestrator.core.commands import MakePlan
+from orchestrator.core.events import (
+    call_failed,
+    call_started,
+    calls_interrupted,
+    plan_calls_interrupted,
+    subtasks_planned,
+)
+from orchestrator.core.instance import Subtask, Usage
 from orchestrator.core.wire import write_subtask
 from orchestrator.errors import ModelError
 from orchestrator.v1.event_pb2 import (
@@ -108,17 +115,17 @@ A, B, C = part("a"), part("b", "a"), part("c")
 
 
 def told(life: Life, *subtasks: Subtask) -> Life:
-    return life.then(*decider.planning(life.instance, subtasks, "how"))
+    return life.then(*subtasks_planned(life.instance, subtasks, "how"))
 
 
 def replanned() -> Life:
     """A plan of which two were done and one was under way when it failed; the next attempt has begun."""
     life = Life()
-    told(life.then(decider.begun(life.instance, MakePlan())), A, B, C).done("a", "b").started("c")
-    life.then(*decider.abandoned(life.instance))
+    told(life.then(call_started(life.instance, MakePlan())), A, B, C).done("a", "b").started("c")
+    life.then(*plan_calls_interrupted(life.instance))
     error = ModelError("PLAN_INVALID", "no", retryable=True)
-    life.then(decider.failed(life.instance, MakePlan(), error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
-    return life.then(decider.begun(life.instance, MakePlan()))
+    life.then(call_failed(life.instance, MakePlan(), error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
+    return life.then(call_started(life.instance, MakePlan()))
 
 
 def terminated() -> Life:
@@ -134,7 +141,7 @@ def reviewed(life: Life, *edited: Subtask) -> Life:
 
 
 def interrupted(life: Life) -> Life:
-    return life.then(*decider.interrupted(life.instance, NOW_S))
+    return life.then(*calls_interrupted(life.instance, NOW_S))
 
 
 LIVES: Mapping[str, Callable[[], Life]] = {

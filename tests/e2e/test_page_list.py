@@ -12,7 +12,7 @@ from support.process import on_endpoint, process
 from support.staged_service import StagedService, Step
 
 from orchestrator.cli.progress import usage_line
-from orchestrator.core.state import Usage
+from orchestrator.core.instance import Usage
 from orchestrator.core.wire import usage_message
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1.instance_pb2 import Failure, InstanceConfig

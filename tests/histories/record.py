@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToDict
 
 from orchestrator.core import config, create, lifecycle, view
 from orchestrator.core.fork import fork
-from orchestrator.core.state import COMPLETE, PAUSED, TERMINAL, WAITING, Instance
+from orchestrator.core.instance import COMPLETE, PAUSED, TERMINAL, WAITING, Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog

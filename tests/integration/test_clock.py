@@ -11,7 +11,7 @@ from support.lives import resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog

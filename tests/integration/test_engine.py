@@ -11,8 +11,8 @@ from support.lives import CONFIG, resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
+from orchestrator.core.instance import Instance, Usage
 from orchestrator.core.prompts import FULL
-from orchestrator.core.state import Instance, Usage
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import (
     AlreadyExistsError,
@@ -590,7 +590,7 @@ async def test_an_instance_with_many_subtasks_does_not_starve_the_others(tmp_pat
         hall.gate.set()
         await wait_for_end(log, "small", 20)
         await wait_for_end(log, "big", 20)
-    assert hall.calls.index("small") <= 4  # the planning, t1 that had its turn already, and one turn of big's
+    assert hall.calls.index("small") <= 4  # the planning, t1 that had its slot already, and one slot of big's
 
 
 async def test_outputs_too_long_for_the_model_are_merged_and_the_instance_completes(tmp_path: Path) -> None:

@@ -218,13 +218,13 @@ async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_whi
             await response.write(streams.encoded(event))
         return response
 
-    class Observed(streaming.Events):
+    class Observed(streaming.SseDecoder):
         def feed(self, chunk: bytes) -> Sequence[bytes]:
             if b": half" in chunk:
                 half_came.set()
             return super().feed(chunk)
 
-    monkeypatch.setattr(endpoint_module, "Events", Observed)
+    monkeypatch.setattr(endpoint_module, "SseDecoder", Observed)
     async with (
         Endpoint(lambda call: half if call.subtask_id == "t1" else None, subtasks=1) as endpoint,
         aclosing(make(endpoint)) as provider,

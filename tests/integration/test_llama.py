@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.core.state import DONE, Instance, Subtask, Work
 from orchestrator.core.tiny import TINY
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import llama
@@ -47,7 +47,7 @@ async def test_a_prompt_goes_all_the_way_through_plan_work_and_synthesis(
     replies = await asyncio.gather(*(ask(model, TINY.work(instance, subtask)) for subtask in plan.subtasks))
     assert all(reply.text.strip() and reply.input_tokens and reply.output_tokens for reply in replies)
     done = (
-        subtask._replace(work=Work(state=DONE), output=reply.text)
+        subtask._replace(work=Work(state=COMPLETED), output=reply.text)
         for subtask, reply in zip(plan.subtasks, replies, strict=True)
     )
     instance.subtasks = {subtask.id: subtask for subtask in done}
@@ -80,7 +80,7 @@ async def test_the_longest_texts_fit_into_the_context(model: Llama, character: s
     names = [f"t{number}" for number in range(16)]
     subtasks = {
         name: Subtask(
-            name, text[:200], text, depends_on=tuple(names[:-1]), output=text, work=Work(state=DONE)
+            name, text[:200], text, depends_on=tuple(names[:-1]), output=text, work=Work(state=COMPLETED)
         )
         for name in names
     }

@@ -10,7 +10,7 @@ from support.endpoint import Answer, Call, Endpoint, fenced
 from support.lives import resolved
 
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end

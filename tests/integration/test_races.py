@@ -10,7 +10,7 @@ from support.lives import resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import InstanceNotFoundError, ModelError
 from orchestrator.log.sqlite import SqliteEventLog
@@ -104,7 +104,7 @@ async def test_a_retry_never_falls_to_another_instance_under_the_same_id(tmp_pat
         instance = await wait_for_end(log, "a", 10)
         assert instance.state == pb.STATE_COMPLETE
         page = await log.read("a", 0)
-        assert page.places == list(range(1, instance.last_sequence + 1))
+        assert page.ordinals == list(range(1, instance.last_sequence + 1))
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -213,7 +213,7 @@ async def test_one_that_stands_still_at_the_end_keeps_no_other_from_being_cut(
     async with running(tmp_path, held) as (engine, _):
         await engine.create(wish())
         await engine.create(wish("b"))
-        engine._runs["a"]._news.append(Event(instance_resumed={}))
+        engine._runs["a"]._pending.append(Event(instance_resumed={}))
     assert "a stands still" in caplog.text
 
 

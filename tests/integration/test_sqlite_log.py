@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from support.lives import Life, part
 
-from orchestrator.core.decider import worked
-from orchestrator.core.state import Usage
+from orchestrator.core.events import subtask_completed
+from orchestrator.core.instance import Usage
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
-from orchestrator.log import schema
 from orchestrator.log.base import Entry, Page, framed
-from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.sqlite_connection import Statement
+from orchestrator.log.sqlite import SqliteEventLog, schema
+from orchestrator.log.sqlite.connection import Statement
 from orchestrator.v1.event_pb2 import Event, InstanceRetried, InstanceTerminated
 
 
@@ -39,7 +38,7 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     before = len(life.events)
     life.done("t2")
     await log.append(Entry(life.events[before:], life.instance))
-    assert list((await log.read_all(0)).places) == list(range(1, len(life.events) + 1))
+    assert list((await log.read_all(0)).ordinals) == list(range(1, len(life.events) + 1))
     await log.aclose()
 
 
@@ -177,7 +176,7 @@ async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) 
 async def test_a_database_that_another_program_holds_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite_connection.BUSY_S", 0.05)
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.05)
     path = tmp_path / "log.db"
     await (await SqliteEventLog.open(path)).aclose()
     holder = sqlite3.connect(path)
@@ -217,7 +216,7 @@ async def fill(log: SqliteEventLog) -> None:
 async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
     life = Life("a").planned()
     await log.append(Entry(life.events, life.instance))
     # A reopened connection has no bound: what fails once succeeds when it is tried again.
@@ -237,13 +236,13 @@ async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
     assert "free disk space" in str(results[1])
     assert (await log.load("a")).last_sequence == life.instance.last_sequence
     await log.append(Entry(wish.events, wish.instance))
-    assert list((await log.read_all(0)).places) == list(range(1, len(life.events) + 2))
+    assert list((await log.read_all(0)).ordinals) == list(range(1, len(life.events) + 2))
 
 
 async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
     write = log._writer._tables.connection.write
 
     async def write_and_fail(statements: Sequence[Statement]) -> None:
@@ -262,8 +261,8 @@ async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
 async def test_a_log_that_refused_creations_takes_them_again_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
-    monkeypatch.setattr("orchestrator.log.sqlite_connection.BUSY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.01)
     log = await SqliteEventLog.open(tmp_path / "log.db")
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -315,13 +314,13 @@ async def test_a_page_ends_early_when_its_events_are_large(log: SqliteEventLog) 
     life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
     for number in range(8):
         life.started(f"t{number}")
-        life.then(worked(life.instance, f"t{number}", "x" * 400_000, Usage()))
+        life.then(subtask_completed(life.instance, f"t{number}", "x" * 400_000, Usage()))
     await log.append(Entry(life.events, life.instance))
     pages = []
     after = 0
     while True:
         pages.append(await log.read("a", after))
-        after = pages[-1].places[-1]
+        after = pages[-1].ordinals[-1]
         if pages[-1].at_end:
             break
     assert [event.sequence for page in pages for event in page.events()] == list(range(1, after + 1))
@@ -367,8 +366,8 @@ async def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
 async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
-    monkeypatch.setattr("orchestrator.log.sqlite_connection.BUSY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.01)
     log = await SqliteEventLog.open(tmp_path / "log.db")
     life = Life("a").then(Event(instance_terminated=InstanceTerminated()))
     await log.append(Entry(life.events, life.instance))
@@ -395,7 +394,7 @@ async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_ag
 async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.log.sqlite_writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
     life = Life("a").then(Event(instance_terminated=InstanceTerminated()))
     await log.append(Entry(life.events, life.instance))
     write = log._writer._tables.connection.write

@@ -14,7 +14,7 @@ from support.lives import resolved
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
@@ -178,7 +178,7 @@ async def test_a_planner_that_never_answers_validly_has_no_work_begun_but_for_it
         instance = await wait_for_end(log, "a", 20)
         assert (instance.state, instance.error.reason) == (pb.STATE_ERRORED, "PLAN_INVALID")
         assert planner.worked == ["first", "slow", "second", "slow"]
-        assert list(instance.kept) == ["first", "second"]
+        assert list(instance.reusable) == ["first", "second"]
         assert instance.usage.model_calls == 3 + 4
     await log.aclose()
 

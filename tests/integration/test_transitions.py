@@ -11,7 +11,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from support.service import Service, service
 
-from orchestrator.core.state import TERMINAL, TRANSITIONS
+from orchestrator.core.instance import TERMINAL
+from orchestrator.core.state import TRANSITIONS
 from orchestrator.core.wire import STATUS
 from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelRequest

@@ -24,7 +24,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from orchestrator.core import view
-from orchestrator.core.state import AT_WORK, TERMINAL, Instance, fold
+from orchestrator.core.instance import IN_PROGRESS, TERMINAL, Instance
+from orchestrator.core.state import fold
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
 _STORY = "A bucket holds *n* tokens; each request takes one.\n\n```go\nfunc Allow(key string) bool {\n"
@@ -400,7 +401,7 @@ async def play_slowly(service: ScriptedService, instance_id: str) -> None:
             instance = service.instance(instance_id)
             works = {name: subtask.work for name, subtask in instance.subtasks.items()}
             for name, work in (works | {"": instance.synthesis}).items():
-                if work.state == AT_WORK:
+                if work.state == IN_PROGRESS:
                     await service.write(instance_id, next(words) + " ", subtask_id=name, attempt=work.attempt)
         await service.record(instance_id, *payloads)
 

@@ -17,7 +17,7 @@ from support.scripted_service import ScriptedService, in_seconds, payload_event,
 
 from orchestrator import edge
 from orchestrator.core import config, view
-from orchestrator.core.state import TERMINAL
+from orchestrator.core.instance import TERMINAL
 from orchestrator.rpc import info, sse
 from orchestrator.settings import Settings
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2

@@ -30,7 +30,7 @@ def indented(text: str, by: str) -> str:
         f"Before.\n\n{fenced()}\n\nAfter.",
         f"1. Do this:\n\n{indented(fenced(), '   ')}\n\n2. Then that.",
         f"- a\n  - b\n\n{indented(fenced(), '    ')}",
-        "\n".join(f"> {line}" for line in f"Said:\n\n{fenced()}\n\nSo.".split("\n")),
+        "\n".join(f"> {line}" for line in f"ParsedAnswer:\n\n{fenced()}\n\nSo.".split("\n")),
     ],
     ids=["alone", "between prose", "in a list", "in a list of a list", "in a quote"],
 )

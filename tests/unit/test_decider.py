@@ -5,10 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.lives import NOW_S, Life, at, part, states
 
-from orchestrator.core import decider
-from orchestrator.core.decider import MakePlan, Record, RunSubtask, Synthesize, WakeAfter, decide
+from orchestrator.core.commands import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAfter, model_for
+from orchestrator.core.decider import decide
+from orchestrator.core.events import (
+    call_failed,
+    call_started,
+    calls_interrupted,
+    plan_completed,
+    subtask_completed,
+    synthesis_completed,
+)
+from orchestrator.core.instance import COMPLETED, IN_PROGRESS, TERMINAL, Subtask, Usage
 from orchestrator.core.plan import Plan
-from orchestrator.core.state import AT_WORK, DONE, TERMINAL, Subtask, Usage
 from orchestrator.errors import ModelError
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event
@@ -27,10 +35,10 @@ def recorded(life: Life) -> Event:
     return command.events[-1]
 
 
-def fail(life: Life, call: decider.Call, error: ModelError) -> Life:
-    life.then(decider.begun(life.instance, call))
+def fail(life: Life, call: Call, error: ModelError) -> Life:
+    life.then(call_started(life.instance, call))
     now_s = life.instance.update_time_s + 1  # what `then` gives the next event
-    return life.then(decider.failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0))
+    return life.then(call_failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0))
 
 
 FATAL = ModelError("REQUEST_REJECTED", "no", retryable=False)
@@ -43,7 +51,7 @@ def test_first_of_all_a_plan_is_made() -> None:
 
 def test_a_plan_under_way_is_not_made_twice() -> None:
     life = Life()
-    assert what(life.then(decider.begun(life.instance, MakePlan()))) == []
+    assert what(life.then(call_started(life.instance, MakePlan()))) == []
 
 
 def test_a_clients_own_plan_is_recorded_without_a_call() -> None:
@@ -91,7 +99,7 @@ def test_no_recorded_wait_is_longer_than_the_policys_longest(max_delay_s: int, l
     policy = instance_pb2.RetryPolicy()
     policy.max_delay.seconds = max_delay_s
     life = Life(retry=policy)
-    life.then(decider.begun(life.instance, MakePlan()))
+    life.then(call_started(life.instance, MakePlan()))
     failed = event_pb2.PlanningFailed(attempt=1)
     failed.retry_time.seconds = int(NOW_S) + 86400
     life.then(Event(planning_failed=failed))
@@ -126,12 +134,12 @@ def test_a_call_goes_to_its_workers_model_or_else_to_the_small_one() -> None:
     ]
     names = {"a": "coder", "b": "writer", "c": "unknown", "d": "", "e": "Coder"}
     life = Life(workers=catalogue).planned(*(part(key)._replace(worker=names[key]) for key in names))
-    models = {key: decider.model_for(life.instance, RunSubtask(key)) for key in names}
+    models = {key: model_for(life.instance, RunSubtask(key)) for key in names}
     assert models == {"a": "scripted/codex", **dict.fromkeys("bcde", "scripted/small")}
-    assert decider.begun(life.instance, RunSubtask("a")).subtask_started.model == "scripted/codex"
-    assert decider.begun(life.instance, RunSubtask("c")).subtask_started.model == "scripted/small"
-    assert decider.model_for(life.instance, MakePlan()) == "scripted/big"
-    assert decider.model_for(life.instance, Synthesize()) == "scripted/big"
+    assert call_started(life.instance, RunSubtask("a")).subtask_started.model == "scripted/codex"
+    assert call_started(life.instance, RunSubtask("c")).subtask_started.model == "scripted/small"
+    assert model_for(life.instance, MakePlan()) == "scripted/big"
+    assert model_for(life.instance, Synthesize()) == "scripted/big"
 
 
 def test_siblings_of_a_failed_subtask_go_on_and_its_dependents_are_skipped() -> None:
@@ -164,15 +172,15 @@ def test_with_nothing_done_there_is_nothing_to_synthesise() -> None:
 def test_a_synthesised_instance_is_complete() -> None:
     life = Life().planned(part("a")).done("a")
     assert what(life) == [Synthesize()]
-    life.then(decider.begun(life.instance, Synthesize()))
-    life.then(decider.synthesized(life.instance, "result", Usage(1, 1, 1)))
+    life.then(call_started(life.instance, Synthesize()))
+    life.then(synthesis_completed(life.instance, "result", Usage(1, 1, 1)))
     assert recorded(life).instance_completed.usage.model_calls == 3
 
 
 def test_pausing_starts_nothing_new_and_lets_what_runs_finish() -> None:
     life = Life().planned(part("a"), part("b")).started("a").then(PAUSE)
     assert what(life) == []
-    life.then(decider.worked(life.instance, "a", "out", Usage()))
+    life.then(subtask_completed(life.instance, "a", "out", Usage()))
     assert recorded(life).WhichOneof("payload") == "instance_paused"
     life.then(recorded(life))
     assert what(life) == []
@@ -186,7 +194,7 @@ def test_a_spent_token_budget_lets_what_runs_finish_and_then_errs() -> None:
     life = Life(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
     life.started("b").done("a")
     assert what(life) == []
-    life.then(decider.worked(life.instance, "b", "out", Usage(1, 1, 1)))
+    life.then(subtask_completed(life.instance, "b", "out", Usage(1, 1, 1)))
     assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
 
 
@@ -201,12 +209,12 @@ def test_a_passed_deadline_errs() -> None:
 
 def test_a_crash_records_what_was_under_way_and_counts_no_failure() -> None:
     life = Life(retry=instance_pb2.RetryPolicy(max_attempts=1)).planned(part("a"), part("b")).started("a")
-    life.then(*decider.interrupted(life.instance, NOW_S))
+    life.then(*calls_interrupted(life.instance, NOW_S))
     work = life.instance.subtasks["a"].work
     assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
     assert (work.usage, life.instance.usage.model_calls) == (Usage(model_calls=1), 2)
     assert what(life) == [RunSubtask("a"), RunSubtask("b")]
-    assert decider.interrupted(life.instance, NOW_S) == ()
+    assert calls_interrupted(life.instance, NOW_S) == ()
 
 
 def test_an_instance_that_ended_waits_or_rests_is_left_alone() -> None:
@@ -250,16 +258,16 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
                 case WakeAfter(wait_s):
                     now_s += 0 if running else wait_s
                 case call:
-                    life.then(decider.begun(life.instance, call))
+                    life.then(call_started(life.instance, call))
                     running.add(call)
-        at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == AT_WORK]
+        at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == IN_PROGRESS]
         assert len(at_work) <= parallel
         if not running:
             continue
         if crashes and data.draw(st.integers(0, 9), label="crash") == 9:
             crashes -= 1
             life.instance = life.refolded()
-            life.then(*decider.interrupted(life.instance, now_s))
+            life.then(*calls_interrupted(life.instance, now_s))
             running.clear()
             continue
         call = data.draw(st.sampled_from(sorted(running, key=str)), label="ends")
@@ -267,16 +275,16 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
         outcome = data.draw(st.sampled_from(["done", "done", "done", "flaky", "fatal"]), label="outcome")
         if outcome != "done":
             error = FLAKY if outcome == "flaky" else FATAL
-            life.then(decider.failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0.5))
+            life.then(call_failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0.5))
         elif isinstance(call, MakePlan):
-            life.then(*decider.planned(life.instance, Plan("", plan), Usage(1, 1, 1)))
+            life.then(*plan_completed(life.instance, Plan("", plan), Usage(1, 1, 1)))
         elif isinstance(call, RunSubtask):
             paid.append(call.subtask_id)
             needs = life.instance.subtasks[call.subtask_id].depends_on
-            assert all(life.instance.subtasks[name].work.state == DONE for name in needs)
-            life.then(decider.worked(life.instance, call.subtask_id, "out", Usage(1, 1, 1)))
+            assert all(life.instance.subtasks[name].work.state == COMPLETED for name in needs)
+            life.then(subtask_completed(life.instance, call.subtask_id, "out", Usage(1, 1, 1)))
         else:
-            life.then(decider.synthesized(life.instance, "result", Usage(1, 1, 1)))
+            life.then(synthesis_completed(life.instance, "result", Usage(1, 1, 1)))
     assert len(paid) == len(set(paid))
     failed = states(life.instance).count("FAILED")
     if life.instance.state == instance_pb2.STATE_COMPLETE:

@@ -13,9 +13,9 @@ from support.scripted_service import payload_event
 
 from orchestrator.cli.answer import Answer
 from orchestrator.cli.display import Mark, Row, rows, view, visible
-from orchestrator.cli.drafts import Draft
+from orchestrator.cli.live_text import Draft
 from orchestrator.cli.progress import Progress
-from orchestrator.cli.text import counted, duration, neutral, one_line
+from orchestrator.cli.text import counted, duration, one_line, strip_controls
 from orchestrator.client import OutputDelta
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
@@ -291,7 +291,7 @@ def test_an_answers_links_show_where_they_lead() -> None:
 
 
 def test_control_characters_are_spelt_out() -> None:
-    assert neutral("a\tb\r\nc\x1b[0m\x9b\u202e") == "a\tb\nc\\x1b[0m\\x9b\\u202e"
+    assert strip_controls("a\tb\r\nc\x1b[0m\x9b\u202e") == "a\tb\nc\\x1b[0m\\x9b\\u202e"
     assert one_line(" a\n\tb\x00 ") == "a b\\x00"
     assert one_line("abcdef", 4) == "abc…"
 

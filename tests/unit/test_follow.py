@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from orchestrator.cli.follow import come_back, flags
+from orchestrator.cli.follow import flags, resume_command
 from orchestrator.settings import Settings
 
 
@@ -11,5 +11,5 @@ def test_a_command_to_paste_has_the_flags_that_it_needs_and_no_others(tmp_path: 
     )
     names = {name: f"--{name}" for name in ("grpc_address", "rest_address", "database", "big_model")}
     assert flags(settings, **names) == " --grpc_address 127.0.0.1:2 --database 'my data/x.db'"
-    assert come_back("a", settings, live=True).endswith(" events a --follow -v --address 127.0.0.1:2")
-    assert come_back("a", Settings(), live=False).endswith(" events a --follow")
+    assert resume_command("a", settings, live=True).endswith(" events a --follow -v --address 127.0.0.1:2")
+    assert resume_command("a", Settings(), live=False).endswith(" events a --follow")

@@ -1,10 +1,11 @@
 import pytest
 from support.lives import NOW_S, Life, at, part
 
-from orchestrator.core import decider
-from orchestrator.core.decider import MakePlan, RunSubtask, Synthesize, decide
+from orchestrator.core.commands import MakePlan, Record, RunSubtask, Synthesize
+from orchestrator.core.decider import decide
+from orchestrator.core.events import call_failed, call_started
 from orchestrator.core.fork import fork
-from orchestrator.core.state import Instance, Usage
+from orchestrator.core.instance import Instance, Usage
 from orchestrator.errors import InvalidArgumentError, ModelError, StateForbidsError
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as api
@@ -67,11 +68,9 @@ def test_what_a_fork_copied_counts_for_its_budget_and_not_as_its_own() -> None:
 
 def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
     source = Life().planned(part("a"))
-    source.then(decider.begun(source.instance, RunSubtask("a")))
+    source.then(call_started(source.instance, RunSubtask("a")))
     flaky = ModelError("OVERLOADED", "later", retryable=True)
-    source.then(
-        decider.failed(source.instance, RunSubtask("a"), flaky, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
-    )
+    source.then(call_failed(source.instance, RunSubtask("a"), flaky, Usage(5, 0, 1), now_s=NOW_S, jitter=0))
     source.done("a")
     instance, kinds = forked(source, api.STAGE_SYNTHESIS)
     assert kinds[-2:] == ["subtask_started", "subtask_completed"]
@@ -80,13 +79,11 @@ def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
 
 def test_failed_and_skipped_subtasks_stay_so() -> None:
     source = Life(tolerated_failures=1).planned(part("a"), part("b", "a"), part("c"))
-    source.then(decider.begun(source.instance, RunSubtask("a")))
+    source.then(call_started(source.instance, RunSubtask("a")))
     fatal = ModelError("REQUEST_REJECTED", "no", retryable=False)
-    source.then(
-        decider.failed(source.instance, RunSubtask("a"), fatal, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
-    )
+    source.then(call_failed(source.instance, RunSubtask("a"), fatal, Usage(5, 0, 1), now_s=NOW_S, jitter=0))
     (record,) = decide(source.instance, at(NOW_S))
-    assert isinstance(record, decider.Record)
+    assert isinstance(record, Record)
     source.then(*record.events).done("c")
     instance, _ = forked(source, api.STAGE_SYNTHESIS)
     for mine, theirs in zip(instance.subtasks.values(), source.instance.subtasks.values(), strict=True):
@@ -98,7 +95,7 @@ def test_a_clients_own_plan_is_kept_without_a_call() -> None:
     mine = [instance_pb2.Subtask(id="x", instructions="do x")]
     source = Life(subtasks=mine)
     (record,) = decide(source.instance, at(NOW_S))
-    assert isinstance(record, decider.Record)
+    assert isinstance(record, Record)
     instance, kinds = forked(source.then(*record.events), api.STAGE_SUBTASKS)
     assert kinds == ["instance_created", "subtask_planned", "plan_completed"]
     assert instance.usage == Usage()

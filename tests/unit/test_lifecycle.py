@@ -5,7 +5,8 @@ import pytest
 from support.lives import Life, part
 
 from orchestrator.core import lifecycle
-from orchestrator.core.state import TRANSITIONS, Instance
+from orchestrator.core.instance import Instance
+from orchestrator.core.state import TRANSITIONS
 from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event

@@ -3,9 +3,11 @@ from hypothesis import strategies as st
 from support.lives import Life, at, part
 
 from orchestrator.core import merging
-from orchestrator.core.decider import Record, RunSubtask, Synthesize, decide, model_for, worked
+from orchestrator.core.commands import Record, RunSubtask, Synthesize, model_for
+from orchestrator.core.decider import decide
+from orchestrator.core.events import subtask_completed
+from orchestrator.core.instance import Usage
 from orchestrator.core.prompts import FULL
-from orchestrator.core.state import Usage
 from orchestrator.core.view import status
 
 LATER_S = 2e9
@@ -15,7 +17,9 @@ def with_outputs(*lengths: int, **config: object) -> Life:
     life = Life(**config).planned(*(part(f"t{number}") for number in range(len(lengths))))
     for number, length in enumerate(lengths):
         life.started(f"t{number}")
-        life.then(worked(life.instance, f"t{number}", chr(97 + number % 26) * length, Usage(1, 1, 1)))
+        life.then(
+            subtask_completed(life.instance, f"t{number}", chr(97 + number % 26) * length, Usage(1, 1, 1))
+        )
     return life
 
 
@@ -41,7 +45,7 @@ def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> No
     assert model_for(life.instance, RunSubtask("merge-1")) == "scripted/big"
     for name in ("merge-1", "merge-2"):
         life.started(name)
-        life.then(worked(life.instance, name, f"of {name}", Usage(1, 1, 1)))
+        life.then(subtask_completed(life.instance, name, f"of {name}", Usage(1, 1, 1)))
     assert step(life) == [Synthesize()]
     told = FULL.synthesize(life.instance).messages[-1].content
     assert "of merge-1" in told
@@ -52,7 +56,7 @@ def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> No
 def test_merges_are_no_part_of_the_plan_that_clients_see() -> None:
     life = with_outputs(1500, 1500, max_input_characters=2000)
     step(life)
-    life.started("merge-1").then(worked(life.instance, "merge-1", "both", Usage()))
+    life.started("merge-1").then(subtask_completed(life.instance, "merge-1", "both", Usage()))
     life.completed()
     assert len(status(life.instance).output.orchestrator_tasks) == 2
 
@@ -70,7 +74,7 @@ def test_after_a_few_rounds_there_is_a_synthesis_that_fits(lengths: list[int], m
             assert len(subtask.depends_on) > 1
             assert len(FULL.work(life.instance, subtask).messages[-1].content) < 2000 + 500 * len(lengths)
             life.started(subtask.id)
-            life.then(worked(life.instance, subtask.id, "m" * merged, Usage()))
+            life.then(subtask_completed(life.instance, subtask.id, "m" * merged, Usage()))
     assert rounds <= 5
     told = FULL.synthesize(life.instance).messages[-1].content
     assert len(told) < 2000 + 500 * len(lengths)
@@ -100,5 +104,5 @@ def test_a_name_that_the_plan_has_taken_is_not_used_again() -> None:
     life = Life(max_input_characters=2000).planned(part("merge-1"), part("b"))
     for name in ("merge-1", "b"):
         life.started(name)
-        life.then(worked(life.instance, name, "x" * 1500, Usage()))
+        life.then(subtask_completed(life.instance, name, "x" * 1500, Usage()))
     assert step(life) == [RunSubtask("merge-2")]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from support.endpoint import fenced
 
 from orchestrator.core import plan
+from orchestrator.core.instance import Subtask
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import parse
-from orchestrator.core.state import Subtask
 from orchestrator.models.scripted import plan_text
 
 ids = st.from_regex(plan.ID, fullmatch=True)

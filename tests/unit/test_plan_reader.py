@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.core.instance import Subtask
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import PlanReader, parse
-from orchestrator.core.state import Subtask
 
 PROSE = st.text(st.sampled_from('ab "{}[]\\\n,:é😀`'), max_size=30)
 PLANS = st.builds(

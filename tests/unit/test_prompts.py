@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 from support.endpoint import recognize
 from support.lives import NOW_S, Life
 
-from orchestrator.core import decider, plan
-from orchestrator.core.decider import MakePlan
+from orchestrator.core import plan
+from orchestrator.core.commands import MakePlan
+from orchestrator.core.events import call_failed, call_started
+from orchestrator.core.instance import COMPLETED, FAILED, SKIPPED, Failure, Instance, Subtask, Usage, Work
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit, version_of
-from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask, Usage, Work
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError
 from orchestrator.v1 import instance_pb2 as pb
 
 CONFIG = pb.InstanceConfig(max_subtasks=16, instructions="Answer in French.")
-DONE_WORK = Work(state=DONE)
+DONE_WORK = Work(state=COMPLETED)
 LOST = Work(state=FAILED, error=Failure("TIMEOUT", "no answer within 600 s"))
 SUBTASKS = (
     Subtask("api", "Write the API", "Write all endpoints in Go.", work=DONE_WORK, output="func main() {}"),
@@ -31,7 +32,7 @@ INSTANCE = Instance(
     id="i",
     prompt="Build a shop",
     config=CONFIG,
-    planned=True,
+    is_planned=True,
     summary="Prices are in cents.",
     subtasks={subtask.id: subtask for subtask in SUBTASKS},
 )
@@ -185,8 +186,8 @@ def test_the_planner_is_shown_what_was_wrong_with_its_last_answer(reason: str) -
 
 
 def fail_planning(life: Life, error: ModelError) -> None:
-    life.then(decider.begun(life.instance, MakePlan()))
-    life.then(decider.failed(life.instance, MakePlan(), error, Usage(), now_s=NOW_S, jitter=0))
+    life.then(call_started(life.instance, MakePlan()))
+    life.then(call_failed(life.instance, MakePlan(), error, Usage(), now_s=NOW_S, jitter=0))
 
 
 @pytest.mark.parametrize(

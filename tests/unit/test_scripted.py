@@ -44,10 +44,10 @@ async def test_whoever_comes_late_is_told_all_pieces_so_far() -> None:
         yield "three"
 
     texts = LiveTexts()
-    with texts.writing("i", "t1", 1) as on_text:
+    with texts.writer("i", "t1", 1) as on_text:
         call = asyncio.create_task(Scripted(script).complete(REQUEST, on_text))
         await said.wait()
-        with texts.reading("i") as reader:
+        with texts.subscribe("i") as reader:
             assert [delta.text for delta in reader.read()] == ["one two "]
             go_on.set()
             assert (await call).text == "one two three"

@@ -8,15 +8,8 @@ from google.protobuf.message import Message
 from support.lives import Life, part, states
 
 from orchestrator.core import view, wire
-from orchestrator.core.state import (
-    TERMINAL,
-    TRANSITIONS,
-    IllegalEventError,
-    Instance,
-    Usage,
-    evolve,
-    fold,
-)
+from orchestrator.core.instance import TERMINAL, Instance, Usage
+from orchestrator.core.state import TRANSITIONS, IllegalEventError, evolve, fold
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event
 
@@ -281,7 +274,7 @@ def test_a_retry_with_a_plan_of_the_clients_own_begins_without_half_of_another()
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
     assert life.instance.subtasks == {}
-    assert life.instance.kept["a"].output
+    assert life.instance.reusable["a"].output
 
 
 def test_an_edited_plan_keeps_what_is_done_and_unchanged() -> None:

@@ -1,10 +1,10 @@
-"""Server-Sent Events, however they come."""
+"""Server-Sent SseDecoder, however they come."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.models.streaming import Event, Events
+from orchestrator.models.streaming import Event, SseDecoder
 
 
 def data(events: object) -> list[bytes]:
@@ -12,12 +12,12 @@ def data(events: object) -> list[bytes]:
 
 
 def read(sent: bytes) -> list[bytes]:
-    events = Events()
+    events = SseDecoder()
     return data([*events.feed(sent), *events.rest()])
 
 
 def test_an_event_is_given_when_its_blank_line_has_come() -> None:
-    events = Events()
+    events = SseDecoder()
     assert data(events.feed(b"data: a\n\ndata: b\n")) == [b"a"]
     assert data(events.feed(b"data: c\r\n\r\nda")) == [b"b\nc"]
     assert data(events.feed(b"ta: d\n")) == []
@@ -31,7 +31,7 @@ def test_lines_may_end_in_any_way_and_a_field_begin_with_or_without_space(end: b
 
 
 def test_a_line_feed_after_a_carriage_return_ends_no_other_line_though_it_comes_later() -> None:
-    events = Events()
+    events = SseDecoder()
     assert data(events.feed(b"data: a\r")) == []
     assert data(events.feed(b"\ndata: b\r")) == []
     assert data(events.feed(b"\n\r")) == [b"a\nb"]
@@ -52,19 +52,19 @@ def test_the_last_event_counts_if_its_json_is_whole_and_half_an_event_does_not(e
     "last", [b"[DONE]", b'"[DONE]"', b"[done]", b"[DONE]\n", b"[DONE]\n\ndata: more\n\n"]
 )
 def test_nothing_counts_after_the_last_event(last: bytes) -> None:
-    events = Events()
+    events = SseDecoder()
     assert data([*events.feed(b"data: a\n\ndata: " + last), *events.rest()]) == [b"a"]
     assert events.have_ended
 
 
 def test_an_event_has_the_type_that_it_names_and_only_that_one() -> None:
     sent = b"event: error\ndata: a\n\ndata: b\n\nerror: c\n\n"
-    assert list(Events().feed(sent)) == [Event(b"a", b"error"), Event(b"b"), Event(b"c", b"error")]
+    assert list(SseDecoder().feed(sent)) == [Event(b"a", b"error"), Event(b"b"), Event(b"c", b"error")]
 
 
 @given(st.lists(st.integers(1, 9)))
 def test_the_last_event_is_noticed_however_it_comes(cuts: list[int]) -> None:
-    events = Events()
+    events = SseDecoder()
     found: list[Event] = []
     sent = b"data: a\n\ndata: [DONE]\n\n"
     for cut in cuts:
@@ -80,7 +80,7 @@ def test_events_are_the_same_however_they_come(sent: bytes, cuts: list[int]) -> 
         (b"\n\n", b"data: ", b"\r\n", b"[DONE]", b"\r", b'{"a":1}', b"\xef\xbb\xbf")
     ):
         sent = sent.replace(bytes([byte]), stands_for)
-    whole, pieces = Events(), Events()
+    whole, pieces = SseDecoder(), SseDecoder()
     expected = [*whole.feed(sent), *whole.rest()]
     found: list[Event] = []
     for cut in cuts:

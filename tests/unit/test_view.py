@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from support.lives import Life
 
 from orchestrator.core import config, create, plan, view, workers
-from orchestrator.core.state import Failure, Instance, Subtask, Work
+from orchestrator.core.instance import Failure, Instance, Subtask, Work
 from orchestrator.log.base import Page, framed
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.orchestrator_pb2 import EventBatch

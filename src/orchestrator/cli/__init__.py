@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 
 from orchestrator.cli import output
 from orchestrator.cli.commands import app
-from orchestrator.cli.exits import complain, ending
+from orchestrator.cli.exit_codes import ending, print_error
 from orchestrator.cli.output import OutputError
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context else ""
-        complain(f"{error.format_message().rstrip('.')}{hint}")
+        print_error(f"{error.format_message().rstrip('.')}{hint}")
         code = error.exit_code
     except (OutputError, BrokenPipeError) as error:
         code = ending(error)

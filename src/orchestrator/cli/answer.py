@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.syntax import Syntax
 from rich.text import Text
 
-from orchestrator.cli.text import neutral
+from orchestrator.cli.text import strip_controls
 
 _NEW_LINE: Final = Segment("\n")
 _COLOURS: Final = "ansi_dark"
@@ -26,7 +26,7 @@ class Answer:
 
     def __init__(self, text: str) -> None:
         # Links are written out: a hidden target is a trap.
-        self._markdown = _Markdown(neutral(text), hyperlinks=False)
+        self._markdown = _Markdown(strip_controls(text), hyperlinks=False)
 
     def print_on(self, console: Console) -> None:
         """Print it; a line of code that is wider than the console is broken by the terminal alone."""
@@ -38,7 +38,7 @@ class Answer:
     def _segments(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         for segment in console.render(self._markdown, options):
             # Markdown decodes entities such as &#x202e; on its own.
-            yield segment if segment.control else Segment(neutral(segment.text), segment.style)
+            yield segment if segment.control else Segment(strip_controls(segment.text), segment.style)
 
 
 class _Block(MarkdownElement):

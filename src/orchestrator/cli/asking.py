@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, TextIO
 
-from orchestrator.cli.exits import UsageError, complain
+from orchestrator.cli.exit_codes import UsageError, print_error
 from orchestrator.cli.options import read_plan
 from orchestrator.cli.review import plan_json
 from orchestrator.client import Client, ServiceError
@@ -63,7 +63,7 @@ async def _review(
     try:
         await client.review(instance_id, decision, subtasks=subtasks, feedback=feedback)
     except ServiceError as error:
-        complain(str(error))
+        print_error(str(error))
         return error.reason == "STATE_FORBIDS"
     return True
 
@@ -81,9 +81,9 @@ async def _edited(instance: Instance, keys: TextIO) -> list[Subtask]:
                 raise UsageError("the plan is as it was")
             return read_plan(file)
         except UsageError as error:
-            complain(str(error))
+            print_error(str(error))
         except (OSError, ValueError) as error:
-            complain(f"{editor} cannot be started ({error}): set EDITOR to another editor")
+            print_error(f"{editor} cannot be started ({error}): set EDITOR to another editor")
     return []
 
 

@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.cli import instances, review, steering
 from orchestrator.cli import options as opt
-from orchestrator.cli.exits import ExitCode, ends_well
+from orchestrator.cli.exit_codes import ExitCode, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.plan_option import PlanCommand
 from orchestrator.errors import OrchestratorError
@@ -54,7 +54,7 @@ def _root(
     ),
     cls=PlanCommand,
 )
-@ends_well
+@reporting_errors
 @opt.takes_config
 def run(
     prompt: opt.Prompt = None,
@@ -119,13 +119,13 @@ def run(
     try:
         code = asyncio.run(performance.perform())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        if performance.parting_words:
-            typer.echo(performance.parting_words, err=True)
+        if performance.exit_message:
+            typer.echo(performance.exit_message, err=True)
         stopped = isinstance(error, asyncio.CancelledError)
         raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED) from None
     except OrchestratorError:
-        if performance.parting_words:
-            typer.echo(performance.parting_words, err=True)
+        if performance.exit_message:
+            typer.echo(performance.exit_message, err=True)
         raise
     raise typer.Exit(code)
 
@@ -135,7 +135,7 @@ def run(
         "orchestrator up", "orchestrator up --address 127.0.0.1:9001 --rest-address 127.0.0.1:9000"
     )
 )
-@ends_well
+@reporting_errors
 def up(
     *,
     address: opt.Address = None,
@@ -163,7 +163,7 @@ def up(
 
 
 @app.command(epilog=examples("orchestrator serve", "orchestrator serve --database /var/lib/orchestrator.db"))
-@ends_well
+@reporting_errors
 def serve(
     *,
     address: opt.Address = None,
@@ -189,7 +189,7 @@ def serve(
 
 
 @app.command(epilog=examples("orchestrator doctor", "orchestrator doctor --json"))
-@ends_well
+@reporting_errors
 def doctor(*, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Say what is missing and how to mend it; each model that is set is called once, for a few tokens.
 

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from orchestrator.cli.exits import NoServiceError, UsageError
+from orchestrator.cli.exit_codes import NoServiceError, UsageError
 from orchestrator.cli.text import command
 from orchestrator.settings import Settings
 

@@ -1,7 +1,7 @@
 """What a person watches while an instance runs: rows from its state, drawn calmly.
 
 `rows` and `visible` are pure; `view` lays the rows out for a width and a height. All text goes through
-`neutral` and is never read as Rich markup.
+`strip_controls` and is never read as Rich markup.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import Final
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
-from orchestrator.cli.drafts import Draft
+from orchestrator.cli.live_text import Draft
 from orchestrator.cli.progress import cost, usage_line
-from orchestrator.cli.text import command, counted, duration, neutral, one_line
-from orchestrator.core import state as core
-from orchestrator.core.state import Instance, Subtask, Usage, Work
+from orchestrator.cli.text import command, counted, duration, one_line, strip_controls
+from orchestrator.core import instance as core
+from orchestrator.core.instance import Instance, Subtask, Usage, Work
 from orchestrator.v1 import instance_pb2 as pb
 
 _SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -86,7 +86,7 @@ def rows(instance: Instance, now_s: float, drafts: Mapping[str, Draft] = _NO_DRA
 
 def _heard(drafts: Mapping[str, Draft], key: str, work: Work) -> str:
     draft = drafts.get(key)
-    return draft.text if draft and work.state == core.AT_WORK and work.attempt == draft.attempt else ""
+    return draft.text if draft and work.state == core.IN_PROGRESS and work.attempt == draft.attempt else ""
 
 
 def visible(all_rows: Sequence[Row], room: int) -> list[Row]:
@@ -139,9 +139,9 @@ def _after(ids: Sequence[str]) -> str:
 
 def _standing(work: Work, now_s: float, waits_for: str) -> tuple[Mark, str]:
     match work.state:
-        case core.AT_WORK:
+        case core.IN_PROGRESS:
             return Mark.RUNNING, f"attempt {work.attempt}" if work.attempt > 1 else ""
-        case core.DONE:
+        case core.COMPLETED:
             return Mark.DONE, counted(work.attempt, "attempt") if work.attempt > 1 else ""
         case core.FAILED:
             return Mark.FAILED, counted(work.attempt, "attempt") if work.attempt > 1 else ""
@@ -161,7 +161,10 @@ def _elapsed(work: Work, now_s: float) -> float | None:
 
 
 def _trouble(work: Work) -> str:
-    if work.error is None or work.state in (core.DONE, core.AT_WORK):  # what is tried again may yet succeed
+    if work.error is None or work.state in (
+        core.COMPLETED,
+        core.IN_PROGRESS,
+    ):  # what is tried again may yet succeed
         return ""
     words = work.error.reason.lower().replace("_", " ")
     return f"{words}: {one_line(work.error.message)}" if work.error.message else words
@@ -266,7 +269,7 @@ class _Lines:
         """Enough of the text to fill its lines, from the beginning of a line, so that wrapping stays put."""
         text = _BLANK_LINES.sub("\n", draft.rstrip())
         begin = text.rfind("\n", 0, max(0, len(text) - self.draft_lines * self.width)) + 1
-        return neutral(text[begin:])
+        return strip_controls(text[begin:])
 
     def _right(self, row: Row, left_columns: int) -> Text:
         """Note, usage and time, as far as there is room for them."""
@@ -358,7 +361,7 @@ def _header(instance: Instance, width: int, away_s: float | None) -> Iterator[Te
 def _footer(instance: Instance, now_s: float, width: int) -> Text:
     parts = [duration(now_s - instance.create_time_s)]
     if instance.subtasks:
-        done = sum(subtask.work.state == core.DONE for subtask in instance.subtasks.values())
+        done = sum(subtask.work.state == core.COMPLETED for subtask in instance.subtasks.values())
         parts.append(f"{done} of {len(instance.subtasks)} done")
     if used := usage_line(instance.own_usage):
         parts.append(used)

@@ -8,7 +8,7 @@ from orchestrator.cli.progress import Progress
 from orchestrator.cli.reporters import Reporter
 from orchestrator.cli.text import command
 from orchestrator.client import Client, OutputDelta
-from orchestrator.core.state import WAITING
+from orchestrator.core.instance import WAITING
 from orchestrator.settings import FILE, Settings
 
 _DEFAULTS: Final = Settings()
@@ -44,7 +44,7 @@ async def follow(
                         return
 
 
-def come_back(instance_id: str, settings: Settings, *, live: bool) -> str:
+def resume_command(instance_id: str, settings: Settings, *, live: bool) -> str:
     """The command that follows an instance again, as it was followed."""
     where = flags(settings, grpc_address="--address")
     return command(f"events {instance_id} --follow{' -v' if live else ''}{where}")
@@ -55,7 +55,7 @@ def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
     where = flags(settings, grpc_address="--address")
     return (
         f"detached: {instance_id} goes on without you\n"
-        f"  to come back: {come_back(instance_id, settings, live=live)}\n"
+        f"  to come back: {resume_command(instance_id, settings, live=live)}\n"
         f"  to stop it:   {command(f'terminate {instance_id}{where}')}\n"
         f"  its result:   {command(f'result {instance_id}{where}')}"
     )
@@ -65,7 +65,7 @@ def on_its_way(instance_id: str, settings: Settings) -> str:
     """What to say to whoever has created an instance and left it to the service."""
     where = flags(settings, grpc_address="--address")
     return (
-        f"  to follow it: {come_back(instance_id, settings, live=False)}\n"
+        f"  to follow it: {resume_command(instance_id, settings, live=False)}\n"
         f"  its result:   {command(f'result {instance_id}{where}')}"
     )
 

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.connection import address_of, by_prefix, call_service, no_service
-from orchestrator.cli.exits import ExitCode, UsageError, complain, ends_well
+from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.text import command
 from orchestrator.settings import Settings
@@ -30,7 +30,7 @@ app = typer.Typer()
         'id=$(orchestrator create "…") && orchestrator wait $id && orchestrator result $id',
     )
 )
-@ends_well
+@reporting_errors
 @opt.takes_config
 def create(
     prompt: opt.Prompt = None,
@@ -72,7 +72,7 @@ def create(
 
 
 @app.command(epilog=examples("orchestrator batch requests.jsonl", "orchestrator batch - < requests.jsonl"))
-@ends_well
+@reporting_errors
 def batch(
     file: Annotated[
         Path,
@@ -100,7 +100,7 @@ def batch(
 
 
 @app.command(epilog=examples("orchestrator get 01J9Z", "orchestrator get 01J9Z --full --json"))
-@ends_well
+@reporting_errors
 def get(
     instance_id: opt.InstanceId,
     *,
@@ -126,7 +126,7 @@ def get(
 
 
 @app.command(epilog=examples("orchestrator result 01J9Z > answer.md", "orchestrator result 01J9Z --json"))
-@ends_well
+@reporting_errors
 def result(
     instance_id: opt.InstanceId,
     *,
@@ -140,13 +140,13 @@ def result(
 
     async def call(client: "Client") -> "tuple[Instance, str]":
         found = await by_prefix(client, instance_id, client.get)
-        from orchestrator.core.state import COMPLETE  # noqa: PLC0415
+        from orchestrator.core.instance import COMPLETE  # noqa: PLC0415
 
         is_there = found.instance.state == COMPLETE
         return found.instance, await client.result(found.instance.id) if is_there else ""
 
     instance, text = call_service(address, call)
-    from orchestrator.core.state import COMPLETE, TERMINAL  # noqa: PLC0415
+    from orchestrator.core.instance import COMPLETE, TERMINAL  # noqa: PLC0415
 
     if instance.state not in TERMINAL:
         from orchestrator.core.wire import STATUS  # noqa: PLC0415
@@ -156,7 +156,7 @@ def result(
             f"wait for it with `{command(f'wait {instance.id}')}`"
         )
     if instance.state != COMPLETE:
-        complain(_why_failed(instance))
+        print_error(_why_failed(instance))
         raise typer.Exit(ExitCode.FAILED)
     if as_json:
         typer.echo(json.dumps({"id": instance.id, "finalResult": text}))
@@ -174,7 +174,7 @@ def result(
         "orchestrator list --watch",
     ),
 )
-@ends_well
+@reporting_errors
 def list_(
     *,
     state: Annotated[
@@ -237,7 +237,7 @@ def list_(
         "orchestrator events 01J9Z --follow", "orchestrator events 01J9Z --after 12 --no-follow --json"
     )
 )
-@ends_well
+@reporting_errors
 def events(
     instance_id: opt.InstanceId,
     *,
@@ -284,7 +284,7 @@ def events(
     + f"\n\n\b\nExit codes: 0 complete, 1 errored or terminated, {ExitCode.REVIEW_DUE} its plan waits for "
     f"review, {ExitCode.TIMED_OUT} the time is up."
 )
-@ends_well
+@reporting_errors
 def wait(
     instance_id: opt.InstanceId,
     *,
@@ -315,7 +315,7 @@ def wait(
         return answer.instance
 
     instance = call_service(address, call)
-    from orchestrator.core.state import COMPLETE, TERMINAL, WAITING  # noqa: PLC0415
+    from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING  # noqa: PLC0415
 
     if instance.state == WAITING:
         from orchestrator.cli.follow import review_is_due  # noqa: PLC0415
@@ -325,7 +325,7 @@ def wait(
     if instance.state not in TERMINAL:
         raise typer.Exit(ExitCode.TIMED_OUT)
     if instance.state != COMPLETE:
-        complain(_why_failed(instance))
+        print_error(_why_failed(instance))
         raise typer.Exit(ExitCode.FAILED)
 
 

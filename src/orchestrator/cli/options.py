@@ -16,7 +16,7 @@ import typer
 
 from orchestrator.cli import piped
 from orchestrator.cli.completion import instance_ids
-from orchestrator.cli.exits import UsageError
+from orchestrator.cli.exit_codes import UsageError
 from orchestrator.encoding import decode
 from orchestrator.installation import example
 
@@ -275,7 +275,7 @@ def _decode(data: bytes, name: str) -> str:
 
 def read_plan(file: Path) -> "list[Subtask]":
     """Subtasks from a JSON file; raise UsageError that names what is at fault."""
-    from orchestrator.cli.written import parse  # noqa: PLC0415
+    from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
 
     expected = f"{file} must be a JSON list of subtasks, {_A_SUBTASK}"
@@ -299,7 +299,7 @@ def read_plan(file: Path) -> "list[Subtask]":
 
 def read_requests(file: Path) -> "list[CreateInstanceRequest]":
     """Requests from a file of JSON lines; raise UsageError that names the line at fault."""
-    from orchestrator.cli.written import parse  # noqa: PLC0415
+    from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
 
     is_stdin = str(file) == "-"

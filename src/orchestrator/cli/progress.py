@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Final
 
 from orchestrator.cli.text import counted, duration, one_line
-from orchestrator.core.state import WAITING, IllegalEventError, Instance, Usage, evolve, usage_of
+from orchestrator.core.instance import WAITING, Instance, Usage, usage_of
+from orchestrator.core.state import IllegalEventError, evolve
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
 

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.display import view
-from orchestrator.cli.drafts import Draft
+from orchestrator.cli.live_text import Draft
 from orchestrator.cli.progress import Progress
-from orchestrator.cli.text import duration, neutral, one_line
+from orchestrator.cli.text import duration, one_line, strip_controls
 from orchestrator.client import Event, OutputDelta, ServiceError
 from orchestrator.v1.orchestrator_pb2 import StreamEventsResponse
 
@@ -63,7 +63,7 @@ def terminal(*, stderr: bool = False) -> Console:
 
 def print_markdown(text: str) -> None:
     """Print Markdown as it is; in a terminal, which it must not steer, with control characters spelt out."""
-    shown = neutral(text) if sys.stdout.isatty() else text
+    shown = strip_controls(text) if sys.stdout.isatty() else text
     sys.stdout.write(shown.removesuffix("\n") + "\n")
     sys.stdout.flush()
 

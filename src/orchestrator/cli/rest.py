@@ -8,7 +8,7 @@ import grpc
 import httpx
 from google.protobuf import json_format
 
-from orchestrator.cli.exits import NoServiceError
+from orchestrator.cli.exit_codes import NoServiceError
 from orchestrator.client import ServiceError
 from orchestrator.settings import split_address
 from orchestrator.v1.orchestrator_pb2 import (

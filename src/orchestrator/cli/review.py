@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.connection import by_prefix, call_service
-from orchestrator.cli.exits import UsageError, ends_well
+from orchestrator.cli.exit_codes import UsageError, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.steering import print_standing
 from orchestrator.settings import Settings
@@ -29,7 +29,7 @@ app = typer.Typer()
         "orchestrator review 01J9Z --approve --plan plan.json",
     )
 )
-@ends_well
+@reporting_errors
 def review(
     instance_id: opt.InstanceId,
     *,
@@ -75,7 +75,7 @@ def _show(instance_id: str, address: str | None, *, as_json: bool) -> None:
 
     instance = call_service(address, call)
     from orchestrator.cli.follow import review_is_due  # noqa: PLC0415
-    from orchestrator.core.state import WAITING  # noqa: PLC0415
+    from orchestrator.core.instance import WAITING  # noqa: PLC0415
     from orchestrator.core.wire import STATUS  # noqa: PLC0415
 
     status = STATUS[instance.state]

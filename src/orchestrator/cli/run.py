@@ -12,14 +12,14 @@ from typing import Final
 import typer
 
 from orchestrator.cli import asking, reporters, rest, service_settings
-from orchestrator.cli.exits import ExitCode, complain
-from orchestrator.cli.follow import come_back, detached, flags, follow, review_is_due
+from orchestrator.cli.exit_codes import ExitCode, print_error
+from orchestrator.cli.follow import detached, flags, follow, resume_command, review_is_due
 from orchestrator.cli.output import OutputError
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.tables import print_plan
 from orchestrator.cli.text import command, counted
 from orchestrator.client import Client
-from orchestrator.core.state import COMPLETE, TERMINAL, WAITING, Instance
+from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING, Instance
 from orchestrator.settings import EMBEDDED_MODEL, Settings
 from orchestrator.v1.instance_pb2 import InstanceConfig
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest, GetServiceInfoResponse
@@ -31,7 +31,7 @@ _BETTER_MODELS: Final = (
 
 
 class Run:
-    """One run. `progress` and `parting_words` are for whoever has to say how it was left.
+    """One run. `progress` and `exit_message` are for whoever has to say how it was left.
 
     With `ends_with_plan` a plan that waits for review is printed where nobody can be asked, and that is all.
     """
@@ -65,7 +65,7 @@ class Run:
             await self._create(client)
             while not await self._followed(client):
                 if not await self._reviewed(client):
-                    typer.echo(self.parting_words, err=True)
+                    typer.echo(self.exit_message, err=True)
                     return ExitCode.DONE
         try:
             return self._answer(self.progress.instance)
@@ -76,7 +76,7 @@ class Run:
             raise OutputError(f"{error}; the answer is kept: `{read}`{later}") from None
 
     @property
-    def parting_words(self) -> str:
+    def exit_message(self) -> str:
         """What becomes of the instance that nobody follows any more; empty where there is none."""
         state = self.progress.instance.state
         if not self._instance_id or state in TERMINAL:
@@ -96,7 +96,7 @@ class Run:
         lines = (
             f"stopped: {kept} and goes on when the service starts again",
             f"  to start it:  {command(start)}",
-            f"  to come back: {come_back(self._instance_id, self._settings, live=self._live)}",
+            f"  to come back: {resume_command(self._instance_id, self._settings, live=self._live)}",
             due,
         )
         return "\n".join(line for line in lines if line)
@@ -118,9 +118,9 @@ class Run:
         database = self._settings.database_told
         self._reporter.note(f"no service at {address}: starting one for this run (events in {database})")
         async with app.running(self._settings, edge=True) as own, Client(own.grpc_address) as client:
-            if own.taken_up:
-                found = counted(own.taken_up, "unfinished instance")
-                goes = "goes" if own.taken_up == 1 else "go"
+            if own.recovered:
+                found = counted(own.recovered, "unfinished instance")
+                goes = "goes" if own.recovered == 1 else "go"
                 self._reporter.note(f"{found} of {database} {goes} on beside this one while it runs")
             yield client
 
@@ -200,7 +200,7 @@ class Run:
     def _answer(self, instance: Instance) -> ExitCode:
         if instance.state != COMPLETE:
             error = instance.error
-            complain(
+            print_error(
                 f"{error.reason}: {error.message}" if error else f"instance {instance.id} was terminated"
             )
             return ExitCode.FAILED

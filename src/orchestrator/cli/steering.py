@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.connection import by_prefix, call_service
-from orchestrator.cli.exits import ExitCode, UsageError, code_of, complain, ends_well
+from orchestrator.cli.exit_codes import ExitCode, UsageError, code_of, print_error, reporting_errors
 from orchestrator.cli.options import examples
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
@@ -48,7 +48,7 @@ def _for_each(address: str | None, instance_ids: Sequence[str], act: "Call") -> 
             except (ServiceError, UsageError) as error:
                 if len(instance_ids) == 1 or (isinstance(error, ServiceError) and error.code in nobody):
                     raise
-                complain(str(error))
+                print_error(str(error))
                 worst = max(worst, code_of(error))
         return worst
 
@@ -69,14 +69,14 @@ def print_standing(answer: Any, *, as_json: bool) -> None:
 
 
 @app.command(epilog=examples("orchestrator pause 01J9Z"))
-@ends_well
+@reporting_errors
 def pause(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Start nothing new; what runs finishes."""
     _steer(address, instance_ids, lambda client, one: client.pause(one), as_json=as_json)
 
 
 @app.command(epilog=examples("orchestrator resume 01J9Z"))
-@ends_well
+@reporting_errors
 def resume(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Let paused instances go on."""
     _steer(address, instance_ids, lambda client, one: client.resume(one), as_json=as_json)
@@ -88,7 +88,7 @@ def resume(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_jso
         "orchestrator list --state running | cut -f 1 | xargs orchestrator terminate",
     )
 )
-@ends_well
+@reporting_errors
 def terminate(
     instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False
 ) -> None:
@@ -99,7 +99,7 @@ def terminate(
 @app.command(
     epilog=examples("orchestrator retry 01J9Z", "orchestrator retry 01J9Z --small-model openai/gpt-5-mini")
 )
-@ends_well
+@reporting_errors
 @opt.takes_config
 def retry(
     instance_ids: opt.InstanceIds,
@@ -116,7 +116,7 @@ def retry(
 @app.command(
     epilog=examples("orchestrator restart 01J9Z", "orchestrator restart 01J9Z --big-model openai/gpt-5")
 )
-@ends_well
+@reporting_errors
 @opt.takes_config
 def restart(
     instance_ids: opt.InstanceIds,
@@ -144,7 +144,7 @@ class Stage(Enum):
         "orchestrator fork 01J9Z --stage subtasks --id second-try",
     )
 )
-@ends_well
+@reporting_errors
 @opt.takes_config
 def fork(
     instance_id: opt.InstanceId,
@@ -177,7 +177,7 @@ def fork(
         "orchestrator list --state errored | cut -f 1 | xargs orchestrator delete",
     )
 )
-@ends_well
+@reporting_errors
 def delete(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Remove finished instances and their events for good."""
 

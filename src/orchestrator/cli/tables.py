@@ -16,9 +16,9 @@ from orchestrator.cli.answer import Answer
 from orchestrator.cli.display import state_text
 from orchestrator.cli.progress import UNKNOWN, cost, usage_line
 from orchestrator.cli.reporters import terminal
-from orchestrator.cli.text import age, command, counted, duration, neutral, one_line
-from orchestrator.core import state as core
-from orchestrator.core.state import usage_of
+from orchestrator.cli.text import age, command, counted, duration, one_line, strip_controls
+from orchestrator.core import instance as core
+from orchestrator.core.instance import usage_of
 from orchestrator.v1 import instance_pb2 as pb
 
 _NO_WRAPPING: Final = 10_000
@@ -133,7 +133,7 @@ def print_plan(instance: pb.Instance) -> None:
     heading = f"plan of {one_line(instance.id)}: {counted(len(subtasks), 'subtask')}"
     parts: list[RenderableType] = [Text(heading, style="bold")]
     if instance.summary:
-        parts += [Text(), Text(neutral(instance.summary))]
+        parts += [Text(), Text(strip_controls(instance.summary))]
     for subtask in subtasks:
         title = Text(one_line(subtask.id), style="bold")
         if subtask.title and subtask.title != subtask.id:
@@ -147,7 +147,7 @@ def print_plan(instance: pb.Instance) -> None:
 
 
 def _markdown(text: str, console: Console) -> RenderableType:
-    return Answer(text) if console.is_terminal else neutral(text)
+    return Answer(text) if console.is_terminal else strip_controls(text)
 
 
 def _print(console: Console, parts: Sequence[RenderableType]) -> None:
@@ -266,8 +266,8 @@ def _subtask_state(state: core.SubtaskState) -> Text:
 
 
 _SUBTASK_STYLES: Final = {
-    core.AT_WORK: "cyan",
-    core.DONE: "green",
+    core.IN_PROGRESS: "cyan",
+    core.COMPLETED: "green",
     core.FAILED: "red",
     core.SKIPPED: "yellow",
 }
@@ -278,7 +278,7 @@ def _error_text(reason: str, message: str) -> Text:
 
 
 def _indented(text: str, style: str = "") -> Padding:
-    return Padding(Text(neutral(text), style), (0, 0, 0, 2))
+    return Padding(Text(strip_controls(text), style), (0, 0, 0, 2))
 
 
 def _local(moment: Timestamp) -> str:

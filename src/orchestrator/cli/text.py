@@ -17,14 +17,14 @@ _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400
 
 
-def neutral(text: str) -> str:
+def strip_controls(text: str) -> str:
     r"""The text with control characters spelt out: an escape becomes `\x1b`. Tabs and newlines stay."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 def one_line(text: str, limit: int | None = None) -> str:
     """The neutral text on one line, cut to `limit` characters."""
-    line = neutral(" ".join(text.split()))
+    line = strip_controls(" ".join(text.split()))
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 

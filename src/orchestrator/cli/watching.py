@@ -42,7 +42,7 @@ async def _watch_table(fetch: Fetch) -> None:
                 instances = (await fetch()).instances
                 away_since_s = None
             except ServiceError as error:
-                if instances is None or not error.is_a_cut:
+                if instances is None or not error.is_connection_loss:
                     raise
                 away_since_s = away_since_s or begin_s
             away_s = begin_s - away_since_s if away_since_s else None
@@ -59,7 +59,7 @@ async def _watch_lines(fetch: Fetch, *, as_json: bool) -> None:
         try:
             found = (await fetch()).instances
         except ServiceError as error:
-            if found is None or not error.is_a_cut:
+            if found is None or not error.is_connection_loss:
                 raise
         for instance in reversed(found):
             if last_sequences.get(instance.id) == instance.last_sequence:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from orchestrator.core.state import Failure, Instance
+from orchestrator.core.instance import Failure, Instance
 
 Since = Callable[[float], float]
 """How many seconds ago it was that an event was recorded at a time, in seconds since the epoch."""

@@ -9,8 +9,8 @@ from google.protobuf.message import Message
 
 from orchestrator.core import plan
 from orchestrator.core import workers as catalogue
+from orchestrator.core.instance import subtask_of
 from orchestrator.core.merging import DEFAULT_CHARACTERS
-from orchestrator.core.state import subtask_of
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1 import instance_pb2 as pb
 

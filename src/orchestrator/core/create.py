@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from orchestrator.core import config, decider, plan
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event, InstanceCreated
@@ -47,7 +47,7 @@ class NewInstance:
             copied_events=len(self.history),
         )
         events = [Event(instance_created=created), *self.history]
-        return decider.take(Instance(id=self.id), events, now_s), events
+        return decider.apply(Instance(id=self.id), events, now_s), events
 
 
 def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str) -> NewInstance:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.core import config, decider
+from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import DONE, FAILED, SETTLED, Failure, Instance, Subtask
+from orchestrator.core.events import whole_plan
+from orchestrator.core.instance import COMPLETED, FAILED, SETTLED, Failure, Instance, Subtask
 from orchestrator.core.wire import STATUS, failure_message, usage_message
 from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2 as pb
@@ -40,7 +41,7 @@ def fork(
     history: list[pb.Event] = []
     if stage != api.STAGE_PLAN:
         history += _plan(source)
-        reviews_again = stage == api.STAGE_SUBTASKS and (changes.review_plan or not source.reviewed)
+        reviews_again = stage == api.STAGE_SUBTASKS and (changes.review_plan or not source.is_reviewed)
         if resolved.review_plan and not resolved.subtasks and not reviews_again:
             approved = pb.PlanReviewed(decision=pb.DECISION_APPROVE)
             history.append(pb.Event(plan_reviewed=approved))
@@ -65,23 +66,23 @@ def _parts(source: Instance) -> Sequence[Subtask]:
 
 
 def _plan(source: Instance) -> Sequence[pb.Event]:
-    if not source.planned:
+    if not source.is_planned:
         raise _forbidden(source, "at this stage before its plan is complete; STAGE_PLAN is possible")
     planning = source.planning
     if not planning.attempt:
-        return decider.plan_events(0, "", _parts(source), source.summary, None)
+        return whole_plan(0, "", _parts(source), source.summary, None)
     started = pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=planning.model))
-    plan = decider.plan_events(1, planning.model, _parts(source), source.summary, planning.usage)
+    plan = whole_plan(1, planning.model, _parts(source), source.summary, planning.usage)
     return [started, *plan]
 
 
 def _work(subtask: Subtask) -> Sequence[pb.Event]:
     work = subtask.work
     error = failure_message(work.error or Failure("SUBTASK_FAILED", "no cause was recorded", subtask.id))
-    if work.state not in (DONE, FAILED):
+    if work.state not in (COMPLETED, FAILED):
         return [pb.Event(subtask_skipped=pb.SubtaskSkipped(subtask_id=subtask.id, error=error))]
     started = pb.Event(subtask_started=pb.SubtaskStarted(subtask_id=subtask.id, attempt=1, model=work.model))
-    if work.state == DONE:
+    if work.state == COMPLETED:
         completed = pb.SubtaskCompleted(
             subtask_id=subtask.id,
             attempt=1,

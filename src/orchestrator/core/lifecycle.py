@@ -8,14 +8,8 @@ from typing import Final
 
 from orchestrator.core import config as core_config
 from orchestrator.core import plan
-from orchestrator.core.state import (
-    TERMINAL,
-    TERMINATED,
-    TRANSITIONS,
-    Instance,
-    State,
-    subtask_of,
-)
+from orchestrator.core.instance import TERMINAL, TERMINATED, Instance, State, subtask_of
+from orchestrator.core.state import TRANSITIONS
 from orchestrator.core.wire import STATUS
 from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2 as pb
@@ -69,7 +63,7 @@ def terminate(instance: Instance) -> Sequence[pb.Event]:
 def retry(instance: Instance, changes: instance_pb2.InstanceConfig) -> Sequence[pb.Event]:
     """Run again what failed, under changed config; raise StateForbidsError, InvalidArgumentError."""
     _check(instance, "retry")
-    if changes.subtasks and instance.planned:
+    if changes.subtasks and instance.is_planned:
         raise InvalidArgumentError(
             "CONFIG_INVALID",
             "config.subtasks cannot change a plan that is made: fork the instance at STAGE_PLAN",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Final
 
-from orchestrator.core.state import DONE, Instance, Subtask, Work
+from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 
 DEFAULT_CHARACTERS: Final = 300_000
 """How many characters of outputs a call is given unless the configuration says otherwise."""
@@ -33,7 +33,7 @@ def sources(instance: Instance) -> Sequence[Subtask]:
     return [
         subtask
         for subtask in instance.subtasks.values()
-        if subtask.work.state == DONE and subtask.id not in merged
+        if subtask.work.state == COMPLETED and subtask.id not in merged
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
-from orchestrator.core.state import Subtask
+from orchestrator.core.instance import Subtask
 
 ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 """What an instance's or a subtask's id must match in full."""

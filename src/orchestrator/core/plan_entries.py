@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, Final, NamedTuple
 
+from orchestrator.core.instance import Subtask
 from orchestrator.core.lenient_json import JsonFaultError, read
 from orchestrator.core.plan import ID, MAX_TITLE_CHARACTERS, PlanError, well_formed
-from orchestrator.core.state import Subtask
 
 LISTS: Final = (
     *("subtasks", "subtask", "tasks", "tasklist", "steps", "plan", "items", "todo", "todos", "workitems"),

@@ -7,9 +7,9 @@ from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
 from orchestrator.core import plan_entries as entries
+from orchestrator.core.instance import Subtask
 from orchestrator.core.lenient_json import JsonFaultError, read, values
 from orchestrator.core.plan import Plan, PlanError, check, validate
-from orchestrator.core.state import Subtask
 
 _MAX_DEPTH: Final = 4
 """How deep in other objects, lists and strings a plan may lie."""

@@ -15,9 +15,9 @@ from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
 from orchestrator.core import merging, plan, plan_text, workers
+from orchestrator.core.instance import COMPLETED, FAILED, SKIPPED, Failure, Instance, Subtask
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader
-from orchestrator.core.state import DONE, FAILED, SKIPPED, Failure, Instance, Subtask
 from orchestrator.v1 import instance_pb2 as pb
 
 Role = Literal["planning", "work", "synthesis"]
@@ -301,7 +301,7 @@ def _outputs(subtasks: Iterable[Subtask], characters: int) -> list[str]:
 
 def _output(subtask: Subtask, limit: int) -> str:
     title = f"Subtask {subtask.id}: {subtask.title}"
-    if subtask.work.state == DONE:
+    if subtask.work.state == COMPLETED:
         return f"{title}\n{_block('output', cut(subtask.output, limit))}"
     why = subtask.work.error.message if subtask.work.error else "it did not run"
     return f"{title}\nThere is no output, because it failed or was skipped:\n{_block('error', why)}"

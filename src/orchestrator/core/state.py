@@ -1,49 +1,48 @@
-"""What an instance is: the transition table, `evolve` and `fold`.
+"""What events make of an instance: the transition table, `evolve` and `fold`.
 
 Everything that changes an instance's state lives in this file. An instance is its events, folded; `fold` is
-pure, so a state can be kept, compared and handed out without copying. Times are seconds since the epoch.
+pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from operator import add
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
+from orchestrator.core.instance import (
+    COMPLETE,
+    COMPLETED,
+    CUT_OFF,
+    EMPTY,
+    ERRORED,
+    FAILED,
+    IN_PROGRESS,
+    INTERRUPTED,
+    NO_USAGE,
+    NOT_STARTED,
+    PAUSED,
+    PENDING,
+    QUEUED,
+    RUNNING,
+    SKIPPED,
+    TERMINAL,
+    TERMINATED,
+    TOO_LONG,
+    UNUSABLE,
+    WAITING,
+    WAITING_FOR_PAUSE,
+    Failure,
+    Instance,
+    State,
+    Subtask,
+    SubtaskState,
+    Usage,
+    Work,
+    failure_of,
+    seconds_of,
+    subtask_of,
+    usage_of,
+)
 from orchestrator.v1 import event_pb2 as pb_event
 from orchestrator.v1 import instance_pb2 as pb
-
-State: TypeAlias = pb.State.ValueType
-SubtaskState: TypeAlias = pb.SubtaskState.ValueType
-
-QUEUED: Final = pb.STATE_QUEUED
-RUNNING: Final = pb.STATE_RUNNING
-PAUSED: Final = pb.STATE_PAUSED
-WAITING_FOR_PAUSE: Final = pb.STATE_WAITING_FOR_PAUSE
-WAITING: Final = pb.STATE_WAITING
-COMPLETE: Final = pb.STATE_COMPLETE
-ERRORED: Final = pb.STATE_ERRORED
-TERMINATED: Final = pb.STATE_TERMINATED
-TERMINAL: Final = frozenset({COMPLETE, ERRORED, TERMINATED})
-RESTING: Final = TERMINAL | {PAUSED, WAITING}
-"""The states in which there is nothing to do until a client asks for something."""
-
-PENDING: Final = pb.SUBTASK_STATE_PENDING
-AT_WORK: Final = pb.SUBTASK_STATE_RUNNING
-DONE: Final = pb.SUBTASK_STATE_COMPLETED
-FAILED: Final = pb.SUBTASK_STATE_FAILED
-SKIPPED: Final = pb.SUBTASK_STATE_SKIPPED
-SETTLED: Final = frozenset({DONE, FAILED, SKIPPED})
-
-TOO_LONG: Final = "INPUT_TOO_LONG"
-"""The reason of an attempt at which the model was given more than it takes."""
-INTERRUPTED: Final = "INTERRUPTED"
-"""The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
-UNUSABLE: Final = frozenset({"OUTPUT_INVALID", "PLAN_INVALID"})
-"""The reasons of an attempt that the model answered with something else than was asked for."""
-
 
 WORK_BEGINS = ("planning_started", "subtask_started", "synthesis_started")
 WORK_ENDS = (
@@ -110,145 +109,6 @@ class IllegalEventError(ValueError):
     """The event cannot follow; the state is unchanged."""
 
 
-class Usage(NamedTuple):
-    """What model calls have used."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    model_calls: int = 0
-    cost_usd: float = 0.0
-
-    def plus(self, other: "Usage") -> "Usage":
-        """Both together."""
-        return Usage._make(map(add, self, other))
-
-    def minus(self, other: "Usage") -> "Usage":
-        """What is more than the other, at least nothing."""
-        return Usage._make(max(0, mine - theirs) for mine, theirs in zip(self, other, strict=True))
-
-
-_NO_USAGE: Final = Usage()
-CUT_OFF: Final = Usage(model_calls=1)
-"""What is known of a call that was cut off: it is paid for, but nobody tells how many tokens it used."""
-
-
-class Failure(NamedTuple):
-    """Why something failed; `reason` is UPPER_SNAKE_CASE."""
-
-    reason: str
-    message: str
-    subtask_id: str = ""
-
-
-class Work(NamedTuple):
-    """One piece of work and the model calls that carry it out: planning, a subtask, or the synthesis."""
-
-    state: SubtaskState = PENDING
-    attempt: int = 0
-    """The number of the latest attempt, from 1; 0: none yet."""
-    failures: int = 0
-    """Attempts that failed of themselves; interrupted ones do not count."""
-    too_long: int = 0
-    """Attempts that failed because the model was given more than it takes."""
-    model: str = ""
-    error: Failure | None = None
-    retry_time_s: float = 0.0
-    """The next attempt must not begin earlier."""
-    fail_time_s: float = 0.0
-    """When the latest attempt failed that is to be followed by another."""
-    start_time_s: float = 0.0
-    """When the first attempt began; 0: not yet."""
-    end_time_s: float = 0.0
-    usage: Usage = _NO_USAGE
-
-    def renewed(self) -> "Work":
-        """The same work, to be tried afresh: attempts go on counting, failures begin anew."""
-        return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long)
-
-
-_NOT_BEGUN: Final = Work()
-
-
-class Subtask(NamedTuple):
-    """One part of the plan."""
-
-    id: str
-    title: str
-    instructions: str
-    depends_on: tuple[str, ...] = ()
-    worker: str = ""
-    work: Work = _NOT_BEGUN
-    output: str = ""
-    merges: bool = False
-    """Whether it is no part of the plan but puts outputs together; see core/merging.py."""
-
-    @property
-    def definition(self) -> tuple[object, ...]:
-        """What the plan says of it."""
-        return (self.id, self.title, self.instructions, self.depends_on, self.worker)
-
-
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-
-
-@dataclass
-class Instance:
-    """An instance as its events tell it. Only `fold` changes one, while nobody else has it yet."""
-
-    id: str = ""
-    state: State = pb.STATE_UNSPECIFIED
-    prompt: str = ""
-    config: pb.InstanceConfig = field(default_factory=pb.InstanceConfig)
-    """Resolved; never changed in place."""
-    labels: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    forked_from: str = ""
-    request_id: str = ""
-    request_digest: bytes = b""
-    planning: Work = _NOT_BEGUN
-    planned: bool = False
-    reviewed: bool = False
-    feedback: str = ""
-    """What a reviewer wants of the next plan."""
-    summary: str = ""
-    subtasks: Mapping[str, Subtask] = field(default_factory=lambda: _NOTHING)
-    kept: Mapping[str, Subtask] = field(default_factory=lambda: _NOTHING)
-    """Completed subtasks of plans whose attempt failed: paid for, should the next plan have them too."""
-    failed_plans: int = 0
-    """Planning attempts whose answer was no plan, or that failed when work on their plan could have begun."""
-    plan_fault: str = ""
-    """What the planner has to mend: the fault of its last answer that was no plan, until there is one."""
-    synthesis: Work = _NOT_BEGUN
-    final_result: str = ""
-    usage: Usage = _NO_USAGE
-    """Since the last restart; what a fork copied is included."""
-    own_usage: Usage = _NO_USAGE
-    """Of all calls that this instance made itself."""
-    copied_events: int = 0
-    """How many events behind the first one a fork copied from its source."""
-    error: Failure | None = None
-    create_time_s: float = 0.0
-    start_time_s: float = 0.0
-    end_time_s: float = 0.0
-    update_time_s: float = 0.0
-    last_sequence: int = 0
-
-    @property
-    def awaits_review(self) -> bool:
-        """Whether a person has to look at the plan before work goes on."""
-        return self.planned and self.config.review_plan and not self.reviewed and not self.config.subtasks
-
-    @property
-    def at_work(self) -> bool:
-        """Whether any model call is under way."""
-        return self.open_calls > 0
-
-    @property
-    def open_calls(self) -> int:
-        """How many model calls are under way."""
-        works = [self.planning, self.synthesis, *(subtask.work for subtask in self.subtasks.values())]
-        return sum(work.state == AT_WORK for work in works)
-
-
 def fold(events: Iterable[pb_event.Event], instance: Instance | None = None) -> Instance:
     """Evolve from the beginning, or from a given instance, through the events in order.
 
@@ -280,7 +140,7 @@ def _evolve(draft: Instance, event: pb_event.Event) -> None:
     targets = TRANSITIONS[draft.state].get(kind)
     if targets is None:
         raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(draft.state)}")
-    time_s = _seconds(event.event_time)
+    time_s = seconds_of(event.event_time)
     _CHANGE[kind](draft, getattr(event, kind), time_s)
     state = targets[0]
     if len(targets) > 1 and (chosen := _choose(draft)) in targets:
@@ -295,33 +155,9 @@ def _evolve(draft: Instance, event: pb_event.Event) -> None:
 
 
 def _choose(instance: Instance) -> State:
-    if instance.awaits_review:
+    if instance.is_awaiting_review:
         return WAITING
-    return RUNNING if instance.start_time_s or instance.planned else QUEUED
-
-
-def _seconds(time: Timestamp) -> float:
-    return time.seconds + time.nanos / 1e9
-
-
-def usage_of(message: pb.Usage) -> Usage:
-    """Read the wire's usage."""
-    return Usage(message.input_tokens, message.output_tokens, message.model_calls, message.cost_usd)
-
-
-def subtask_of(message: pb.Subtask) -> Subtask:
-    """Read what a client or a planner may say of a subtask."""
-    return Subtask(
-        id=message.id,
-        title=message.title or message.id,
-        instructions=message.instructions,
-        depends_on=tuple(message.depends_on),
-        worker=message.worker,
-    )
-
-
-def _failure_of(message: pb.Failure) -> Failure:
-    return Failure(message.reason, message.message, message.subtask_id)
+    return RUNNING if instance.start_time_s or instance.is_planned else QUEUED
 
 
 # One function per kind of event: what it changes besides state and times. They raise IllegalEventError
@@ -331,7 +167,7 @@ def _failure_of(message: pb.Failure) -> Failure:
 def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) -> None:
     draft.prompt = payload.prompt
     draft.config = payload.config
-    draft.labels = dict(payload.labels) or _NOTHING
+    draft.labels = dict(payload.labels) or EMPTY
     draft.request_id = payload.request_id
     draft.request_digest = payload.request_digest
     draft.forked_from = payload.forked_from
@@ -348,7 +184,7 @@ def _begin(work: Work, payload: _Started, time_s: float) -> Work:
     if work.state != PENDING or attempt != work.attempt + 1:
         raise IllegalEventError(f"attempt {attempt} cannot start after attempt {work.attempt}")
     return work._replace(
-        state=AT_WORK,
+        state=IN_PROGRESS,
         attempt=attempt,
         model=payload.model,
         retry_time_s=0.0,
@@ -358,7 +194,7 @@ def _begin(work: Work, payload: _Started, time_s: float) -> Work:
 
 
 def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
-    if work.state != AT_WORK or attempt != work.attempt:
+    if work.state != IN_PROGRESS or attempt != work.attempt:
         raise IllegalEventError(f"attempt {attempt} cannot end: it is not under way")
     return work._replace(state=state, error=None, end_time_s=time_s, usage=work.usage.plus(usage))
 
@@ -378,8 +214,8 @@ def _fail(draft: Instance, work: Work, payload: _Failed, time_s: float) -> Work:
     return ended._replace(
         failures=work.failures if interrupted else work.failures + 1,
         too_long=work.too_long + (payload.error.reason == TOO_LONG),
-        error=_failure_of(payload.error),
-        retry_time_s=_seconds(payload.retry_time) if again else 0.0,
+        error=failure_of(payload.error),
+        retry_time_s=seconds_of(payload.retry_time) if again else 0.0,
         fail_time_s=time_s if again else 0.0,
         end_time_s=0.0 if again else time_s,
     )
@@ -392,16 +228,16 @@ def _planning_started(draft: Instance, payload: pb_event.PlanningStarted, time_s
 
 def _set_plan_aside(draft: Instance) -> None:
     """Forget the plan, but keep what was completed in it, should the next one have it too."""
-    draft.kept = _kept(draft)
+    draft.reusable = _kept(draft)
     draft.subtasks = {}
     draft.summary = ""
 
 
 def _kept(instance: Instance) -> Mapping[str, Subtask]:
     """What is completed in this plan and in those before it, but for what was made from another result."""
-    done = {name: subtask for name, subtask in instance.subtasks.items() if subtask.work.state == DONE}
-    kept = {**instance.kept, **done}
-    replaced = {name for name in instance.kept if kept[name] is not instance.kept[name]}
+    done = {name: subtask for name, subtask in instance.subtasks.items() if subtask.work.state == COMPLETED}
+    kept = {**instance.reusable, **done}
+    replaced = {name for name in instance.reusable if kept[name] is not instance.reusable[name]}
     while stale := {name for name in kept.keys() - done.keys() if replaced & set(kept[name].depends_on)}:
         replaced |= stale
         kept = {name: subtask for name, subtask in kept.items() if name not in stale}
@@ -421,11 +257,13 @@ def _subtask_planned(draft: Instance, payload: pb_event.SubtaskPlanned, _: float
     subtask = subtask_of(payload.subtask)
     if payload.subtask.merges:
         subtask = subtask._replace(merges=True)
-    if draft.planned != subtask.merges or subtask.id in draft.subtasks:
+    if draft.is_planned != subtask.merges or subtask.id in draft.subtasks:
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
     subtasks = {**draft.subtasks, subtask.id: subtask}
-    while draft.kept and (found := [name for name in subtasks if _is_kept(draft.kept, subtasks, name)]):
-        subtasks |= {name: draft.kept[name] for name in found}
+    while draft.reusable and (
+        found := [name for name in subtasks if _is_kept(draft.reusable, subtasks, name)]
+    ):
+        subtasks |= {name: draft.reusable[name] for name in found}
     draft.subtasks = subtasks
     draft.summary = payload.summary or draft.summary
 
@@ -435,23 +273,23 @@ def _is_kept(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name:
     subtask, done = subtasks[name], kept.get(name)
     return (
         done is not None
-        and subtask.work is _NOT_BEGUN
+        and subtask.work is NOT_STARTED
         and done.definition == subtask.definition
         and all(needed in subtasks and subtasks[needed] is kept.get(needed) for needed in done.depends_on)
     )
 
 
 def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: float) -> None:
-    if draft.planned:
+    if draft.is_planned:
         raise IllegalEventError("the plan is complete already")
     usage = usage_of(payload.usage)
     planning = draft.planning
     draft.planning = (
-        _end(planning, payload.attempt, DONE, usage, time_s)
+        _end(planning, payload.attempt, COMPLETED, usage, time_s)
         if payload.attempt
-        else planning._replace(state=DONE)
+        else planning._replace(state=COMPLETED)
     )
-    draft.planned = True
+    draft.is_planned = True
     draft.plan_fault = ""
     draft.summary = payload.summary
     _add_usage(draft, usage)
@@ -459,12 +297,12 @@ def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: fl
 
 def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) -> None:
     if payload.decision == pb_event.DECISION_REJECT:
-        draft.planning = draft.planning.renewed()
-        draft.planned = False
+        draft.planning = draft.planning.reset()
+        draft.is_planned = False
         draft.feedback = payload.feedback
         _set_plan_aside(draft)
         return
-    draft.reviewed = True
+    draft.is_reviewed = True
     if payload.subtasks:
         edited = [subtask_of(message) for message in payload.subtasks]
         draft.subtasks = {subtask.id: _unless_done(draft, subtask) for subtask in edited}
@@ -472,7 +310,7 @@ def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) ->
 
 def _unless_done(instance: Instance, edited: Subtask) -> Subtask:
     known = instance.subtasks.get(edited.id)
-    is_done = known is not None and known.work.state == DONE and known.definition == edited.definition
+    is_done = known is not None and known.work.state == COMPLETED and known.definition == edited.definition
     return known if known is not None and is_done else edited
 
 
@@ -495,7 +333,7 @@ def _subtask_started(draft: Instance, payload: pb_event.SubtaskStarted, time_s: 
 def _subtask_completed(draft: Instance, payload: pb_event.SubtaskCompleted, time_s: float) -> None:
     subtask = _subtask(draft, payload.subtask_id)
     usage = usage_of(payload.usage)
-    _put(draft, subtask, _end(subtask.work, payload.attempt, DONE, usage, time_s), payload.output)
+    _put(draft, subtask, _end(subtask.work, payload.attempt, COMPLETED, usage, time_s), payload.output)
     _add_usage(draft, usage)
 
 
@@ -508,7 +346,7 @@ def _subtask_skipped(draft: Instance, payload: pb_event.SubtaskSkipped, time_s: 
     subtask = _subtask(draft, payload.subtask_id)
     if subtask.work.state != PENDING:
         raise IllegalEventError(f"subtask {subtask.id} has begun and cannot be skipped")
-    error = _failure_of(payload.error)
+    error = failure_of(payload.error)
     _put(draft, subtask, subtask.work._replace(state=SKIPPED, error=error, end_time_s=time_s))
 
 
@@ -522,7 +360,7 @@ def _synthesis_failed(draft: Instance, payload: pb_event.SynthesisFailed, time_s
 
 def _synthesis_completed(draft: Instance, payload: pb_event.SynthesisCompleted, time_s: float) -> None:
     usage = usage_of(payload.usage)
-    draft.synthesis = _end(draft.synthesis, payload.attempt, DONE, usage, time_s)
+    draft.synthesis = _end(draft.synthesis, payload.attempt, COMPLETED, usage, time_s)
     draft.final_result = payload.final_result
     _add_usage(draft, usage)
 
@@ -533,19 +371,19 @@ def _unchanged(_draft: Instance, _payload: object, _time_s: float) -> None:
 
 def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
     draft.config = payload.config
-    if draft.planned:
-        draft.subtasks = _renewed(draft)
+    if draft.is_planned:
+        draft.subtasks = _reset(draft)
     else:
-        draft.planning = draft.planning.renewed()
+        draft.planning = draft.planning.reset()
         draft.plan_fault = ""
         _set_plan_aside(draft)
-    draft.synthesis = draft.synthesis.renewed()
+    draft.synthesis = draft.synthesis.reset()
     draft.error = None
 
 
-def _renewed(instance: Instance) -> Mapping[str, Subtask]:
+def _reset(instance: Instance) -> Mapping[str, Subtask]:
     return {
-        name: subtask if subtask.work.state == DONE else subtask._replace(work=subtask.work.renewed())
+        name: subtask if subtask.work.state == COMPLETED else subtask._replace(work=subtask.work.reset())
         for name, subtask in instance.subtasks.items()
     }
 
@@ -566,19 +404,19 @@ def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -
 
 
 def _errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:
-    _cut(draft, time_s, _NO_USAGE)
-    draft.error = _failure_of(payload.error)
+    _cut(draft, time_s, NO_USAGE)
+    draft.error = failure_of(payload.error)
 
 
 def _terminated(draft: Instance, payload: pb_event.InstanceTerminated, time_s: float) -> None:
-    _cut(draft, time_s, CUT_OFF if payload.cut_off_calls else _NO_USAGE)  # earlier versions counted none
+    _cut(draft, time_s, CUT_OFF if payload.cut_off_calls else NO_USAGE)  # earlier versions counted none
 
 
 def _cut(draft: Instance, time_s: float, usage: Usage) -> None:
     """Cut off whatever is under way, each call with this usage: no event of it will follow."""
 
     def cut(work: Work) -> Work:
-        if work.state != AT_WORK:
+        if work.state != IN_PROGRESS:
             return work
         cause = Failure(INTERRUPTED, "stopped together with the instance")
         _add_usage(draft, usage)
@@ -586,7 +424,7 @@ def _cut(draft: Instance, time_s: float, usage: Usage) -> None:
 
     draft.planning = cut(draft.planning)
     draft.subtasks = {  # those that are not cut stay the same ones, by which `_kept` knows them
-        name: subtask._replace(work=cut(subtask.work)) if subtask.work.state == AT_WORK else subtask
+        name: subtask._replace(work=cut(subtask.work)) if subtask.work.state == IN_PROGRESS else subtask
         for name, subtask in draft.subtasks.items()
     }
     draft.synthesis = cut(draft.synthesis)

@@ -14,10 +14,10 @@ import re
 from typing import Final
 
 from orchestrator.core import plan
+from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader, outlines
 from orchestrator.core.prompts import Message, Prompt, version_of
-from orchestrator.core.state import DONE, Instance, Subtask, Work
 
 CONTEXT_TOKENS: Final = 2048
 """How much context a call needs: its prompt and its answer."""
@@ -144,7 +144,7 @@ class Tiny:
         sections = [_sentences(text)]
         missing = []
         for subtask in instance.subtasks.values():
-            if subtask.work.state == DONE:
+            if subtask.work.state == COMPLETED:
                 sections.append(f"## {subtask.title}\n\n{_closed(subtask.output.strip())}")
             else:
                 why = subtask.work.error.message if subtask.work.error else "it did not run"

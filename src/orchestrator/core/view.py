@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from orchestrator.core import state as core
+from orchestrator.core import instance as core
 from orchestrator.core.wire import STATUS, failure_message, timestamp, usage_message
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event

@@ -4,7 +4,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.core.state import Failure, Subtask, Usage
+from orchestrator.core.instance import Failure, Subtask, Usage
 from orchestrator.v1 import instance_pb2 as pb
 
 STATUS: Final = {

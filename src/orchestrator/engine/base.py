@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.run import Action
 

@@ -28,25 +28,25 @@ class _Text:
     is_whole: bool = False
     """Whether nothing will be added."""
 
-    def after(self, place: "_Place") -> Sequence[OutputDelta]:
-        """What a reader has not been given yet; its place moves on."""
-        text = "".join(self.pieces[place.piece :])
+    def after(self, cursor: "_Cursor") -> Sequence[OutputDelta]:
+        """What a reader has not been given yet; this moves its cursor on."""
+        text = "".join(self.pieces[cursor.piece :])
         deltas = [
             OutputDelta(
                 subtask_id=self.subtask_id,
                 attempt=self.attempt,
-                offset=place.offset + start,
+                offset=cursor.offset + start,
                 text=text[start : start + _LARGEST_DELTA_CHARACTERS],
             )
             for start in range(0, len(text), _LARGEST_DELTA_CHARACTERS)
         ]
-        place.piece = len(self.pieces)
-        place.offset += len(text)
+        cursor.piece = len(self.pieces)
+        cursor.offset += len(text)
         return deltas
 
 
 @dataclass(slots=True)
-class _Place:
+class _Cursor:
     piece: int = 0
     offset: int = 0
 
@@ -57,18 +57,18 @@ class TextReader:
     def __init__(self, texts: list[_Text]) -> None:
         self.woken = asyncio.Event()
         """Set whenever there may be something new."""
-        self._places = {text: _Place() for text in texts}
+        self._cursors = {text: _Cursor() for text in texts}
 
     def begin(self, text: _Text) -> None:
         """Another call writes."""
-        self._places[text] = _Place()
+        self._cursors[text] = _Cursor()
 
     def read(self) -> Sequence[OutputDelta]:
         """Everything written since the last time, in order within each attempt."""
         self.woken.clear()
-        deltas = [delta for text, place in self._places.items() for delta in text.after(place)]
-        for text in [text for text in self._places if text.is_whole]:
-            del self._places[text]
+        deltas = [delta for text, cursor in self._cursors.items() for delta in text.after(cursor)]
+        for text in [text for text in self._cursors if text.is_whole]:
+            del self._cursors[text]
         return deltas
 
 
@@ -85,7 +85,7 @@ class LiveTexts:
         self._instances: dict[str, _Instance] = {}
 
     @contextmanager
-    def reading(self, instance_id: str) -> Iterator[TextReader]:
+    def subscribe(self, instance_id: str) -> Iterator[TextReader]:
         """Watch an instance while the block runs."""
         instance = self._instances.setdefault(instance_id, _Instance())
         reader = TextReader(instance.texts)
@@ -101,9 +101,9 @@ class LiveTexts:
         instance = self._instances.get(instance_id)
         return instance is not None and bool(instance.readers)
 
-    def writing(self, instance_id: str, subtask_id: str, attempt: int) -> AbstractContextManager[OnText]:
+    def writer(self, instance_id: str, subtask_id: str, attempt: int) -> AbstractContextManager[OnText]:
         """Give what takes a call's text while the block runs."""
-        return _Writing(self, instance_id, subtask_id, attempt)
+        return _TextWriter(self, instance_id, subtask_id, attempt)
 
     def begin(self, instance_id: str, text: _Text) -> None:
         """Another call writes."""
@@ -130,7 +130,7 @@ class LiveTexts:
 
 
 @dataclass(slots=True)
-class _Writing:
+class _TextWriter:
     """One call, which takes room here only once it writes something."""
 
     live: LiveTexts
@@ -158,13 +158,13 @@ class _Writing:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class LiveText:
     """What calls under way have written since the last time."""
 
     deltas: Sequence[OutputDelta]
 
 
-async def interleaved(steps: AsyncIterator[Step], reader: TextReader) -> AsyncIterator[Step | Written]:
+async def merge_live_text(steps: AsyncIterator[Step], reader: TextReader) -> AsyncIterator[Step | LiveText]:
     """A subscription's steps and, once it has caught up, what is written between them.
 
     Text comes before the event that ends it.
@@ -177,7 +177,7 @@ async def interleaved(steps: AsyncIterator[Step], reader: TextReader) -> AsyncIt
             waits: set[asyncio.Task[Any]] = {step, woken} if has_caught_up else {step}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if has_caught_up and (deltas := reader.read()):
-                yield Written(deltas)
+                yield LiveText(deltas)
             if woken.done():
                 woken = asyncio.create_task(reader.woken.wait())
             if step.done():

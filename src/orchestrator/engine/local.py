@@ -11,11 +11,11 @@ from typing import Final, Self
 
 from orchestrator.core import config as core_config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.state import RESTING, TERMINAL, Instance
+from orchestrator.core.instance import RESTING, TERMINAL, Instance
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import LiveTexts
-from orchestrator.engine.run import Action, Run, Workshop
-from orchestrator.engine.turns import Turns
+from orchestrator.engine.run import Action, Run, RunContext
+from orchestrator.engine.scheduler import CallScheduler
 from orchestrator.errors import (
     InvalidArgumentError,
     QueueFullError,
@@ -33,8 +33,8 @@ _LOGGER: Final = logging.getLogger(__name__)
 class LocalEngine:
     """Runs up to `max_active` instances at once; the rest wait in order. Make it with `running`."""
 
-    def __init__(self, shop: Workshop, *, max_active: int, max_queued: int) -> None:
-        self._shop = shop
+    def __init__(self, context: RunContext, *, max_active: int, max_queued: int) -> None:
+        self._context = context
         self._max_active = max_active
         self._max_queued = max_queued
         self._runs: dict[str, Run] = {}
@@ -42,7 +42,7 @@ class LocalEngine:
         self._waiting: dict[str, None] = {}
         """Ids of those that wait for a place, in order."""
         self._stopping = False
-        self.taken_up = 0
+        self.recovered = 0
         """How many unfinished instances it found that go on; paused ones and those in review wait."""
 
     @classmethod
@@ -65,7 +65,9 @@ class LocalEngine:
         failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
-                Workshop(log, models, LiveTexts(), Turns(max_calls, jitter), tasks, Clock(now_s), jitter),
+                RunContext(
+                    log, models, LiveTexts(), CallScheduler(max_calls, jitter), tasks, Clock(now_s), jitter
+                ),
                 max_active=max_active,
                 max_queued=max_queued,
             )
@@ -73,7 +75,7 @@ class LocalEngine:
                 try:
                     instance = await log.load(instance_id)
                     engine._enqueue(instance)
-                    engine.taken_up += instance.state not in RESTING
+                    engine.recovered += instance.state not in RESTING
                 except Exception:  # one instance that cannot be read must not keep the others from going on
                     _LOGGER.exception("%s cannot be taken up", instance_id)
             try:
@@ -82,49 +84,49 @@ class LocalEngine:
                 failure = error
             finally:
                 engine._stopping = True
-                engine._shop.turns.close()
+                engine._context.scheduler.close()
                 for run in tuple(engine._runs.values()):
-                    run.cut()
+                    run.cancel_calls()
         if failure:
             raise failure
 
     @property
     def live(self) -> LiveTexts:
         """What calls under way have written; see Engine."""
-        return self._shop.live
+        return self._context.live
 
     async def create(self, new: NewInstance) -> Instance:
         """Record an instance and see to it that it runs; see Engine."""
         self._check_models(new.config)
-        entry = self._entry(new)
+        entry = self._creation(new)
         if len(self._waiting) >= self._max_queued:
-            return await self._repeated(entry)
-        return await self._created(entry.instance, self._shop.log.append(entry))
+            return await self._first_of_duplicate(entry)
+        return await self._created(entry.instance, self._context.log.append(entry))
 
     async def create_all(self, wishes: Sequence[NewInstance]) -> Sequence[Instance]:
         """Record instances, all or none; see Engine."""
         for number, new in enumerate(wishes):
             with at_field(f"requests[{number}]"):
                 self._check_models(new.config)
-        entries = [self._entry(new) for new in wishes]
+        entries = [self._creation(new) for new in wishes]
         if len(self._waiting) + len(entries) > self._max_queued:
-            return [await self._repeated(entry) for entry in entries]
-        durables = self._shop.log.append_together(entries)
+            return [await self._first_of_duplicate(entry) for entry in entries]
+        durables = self._context.log.append_atomic(entries)
         created = [
             self._created(entry.instance, durable) for entry, durable in zip(entries, durables, strict=True)
         ]
         return await asyncio.gather(*created)
 
-    async def _repeated(self, entry: Entry) -> Instance:
+    async def _first_of_duplicate(self, entry: Entry) -> Instance:
         """With a full queue, give the instance that the same request has made; there can be no new one."""
         try:
-            await self._shop.log.check_new(entry.instance)
+            await self._context.log.check_new(entry.instance)
         except DuplicateRequest as duplicate:
-            return await self._shop.log.load(duplicate.instance_id)
+            return await self._context.log.load(duplicate.instance_id)
         raise QueueFullError(len(self._waiting))
 
-    def _entry(self, new: NewInstance) -> Entry:
-        instance, events = new.begin(self._shop.clock.now_s())
+    def _creation(self, new: NewInstance) -> Entry:
+        instance, events = new.begin(self._context.clock.now_s())
         return Entry(events, instance)
 
     def _created(
@@ -138,31 +140,31 @@ class LocalEngine:
         try:
             await asyncio.shield(durable)
         except DuplicateRequest as duplicate:
-            return await self._shop.log.load(duplicate.instance_id)
+            return await self._context.log.load(duplicate.instance_id)
         return instance
 
     async def steer(self, instance_id: str, action: Action) -> Instance:
         """Do to an instance what a client asks; see Engine."""
         if instance_id not in self._runs:
-            instance = await self._shop.log.load(instance_id)
-            self._runs.setdefault(instance_id, Run(instance, self._shop, self._follow_up))
+            instance = await self._context.log.load(instance_id)
+            self._runs.setdefault(instance_id, Run(instance, self._context, self._on_durable))
         run = self._runs[instance_id]
         try:
-            return await run.steer(partial(self._with_models, action))
+            return await run.steer(partial(self._with_checked_models, action))
         finally:
-            if run.rests:
+            if run.is_at_rest:
                 self._release(run)
 
     def _check_models(self, config: pb.InstanceConfig) -> None:
         models = core_config.models(config)
         for path, name in models.items():
             try:
-                self._shop.models.check(name)
+                self._context.models.check(name)
             except SettingsError as error:
                 raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{path}") from None
         if config.budget.HasField("max_cost_usd"):
             for name in models.values():
-                if self._shop.models.prices.cost_usd(name, 1, 1) is None:
+                if self._context.models.prices.cost_usd(name, 1, 1) is None:
                     raise InvalidArgumentError(
                         "CONFIG_INVALID",
                         f"config.budget.max_cost_usd cannot be kept: no price of {name} is known; set one in "
@@ -170,7 +172,7 @@ class LocalEngine:
                         field="config.budget.max_cost_usd",
                     )
 
-    def _with_models(self, action: Action, instance: Instance) -> Sequence[Event]:
+    def _with_checked_models(self, action: Action, instance: Instance) -> Sequence[Event]:
         """Do an action unless it brings a configuration whose models cannot be called."""
         events = action(instance)
         for event in events:
@@ -182,16 +184,16 @@ class LocalEngine:
     def _enqueue(self, instance: Instance) -> None:
         known = self._runs.get(instance.id)
         if known and known.instance.create_time_s != instance.create_time_s:
-            known.leave()  # it was another one, which was deleted
-        self._runs.setdefault(instance.id, Run(instance, self._shop, self._follow_up))
+            known.detach()  # it was another one, which was deleted
+        self._runs.setdefault(instance.id, Run(instance, self._context, self._on_durable))
         self._waiting[instance.id] = None
         self._admit()
 
-    def _follow_up(self, run: Run) -> None:
+    def _on_durable(self, run: Run) -> None:
         """Something that a run appended is durable: let it rest, go on, or wait until it may."""
-        if run.rests or run.stands_still:
+        if run.is_at_rest or run.is_halted:
             self._release(run)
-        elif run.admitted:
+        elif run.is_admitted:
             run.advance()
         elif run.instance.state not in RESTING and run.instance.id not in self._waiting:
             self._waiting[run.instance.id] = None
@@ -200,10 +202,10 @@ class LocalEngine:
     def _release(self, run: Run) -> None:
         if self._runs.get(run.instance.id) is run:
             self._waiting.pop(run.instance.id, None)
-            if run.instance.state in TERMINAL or run.stands_still:
+            if run.instance.state in TERMINAL or run.is_halted:
                 del self._runs[run.instance.id]
-        if run.admitted:
-            run.admitted = False
+        if run.is_admitted:
+            run.is_admitted = False
             self._active -= 1
             self._admit()
 
@@ -212,7 +214,7 @@ class LocalEngine:
             run = self._runs.get(instance_id := next(iter(self._waiting)))
             del self._waiting[instance_id]
             if run and run.instance.state not in RESTING:
-                run.admitted = True
+                run.is_admitted = True
                 self._active += 1
                 run.recover()
                 run.advance()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
-from orchestrator.core.state import Instance, State
+from orchestrator.core.instance import Instance, State
 from orchestrator.core.view import excerpt
 from orchestrator.errors import UnavailableError
 from orchestrator.log.framing import delimited, fields, tag
@@ -32,14 +32,14 @@ class Page:
     """Events in order, as stored.
 
     `data` is a serialised EventBatch: events of the wire's batch are length-prefixed, so a page is the
-    concatenation of its rows and needs no decoding. `places` are the events' sequences (of all instances:
+    concatenation of its rows and needs no decoding. `ordinals` are the events' sequences (of all instances:
     their positions). `at_end` tells that nothing lay behind the page when it was read; `state` is the
     instance's state at that moment (of all instances: unspecified). `key` is the instance's own in the log,
     never given twice: another one under the same id means that the first was deleted (of all instances: 0).
     """
 
     data: bytes
-    places: Sequence[int]
+    ordinals: Sequence[int]
     at_end: bool
     state: State
     key: int = 0
@@ -49,22 +49,22 @@ class Page:
         return EventBatch.FromString(self.data).events
 
     def parts(self, max_bytes: int) -> "Iterator[tuple[bytes, Sequence[int]]]":
-        """Divide `data` and `places` so that no part's data has more bytes: as few parts as possible.
+        """Divide `data` and `ordinals` so that no part's data has more bytes: as few parts as possible.
 
         A page that fits is not decoded. An event that does not fit by itself comes with its texts cut.
         """
         if len(self.data) <= max_bytes:
-            yield self.data, self.places
+            yield self.data, self.ordinals
             return
         rows: list[bytes] = []
         size = start = 0
         for end, row in enumerate(map(partial(_within, max_bytes), fields(self.data))):
             if rows and size + len(row) > max_bytes:
-                yield b"".join(rows), self.places[start:end]
+                yield b"".join(rows), self.ordinals[start:end]
                 rows, size, start = [], 0, end
             rows.append(row)
             size += len(row)
-        yield b"".join(rows), self.places[start:]
+        yield b"".join(rows), self.ordinals[start:]
 
 
 class EventLog(Protocol):
@@ -86,7 +86,7 @@ class EventLog(Protocol):
         wait until it does.
         """
 
-    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
         """Queue entries that each create an instance and become durable all at once or not at all.
 
         Where one fails with AlreadyExistsError all do, and nothing is written; DuplicateRequest concerns its

@@ -1,6 +1,6 @@
 """What it means that an id or a request id is taken."""
 
-from orchestrator.core.state import Instance
+from orchestrator.core.instance import Instance
 from orchestrator.errors import AlreadyExistsError
 from orchestrator.log.base import DuplicateRequest
 

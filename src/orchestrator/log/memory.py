@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
+from orchestrator.core.instance import TERMINAL, Instance, State
 from orchestrator.core.lifecycle import forbidden
-from orchestrator.core.state import TERMINAL, Instance, State
 from orchestrator.errors import InstanceNotFoundError
 from orchestrator.log.base import PAGE_EVENTS, DuplicateRequest, Entry, Page, Wakeups, framed
 from orchestrator.log.conflict import conflict
@@ -53,7 +53,7 @@ class MemoryEventLog:
         taken = self._requests.get(instance.request_id, instance.id)
         return conflict(instance, self._instances.get(taken))
 
-    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
         """Append all at once, or take back what was appended."""
         futures = [self.append(entry) for entry in entries]
         errors = [future.exception() for future in futures]

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.core.state import TERMINAL, Instance, State
+from orchestrator.core.instance import TERMINAL, Instance, State
 from orchestrator.errors import InstanceNotFoundError, SequenceOutOfRangeError
 from orchestrator.log.base import EventLog, Page, Wakeups
 
@@ -21,7 +21,7 @@ class CaughtUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Quiet:
+class Idle:
     """Nothing happened for a while; `last` is the last sequence."""
 
     last: int
@@ -35,15 +35,15 @@ class End:
     last: int
 
 
-Step = Page | CaughtUp | Quiet | End
+Step = Page | CaughtUp | Idle | End
 
 
 async def follow(
-    log: EventLog, instance_id: str, *, after: int = 0, live: bool = True, quiet_s: float = 15.0
+    log: EventLog, instance_id: str, *, after: int = 0, live: bool = True, idle_s: float = 15.0
 ) -> AsyncIterator[Step]:
     """Yield an instance's events after a sequence: pages, CaughtUp once, then live pages, and End.
 
-    With `live` false it stops at CaughtUp or End. A Quiet comes whenever `quiet_s` seconds pass without
+    With `live` false it stops at CaughtUp or End. A Idle comes whenever `idle_s` seconds pass without
     anything else. Raise InstanceNotFoundError, and SequenceOutOfRangeError when `after` is past the last
     event, and UnavailableError when the service stops.
     """
@@ -54,7 +54,7 @@ async def follow(
     async def read(last: int) -> Page:
         return await log.read(instance_id, last)
 
-    async for step in _follow(log.wakeups, instance_id, read, after, live=live, quiet_s=quiet_s):
+    async for step in _follow(log.wakeups, instance_id, read, after, live=live, idle_s=idle_s):
         yield step
 
 
@@ -64,7 +64,7 @@ async def follow_all(
     after: int = 0,
     labels: Sequence[tuple[str, str]] = (),
     live: bool = True,
-    quiet_s: float = 15.0,
+    idle_s: float = 15.0,
 ) -> AsyncIterator[Step]:
     """Yield events after a position, of all instances that have all labels, as `follow` does; no End."""
     last_position = await log.last_position()
@@ -74,7 +74,7 @@ async def follow_all(
     async def read(last: int) -> Page:
         return await log.read_all(last, labels=labels)
 
-    async for step in _follow(log.wakeups, "", read, after, live=live, quiet_s=quiet_s):
+    async for step in _follow(log.wakeups, "", read, after, live=live, idle_s=idle_s):
         yield step
 
 
@@ -99,7 +99,7 @@ async def _follow(
     last: int,
     *,
     live: bool,
-    quiet_s: float,
+    idle_s: float,
 ) -> AsyncIterator[Step]:
     caught_up = False
     key = 0
@@ -111,8 +111,8 @@ async def _follow(
             if key and page.key != key:
                 raise InstanceNotFoundError(instance_id)  # deleted, and made anew under the same id
             key = page.key
-            if page.places:
-                last = page.places[-1]
+            if page.ordinals:
+                last = page.ordinals[-1]
                 yield page
             if not page.at_end:
                 continue
@@ -124,8 +124,8 @@ async def _follow(
                 yield CaughtUp(last)
             if not live:
                 return
-            while not await _set_within(woken, quiet_s):
-                yield Quiet(last)
+            while not await _set_within(woken, idle_s):
+                yield Idle(last)
 
 
 async def _set_within(woken: asyncio.Event, timeout_s: float) -> bool:

@@ -65,7 +65,7 @@ class Provider(Protocol):
         """Let go of connections and processes."""
 
 
-def late(whom: str, timeout_s: float) -> ModelError:
+def timed_out(whom: str, timeout_s: float) -> ModelError:
     """No whole answer came in all the time that an attempt has."""
     message = f"{whom} did not answer within {timeout_s:g} s: see the attempt_timeout of the retry policy"
     return ModelError("TIMEOUT", message, retryable=True)

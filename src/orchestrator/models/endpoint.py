@@ -18,11 +18,11 @@ from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
 from orchestrator.models import error_body, token_limits
 from orchestrator.models.address import Address
-from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
+from orchestrator.models.base import ModelReply, ModelRequest, OnText, timed_out
 from orchestrator.models.failures import INVALID_ANSWER, Failures
 from orchestrator.models.finish import Finish
-from orchestrator.models.http import IDLE_TIMEOUT_S, Answer, Client, Incoming
-from orchestrator.models.streaming import BYTE_ORDER_MARK, Accumulator, Event, Events
+from orchestrator.models.http import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
+from orchestrator.models.streaming import BYTE_ORDER_MARK, Accumulator, Event, SseDecoder
 from orchestrator.models.structured import REJECTED, Dialect
 from orchestrator.models.thoughts import AnswerText
 from orchestrator.models.token_limits import TokenLimits
@@ -84,7 +84,9 @@ class _Terms:
         prompt = self.dialect.adapt(request.prompt)
         return request._replace(prompt=prompt, max_output_tokens=self.limit)
 
-    def after(self, answer: Answer, sent: Mapping[str, object], request: ModelRequest) -> "_Terms | None":
+    def after(
+        self, answer: HttpResponse, sent: Mapping[str, object], request: ModelRequest
+    ) -> "_Terms | None":
         """The terms to try next after a refusal; None: it is about something else."""
         words = error_body.words(answer.body)
         if answer.status in _ABOUT_OTHERS or INVALID_ANSWER.search(words):
@@ -153,7 +155,7 @@ class HttpProvider(ABC):
         self._name = name
         self._profile = profile
         self._idle_timeout_s = idle_timeout_s
-        self._client = Client(address, self._headers(api_key, address))
+        self._client = EndpointClient(address, self._headers(api_key, address))
         self._failures = Failures(name, address, self.path, api_key, key_variable)
         self._dialects: dict[tuple[str, bool], tuple[Dialect, float]] = {}
         """With the time, in seconds, until which each is remembered."""
@@ -175,9 +177,9 @@ class HttpProvider(ABC):
         call = Call(request, on_text)
         try:
             async with asyncio.timeout(request.timeout_s):
-                return await self._settle(call)
+                return await self._negotiate(call)
         except TimeoutError:
-            error = late(f"{self._name} ({self._client.host})", request.timeout_s)
+            error = timed_out(f"{self._name} ({self._client.host})", request.timeout_s)
         except ModelError as failure:
             error = failure
         self._ways.note_failure(request, call.way, error)
@@ -194,7 +196,7 @@ class HttpProvider(ABC):
         """Close all connections."""
         await self._client.aclose()
 
-    async def _settle(self, call: Call) -> ModelReply:
+    async def _negotiate(self, call: Call) -> ModelReply:
         """Ask until the endpoint understands.
 
         One that does not know a parameter is asked again without it, one that takes fewer tokens for fewer,
@@ -279,22 +281,22 @@ class HttpProvider(ABC):
     def _accumulator(self) -> Accumulator:
         """An empty answer, for a stream's events."""
 
-    async def _ask(self, call: Call, body: Mapping[str, object]) -> ModelReply | Answer:
+    async def _ask(self, call: Call, body: Mapping[str, object]) -> ModelReply | HttpResponse:
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
         idle_timeout_s = self._idle_timeout_s if "stream" in body else None
-        async with self._client.stream(self.path, content, idle_timeout_s) as incoming:
-            kind = incoming.headers.get("Content-Type", "").lower()
+        async with self._client.stream(self.path, content, idle_timeout_s) as streamed:
+            kind = streamed.headers.get("Content-Type", "").lower()
             # Some stream unasked. Of those that were asked, whatever else may pass for a stream, these are
             # answers in one piece: errors, mostly.
             is_asked = "stream" in body
             is_stream = "json" not in kind and "html" not in kind if is_asked else "event-stream" in kind
-            if is_stream and _is_success(incoming.status):
-                return await self._follow(incoming, call)
-            return self._read(await incoming.whole(), call)
+            if is_stream and _is_success(streamed.status):
+                return await self._follow(streamed, call)
+            return self._read(await streamed.whole(), call)
 
-    def _read(self, answer: Answer, call: Call) -> ModelReply | Answer:
+    def _read(self, answer: HttpResponse, call: Call) -> ModelReply | HttpResponse:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
         if not _is_success(answer.status):
             return answer
@@ -309,12 +311,12 @@ class HttpProvider(ABC):
         self._ways.note_reply(call.request, "whole", reply)
         return reply
 
-    async def _follow(self, incoming: Incoming, call: Call) -> ModelReply | Answer:
+    async def _follow(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
         """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
         request = call.request
-        accumulator, events = self._accumulator(), Events()
+        accumulator, events = self._accumulator(), SseDecoder()
         answer = AnswerText(is_held=self._is_held(request.model), is_json=_is_json(request))
-        chunks = incoming.chunks()
+        chunks = streamed.chunks()
         broken: ModelError | None = None
         has_begun = False
         preludes = 0
@@ -330,13 +332,13 @@ class HttpProvider(ABC):
             if chunk and not has_begun and (begun := chunk.lstrip(_BLANK)):
                 has_begun = True
                 if begun.startswith((b"{", b"<")):
-                    others = await incoming.whole()  # no stream, whatever its type says
+                    others = await streamed.whole()  # no stream, whatever its type says
                     return self._read(replace(others, body=begun + others.body), call)
             changes = accumulator.changes
             for event in events.rest() if chunk is None else events.feed(chunk):
                 body, problem = self._decode(event)
                 if problem:
-                    failure = self._failures.in_answer(problem, incoming.headers)
+                    failure = self._failures.in_answer(problem, streamed.headers)
                     if accumulator.has_text or preludes > _MOST_PRELUDES:
                         raise self._failures.of_status(failure, request.model)
                     return failure
@@ -440,7 +442,7 @@ def _characters(request: ModelRequest) -> int:
     return sum(len(message.content) for message in request.prompt.messages)
 
 
-def _asks_for_stream(answer: Answer) -> bool:
+def _asks_for_stream(answer: HttpResponse) -> bool:
     """Whether an endpoint refuses to answer for the whole."""
     return answer.status in REJECTED and "stream" in error_body.words(answer.body)
 

@@ -9,13 +9,13 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urljoin
 
+from orchestrator.core.instance import TOO_LONG
 from orchestrator.core.plan import well_formed
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
-from orchestrator.core.state import TOO_LONG
 from orchestrator.errors import AddressError, ModelError, SettingsError
 from orchestrator.models import error_body, token_limits, waits, web_page
 from orchestrator.models.address import Address
-from orchestrator.models.http import PROXY_LOGIN, Answer, speaks_tls
+from orchestrator.models.http import PROXY_LOGIN, HttpResponse, speaks_tls
 
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""
@@ -85,7 +85,7 @@ class Failures:
         """The endpoint, for messages."""
         return f"{self.name} ({self.address.netloc})"
 
-    def of_status(self, answer: Answer, model: str) -> ModelError:
+    def of_status(self, answer: HttpResponse, model: str) -> ModelError:
         """What an answer that is no success means."""
         status, body = answer.status, error_body.words(answer.body)
         said, where = self.quote(answer.body), self.where
@@ -138,10 +138,10 @@ class Failures:
                 message = f"{where} rejected the request with {status}{said}"
                 return ModelError("REQUEST_REJECTED", message, retryable=False)
 
-    def in_answer(self, error: object, headers: Mapping[str, str]) -> Answer:
+    def in_answer(self, error: object, headers: Mapping[str, str]) -> HttpResponse:
         """Give an error that came after a 200, whole or in a stream, as the answer that should have come."""
         body = json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
-        return Answer(_status_in(error, error_body.words(body)), headers, body)
+        return HttpResponse(_status_in(error, error_body.words(body)), headers, body)
 
     def invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
         """An answer that cannot be read. `used`: the tokens it cost, of input and of output."""
@@ -216,7 +216,7 @@ class Failures:
         message = f"{self.where} has no model {model!r}, or the address is wrong: check both{said}"
         return ModelError("MODEL_NOT_FOUND", message, retryable=False)
 
-    def _nothing_there(self, answer: Answer, model: str, words: str, said: str) -> ModelError:
+    def _nothing_there(self, answer: HttpResponse, model: str, words: str, said: str) -> ModelError:
         """No such path, or no such model: only the words can tell."""
         is_page = web_page.is_page(answer.body.decode(errors="replace"))
         named = rf"(?<!\w){re.escape(model.lower())}(?!\w)"
@@ -231,7 +231,7 @@ class Failures:
         problem = f"{self.where} has nothing at {self.address.shown(self.path)}"
         return AddressError("MODEL_NOT_FOUND", problem, mend, said)
 
-    def _redirected(self, answer: Answer, said: str) -> ModelError:
+    def _redirected(self, answer: HttpResponse, said: str) -> ModelError:
         """It is not followed: the key would go to whatever host it names."""
         called = self.address.called
         location = urljoin(self.address.url(self.path), answer.headers["Location"]).partition("#")[0]
@@ -264,7 +264,7 @@ def _status_in(error: object, words: str) -> int:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _believed_wait_s(answer: Answer) -> float | None:
+def _believed_wait_s(answer: HttpResponse) -> float | None:
     wait_s = waits.requested_wait_s(answer.headers, answer.body)
     return None if wait_s is None else min(wait_s, MAX_RETRY_AFTER_S)
 

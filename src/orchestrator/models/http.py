@@ -44,7 +44,7 @@ MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """An HTTP answer of any status; header names are read case-insensitively."""
 
     status: int
@@ -52,7 +52,7 @@ class Answer:
     body: bytes
 
 
-class Incoming:
+class StreamingResponse:
     """An HTTP answer of any status whose body is still coming in."""
 
     def __init__(self, response: httpx.Response, host: str, idle_timeout_s: float | None) -> None:
@@ -75,12 +75,12 @@ class Incoming:
                     raise ModelError("OUTPUT_INVALID", problem, retryable=True)
                 yield chunk
 
-    async def whole(self) -> Answer:
+    async def whole(self) -> HttpResponse:
         """Wait for the rest."""
         body = bytearray()
         async for chunk in self.chunks():
             body += chunk
-        return Answer(self.status, self.headers, bytes(body))
+        return HttpResponse(self.status, self.headers, bytes(body))
 
     async def end(self) -> None:
         """Wait a moment for the end of a body that has been read as far as it matters."""
@@ -175,7 +175,7 @@ def speaks_tls(where: str, called: str, said: str = "") -> AddressError:
     return AddressError("CONNECTION_FAILED", problem, mend, said)
 
 
-class Client:
+class EndpointClient:
     """Posts JSON to one endpoint over connections that are kept; as many are open as there are calls."""
 
     def __init__(self, address: Address, headers: Mapping[str, str]) -> None:
@@ -202,7 +202,7 @@ class Client:
     @asynccontextmanager
     async def stream(
         self, path: str, body: bytes, idle_timeout_s: float | None = None
-    ) -> AsyncIterator[Incoming]:
+    ) -> AsyncIterator[StreamingResponse]:
         """Post a body and read the answer as it comes, within the block; raise ModelError if there is none.
 
         How long that may take is for the caller to bound: cancelling closes the connection at once. A
@@ -228,10 +228,10 @@ class Client:
                     "POST", self._address.url(path), content=body, headers=headers, timeout=waits
                 ) as response:
                     self._has_answered = True
-                    incoming = Incoming(response, self.host, idle_timeout_s)
-                    yield incoming
+                    streamed = StreamingResponse(response, self.host, idle_timeout_s)
+                    yield streamed
                     if is_kept:
-                        await incoming.end()  # a connection in the midst of an answer cannot be used again
+                        await streamed.end()  # a connection in the midst of an answer cannot be used again
         except ModelError as error:
             if not isinstance(error, _BrokenOffError) or not await self._has_met_tls():
                 raise

@@ -21,7 +21,7 @@ from orchestrator.core.prompts import Profile
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.installation import WEIGHTS, how_to_install
-from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
+from orchestrator.models.base import ModelReply, ModelRequest, OnText, timed_out
 from orchestrator.models.chat_completions import ChatCompletions
 
 MODEL: Final = "smollm2-135m-instruct"
@@ -78,7 +78,7 @@ class Llama:
             async with asyncio.timeout(request.timeout_s):
                 return await (await self._running()).complete(request, on_text)
         except TimeoutError:
-            raise late(f"llama/{MODEL}", request.timeout_s) from None
+            raise timed_out(f"llama/{MODEL}", request.timeout_s) from None
 
     async def aclose(self) -> None:
         """Stop the server: it holds nothing that would be worth a goodbye."""

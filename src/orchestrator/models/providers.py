@@ -63,12 +63,12 @@ class Endpoint:
         """Set it up, as far as the variables allow."""
         key, key_variable = self.key_in(environment)
         if unset := self.unset_in(environment):
-            return Unusable(
+            return UnavailableProvider(
                 f"no key for {self.name}: set {unset}, or choose a model of another provider; "
                 "the service reads keys when it starts"
             )
         if not (key.isascii() and key.isprintable()):
-            return Unusable(f"{key_variable} holds characters that no key has: set it again")
+            return UnavailableProvider(f"{key_variable} holds characters that no key has: set it again")
         try:
             return self.kind(
                 self.name,
@@ -79,7 +79,7 @@ class Endpoint:
                 idle_timeout_s=idle_timeout_s,
             )
         except SettingsError as error:
-            return Unusable(f"{self.url_variable}: {error}")
+            return UnavailableProvider(f"{self.url_variable}: {error}")
 
     def address_in(self, environment: Mapping[str, str]) -> Address:
         """The address to call, which can be shown; raise SettingsError where it is none."""
@@ -87,7 +87,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Unusable:
+class UnavailableProvider:
     """Stands for a provider that cannot be called, so that it troubles only those who call it."""
 
     problem: str

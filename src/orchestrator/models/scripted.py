@@ -13,7 +13,7 @@ from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText, late
+from orchestrator.models.base import ModelReply, ModelRequest, OnText, timed_out
 
 Answer = str | ModelReply | ModelError | AsyncIterator[str]
 """What a model says: all at once, or as an iterator gives it piece by piece, until it raises a ModelError."""
@@ -56,7 +56,7 @@ class Scripted:
                 if isinstance(answer, AsyncIterator):
                     return ModelReply(await _whole(answer, on_text))
         except TimeoutError:
-            raise late("the script", request.timeout_s) from None
+            raise timed_out("the script", request.timeout_s) from None
         if isinstance(answer, ModelError):
             raise answer
         return _told(ModelReply(answer) if isinstance(answer, str) else answer, on_text)

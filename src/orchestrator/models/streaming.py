@@ -1,4 +1,4 @@
-"""How an answer is read while it is still being written: Server-Sent Events, and what they add up to."""
+"""How an answer is read while it is still being written: Server-Sent SseDecoder, and what they add up to."""
 
 import json
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ class Event(NamedTuple):
     """Its type, which most events have not; `error` too where the field itself is named so."""
 
 
-class Events:
+class SseDecoder:
     """Takes a stream's bytes and gives each Server-Sent Event.
 
     Lines may end in any way. Comments and other fields are passed over, and a byte-order mark wherever a line

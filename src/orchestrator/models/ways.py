@@ -40,7 +40,7 @@ class Ways:
     def __init__(self, most_unwatched_streams: int) -> None:
         self._most_unwatched_streams = most_unwatched_streams
         self._unwatched_streams = 0
-        self._untold: dict[str, set[Way]] = {}
+        self._without_usage: dict[str, set[Way]] = {}
         """In which ways a model has answered without telling what it used."""
         self._died_s: dict[tuple[_Work, Way], float] = {}
         """When calls last died."""
@@ -60,7 +60,7 @@ class Ways:
     def _choose(self, request: ModelRequest) -> Way:
         work = _Work(request.model, request.prompt.role)
         is_too_many = not request.is_watched and self._unwatched_streams >= self._most_unwatched_streams
-        is_blind = self._untold.get(request.model) == {"streamed"}
+        is_blind = self._without_usage.get(request.model) == {"streamed"}
         way: Way = "whole" if (is_too_many or is_blind) and not request.is_last_attempt else "streamed"
         other: Way = "streamed" if way == "whole" else "whole"
         return way if self._death_s(work, way) <= self._death_s(work, other) else other
@@ -78,7 +78,7 @@ class Ways:
             del self._cuts[work]
         if is_all and not (reply.input_tokens or reply.output_tokens):
             # Budgets would be blind to it.
-            self._untold.setdefault(request.model, set()).add(way)
+            self._without_usage.setdefault(request.model, set()).add(way)
 
     def note_failure(self, request: ModelRequest, way: Way, error: ModelError) -> None:
         """A call failed."""

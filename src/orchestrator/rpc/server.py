@@ -51,7 +51,7 @@ async def serving(
     seconds to finish. Raise SettingsError when the address cannot be had.
     """
     free_port(address, _GRPC)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_noteworthy)
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers((_handlers(service),))
     healthy = health.aio.HealthServicer()
@@ -74,7 +74,7 @@ async def serving(
         await server.stop(grace_s)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_noteworthy(record: logging.LogRecord) -> bool:
     """Whether grpc.aio tells more than that a stream's client went away while it was written to."""
     return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
@@ -98,7 +98,7 @@ def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.Rp
 
 def _unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
     async def call(_: object, context: Context) -> object:
-        async with _told(context):
+        async with mapping_errors(context):
             max_bytes = sizes.max_response_bytes(context)  # before anything is done
             answer = await method(_parsed(await context.read(), request), context)
             return sizes.checked(answer.SerializeToString(), max_bytes, method.__name__)
@@ -109,7 +109,7 @@ def _unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., 
 def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
     async def call(_: object, context: Context) -> AsyncIterator[object]:
         async with (
-            _told(context),
+            mapping_errors(context),
             aclosing(method(_parsed(await context.read(), request), context)) as messages,
         ):
             async for message in messages:
@@ -133,7 +133,7 @@ def _parsed(data: Any, request: type[Message]) -> Message:
 
 
 @asynccontextmanager
-async def _told(context: Context) -> AsyncIterator[None]:
+async def mapping_errors(context: Context) -> AsyncIterator[None]:
     """Tell the client what went wrong; what nobody foresaw goes to the service's log."""
     try:
         yield

@@ -14,10 +14,10 @@ from google.api.httpbody_pb2 import HttpBody
 
 from orchestrator.core import create, lifecycle, view
 from orchestrator.core.fork import fork
-from orchestrator.core.state import COMPLETE, TERMINAL
+from orchestrator.core.instance import COMPLETE, TERMINAL
 from orchestrator.core.wire import STATUS
 from orchestrator.engine.base import Engine
-from orchestrator.engine.live import Written, interleaved
+from orchestrator.engine.live import LiveText, merge_live_text
 from orchestrator.engine.run import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
 from orchestrator.log import subscription
@@ -244,7 +244,7 @@ class OrchestratorService:
         steps = self._follow(request.id, request.after_sequence, live=live, texts=request.include_deltas)
         async for step in steps:
             match step:
-                case Written(deltas):
+                case LiveText(deltas):
                     for delta in deltas:
                         yield pb.StreamEventsResponse(delta=delta)
                 case Page():
@@ -253,22 +253,22 @@ class OrchestratorService:
                         yield delimited(_BATCH_TAG, data)
                 case subscription.CaughtUp(last):
                     yield pb.StreamEventsResponse(caught_up=pb.CaughtUp(sequence=last))
-                case subscription.Quiet(last):
+                case subscription.Idle(last):
                     yield pb.StreamEventsResponse(heartbeat=pb.Heartbeat(sequence=last))
                 case subscription.End(state, last):
                     yield pb.StreamEventsResponse(end=pb.StreamEnd(state=state, sequence=last))
 
     async def _follow(
         self, instance_id: str, after: int, *, live: bool = True, texts: bool
-    ) -> AsyncIterator[Step | Written]:
+    ) -> AsyncIterator[Step | LiveText]:
         """An instance's events and, where they are asked for, the texts of its calls under way."""
-        steps = subscription.follow(self._log, instance_id, after=after, live=live, quiet_s=HEARTBEAT_S)
+        steps = subscription.follow(self._log, instance_id, after=after, live=live, idle_s=HEARTBEAT_S)
         if not texts:
             async for step in steps:
                 yield step
             return
-        with self._engine.live.reading(instance_id) as reader:
-            async for both in interleaved(steps, reader):
+        with self._engine.live.subscribe(instance_id) as reader:
+            async for both in merge_live_text(steps, reader):
                 yield both
 
     async def StreamAllEvents(
@@ -281,7 +281,7 @@ class OrchestratorService:
             after=request.after_position,
             labels=_labels(request.labels),
             live=request.follow or not request.HasField("follow"),
-            quiet_s=HEARTBEAT_S,
+            idle_s=HEARTBEAT_S,
         )
         async for step in steps:
             match step:
@@ -291,7 +291,7 @@ class OrchestratorService:
                         yield delimited(_ALL_BATCH_TAG, data + position)
                 case subscription.CaughtUp(last):
                     yield pb.StreamAllEventsResponse(caught_up=pb.CaughtUp(sequence=last))
-                case subscription.Quiet(last):
+                case subscription.Idle(last):
                     yield pb.StreamAllEventsResponse(heartbeat=pb.Heartbeat(sequence=last))
 
     async def StreamServerSentEvents(
@@ -308,7 +308,7 @@ class OrchestratorService:
                 return
             steps = self._follow(request.id, after, texts=request.include_deltas)
         else:
-            steps = subscription.follow_all(self._log, after=after, quiet_s=HEARTBEAT_S)
+            steps = subscription.follow_all(self._log, after=after, idle_s=HEARTBEAT_S)
         opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
         async for step in steps:
             data = opening + _sse_frames(step)
@@ -318,13 +318,13 @@ class OrchestratorService:
             opening = b""
 
 
-def _sse_frames(step: Step | Written) -> bytes:
+def _sse_frames(step: Step | LiveText) -> bytes:
     match step:
-        case Written(deltas):
+        case LiveText(deltas):
             return b"".join(map(sse.delta_frame, deltas))
         case Page():
-            return b"".join(map(sse.event_frame, step.events(), step.places))
-        case subscription.CaughtUp() | subscription.Quiet():
+            return b"".join(map(sse.event_frame, step.events(), step.ordinals))
+        case subscription.CaughtUp() | subscription.Idle():
             return sse.heartbeat_line()
         case subscription.End(state, last):
             return sse.end_frame(pb.StreamEnd(state=state, sequence=last))

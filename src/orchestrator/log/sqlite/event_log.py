@@ -1,6 +1,6 @@
 """The event log on SQLite.
 
-One connection writes, in `sqlite_writer`; readers have one of their own that can only query. No statement's
+One connection writes, in `writer.py`; readers have one of their own that can only query. No statement's
 cursor outlives a call, so the WAL can always be checkpointed.
 """
 
@@ -15,14 +15,15 @@ from typing import Any, Final, Self
 
 import aiosqlite
 
-from orchestrator.core.state import TERMINAL, Instance, State, fold
+from orchestrator.core.instance import TERMINAL, Instance, State
+from orchestrator.core.state import fold
 from orchestrator.errors import InstanceNotFoundError, StorageError
 from orchestrator.log.base import PAGE_BYTES, PAGE_EVENTS, Entry, Page, Wakeups
-from orchestrator.log.lock import DatabaseLock
-from orchestrator.log.schema import migrate
-from orchestrator.log.sqlite_connection import connect, fetch
-from orchestrator.log.sqlite_tables import find_conflict
-from orchestrator.log.sqlite_writer import SqliteWriter
+from orchestrator.log.sqlite.connection import connect, fetch
+from orchestrator.log.sqlite.lock import DatabaseLock
+from orchestrator.log.sqlite.schema import migrate
+from orchestrator.log.sqlite.tables import find_conflict
+from orchestrator.log.sqlite.writer import SqliteWriter
 from orchestrator.log.storage_faults import mend
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -39,7 +40,7 @@ class SqliteEventLog:
         self.wakeups = Wakeups()
         self._path = path
         self._lock = lock
-        self._writer = SqliteWriter(path, self._know, self._forget)
+        self._writer = SqliteWriter(path, self._publish, self._forget)
         self._reader: aiosqlite.Connection
         self._unfinished: dict[str, Instance] = {}
         self._finished: dict[str, Instance] = {}
@@ -86,9 +87,9 @@ class SqliteEventLog:
         """Queue an entry; see EventLog."""
         return self._writer.append(entry)
 
-    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
         """Queue creations that go together; see EventLog."""
-        return self._writer.append_together(entries)
+        return self._writer.append_atomic(entries)
 
     async def check_new(self, instance: Instance) -> None:
         """Look for what has its id or request id; see EventLog."""
@@ -115,7 +116,7 @@ class SqliteEventLog:
         finally:
             self._lock.release()
 
-    def _know(self, entries: Sequence[Entry]) -> None:
+    def _publish(self, entries: Sequence[Entry]) -> None:
         """These are durable: whoever asks sees them, and whoever waits is woken."""
         for _, instance in entries:
             self._forget_finished(instance.id)
@@ -205,11 +206,11 @@ class SqliteEventLog:
     async def _page(self, rows: Sequence[sqlite3.Row], limit: int) -> Page:
         # A commit is in the file a moment before the writer hears of it. Nobody is shown an event
         # that `load` does not know yet.
-        await self._writer.settled(rows[-1][2])
+        await self._writer.wait_until_published(rows[-1][2])
         state, total = rows[0][:2]
         return Page(
             data=b"".join([row[4] for row in rows]),
-            places=[row[3] for row in rows],
+            ordinals=[row[3] for row in rows],
             at_end=len(rows) == total < limit,
             state=state,
             key=rows[0][5],

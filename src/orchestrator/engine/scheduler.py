@@ -8,18 +8,18 @@ from orchestrator.errors import ModelError
 from orchestrator.models.gate import Gate
 
 
-class Turn(NamedTuple):
-    """Leave to make one call."""
+class Slot(NamedTuple):
+    """The right to have one call open."""
 
     endpoint: str
-    begun_s: float
+    started_s: float
 
 
-class Turns:
-    """Grants turns, in all so many at a time and for each endpoint as many as its gate lets through.
+class CallScheduler:
+    """Grants slots: so many at a time in all, and for each endpoint as many as its gate lets through.
 
     Where there is none, instances wait in the endpoint's queue. One that waits is asked again when there is a
-    turn: it may take its share of what is free, which is at least one, and takes its place behind all others
+    slot: it may take its share of what is free, which is at least one, and takes its place behind all others
     if it wants more. So one with many subtasks cannot starve others (round robin; Nagle, RFC 970), and one
     throttled endpoint does not hold up another.
     """
@@ -32,89 +32,89 @@ class Turns:
         self._gates: dict[str, Gate] = {}
         self._queues: dict[str, dict[str, Callable[[], None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._asked = ("", "")
+        self._offered_to = ("", "")
         """The endpoint and the instance that is being asked, if one is: it comes before those that wait."""
         self._share = 0
-        """How many turns it may take."""
-        self._unasked = 0
+        """How many slots it may acquire."""
+        self._unoffered = 0
         """How many wait that have not been asked this time."""
-        self._is_serving = False
+        self._is_dispatching = False
         """Whether those who wait are being asked, or will be once all has ended that ends in this pass of the
         loop: whoever comes now waits with them."""
         self._next: asyncio.Handle | None = None
 
-    def take(self, endpoint: str, instance_id: str, ask_again: Callable[[], None]) -> Turn | None:
-        """Take a turn if there is one; otherwise `ask_again` is called, once, when there may be."""
+    def acquire(self, endpoint: str, instance_id: str, on_available: Callable[[], None]) -> Slot | None:
+        """Acquire a slot if one is free; otherwise `on_available` is called, once, when one may be."""
         if endpoint not in self._gates:
             self._gates[endpoint], self._queues[endpoint] = Gate(self._limit), {}
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
-        is_asked = self._share > 0 and (endpoint, instance_id) == self._asked
-        wait_s = gate.wait_s(now_s, has_waited=is_asked or bool(queue))
-        if self._free > 0 and wait_s == 0 and (is_asked or not (queue or self._is_serving)):
-            self._share -= is_asked
+        is_offered = self._share > 0 and (endpoint, instance_id) == self._offered_to
+        wait_s = gate.wait_s(now_s, has_waited=is_offered or bool(queue))
+        if self._free > 0 and wait_s == 0 and (is_offered or not (queue or self._is_dispatching)):
+            self._share -= is_offered
             gate.begin(now_s)
             self._free -= 1
-            return Turn(endpoint, now_s)
-        queue[instance_id] = ask_again
+            return Slot(endpoint, now_s)
+        queue[instance_id] = on_available
         if wait_s:
-            self._serve_later(endpoint, wait_s)
+            self._dispatch_later(endpoint, wait_s)
         return None
 
-    def give_back(self, turn: Turn, error: ModelError | None) -> None:
-        """The call has ended; let whoever waits have the turn."""
+    def release(self, slot: Slot, error: ModelError | None) -> None:
+        """Release the slot of a call that has ended to those that wait."""
         self._free += 1
-        gate = self._gates[turn.endpoint]
+        gate = self._gates[slot.endpoint]
         now_s = asyncio.get_running_loop().time()
         if error and error.is_refusal:
-            gate.refuse(turn.begun_s, now_s, error.retry_after_s, self._jitter())
+            gate.refuse(slot.started_s, now_s, error.retry_after_s, self._jitter())
         elif error and error.is_fault:
-            gate.fail(turn.begun_s, now_s, error.retry_after_s, self._jitter())
+            gate.fail(slot.started_s, now_s, error.retry_after_s, self._jitter())
         else:
             gate.end()
-        if not self._is_serving and any(self._queues.values()):
-            self._is_serving = True
-            self._next = asyncio.get_running_loop().call_soon(self._serve)
+        if not self._is_dispatching and any(self._queues.values()):
+            self._is_dispatching = True
+            self._next = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def close(self) -> None:
-        """Grant no more."""
+        """Grant no more slots."""
         self._free = -self._limit
         for pending in (*self._timers.values(), self._next):
             if pending:
                 pending.cancel()
 
-    def _serve(self) -> None:
-        """Ask one instance of each endpoint's queue after the other, as long as there are turns.
+    def _dispatch(self) -> None:
+        """Ask one instance of each endpoint's queue after the other, as long as slots are free.
 
         The endpoint that was served last comes last the next time.
         """
-        self._is_serving = True
-        self._unasked = sum(map(len, self._queues.values()))
-        while [endpoint for endpoint in tuple(self._queues) if self._serve_one(endpoint)]:
+        self._is_dispatching = True
+        self._unoffered = sum(map(len, self._queues.values()))
+        while [endpoint for endpoint in tuple(self._queues) if self._dispatch_one(endpoint)]:
             pass
-        self._is_serving = False
+        self._is_dispatching = False
 
-    def _serve_one(self, endpoint: str) -> bool:
+    def _dispatch_one(self, endpoint: str) -> bool:
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         if not queue or self._free <= 0:
             return False
         now_s = asyncio.get_running_loop().time()
         wait_s = gate.wait_s(now_s, has_waited=True)
         if wait_s:
-            self._serve_later(endpoint, wait_s)
+            self._dispatch_later(endpoint, wait_s)
         if wait_s != 0:
             return False
         self._queues[endpoint] = self._queues.pop(endpoint)
         room = gate.room(now_s)
-        self._share = max(1, min(self._free // self._unasked, room // min(self._unasked, len(queue))))
-        self._unasked = max(1, self._unasked - 1)
+        self._share = max(1, min(self._free // self._unoffered, room // min(self._unoffered, len(queue))))
+        self._unoffered = max(1, self._unoffered - 1)
         instance_id = next(iter(queue))
-        self._asked = (endpoint, instance_id)
+        self._offered_to = (endpoint, instance_id)
         queue.pop(instance_id)()
         self._share = 0
         return True
 
-    def _serve_later(self, endpoint: str, wait_s: float) -> None:
+    def _dispatch_later(self, endpoint: str, wait_s: float) -> None:
         if timer := self._timers.get(endpoint):
             timer.cancel()
-        self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._serve)
+        self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._dispatch)

@@ -8,8 +8,8 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from orchestrator.cli.exits import UsageError
-from orchestrator.settings import meant
+from orchestrator.cli.exit_codes import UsageError
+from orchestrator.settings import suggestion
 
 M = TypeVar("M", bound=Message)
 
@@ -40,7 +40,7 @@ def _fault(data: Mapping[str, Any], descriptor: Any, path: str = "") -> str:
     for name, value in data.items():
         field = known.get(name) or descriptor.fields_by_name.get(name)
         if field is None:
-            return f"{path}{name} is no field: {meant(name, [*known])}"
+            return f"{path}{name} is no field: {suggestion(name, [*known])}"
         if field.name in given:
             return f"{path}{name} is given twice, in both spellings"
         given.add(field.name)

@@ -39,13 +39,13 @@ class NoServiceError(OrchestratorError):
     """No service answers, or it cannot take the request now."""
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Say in one line on stderr what is wrong."""
     print(f"error: {one_line(message)}", file=sys.stderr)  # noqa: T201  the command's own voice
 
 
-def ends_well(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn whatever a command may run into into a line and an exit code."""
+def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Slot whatever a command may run into into a line and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -66,9 +66,9 @@ def ending(error: OrchestratorError | OSError) -> ExitCode:
     if isinstance(error, BrokenPipeError):  # whoever read has seen enough
         return ExitCode.BROKEN_PIPE
     if isinstance(error, OSError):
-        complain(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+        print_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
     else:
-        complain(str(error))
+        print_error(str(error))
     return code_of(error)
 
 

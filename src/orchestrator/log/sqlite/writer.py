@@ -14,8 +14,8 @@ from typing import Final
 
 from orchestrator.errors import RequestError, StorageError, UnavailableError
 from orchestrator.log.base import Entry
-from orchestrator.log.sqlite_connection import Connection, connect
-from orchestrator.log.sqlite_tables import Pending, SqliteTables
+from orchestrator.log.sqlite.connection import Connection, connect
+from orchestrator.log.sqlite.tables import Pending, SqliteTables
 from orchestrator.log.storage_faults import mend
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ RETRY_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class _Together:
+class _AtomicBatch:
     """Creations that become durable all at once or not at all."""
 
     creations: list[Pending]
@@ -62,18 +62,18 @@ class SqliteWriter:
         self._on_deleted = on_deleted
         self._tables: SqliteTables
         self._task: asyncio.Task[None]
-        self._queue: list[Pending | _Together | _Deletion] = []
+        self._queue: list[Pending | _AtomicBatch | _Deletion] = []
         self._queued = asyncio.Event()
         self._closing = False
         self._trouble: sqlite3.Error | None = None
         self._retry_time_s = 0.0
-        self._settled: asyncio.Future[None]
+        self._published: asyncio.Future[None]
 
     async def start(self, connection: Connection) -> None:
         """Take over a connection to a database that is up to date, and begin."""
         self._tables = SqliteTables(connection)
-        await self._tables.look()
-        self._settled = asyncio.get_running_loop().create_future()
+        await self._tables.load_counters()
+        self._published = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="event log writer")
 
     @property
@@ -81,10 +81,10 @@ class SqliteWriter:
         """The position of the last event that readers may be shown."""
         return self._tables.position
 
-    async def settled(self, position: int) -> None:
+    async def wait_until_published(self, position: int) -> None:
         """Wait until what is in the file up to a position is known to all: a matter of a moment."""
         while self.position < position:
-            await asyncio.shield(self._settled)
+            await asyncio.shield(self._published)
 
     async def watch(self) -> None:
         """Wait for as long as the writer runs; raise what ended it."""
@@ -113,11 +113,11 @@ class SqliteWriter:
         self._enqueue(pending, may_wait=not pending.creates)
         return pending.durable
 
-    def append_together(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
+    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
         """Queue creations that go together; see EventLog."""
-        together = _Together([self._pending(entry) for entry in entries])
-        self._enqueue(together)
-        return [pending.durable for pending in together.creations]
+        atomic = _AtomicBatch([self._pending(entry) for entry in entries])
+        self._enqueue(atomic)
+        return [pending.durable for pending in atomic.creations]
 
     async def delete(self, instance_id: str) -> None:
         """Remove a finished instance; see EventLog."""
@@ -129,7 +129,7 @@ class SqliteWriter:
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         return Pending(entry, durable, self._tables.key, creates=entry.events[0].sequence == 1)
 
-    def _enqueue(self, what: Pending | _Together | _Deletion, *, may_wait: bool = False) -> None:
+    def _enqueue(self, what: Pending | _AtomicBatch | _Deletion, *, may_wait: bool = False) -> None:
         """Queue it, or refuse it where it cannot wait until the storage takes writes."""
         try:
             if self._closing:
@@ -155,7 +155,7 @@ class SqliteWriter:
         return f"the event log takes no writes ({self._trouble}): {mend(self._trouble, self._path)}"
 
     async def _run(self) -> None:
-        group: Sequence[Pending | _Together | _Deletion] = ()
+        group: Sequence[Pending | _AtomicBatch | _Deletion] = ()
         try:
             while not self._closing or self._queue:
                 await self._queued.wait()
@@ -164,11 +164,11 @@ class SqliteWriter:
                     await asyncio.sleep(0)  # what this pass of the loop still brings joins the group
                     match self._queue[0]:
                         case Pending():
-                            group = pendings = self._take_entries()
+                            group = pendings = self._drain_entries()
                             await self._commit(pendings)
-                        case _Together(creations):
+                        case _AtomicBatch(creations):
                             group = [self._queue.pop(0)]
-                            await self._commit(creations, together=True)
+                            await self._commit(creations, atomic=True)
                         case _Deletion() as deletion:
                             group = [self._queue.pop(0)]
                             await self._delete(deletion)
@@ -177,10 +177,10 @@ class SqliteWriter:
             self._closing = True
             for queued in (*group, *self._queue):
                 queued.refuse(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
-            if not self._settled.done():
-                self._settled.set_result(None)
+            if not self._published.done():
+                self._published.set_result(None)
 
-    def _take_entries(self) -> list[Pending]:
+    def _drain_entries(self) -> list[Pending]:
         group = []
         for queued in self._queue[:MOST_ENTRIES_PER_COMMIT]:
             if not isinstance(queued, Pending):
@@ -189,27 +189,29 @@ class SqliteWriter:
         del self._queue[: len(group)]
         return group
 
-    async def _commit(self, group: list[Pending], *, together: bool = False) -> None:
+    async def _commit(self, group: list[Pending], *, atomic: bool = False) -> None:
         """Make a group durable, however long the storage takes to recover, or until the log is closed."""
         while group:
             try:
-                await self._tables.write(group, together=together)
+                await self._tables.write(group, atomic=atomic)
             except sqlite3.IntegrityError as error:
-                await self._apart(group, error, together=together)
+                await self._commit_individually(group, error, atomic=atomic)
                 return
             except sqlite3.Error as error:
-                self._note(error)
-                if not await self._has_landed():
-                    group = self._kept(group)
+                self._on_storage_error(error)
+                if not await self._is_committed():
+                    group = self._requeue(group)
                     continue
-            self._note_success()
-            self._settle(group)
+            self._on_storage_recovered()
+            self._publish_group(group)
             return
 
-    async def _apart(self, group: list[Pending], error: sqlite3.IntegrityError, *, together: bool) -> None:
+    async def _commit_individually(
+        self, group: list[Pending], error: sqlite3.IntegrityError, *, atomic: bool
+    ) -> None:
         """An entry that contradicts the log is at fault, not the storage: the others go on without it."""
         await self._tables.connection.rollback()
-        if together or len(group) == 1:
+        if atomic or len(group) == 1:
             for pending in group:
                 pending.refuse(StorageError(f"an entry contradicts the log: {error}"))
             return
@@ -217,19 +219,19 @@ class SqliteWriter:
             pending.refusal = None
             await self._commit([pending])
 
-    def _note(self, error: sqlite3.Error) -> None:
+    def _on_storage_error(self, error: sqlite3.Error) -> None:
         is_new = self._trouble is None
         self._trouble = error
         if is_new:
             _LOGGER.warning("%s; trying again", self._told())
         self._retry_time_s = asyncio.get_running_loop().time() + RETRY_S
 
-    def _note_success(self) -> None:
+    def _on_storage_recovered(self) -> None:
         if self._trouble:
             self._trouble = None
             _LOGGER.warning("the event log takes writes again")
 
-    async def _has_landed(self) -> bool:
+    async def _is_committed(self) -> bool:
         """Reopen after a failed commit, and see whether it reached the disk all the same.
 
         Only the file can tell, so this waits until the file can be read, or the log is closed.
@@ -240,12 +242,12 @@ class SqliteWriter:
                 reopened = await connect(self._path, make=False)
                 await self._tables.connection.close()
                 self._tables.connection = reopened
-                return await self._tables.has_grown()
+                return await self._tables.has_new_events()
             except sqlite3.Error as error:
-                self._note(error)
+                self._on_storage_error(error)
         return False
 
-    def _kept(self, group: list[Pending]) -> list[Pending]:
+    def _requeue(self, group: list[Pending]) -> list[Pending]:
         """What of a group that did not land is tried again: results are, creations are refused."""
         kept = []
         for pending in group:
@@ -265,22 +267,24 @@ class SqliteWriter:
             deletion.refuse(error)
             return
         except sqlite3.Error as error:
-            self._note(error)
-            await self._has_landed()  # for the reopening; whether it landed shows when it is asked for again
+            self._on_storage_error(error)
+            await (
+                self._is_committed()
+            )  # for the reopening; whether it landed shows when it is asked for again
             deletion.refuse(self._read_only())
         else:
-            self._note_success()
+            self._on_storage_recovered()
             if not deletion.durable.done():
                 deletion.durable.set_result(None)
         self._on_deleted(deletion.instance_id)
 
-    def _settle(self, group: list[Pending]) -> None:
+    def _publish_group(self, group: list[Pending]) -> None:
         """The group is durable: tell those who wait for it."""
         durable = [pending.entry for pending in group if not pending.refusal]
-        self._tables.know(durable)
+        self._tables.publish(durable)
         self._on_durable(durable)
-        self._settled.set_result(None)
-        self._settled = asyncio.get_running_loop().create_future()
+        self._published.set_result(None)
+        self._published = asyncio.get_running_loop().create_future()
         for pending in group:
             if pending.refusal:
                 pending.refuse(pending.refusal)

@@ -14,12 +14,12 @@ from typing import Final
 
 import aiosqlite
 
+from orchestrator.core.instance import TERMINAL, Instance, State
 from orchestrator.core.lifecycle import forbidden
-from orchestrator.core.state import TERMINAL, Instance, State
 from orchestrator.errors import InstanceNotFoundError, StorageError
 from orchestrator.log.base import DuplicateRequest, Entry, framed
 from orchestrator.log.conflict import conflict
-from orchestrator.log.sqlite_connection import CACHED_STATEMENTS, Connection, Statement, fetch
+from orchestrator.log.sqlite.connection import CACHED_STATEMENTS, Connection, Statement, fetch
 
 ROWS_PER_STATEMENT: Final = 256
 
@@ -63,20 +63,20 @@ class SqliteTables:
         """Of the newest instance that is known to be durable."""
         self._rows: dict[str, _Row] = {}
 
-    async def look(self) -> None:
+    async def load_counters(self) -> None:
         """Find out which numbers have been given."""
         self.position = await self._highest("position", "event")
         self.key = await self._highest("key", "instance")
 
-    async def has_grown(self) -> bool:
+    async def has_new_events(self) -> bool:
         """Whether there are events after the last one that is known to be durable."""
         return await self._highest("position", "event") > self.position
 
-    async def write(self, group: list[Pending], *, together: bool) -> None:
-        """Commit a group, but for what it marks as refused; together: all of it or nothing."""
+    async def write(self, group: list[Pending], *, atomic: bool) -> None:
+        """Commit a group, but for what it marks as refused; `atomic`: all of it or nothing."""
         creations = [pending for pending in group if pending.creates]
         labels = await self._create(creations) if creations else ()
-        if together and (fault := _fault(group)):
+        if atomic and (fault := _fault(group)):
             await self.connection.rollback()
             for pending in group:
                 self._rows.pop(pending.entry.instance.id, None)
@@ -151,7 +151,7 @@ class SqliteTables:
         )
         return [(query, (json.dumps(list(changes.values())),))] if changes else []
 
-    def know(self, entries: Sequence[Entry]) -> None:
+    def publish(self, entries: Sequence[Entry]) -> None:
         """These are durable."""
         for entry in entries:
             self.position += len(entry.events)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.engine.turns import Turn, Turns
+from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import ModelError
 from orchestrator.models.gate import FIRST_LIMIT
 
@@ -13,28 +13,28 @@ REFUSED = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=
 
 
 class Crowd:
-    """Instances that want turns at an endpoint, and take what they are given."""
+    """Instances that want slots at an endpoint, and take what they are given."""
 
     def __init__(self, limit: int, jitter: float = 0) -> None:
-        self.turns = Turns(limit, lambda: jitter)
+        self.scheduler = CallScheduler(limit, lambda: jitter)
         self.order: list[str] = []
-        self.held: list[Turn] = []
+        self.held: list[Slot] = []
         self.wants: dict[str, int] = {}
 
     def want(self, name: str, count: int, endpoint: str = "here") -> None:
         self.wants[name] = count
 
         def ask() -> None:
-            while self.wants[name] and (turn := self.turns.take(endpoint, name, ask)):
+            while self.wants[name] and (slot := self.scheduler.acquire(endpoint, name, ask)):
                 self.wants[name] -= 1
                 self.order.append(name)
-                self.held.append(turn)
+                self.held.append(slot)
 
         ask()
 
-    async def give_back(self, count: int = 1, error: ModelError | None = None) -> None:
+    async def release(self, count: int = 1, error: ModelError | None = None) -> None:
         for _ in range(count):
-            self.turns.give_back(self.held.pop(0), error)
+            self.scheduler.release(self.held.pop(0), error)
         await asyncio.sleep(0)
 
 
@@ -42,14 +42,14 @@ class Crowd:
 async def crowd() -> AsyncIterator[Crowd]:
     crowd = Crowd(1)
     yield crowd
-    crowd.turns.close()
+    crowd.scheduler.close()
 
 
 async def test_instances_that_wait_are_let_in_by_turns(crowd: Crowd) -> None:
     for name, wants in (("x", 1), ("a", 4), ("b", 2), ("c", 1)):
         crowd.want(name, wants)
     for _ in range(7):
-        await crowd.give_back()
+        await crowd.release()
     assert "".join(crowd.order) == "xabcabaa"
 
 
@@ -60,7 +60,7 @@ async def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, 
         crowd.want(str(name), want)
     assert len(crowd.order) == min(limit, sum(wants))
     for given_back in range(1, sum(wants) + 1):
-        await crowd.give_back()
+        await crowd.release()
         assert len(crowd.order) == min(limit + given_back, sum(wants))
     crowd.want("last", limit + 1)
     assert crowd.wants["last"] == 1
@@ -70,15 +70,15 @@ async def test_one_who_no_longer_wants_a_turn_keeps_nobody_out(crowd: Crowd) -> 
     for name in ("x", "gone", "a"):
         crowd.want(name, 1)
     crowd.wants["gone"] = 0
-    await crowd.give_back()
+    await crowd.release()
     assert crowd.order == ["x", "a"]
 
 
 async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
     crowd.want("x", 1)
     crowd.want("a", 1)
-    crowd.turns.close()
-    await crowd.give_back()
+    crowd.scheduler.close()
+    await crowd.release()
     crowd.want("b", 1)
     assert crowd.order == ["x"]
 
@@ -99,30 +99,30 @@ async def test_what_says_that_there_are_too_many_calls_closes_an_endpoint(
 ) -> None:
     crowd = Crowd(4)
     crowd.want("a", 1)
-    await crowd.give_back(error=error)
+    await crowd.release(error=error)
     crowd.want("b", 1)
     assert crowd.order == (["a"] if is_closed else ["a", "b"])
-    crowd.turns.close()
+    crowd.scheduler.close()
 
 
 async def test_an_endpoint_that_fails_at_many_calls_in_a_row_is_given_a_pause() -> None:
     crowd = Crowd(4)
     for _ in range(5):
         crowd.want("a", 1)
-        await crowd.give_back(error=ModelError("OVERLOADED", "status 500", retryable=True))
+        await crowd.release(error=ModelError("OVERLOADED", "status 500", retryable=True))
     crowd.want("b", 1)
     assert crowd.order == ["a"] * 5
-    crowd.turns.close()
+    crowd.scheduler.close()
 
 
 async def test_one_throttled_endpoint_does_not_stop_another() -> None:
     crowd = Crowd(4)
     crowd.want("a", 1, "busy")
-    await crowd.give_back(error=REFUSED)
+    await crowd.release(error=REFUSED)
     crowd.want("b", 1, "busy")
     crowd.want("c", 1, "well")
     assert crowd.order == ["a", "c"]
-    crowd.turns.close()
+    crowd.scheduler.close()
 
 
 @pytest.mark.parametrize(("later_s", "order"), [(3600.4, ["a"]), (3600.5, ["a", "a"])])
@@ -133,18 +133,18 @@ async def test_an_endpoint_is_called_again_a_little_later_than_it_said(
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock_s)
     crowd = Crowd(4, jitter=0.5)
     crowd.want("a", 1)
-    await crowd.give_back(error=REFUSED)
+    await crowd.release(error=REFUSED)
     clock_s = later_s
     crowd.want("a", 1)
     assert crowd.order == order
-    crowd.turns.close()
+    crowd.scheduler.close()
 
 
 async def test_who_waits_at_one_endpoint_is_served_when_another_gives_back() -> None:
     crowd = Crowd(1)
     crowd.want("a", 1, "one")
     crowd.want("b", 1, "other")
-    await crowd.give_back()
+    await crowd.release()
     assert crowd.order == ["a", "b"]
 
 
@@ -159,8 +159,8 @@ async def test_an_endpoint_with_many_waiting_does_not_starve_another() -> None:
     crowd.want("a", 9, "busy")
     crowd.want("b", 9, "busy")
     crowd.want("c", 1, "other")
-    await crowd.give_back()
-    await crowd.give_back()
+    await crowd.release()
+    await crowd.release()
     assert "c" in crowd.order
 
 
@@ -168,7 +168,7 @@ async def test_what_is_free_is_shared_among_those_who_wait() -> None:
     crowd = Crowd(6)
     for name, wants in (("x", 6), ("a", 9), ("b", 9)):
         crowd.want(name, wants)
-    await crowd.give_back(6)
+    await crowd.release(6)
     assert "".join(crowd.order[6:]) == "aaabbb"
 
 
@@ -176,7 +176,7 @@ async def test_whoever_comes_first_elsewhere_does_not_overtake_who_waits() -> No
     crowd = Crowd(1)
     crowd.want("x", 1)
     crowd.want("a", 1)
-    crowd.turns.give_back(crowd.held.pop(), None)
+    crowd.scheduler.release(crowd.held.pop(), None)
     crowd.want("b", 1, "other")
     await asyncio.sleep(0)
     assert crowd.order == ["x", "a"]
@@ -188,11 +188,11 @@ async def test_whoever_is_asked_at_one_endpoint_takes_no_more_than_its_share_at_
 
     def ask_both() -> None:
         for endpoint in ("here", "other"):
-            while turn := crowd.turns.take(endpoint, "a", ask_both):
+            while slot := crowd.scheduler.acquire(endpoint, "a", ask_both):
                 crowd.order.append("a")
-                crowd.held.append(turn)
+                crowd.held.append(slot)
 
     ask_both()
     crowd.want("b", 9)
-    await crowd.give_back(6)
+    await crowd.release(6)
     assert crowd.order[6:].count("b") == 2

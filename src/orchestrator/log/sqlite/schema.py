@@ -6,7 +6,7 @@ from typing import Final
 
 import aiosqlite
 
-from orchestrator.core.state import TERMINAL
+from orchestrator.core.instance import TERMINAL
 from orchestrator.errors import StorageError
 from orchestrator.v1.orchestrator_pb2 import EventBatch
 

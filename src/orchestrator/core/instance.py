@@ -1,0 +1,211 @@
+"""The values an instance is made of: its state, its subtasks, their work, usage and failures.
+
+Only `fold` in core/state.py changes an instance; elsewhere a value can be kept, compared and shared without a
+copy. Times are seconds since the epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import add
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from orchestrator.v1 import instance_pb2 as pb
+
+State: TypeAlias = pb.State.ValueType
+SubtaskState: TypeAlias = pb.SubtaskState.ValueType
+
+QUEUED: Final = pb.STATE_QUEUED
+RUNNING: Final = pb.STATE_RUNNING
+PAUSED: Final = pb.STATE_PAUSED
+WAITING_FOR_PAUSE: Final = pb.STATE_WAITING_FOR_PAUSE
+WAITING: Final = pb.STATE_WAITING
+COMPLETE: Final = pb.STATE_COMPLETE
+ERRORED: Final = pb.STATE_ERRORED
+TERMINATED: Final = pb.STATE_TERMINATED
+TERMINAL: Final = frozenset({COMPLETE, ERRORED, TERMINATED})
+RESTING: Final = TERMINAL | {PAUSED, WAITING}
+"""The states in which there is nothing to do until a client asks for something."""
+
+PENDING: Final = pb.SUBTASK_STATE_PENDING
+IN_PROGRESS: Final = pb.SUBTASK_STATE_RUNNING
+COMPLETED: Final = pb.SUBTASK_STATE_COMPLETED
+FAILED: Final = pb.SUBTASK_STATE_FAILED
+SKIPPED: Final = pb.SUBTASK_STATE_SKIPPED
+SETTLED: Final = frozenset({COMPLETED, FAILED, SKIPPED})
+
+TOO_LONG: Final = "INPUT_TOO_LONG"
+"""The reason of an attempt at which the model was given more than it takes."""
+INTERRUPTED: Final = "INTERRUPTED"
+"""The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
+UNUSABLE: Final = frozenset({"OUTPUT_INVALID", "PLAN_INVALID"})
+"""The reasons of an attempt that the model answered with something else than was asked for."""
+
+
+class Usage(NamedTuple):
+    """What model calls have used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    model_calls: int = 0
+    cost_usd: float = 0.0
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Both together."""
+        return Usage._make(map(add, self, other))
+
+    def minus(self, other: "Usage") -> "Usage":
+        """What is more than the other, at least nothing."""
+        return Usage._make(max(0, mine - theirs) for mine, theirs in zip(self, other, strict=True))
+
+
+NO_USAGE: Final = Usage()
+CUT_OFF: Final = Usage(model_calls=1)
+"""What is known of a call that was cut off: it is paid for, but nobody tells how many tokens it used."""
+
+
+class Failure(NamedTuple):
+    """Why something failed; `reason` is UPPER_SNAKE_CASE."""
+
+    reason: str
+    message: str
+    subtask_id: str = ""
+
+
+class Work(NamedTuple):
+    """One piece of work and the model calls that carry it out: planning, a subtask, or the synthesis."""
+
+    state: SubtaskState = PENDING
+    attempt: int = 0
+    """The number of the latest attempt, from 1; 0: none yet."""
+    failures: int = 0
+    """Attempts that failed of themselves; interrupted ones do not count."""
+    too_long: int = 0
+    """Attempts that failed because the model was given more than it takes."""
+    model: str = ""
+    error: Failure | None = None
+    retry_time_s: float = 0.0
+    """The next attempt must not begin earlier."""
+    fail_time_s: float = 0.0
+    """When the latest attempt failed that is to be followed by another."""
+    start_time_s: float = 0.0
+    """When the first attempt began; 0: not yet."""
+    end_time_s: float = 0.0
+    usage: Usage = NO_USAGE
+
+    def reset(self) -> "Work":
+        """The same work, to be tried afresh: attempts go on counting, failures begin anew."""
+        return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long)
+
+
+NOT_STARTED: Final = Work()
+
+
+class Subtask(NamedTuple):
+    """One part of the plan."""
+
+    id: str
+    title: str
+    instructions: str
+    depends_on: tuple[str, ...] = ()
+    worker: str = ""
+    work: Work = NOT_STARTED
+    output: str = ""
+    merges: bool = False
+    """Whether it is no part of the plan but puts outputs together; see core/merging.py."""
+
+    @property
+    def definition(self) -> tuple[object, ...]:
+        """What the plan says of it."""
+        return (self.id, self.title, self.instructions, self.depends_on, self.worker)
+
+
+EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+@dataclass
+class Instance:
+    """An instance as its events tell it. Only `fold` changes one, while nobody else has it yet."""
+
+    id: str = ""
+    state: State = pb.STATE_UNSPECIFIED
+    prompt: str = ""
+    config: pb.InstanceConfig = field(default_factory=pb.InstanceConfig)
+    """Resolved; never changed in place."""
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    forked_from: str = ""
+    request_id: str = ""
+    request_digest: bytes = b""
+    planning: Work = NOT_STARTED
+    is_planned: bool = False
+    is_reviewed: bool = False
+    feedback: str = ""
+    """What a reviewer wants of the next plan."""
+    summary: str = ""
+    subtasks: Mapping[str, Subtask] = field(default_factory=lambda: EMPTY)
+    reusable: Mapping[str, Subtask] = field(default_factory=lambda: EMPTY)
+    """Completed subtasks of plans whose attempt failed: paid for, should the next plan have them too."""
+    failed_plans: int = 0
+    """Planning attempts whose answer was no plan, or that failed when work on their plan could have begun."""
+    plan_fault: str = ""
+    """What the planner has to mend: the fault of its last answer that was no plan, until there is one."""
+    synthesis: Work = NOT_STARTED
+    final_result: str = ""
+    usage: Usage = NO_USAGE
+    """Since the last restart; what a fork copied is included."""
+    own_usage: Usage = NO_USAGE
+    """Of all calls that this instance made itself."""
+    copied_events: int = 0
+    """How many events behind the first one a fork copied from its source."""
+    error: Failure | None = None
+    create_time_s: float = 0.0
+    start_time_s: float = 0.0
+    end_time_s: float = 0.0
+    update_time_s: float = 0.0
+    last_sequence: int = 0
+
+    @property
+    def is_awaiting_review(self) -> bool:
+        """Whether a person has to look at the plan before work goes on."""
+        return (
+            self.is_planned and self.config.review_plan and not self.is_reviewed and not self.config.subtasks
+        )
+
+    @property
+    def has_open_calls(self) -> bool:
+        """Whether any model call is under way."""
+        return self.open_calls > 0
+
+    @property
+    def open_calls(self) -> int:
+        """How many model calls are under way."""
+        works = [self.planning, self.synthesis, *(subtask.work for subtask in self.subtasks.values())]
+        return sum(work.state == IN_PROGRESS for work in works)
+
+
+def seconds_of(time: Timestamp) -> float:
+    """Read the wire's time, in seconds since the epoch."""
+    return time.seconds + time.nanos / 1e9
+
+
+def usage_of(message: pb.Usage) -> Usage:
+    """Read the wire's usage."""
+    return Usage(message.input_tokens, message.output_tokens, message.model_calls, message.cost_usd)
+
+
+def subtask_of(message: pb.Subtask) -> Subtask:
+    """Read what a client or a planner may say of a subtask."""
+    return Subtask(
+        id=message.id,
+        title=message.title or message.id,
+        instructions=message.instructions,
+        depends_on=tuple(message.depends_on),
+        worker=message.worker,
+    )
+
+
+def failure_of(message: pb.Failure) -> Failure:
+    """Read the wire's failure."""
+    return Failure(message.reason, message.message, message.subtask_id)
