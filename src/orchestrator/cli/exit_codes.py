@@ -45,7 +45,7 @@ def print_error(message: str) -> None:
 
 
 def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Slot whatever a command may run into into a line and an exit code."""
+    """Turn whatever a command may run into into a line and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

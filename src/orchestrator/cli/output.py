@@ -14,7 +14,7 @@ class OutputError(OrchestratorError):
 
 
 class _File(io.FileIO):
-    """LiveText to for as long as that takes, where another program has made it non-blocking."""
+    """Written to for as long as that takes, where another program has made it non-blocking."""
 
     def write(self, data: Any) -> int:
         written: int | None = None
