@@ -14,7 +14,7 @@ from support.scripted_service import ScriptedService, play_well
 from support.service import service as real_service
 
 from orchestrator import client as client_module
-from orchestrator.client import Client, Event, EventBatch, OutputDelta, ServiceError
+from orchestrator.client import Client, Event, EventBatch, OutputDelta, ServiceError, streams
 from orchestrator.models.scripted import Scripted
 from orchestrator.v1 import event_pb2, instance_pb2
 
@@ -199,7 +199,7 @@ async def test_the_real_service_streams_all_instances_from_any_position(tmp_path
 
 def test_a_position_that_goes_back_is_an_error() -> None:
     with pytest.raises(ServiceError) as failure:
-        client_module._check_position(EventBatch(last_position=3), 3)
+        streams.check_position(EventBatch(last_position=3), 3)
     assert failure.value.code is grpc.StatusCode.DATA_LOSS
 
 
@@ -213,7 +213,7 @@ async def test_without_follow_a_stream_ends_where_live_begins(
 async def test_a_silent_connection_counts_as_cut(
     service: ScriptedService, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "SILENCE_S", 0.05)
+    monkeypatch.setattr(streams, "SILENCE_S", 0.05)
     await created(service)
     with pytest.raises(ServiceError, match="silent"):
         async for _ in client.stream_events("i1", keep_trying_s=0.2):

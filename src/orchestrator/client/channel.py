@@ -1,0 +1,77 @@
+"""The connection to a service: the part of gRPC that a client needs."""
+
+import asyncio
+import functools
+from typing import Any, Final, Protocol
+
+import grpc
+import grpc.aio
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""The largest message either side may send, which each call tells the service: of events and outputs larger
+than that, `Event.omitted_bytes` tells, or RESPONSE_TOO_LARGE."""
+
+METADATA: Final = (("max-response-bytes", str(MAX_MESSAGE_BYTES)),)
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # The channel's own back-off between connections must not outlast the client's.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # The service is near; a company's HTTP proxy would answer for 127.0.0.1.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Channel(Protocol):
+    """A connection: the part of a gRPC channel that stubs need, and how to wait on it."""
+
+    def unary_unary(self, *arguments: Any, **named: Any) -> Any:
+        """As grpc.aio's: what is returned is called with a request, and its result awaited."""
+        ...
+
+    def unary_stream(self, *arguments: Any, **named: Any) -> Any:
+        """As grpc.aio's: what is returned is called with a request, and its result given to `read`."""
+        ...
+
+    async def read(self, call: Any, timeout_s: float) -> Any:
+        """The next message of a stream, or None where it ends; raise TimeoutError after so many seconds."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection, with the calls that are open."""
+        ...
+
+
+class AsyncChannel:
+    """A Channel for one event loop. Each call tells how large an answer may be."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+
+    def unary_unary(self, *arguments: Any, **named: Any) -> Any:
+        """See Channel."""
+        return functools.partial(self._channel.unary_unary(*arguments, **named), metadata=METADATA)
+
+    def unary_stream(self, *arguments: Any, **named: Any) -> Any:
+        """See Channel."""
+        return functools.partial(self._channel.unary_stream(*arguments, **named), metadata=METADATA)
+
+    async def read(self, call: Any, timeout_s: float) -> Any:
+        """See Channel."""
+        async with asyncio.timeout(timeout_s):
+            message = await call.read()
+        return None if message is grpc.aio.EOF else message
+
+    async def sleep(self, seconds: float) -> None:
+        """See Channel."""
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """See Channel."""
+        await self._channel.close()
