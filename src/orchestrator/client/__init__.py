@@ -1,4 +1,4 @@
-"""A typed client that resumes streams by itself.
+"""A typed client that resumes streams by itself, for asyncio and, as `SyncClient`, for programs without it.
 
     from collections import defaultdict
     from orchestrator.client import Client, Event, OutputDelta
@@ -20,6 +20,8 @@
                 case Event():
                     print(item.sequence, item.WhichOneof("payload"))
 
+`SyncClient` has the same methods without `await`, and its streams are plain iterators.
+
 Every failure is a `ServiceError`. Reading survives a restart of the service; what changes something is sent
 once, so give `create` a `request_id` where you want to repeat it safely.
 """
@@ -28,6 +30,7 @@ from orchestrator.client.channel import MAX_MESSAGE_BYTES
 from orchestrator.client.errors import ServiceError
 from orchestrator.client.rpc import UNARY_TIMEOUT_S, Client
 from orchestrator.client.streams import KEEP_TRYING_S, SILENCE_S, Event, EventBatch, OnCut, OutputDelta
+from orchestrator.client.sync import SyncClient
 
 __all__ = [
     "KEEP_TRYING_S",
@@ -40,4 +43,5 @@ __all__ = [
     "OnCut",
     "OutputDelta",
     "ServiceError",
+    "SyncClient",
 ]

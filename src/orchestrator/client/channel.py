@@ -27,6 +27,8 @@ OPTIONS: Final = (
 class Channel(Protocol):
     """A connection: the part of a gRPC channel that stubs need, and how to wait on it."""
 
+    def __init__(self, address: str) -> None: ...
+
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         """As grpc.aio's: what is returned is called with a request, and its result awaited."""
         ...

@@ -4,14 +4,14 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import ClassVar, Final, Self, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from orchestrator.client.channel import AsyncChannel
+from orchestrator.client.channel import AsyncChannel, Channel
 from orchestrator.client.errors import ServiceError, mapping_errors
 from orchestrator.client.streams import (
     KEEP_TRYING_S,
@@ -37,8 +37,10 @@ _REVIEW_STEP_S: Final = 1.0
 class Client:
     """A connection to one service, for one event loop. Use it as an async context manager."""
 
+    _channel_type: ClassVar[type[Channel]] = AsyncChannel
+
     def __init__(self, address: str, *, timeout_s: float = UNARY_TIMEOUT_S) -> None:
-        self._channel = AsyncChannel(address)
+        self._channel = self._channel_type(address)
         self._stub = orchestrator_pb2_grpc.OrchestratorStub(cast("grpc.aio.Channel", self._channel))
         self._timeout_s = timeout_s
 
