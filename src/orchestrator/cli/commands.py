@@ -11,7 +11,7 @@ from orchestrator.cli.exit_codes import ExitCode, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.plan_option import PlanCommand
 from orchestrator.errors import OrchestratorError
-from orchestrator.installation import DISTRIBUTION
+from orchestrator.installation import DISTRIBUTION, requires
 from orchestrator.settings import Settings
 
 app = typer.Typer(
@@ -157,7 +157,8 @@ def up(
         small_model=small_model,
         log_level=log_level,
     )
-    from orchestrator import app as service  # noqa: PLC0415
+    with requires("server", "`orchestrator up`"):
+        from orchestrator import app as service  # noqa: PLC0415
 
     asyncio.run(service.up(settings))
 
@@ -183,7 +184,8 @@ def serve(
         small_model=small_model,
         log_level=log_level,
     )
-    from orchestrator import app as service  # noqa: PLC0415
+    with requires("server", "`orchestrator serve`"):
+        from orchestrator import app as service  # noqa: PLC0415
 
     asyncio.run(service.serve(settings))
 
@@ -196,7 +198,8 @@ def doctor(*, address: opt.Address = None, as_json: opt.Json = False) -> None:
     Where a service answers at the address it is told what that is set to, and its models are called. Exit
     code 1 when the service cannot do its work like this.
     """
-    from orchestrator.cli import doctor as practice  # noqa: PLC0415
+    with requires("server", "`orchestrator doctor`"):
+        from orchestrator.cli import doctor as practice  # noqa: PLC0415
 
     findings = asyncio.run(practice.examine(Settings.load(address=address)))
     practice.print_findings(findings, as_json=as_json)

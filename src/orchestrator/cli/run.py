@@ -20,6 +20,7 @@ from orchestrator.cli.tables import print_plan
 from orchestrator.cli.text import command, counted
 from orchestrator.client import Client
 from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING, Instance
+from orchestrator.installation import requires
 from orchestrator.settings import EMBEDDED_MODEL, Settings
 from orchestrator.v1.instance_pb2 import InstanceConfig
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest, GetServiceInfoResponse
@@ -110,7 +111,8 @@ class Run:
                 self._reporter.note(f"using the service at {address} and its models")
                 yield client
                 return
-        from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
+        with requires("server", f"no service answers at {address}, and to start one `orchestrator run`"):
+            from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
 
         self._has_own_service = True
         logging.basicConfig(level=self._settings.log_level.upper(), handlers=[_Noting(self._reporter)])
