@@ -393,6 +393,38 @@ async def test_headers_that_grpc_does_not_bear_fail_nothing(
     assert not {"it's!odd", "x-some-bin"} & service.metadata.keys()
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/a?id=b"),
+        ("HEAD", "/a?id=b"),
+        ("DELETE", "/a?id=b"),
+        ("DELETE", "/a?%69%64=b"),
+        ("DELETE", "/a?view=VIEW_FULL&id"),
+        ("GET", "/a/result?id=b"),
+        ("GET", "/a/events?id=b"),
+        ("GET", "/a:wait?timeout=1s&id=b"),
+        ("POST", "/a:pause?id=b"),
+    ],
+)
+async def test_no_query_leads_to_another_instance_than_the_path(
+    client: httpx.AsyncClient, method: str, path: str
+) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == 400
+    if method != "HEAD":
+        assert "in the path" in assert_error(response, 400, 3)["message"]
+
+
+async def test_no_body_leads_to_another_instance_than_the_path(client: httpx.AsyncClient) -> None:
+    assert_error(await client.post("/a:pause", json={"id": "b"}), 400, 3)
+    assert (await client.post("/a:pause", json={"id": "a"})).status_code == 200
+
+
+async def test_a_parameter_whose_value_is_id_is_none_of_that_name(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/?labels=id%3Db&labels=x=id")).status_code == 200
+
+
 async def test_a_deadline_that_is_none_is_refused(client: httpx.AsyncClient) -> None:
     for wrong in ("soon", "1", "1y", "-1S", ""):
         error = assert_error(await client.get("/a", headers={"grpc-timeout": wrong}), 400, 3)
