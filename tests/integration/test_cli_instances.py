@@ -129,6 +129,20 @@ async def test_without_a_result_it_says_why_and_what_to_do(tmp_path: Path, stuck
     assert (outcome.code, outcome.out, outcome.err) == (1, "", "error: a was terminated\n")
 
 
+async def test_what_is_advised_leads_to_the_same_service(tmp_path: Path, running: Service) -> None:
+    await created(running, "a", review_plan=True)
+    await finished(running, "b")
+    shell = Shell.without_service(tmp_path)
+    where = ("--address", running.address)
+    assert (await shell.run("wait", "a", *where)).code == 4
+    outcome = await shell.run("result", "a", *where)
+    assert outcome.code == 2
+    assert "look at its plan with" in outcome.err
+    assert f"orchestrator review a --address {running.address}`" in outcome.err
+    assert f"orchestrator review a --address {running.address}\n" in (await shell.run("get", "a", *where)).out
+    assert f"orchestrator result b --address {running.address}\n" in (await shell.run("get", "b", *where)).out
+
+
 async def test_the_result_of_a_failed_instance_is_its_error(tmp_path: Path) -> None:
     async with ScriptedService() as scripted:
         await scripted.start()

@@ -222,6 +222,8 @@ def test_a_plan_that_awaits_review_is_shown_with_the_command_for_it() -> None:
     created = pb.InstanceCreated(prompt="p", config=instance_pb2.InstanceConfig(review_plan=True))
     progress = told([created, *a_plan(planned("t1"))[1:]])
     assert "review i1 --approve" in drawn(view(progress.instance, START_S + 9))
+    elsewhere = view(progress.instance, START_S + 9, width=160, where=" --address 127.0.0.1:1")
+    assert "review i1 --address 127.0.0.1:1 --approve" in drawn(elsewhere, 160)
     completed = payload_event("i1", 9, a_plan(planned("t1"))[-1])
     assert progress.describe(completed) == "plan complete: 1 subtask, waits for review"
 

@@ -184,10 +184,11 @@ def view(
     height: int | None = None,
     drafts: Mapping[str, Draft] = _NO_DRAFTS,
     away_s: float | None = None,
+    where: str = "",
 ) -> RenderableType:
     """Draw the instance for a terminal of so many columns and lines; without a height, all of it.
 
-    `away_s` is for how long the service has been away.
+    `away_s` is for how long the service has been away, `where` the flag that leads a command to it.
     """
     if not instance.create_time_s:
         return Text("reconnecting…", style="yellow") if away_s is not None else Text("")
@@ -213,7 +214,7 @@ def view(
     )
     hidden = _hidden(all_rows, shown)
     return Group(
-        *_header(instance, width, away_s),
+        *_header(instance, width, away_s, where),
         Text(),
         *lines.of(plan_row),
         *(line for row in shown for line in lines.of(row, indent=2)),
@@ -347,13 +348,13 @@ def state_text(state: core.State) -> Text:
     return Text(words, style=_STATE_STYLES.get(state, "dim"))
 
 
-def _header(instance: Instance, width: int, away_s: float | None) -> Iterator[Text]:
+def _header(instance: Instance, width: int, away_s: float | None, where: str) -> Iterator[Text]:
     yield _cut(Text(one_line(instance.prompt, width), style="bold"), width)
     standing = Text(f"{one_line(instance.id)}  ", style="dim").append_text(state_text(instance.state))
     if away_s is not None:
         standing.append(f"  the service is away, reconnecting… {duration(away_s)}", style="yellow")
     elif instance.state == core.WAITING:
-        review = command(f"review {instance.id} --approve")
+        review = command(f"review {instance.id}{where} --approve")
         standing.append(f"  look at the plan, then: {review}", style="magenta")
     yield _cut(standing, width)
 

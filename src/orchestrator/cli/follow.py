@@ -46,13 +46,13 @@ async def follow(
 
 def resume_command(instance_id: str, settings: Settings, *, live: bool) -> str:
     """The command that follows an instance again, as it was followed."""
-    where = flags(settings, grpc_address="--address")
+    where = address_flag(settings)
     return command(f"events {instance_id} --follow{' -v' if live else ''}{where}")
 
 
 def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
     """What to say to whoever stops following an instance that goes on."""
-    where = flags(settings, grpc_address="--address")
+    where = address_flag(settings)
     return (
         f"detached: {instance_id} goes on without you\n"
         f"  to come back: {resume_command(instance_id, settings, live=live)}\n"
@@ -63,7 +63,7 @@ def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
 
 def on_its_way(instance_id: str, settings: Settings) -> str:
     """What to say to whoever has created an instance and left it to the service."""
-    where = flags(settings, grpc_address="--address")
+    where = address_flag(settings)
     return (
         f"  to follow it: {resume_command(instance_id, settings, live=False)}\n"
         f"  its result:   {command(f'result {instance_id}{where}')}"
@@ -72,13 +72,18 @@ def on_its_way(instance_id: str, settings: Settings) -> str:
 
 def review_is_due(instance_id: str, settings: Settings) -> str:
     """What to say to whoever may decide on a plan that waits for review."""
-    review = command(f"review {instance_id}{flags(settings, grpc_address='--address')}")
+    review = command(f"review {instance_id}{address_flag(settings)}")
     return (
         f"the plan of {instance_id} waits for review\n"
         f"  to see it:     {review}\n"
         f"  to approve it: {review} --approve\n"
         f'  to reject it:  {review} --reject "what should be better"'
     )
+
+
+def address_flag(settings: Settings) -> str:
+    """The flag that leads another command to the same service; empty where it goes there by itself."""
+    return flags(settings, grpc_address="--address")
 
 
 def flags(settings: Settings, **named: str) -> str:

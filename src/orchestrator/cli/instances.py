@@ -120,7 +120,7 @@ def get(
             reporters.print_json(found)
         else:
             found.instance.final_result = found.status.output.final_result  # whole in every view
-            tables.print_instance(found.instance, full=full)
+            tables.print_instance(found.instance, full=full, where=_where(address))
 
     call_service(address, call)
 
@@ -146,14 +146,19 @@ def result(
         return found.instance, await client.result(found.instance.id) if is_there else ""
 
     instance, text = call_service(address, call)
-    from orchestrator.core.instance import COMPLETE, TERMINAL  # noqa: PLC0415
+    from orchestrator.core.instance import COMPLETE, PAUSED, TERMINAL, WAITING  # noqa: PLC0415
 
     if instance.state not in TERMINAL:
         from orchestrator.core.wire import STATUS  # noqa: PLC0415
 
+        what = "wait for it with", "wait"
+        if instance.state == WAITING:
+            what = "look at its plan with", "review"
+        elif instance.state == PAUSED:
+            what = "let it go on with", "resume"
+        then = command(f"{what[1]} {instance.id}{_where(address)}")
         raise UsageError(
-            f"{instance.id} is {STATUS[instance.state]} and has no result yet: "
-            f"wait for it with `{command(f'wait {instance.id}')}`"
+            f"{instance.id} is {STATUS[instance.state]} and has no result yet: {what[0]} `{then}`"
         )
     if instance.state != COMPLETE:
         print_error(_why_failed(instance))
@@ -261,7 +266,7 @@ def events(
 
         # Without its beginning an instance cannot be drawn.
         is_drawn = follow and not after and not as_json and sys.stdout.isatty()
-        drawing = reporters.drawn() if is_drawn else None
+        drawing = reporters.drawn(_where(address)) if is_drawn else None
         lines = reporters.JsonReporter() if as_json else reporters.EventLines()
         progress = Progress()
         try:
@@ -333,3 +338,10 @@ def _why_failed(instance: "Instance") -> str:
     if instance.HasField("error"):
         return f"{instance.error.reason}: {instance.error.message}"
     return f"{instance.id} was terminated"
+
+
+def _where(address: str | None) -> str:
+    """The flag that leads another command to the service of this one."""
+    from orchestrator.cli.follow import address_flag  # noqa: PLC0415
+
+    return address_flag(Settings.load(address=address))

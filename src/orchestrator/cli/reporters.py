@@ -43,17 +43,20 @@ class Reporter(Protocol):
     ) -> None: ...
 
 
-def choose(*, as_json: bool) -> Reporter:
-    """The way that suits whoever listens on stderr."""
+def choose(*, as_json: bool, where: str = "") -> Reporter:
+    """The way that suits whoever listens on stderr; `where` as of `drawn`."""
     if as_json:
         return JsonReporter()
-    return drawn() or LineReporter()
+    return drawn(where) or LineReporter()
 
 
-def drawn() -> "LiveReporter | None":
-    """The drawing; None where stderr is no terminal that can be drawn on."""
+def drawn(where: str = "") -> "LiveReporter | None":
+    """The drawing; None where stderr is no terminal that can be drawn on.
+
+    `where` is the flag that leads the commands it names to the same service.
+    """
     console = terminal(stderr=True)
-    return LiveReporter(console) if console.is_terminal and not console.is_dumb_terminal else None
+    return LiveReporter(console, where) if console.is_terminal and not console.is_dumb_terminal else None
 
 
 def terminal(*, stderr: bool = False) -> Console:
@@ -135,8 +138,9 @@ class LineReporter(_Plain):
 class LiveReporter:
     """The whole instance, redrawn in place on stderr."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, where: str = "") -> None:
         self._console = console
+        self._where = where
         self._progress = Progress()
         self._drafts: dict[str, Draft] = {}
         self._away_since_s: float | None = None
@@ -188,4 +192,5 @@ class LiveReporter:
             height=None if self._ended else self._console.height,
             drafts=self._drafts,
             away_s=time.monotonic() - self._away_since_s if self._away_since_s else None,
+            where=self._where,
         )

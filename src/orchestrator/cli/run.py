@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.cli import asking, reporters, rest, service_settings
 from orchestrator.cli.exit_codes import ExitCode, print_error
-from orchestrator.cli.follow import detached, flags, follow, resume_command, review_is_due
+from orchestrator.cli.follow import address_flag, detached, flags, follow, resume_command, review_is_due
 from orchestrator.cli.output import OutputError
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.tables import print_plan
@@ -52,7 +52,7 @@ class Run:
         self._live = live
         self._as_json = as_json
         self._ends_with_plan = ends_with_plan
-        self._reporter = reporters.choose(as_json=as_json)
+        self._reporter = reporters.choose(as_json=as_json, where=address_flag(settings))
         self._keys = None if as_json else asking.keyboard()
         self._has_own_service = False
         self._instance_id = ""
@@ -71,7 +71,7 @@ class Run:
         try:
             return self._answer(self.progress.instance)
         except OutputError as error:
-            where = flags(self._settings, grpc_address="--address")
+            where = address_flag(self._settings)
             read = command(f"result {self._instance_id}{where}")
             later = ", once the service is up again" if self._has_own_service else ""
             raise OutputError(f"{error}; the answer is kept: `{read}`{later}") from None
@@ -196,7 +196,8 @@ class Run:
             if not self._as_json:  # whose events tell it
                 print_plan(found)
             return False
-        self._reporter.note(f"the plan waits for review: {command(f'review {self._instance_id}')}")
+        review = command(f"review {self._instance_id}{address_flag(self._settings)}")
+        self._reporter.note(f"the plan waits for review: {review}")
         return True
 
     def _answer(self, instance: Instance) -> ExitCode:

@@ -104,13 +104,16 @@ def print_outcome(instance: core.Instance) -> None:
         Answer(instance.final_result).print_on(console)
 
 
-def print_instance(instance: pb.Instance, *, full: bool) -> None:
-    """One instance: where it stands, its subtasks, what it used, its result or its error."""
+def print_instance(instance: pb.Instance, *, full: bool, where: str = "") -> None:
+    """One instance: where it stands, its subtasks, what it used, its result or its error.
+
+    `where` is the flag that leads the next command to the same service.
+    """
     console = terminal()
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
-    for name, value in _facts(instance):
+    for name, value in _facts(instance, where):
         facts.add_row(name, value)
     parts: list[RenderableType] = [facts]
     if instance.subtasks:
@@ -193,7 +196,7 @@ def _tokens(usage: pb.Usage) -> str:
     return f"{tokens:,}" if tokens else ""
 
 
-def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
+def _facts(instance: pb.Instance, where: str) -> Iterable[tuple[str, Text]]:
     config = instance.config
     yield "id", Text(one_line(instance.id))
     yield "state", state_text(instance.state)
@@ -221,7 +224,7 @@ def _facts(instance: pb.Instance) -> Iterable[tuple[str, Text]]:
         yield "forked from", Text(one_line(instance.forked_from) + paid)
     yield "events", Text(str(instance.last_sequence))
     if instance.state in _NEXT:
-        yield "next", Text(command(_NEXT[instance.state].format(instance.id)))
+        yield "next", Text(command(_NEXT[instance.state].format(instance.id) + where))
 
 
 _NEXT: Final = {
