@@ -145,11 +145,12 @@ class _Description:
         path: str = getattr(rule, verb)
         comment = _paragraphs(self._comments[method.full_name])
         in_path = set(re.findall(r"{(\w+)}", path))
+        path_fields = {name for other in self._rules(method) for name in re.findall(r"{(\w+)}", str(other))}
         parameters, fields = [], method.input_type.fields
         for field in fields:
             if field.name in in_path:
                 parameters.append(self._parameter(field, "path"))
-            elif not rule.body:
+            elif not rule.body and field.name not in path_fields:
                 parameters.append(self._parameter(field, "query"))
         if _gives_events(method):
             parameters.append(_LAST_EVENT_ID)
