@@ -16,11 +16,10 @@ from pathlib import Path
 
 from orchestrator.app import tune_garbage_collector
 from orchestrator.core import config
-from orchestrator.core.commands import MakePlan, RunSubtask, Synthesize
 from orchestrator.core.create import NewInstance
 from orchestrator.core.decider import apply_with_consequences
-from orchestrator.core.events import call_started, plan_completed, subtask_completed, synthesis_completed
-from orchestrator.core.instance import Instance, Subtask, Usage
+from orchestrator.core.events import call_started, plan_completed, work_completed
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan
 from orchestrator.log.base import Entry
 from orchestrator.log.retention import sweep
@@ -44,13 +43,13 @@ def finished(number: int) -> Entry:
         life.extend(followed)
         return after
 
-    instance = then(call_started(instance, MakePlan()))
+    instance = then(call_started(instance, PLANNING))
     instance = then(*plan_completed(instance, PLAN, USED))
     for subtask in PLAN.subtasks:
-        instance = then(call_started(instance, RunSubtask(subtask.id)))
-        instance = then(subtask_completed(instance, subtask.id, "The text. " * 20, USED))
-    instance = then(call_started(instance, Synthesize()))
-    instance = then(synthesis_completed(instance, "The result.", USED))
+        instance = then(call_started(instance, WorkKey("subtask", subtask.id)))
+        instance = then(work_completed(instance, WorkKey("subtask", subtask.id), "The text. " * 20, USED))
+    instance = then(call_started(instance, SYNTHESIS))
+    instance = then(work_completed(instance, SYNTHESIS, "The result.", USED))
     return Entry(life, instance)
 
 

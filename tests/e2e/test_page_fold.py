@@ -16,7 +16,6 @@ from support.lives import NOW_S, Life, part, resolved
 from support.process import on_endpoint, process
 
 from orchestrator.core import view
-from orchestrator.core.commands import MakePlan
 from orchestrator.core.events import (
     call_failed,
     call_started,
@@ -24,7 +23,7 @@ from orchestrator.core.events import (
     plan_calls_interrupted,
     subtasks_planned,
 )
-from orchestrator.core.instance import Subtask, Usage
+from orchestrator.core.instance import PLANNING, Subtask, Usage
 from orchestrator.core.wire import write_subtask
 from orchestrator.errors import ModelError
 from orchestrator.v1.event_pb2 import (
@@ -121,11 +120,11 @@ def told(life: Life, *subtasks: Subtask) -> Life:
 def replanned() -> Life:
     """A plan of which two were done and one was under way when it failed; the next attempt has begun."""
     life = Life()
-    told(life.then(call_started(life.instance, MakePlan())), A, B, C).done("a", "b").started("c")
+    told(life.then(call_started(life.instance, PLANNING)), A, B, C).done("a", "b").started("c")
     life.then(*plan_calls_interrupted(life.instance))
     error = ModelError("PLAN_INVALID", "no", retryable=True)
-    life.then(call_failed(life.instance, MakePlan(), error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
-    return life.then(call_started(life.instance, MakePlan()))
+    life.then(call_failed(life.instance, PLANNING, error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
+    return life.then(call_started(life.instance, PLANNING))
 
 
 def terminated() -> Life:

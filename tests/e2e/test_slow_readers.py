@@ -13,8 +13,8 @@ from support.lives import Life, part
 from support.process import Process, on_endpoint, process
 
 from orchestrator.client import Client
-from orchestrator.core.events import subtask_completed
-from orchestrator.core.instance import Usage
+from orchestrator.core.events import work_completed
+from orchestrator.core.instance import Usage, WorkKey
 from orchestrator.log.base import Entry
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.v1 import instance_pb2
@@ -38,7 +38,7 @@ async def write_long_log(path: Path) -> int:
     life = Life("long").planned(*(part(f"t{number}") for number in range(PARTS)))
     for number in range(PARTS):
         life.started(f"t{number}")
-        life.then(subtask_completed(life.instance, f"t{number}", OUTPUT, Usage(1, 2, 1)))
+        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), OUTPUT, Usage(1, 2, 1)))
     life.completed()
     log = await SqliteEventLog.open(path)
     await log.append(Entry(life.events, life.instance))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support.lives import Life, part
 
-from orchestrator.core.events import subtask_completed
-from orchestrator.core.instance import Usage
+from orchestrator.core.events import work_completed
+from orchestrator.core.instance import Usage, WorkKey
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log.base import Entry, Page, framed
 from orchestrator.log.sqlite import SqliteEventLog, schema
@@ -314,7 +314,7 @@ async def test_a_page_ends_early_when_its_events_are_large(log: SqliteEventLog) 
     life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
     for number in range(8):
         life.started(f"t{number}")
-        life.then(subtask_completed(life.instance, f"t{number}", "x" * 400_000, Usage()))
+        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), "x" * 400_000, Usage()))
     await log.append(Entry(life.events, life.instance))
     pages = []
     after = 0

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from orchestrator.core import config, lifecycle
 from orchestrator.core.budget import Since
-from orchestrator.core.commands import MakePlan, RunSubtask, Synthesize
-from orchestrator.core.events import call_started, plan_completed, subtask_completed, synthesis_completed
-from orchestrator.core.instance import Instance, Subtask, Usage
+from orchestrator.core.events import call_started, plan_completed, work_completed
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import evolve, fold
 from orchestrator.v1 import instance_pb2 as pb
@@ -44,22 +43,26 @@ class Life:
         return self
 
     def planned(self, *subtasks: Subtask, summary: str = "how") -> "Life":
-        self.then(call_started(self.instance, MakePlan()))
+        self.then(call_started(self.instance, PLANNING))
         plan = Plan(summary, subtasks or (part("t1"), part("t2"), part("t3", "t1")))
         return self.then(*plan_completed(self.instance, plan, Usage(10, 20, 1)))
 
     def started(self, subtask_id: str) -> "Life":
-        return self.then(call_started(self.instance, RunSubtask(subtask_id)))
+        return self.then(call_started(self.instance, WorkKey("subtask", subtask_id)))
 
     def done(self, *subtask_ids: str) -> "Life":
         for subtask_id in subtask_ids:
             self.started(subtask_id)
-            self.then(subtask_completed(self.instance, subtask_id, f"output of {subtask_id}", Usage(1, 2, 1)))
+            self.then(
+                work_completed(
+                    self.instance, WorkKey("subtask", subtask_id), f"output of {subtask_id}", Usage(1, 2, 1)
+                )
+            )
         return self
 
     def completed(self) -> "Life":
-        self.then(call_started(self.instance, Synthesize()))
-        self.then(synthesis_completed(self.instance, "the result", Usage(3, 4, 1)))
+        self.then(call_started(self.instance, SYNTHESIS))
+        self.then(work_completed(self.instance, SYNTHESIS, "the result", Usage(3, 4, 1)))
         return self.then(Event(instance_completed=InstanceCompleted()))
 
     def terminated(self) -> "Life":

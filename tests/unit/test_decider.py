@@ -5,17 +5,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.lives import NOW_S, Life, at, part, states
 
-from orchestrator.core.commands import Call, MakePlan, Record, RunSubtask, Synthesize, WakeAfter, model_for
+from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.decider import decide
 from orchestrator.core.events import (
     call_failed,
     call_started,
     calls_interrupted,
     plan_completed,
-    subtask_completed,
-    synthesis_completed,
+    work_completed,
 )
-from orchestrator.core.instance import COMPLETED, IN_PROGRESS, TERMINAL, Subtask, Usage
+from orchestrator.core.instance import (
+    COMPLETED,
+    IN_PROGRESS,
+    PLANNING,
+    SYNTHESIS,
+    TERMINAL,
+    Subtask,
+    Usage,
+    WorkKey,
+)
 from orchestrator.core.plan import Plan
 from orchestrator.errors import ModelError
 from orchestrator.v1 import event_pb2, instance_pb2
@@ -35,7 +43,7 @@ def recorded(life: Life) -> Event:
     return command.events[-1]
 
 
-def fail(life: Life, call: Call, error: ModelError) -> Life:
+def fail(life: Life, call: WorkKey, error: ModelError) -> Life:
     life.then(call_started(life.instance, call))
     now_s = life.instance.update_time_s + 1  # what `then` gives the next event
     return life.then(call_failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0))
@@ -46,51 +54,51 @@ FLAKY = ModelError("OVERLOADED", "later", retryable=True)
 
 
 def test_first_of_all_a_plan_is_made() -> None:
-    assert what(Life()) == [MakePlan()]
+    assert what(Life()) == [CallModel(PLANNING)]
 
 
 def test_a_plan_under_way_is_not_made_twice() -> None:
     life = Life()
-    assert what(life.then(call_started(life.instance, MakePlan()))) == []
+    assert what(life.then(call_started(life.instance, PLANNING))) == []
 
 
 def test_a_clients_own_plan_is_recorded_without_a_call() -> None:
     life = Life(subtasks=[instance_pb2.Subtask(id="x", instructions="do x")])
     (command,) = what(life)
     life.then(*command.events)
-    assert what(life) == [RunSubtask("x")]
+    assert what(life) == [CallModel(WorkKey("subtask", "x"))]
     assert life.instance.subtasks["x"].title == "x"
 
 
 def test_independent_subtasks_start_together_and_dependents_wait() -> None:
     life = Life().planned(part("a"), part("b"), part("c", "a"))
-    assert what(life) == [RunSubtask("a"), RunSubtask("b")]
+    assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_dependent_starts_the_moment_its_own_dependencies_are_done() -> None:
     life = Life().planned(part("a"), part("b"), part("c", "a")).started("b").done("a")
-    assert what(life) == [RunSubtask("c")]
+    assert what(life) == [CallModel(WorkKey("subtask", "c"))]
 
 
 def test_no_more_run_in_parallel_than_allowed() -> None:
     life = Life(max_parallel_subtasks=2).planned(*map(part, "abcd"))
-    assert what(life) == [RunSubtask("a"), RunSubtask("b")]
+    assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
     life.started("a")
-    assert what(life) == [RunSubtask("b")]
+    assert what(life) == [CallModel(WorkKey("subtask", "b"))]
     life.started("b")
     assert what(life) == []
 
 
 def test_a_retry_waits_for_its_time() -> None:
-    life = fail(Life(), MakePlan(), FLAKY)
+    life = fail(Life(), PLANNING, FLAKY)
     failed_s = life.instance.update_time_s
     assert what(life, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
-    assert what(life, now_s=failed_s + 1) == [MakePlan()]
+    assert what(life, now_s=failed_s + 1) == [CallModel(PLANNING)]
 
 
 def test_the_endpoints_retry_after_is_a_lower_bound() -> None:
     slow = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=30)
-    life = fail(Life(), MakePlan(), slow)
+    life = fail(Life(), PLANNING, slow)
     assert what(life, now_s=life.instance.update_time_s) == [WakeAfter(30)]
 
 
@@ -99,7 +107,7 @@ def test_no_recorded_wait_is_longer_than_the_policys_longest(max_delay_s: int, l
     policy = instance_pb2.RetryPolicy()
     policy.max_delay.seconds = max_delay_s
     life = Life(retry=policy)
-    life.then(call_started(life.instance, MakePlan()))
+    life.then(call_started(life.instance, PLANNING))
     failed = event_pb2.PlanningFailed(attempt=1)
     failed.retry_time.seconds = int(NOW_S) + 86400
     life.then(Event(planning_failed=failed))
@@ -108,14 +116,14 @@ def test_no_recorded_wait_is_longer_than_the_policys_longest(max_delay_s: int, l
 
 def test_an_endpoint_is_not_believed_for_longer_than_the_longest_wait() -> None:
     years = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=1e9)
-    life = fail(Life(), MakePlan(), years)
+    life = fail(Life(), PLANNING, years)
     assert life.instance.planning.retry_time_s - life.instance.update_time_s == 600
 
 
 def test_after_the_last_attempt_planning_has_failed() -> None:
     life = Life(retry=instance_pb2.RetryPolicy(max_attempts=2))
     for _ in range(2):
-        fail(life, MakePlan(), FLAKY)
+        fail(life, PLANNING, FLAKY)
     error = recorded(life).instance_errored.error
     assert error.reason == "PLANNING_FAILED"
     assert error.message == "planning failed after 2 attempts: later"
@@ -123,7 +131,7 @@ def test_after_the_last_attempt_planning_has_failed() -> None:
 
 @pytest.mark.parametrize("reason", ["MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND"])
 def test_a_reason_that_tells_what_to_change_becomes_the_instances(reason: str) -> None:
-    life = fail(Life(), MakePlan(), ModelError(reason, "mend me", retryable=False))
+    life = fail(Life(), PLANNING, ModelError(reason, "mend me", retryable=False))
     assert recorded(life).instance_errored.error.reason == reason
 
 
@@ -134,58 +142,62 @@ def test_a_call_goes_to_its_workers_model_or_else_to_the_small_one() -> None:
     ]
     names = {"a": "coder", "b": "writer", "c": "unknown", "d": "", "e": "Coder"}
     life = Life(workers=catalogue).planned(*(part(key)._replace(worker=names[key]) for key in names))
-    models = {key: model_for(life.instance, RunSubtask(key)) for key in names}
+    models = {key: model_for(life.instance, WorkKey("subtask", key)) for key in names}
     assert models == {"a": "scripted/codex", **dict.fromkeys("bcde", "scripted/small")}
-    assert call_started(life.instance, RunSubtask("a")).subtask_started.model == "scripted/codex"
-    assert call_started(life.instance, RunSubtask("c")).subtask_started.model == "scripted/small"
-    assert model_for(life.instance, MakePlan()) == "scripted/big"
-    assert model_for(life.instance, Synthesize()) == "scripted/big"
+    assert call_started(life.instance, WorkKey("subtask", "a")).subtask_started.model == "scripted/codex"
+    assert call_started(life.instance, WorkKey("subtask", "c")).subtask_started.model == "scripted/small"
+    assert model_for(life.instance, PLANNING) == "scripted/big"
+    assert model_for(life.instance, SYNTHESIS) == "scripted/big"
 
 
 def test_siblings_of_a_failed_subtask_go_on_and_its_dependents_are_skipped() -> None:
-    life = fail(Life().planned(part("a"), part("b"), part("c", "a"), part("d", "c")), RunSubtask("a"), FATAL)
+    life = fail(
+        Life().planned(part("a"), part("b"), part("c", "a"), part("d", "c")), WorkKey("subtask", "a"), FATAL
+    )
     skipped = recorded(life).subtask_skipped
     assert (skipped.subtask_id, skipped.error.reason) == ("c", "DEPENDENCY_FAILED")
     assert skipped.error.message == "it depends on a, which failed"
     life.then(recorded(life))
     life.then(recorded(life))
     assert states(life.instance) == ["FAILED", "PENDING", "SKIPPED", "SKIPPED"]
-    assert what(life) == [RunSubtask("b")]
+    assert what(life) == [CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_failed_subtask_errs_the_instance_once_its_siblings_are_done() -> None:
-    life = fail(Life().planned(part("a"), part("b")), RunSubtask("a"), FATAL).done("b")
+    life = fail(Life().planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL).done("b")
     error = recorded(life).instance_errored.error
     assert (error.reason, error.subtask_id) == ("SUBTASK_FAILED", "a")
 
 
 def test_a_tolerated_failure_does_not_keep_the_synthesis() -> None:
-    life = fail(Life(tolerated_failures=1).planned(part("a"), part("b")), RunSubtask("a"), FATAL).done("b")
-    assert what(life) == [Synthesize()]
+    life = fail(
+        Life(tolerated_failures=1).planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL
+    ).done("b")
+    assert what(life) == [CallModel(SYNTHESIS)]
 
 
 def test_with_nothing_done_there_is_nothing_to_synthesise() -> None:
-    life = fail(Life(tolerated_failures=9).planned(part("a")), RunSubtask("a"), FATAL)
+    life = fail(Life(tolerated_failures=9).planned(part("a")), WorkKey("subtask", "a"), FATAL)
     assert recorded(life).instance_errored.error.reason == "SUBTASK_FAILED"
 
 
 def test_a_synthesised_instance_is_complete() -> None:
     life = Life().planned(part("a")).done("a")
-    assert what(life) == [Synthesize()]
-    life.then(call_started(life.instance, Synthesize()))
-    life.then(synthesis_completed(life.instance, "result", Usage(1, 1, 1)))
+    assert what(life) == [CallModel(SYNTHESIS)]
+    life.then(call_started(life.instance, SYNTHESIS))
+    life.then(work_completed(life.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
     assert recorded(life).instance_completed.usage.model_calls == 3
 
 
 def test_pausing_starts_nothing_new_and_lets_what_runs_finish() -> None:
     life = Life().planned(part("a"), part("b")).started("a").then(PAUSE)
     assert what(life) == []
-    life.then(subtask_completed(life.instance, "a", "out", Usage()))
+    life.then(work_completed(life.instance, WorkKey("subtask", "a"), "out", Usage()))
     assert recorded(life).WhichOneof("payload") == "instance_paused"
     life.then(recorded(life))
     assert what(life) == []
     life.then(Event(instance_resumed=event_pb2.InstanceResumed()))
-    assert what(life) == [RunSubtask("b")]
+    assert what(life) == [CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_spent_token_budget_lets_what_runs_finish_and_then_errs() -> None:
@@ -194,7 +206,7 @@ def test_a_spent_token_budget_lets_what_runs_finish_and_then_errs() -> None:
     life = Life(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
     life.started("b").done("a")
     assert what(life) == []
-    life.then(subtask_completed(life.instance, "b", "out", Usage(1, 1, 1)))
+    life.then(work_completed(life.instance, WorkKey("subtask", "b"), "out", Usage(1, 1, 1)))
     assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
 
 
@@ -202,7 +214,7 @@ def test_a_passed_deadline_errs() -> None:
     budget = instance_pb2.Budget()
     budget.max_duration.seconds = 60
     life = Life(budget=budget).planned(part("a"))
-    assert what(life, now_s=life.instance.start_time_s + 59) == [RunSubtask("a")]
+    assert what(life, now_s=life.instance.start_time_s + 59) == [CallModel(WorkKey("subtask", "a"))]
     (command,) = what(life, now_s=life.instance.start_time_s + 60)
     assert command.events[0].instance_errored.error.reason == "DEADLINE_EXCEEDED"
 
@@ -213,7 +225,7 @@ def test_a_crash_records_what_was_under_way_and_counts_no_failure() -> None:
     work = life.instance.subtasks["a"].work
     assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
     assert (work.usage, life.instance.usage.model_calls) == (Usage(model_calls=1), 2)
-    assert what(life) == [RunSubtask("a"), RunSubtask("b")]
+    assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
     assert calls_interrupted(life.instance, NOW_S) == ()
 
 
@@ -257,7 +269,7 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
                     break
                 case WakeAfter(wait_s):
                     now_s += 0 if running else wait_s
-                case call:
+                case CallModel(call):
                     life.then(call_started(life.instance, call))
                     running.add(call)
         at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == IN_PROGRESS]
@@ -276,15 +288,15 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
         if outcome != "done":
             error = FLAKY if outcome == "flaky" else FATAL
             life.then(call_failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0.5))
-        elif isinstance(call, MakePlan):
+        elif call == PLANNING:
             life.then(*plan_completed(life.instance, Plan("", plan), Usage(1, 1, 1)))
-        elif isinstance(call, RunSubtask):
+        elif call != SYNTHESIS:
             paid.append(call.subtask_id)
             needs = life.instance.subtasks[call.subtask_id].depends_on
             assert all(life.instance.subtasks[name].work.state == COMPLETED for name in needs)
-            life.then(subtask_completed(life.instance, call.subtask_id, "out", Usage(1, 1, 1)))
+            life.then(work_completed(life.instance, call, "out", Usage(1, 1, 1)))
         else:
-            life.then(synthesis_completed(life.instance, "result", Usage(1, 1, 1)))
+            life.then(work_completed(life.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
     assert len(paid) == len(set(paid))
     failed = states(life.instance).count("FAILED")
     if life.instance.state == instance_pb2.STATE_COMPLETE:

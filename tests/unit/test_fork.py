@@ -1,11 +1,11 @@
 import pytest
 from support.lives import NOW_S, Life, at, part
 
-from orchestrator.core.commands import MakePlan, Record, RunSubtask, Synthesize
+from orchestrator.core.commands import CallModel, Record
 from orchestrator.core.decider import decide
 from orchestrator.core.events import call_failed, call_started
 from orchestrator.core.fork import fork
-from orchestrator.core.instance import Instance, Usage
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, Usage, WorkKey
 from orchestrator.errors import InvalidArgumentError, ModelError, StateForbidsError
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as api
@@ -31,7 +31,7 @@ def test_a_fork_at_the_plan_keeps_the_prompt_alone() -> None:
     instance, kinds = forked(complete(), api.STAGE_PLAN, max_subtasks=3)
     assert kinds == ["instance_created"]
     assert (instance.prompt, instance.forked_from, instance.config.max_subtasks) == ("Build it", "a", 3)
-    assert decide(instance, at(NOW_S)) == (MakePlan(),)
+    assert decide(instance, at(NOW_S)) == (CallModel(PLANNING),)
 
 
 def test_a_fork_at_the_subtasks_keeps_the_plan_and_what_it_cost() -> None:
@@ -41,7 +41,7 @@ def test_a_fork_at_the_subtasks_keeps_the_plan_and_what_it_cost() -> None:
     assert kinds == ["instance_created", *planned]
     assert instance.summary == source.instance.summary
     assert instance.usage == source.instance.planning.usage
-    assert decide(instance, at(NOW_S)) == (RunSubtask("a"),)
+    assert decide(instance, at(NOW_S)) == (CallModel(WorkKey("subtask", "a")),)
 
 
 def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
@@ -49,7 +49,7 @@ def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
     instance, _ = forked(source, api.STAGE_SYNTHESIS, big_model="scripted/other")
     assert [task.output for task in instance.subtasks.values()] == ["output of a", "output of b"]
     assert instance.usage == Usage(12, 24, 3)  # the plan and both outputs, not the source's synthesis
-    assert decide(instance, at(NOW_S)) == (Synthesize(),)
+    assert decide(instance, at(NOW_S)) == (CallModel(SYNTHESIS),)
     assert source.instance == source.refolded()
 
 
@@ -68,9 +68,11 @@ def test_what_a_fork_copied_counts_for_its_budget_and_not_as_its_own() -> None:
 
 def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
     source = Life().planned(part("a"))
-    source.then(call_started(source.instance, RunSubtask("a")))
+    source.then(call_started(source.instance, WorkKey("subtask", "a")))
     flaky = ModelError("OVERLOADED", "later", retryable=True)
-    source.then(call_failed(source.instance, RunSubtask("a"), flaky, Usage(5, 0, 1), now_s=NOW_S, jitter=0))
+    source.then(
+        call_failed(source.instance, WorkKey("subtask", "a"), flaky, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
+    )
     source.done("a")
     instance, kinds = forked(source, api.STAGE_SYNTHESIS)
     assert kinds[-2:] == ["subtask_started", "subtask_completed"]
@@ -79,16 +81,18 @@ def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
 
 def test_failed_and_skipped_subtasks_stay_so() -> None:
     source = Life(tolerated_failures=1).planned(part("a"), part("b", "a"), part("c"))
-    source.then(call_started(source.instance, RunSubtask("a")))
+    source.then(call_started(source.instance, WorkKey("subtask", "a")))
     fatal = ModelError("REQUEST_REJECTED", "no", retryable=False)
-    source.then(call_failed(source.instance, RunSubtask("a"), fatal, Usage(5, 0, 1), now_s=NOW_S, jitter=0))
+    source.then(
+        call_failed(source.instance, WorkKey("subtask", "a"), fatal, Usage(5, 0, 1), now_s=NOW_S, jitter=0)
+    )
     (record,) = decide(source.instance, at(NOW_S))
     assert isinstance(record, Record)
     source.then(*record.events).done("c")
     instance, _ = forked(source, api.STAGE_SYNTHESIS)
     for mine, theirs in zip(instance.subtasks.values(), source.instance.subtasks.values(), strict=True):
         assert (mine.work.state, mine.work.error) == (theirs.work.state, theirs.work.error)
-    assert decide(instance, at(NOW_S)) == (Synthesize(),)
+    assert decide(instance, at(NOW_S)) == (CallModel(SYNTHESIS),)
 
 
 def test_a_clients_own_plan_is_kept_without_a_call() -> None:
@@ -122,7 +126,7 @@ def test_a_plan_is_reviewed_again_only_where_that_is_asked_for(
 
 def test_a_fork_at_the_synthesis_is_not_reviewed() -> None:
     instance, _ = forked(complete(), api.STAGE_SYNTHESIS, review_plan=True)
-    assert decide(instance, at(NOW_S)) == (Synthesize(),)
+    assert decide(instance, at(NOW_S)) == (CallModel(SYNTHESIS),)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ from hypothesis import strategies as st
 from support.lives import Life, at, part
 
 from orchestrator.core import merging
-from orchestrator.core.commands import Record, RunSubtask, Synthesize, model_for
+from orchestrator.core.commands import CallModel, Record, model_for
 from orchestrator.core.decider import decide
-from orchestrator.core.events import subtask_completed
-from orchestrator.core.instance import Usage
+from orchestrator.core.events import work_completed
+from orchestrator.core.instance import SYNTHESIS, Usage, WorkKey
 from orchestrator.core.prompts import FULL
 from orchestrator.core.view import status
 
@@ -18,7 +18,12 @@ def with_outputs(*lengths: int, **config: object) -> Life:
     for number, length in enumerate(lengths):
         life.started(f"t{number}")
         life.then(
-            subtask_completed(life.instance, f"t{number}", chr(97 + number % 26) * length, Usage(1, 1, 1))
+            work_completed(
+                life.instance,
+                WorkKey("subtask", f"t{number}"),
+                chr(97 + number % 26) * length,
+                Usage(1, 1, 1),
+            )
         )
     return life
 
@@ -35,18 +40,18 @@ def step(life: Life) -> list[object]:
 
 
 def test_outputs_that_fit_are_not_merged() -> None:
-    assert step(with_outputs(1000, 1000, max_input_characters=2000)) == [Synthesize()]
+    assert step(with_outputs(1000, 1000, max_input_characters=2000)) == [CallModel(SYNTHESIS)]
 
 
 def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> None:
     life = with_outputs(1000, 900, 800, 1200, max_input_characters=2000)
-    assert step(life) == [RunSubtask("merge-1"), RunSubtask("merge-2")]
+    assert step(life) == [CallModel(WorkKey("subtask", "merge-1")), CallModel(WorkKey("subtask", "merge-2"))]
     assert life.instance.subtasks["merge-1"].depends_on == ("t0", "t1")
-    assert model_for(life.instance, RunSubtask("merge-1")) == "scripted/big"
+    assert model_for(life.instance, WorkKey("subtask", "merge-1")) == "scripted/big"
     for name in ("merge-1", "merge-2"):
         life.started(name)
-        life.then(subtask_completed(life.instance, name, f"of {name}", Usage(1, 1, 1)))
-    assert step(life) == [Synthesize()]
+        life.then(work_completed(life.instance, WorkKey("subtask", name), f"of {name}", Usage(1, 1, 1)))
+    assert step(life) == [CallModel(SYNTHESIS)]
     told = FULL.synthesize(life.instance).messages[-1].content
     assert "of merge-1" in told
     assert "a" * 100 not in told
@@ -56,7 +61,9 @@ def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> No
 def test_merges_are_no_part_of_the_plan_that_clients_see() -> None:
     life = with_outputs(1500, 1500, max_input_characters=2000)
     step(life)
-    life.started("merge-1").then(subtask_completed(life.instance, "merge-1", "both", Usage()))
+    life.started("merge-1").then(
+        work_completed(life.instance, WorkKey("subtask", "merge-1"), "both", Usage())
+    )
     life.completed()
     assert len(status(life.instance).output.orchestrator_tasks) == 2
 
@@ -65,16 +72,16 @@ def test_merges_are_no_part_of_the_plan_that_clients_see() -> None:
 def test_after_a_few_rounds_there_is_a_synthesis_that_fits(lengths: list[int], merged: int) -> None:
     life = with_outputs(*lengths, max_input_characters=2000, max_subtasks=64, max_parallel_subtasks=64)
     rounds = 0
-    while (commands := step(life)) != [Synthesize()]:
+    while (commands := step(life)) != [CallModel(SYNTHESIS)]:
         rounds += 1
         for command in commands:
-            assert isinstance(command, RunSubtask)
-            subtask = life.instance.subtasks[command.subtask_id]
+            assert isinstance(command, CallModel)
+            subtask = life.instance.subtasks[command.work.subtask_id]
             assert subtask.merges
             assert len(subtask.depends_on) > 1
             assert len(FULL.work(life.instance, subtask).messages[-1].content) < 2000 + 500 * len(lengths)
             life.started(subtask.id)
-            life.then(subtask_completed(life.instance, subtask.id, "m" * merged, Usage()))
+            life.then(work_completed(life.instance, WorkKey("subtask", subtask.id), "m" * merged, Usage()))
     assert rounds <= 5
     told = FULL.synthesize(life.instance).messages[-1].content
     assert len(told) < 2000 + 500 * len(lengths)
@@ -104,5 +111,5 @@ def test_a_name_that_the_plan_has_taken_is_not_used_again() -> None:
     life = Life(max_input_characters=2000).planned(part("merge-1"), part("b"))
     for name in ("merge-1", "b"):
         life.started(name)
-        life.then(subtask_completed(life.instance, name, "x" * 1500, Usage()))
-    assert step(life) == [RunSubtask("merge-2")]
+        life.then(work_completed(life.instance, WorkKey("subtask", name), "x" * 1500, Usage()))
+    assert step(life) == [CallModel(WorkKey("subtask", "merge-2"))]

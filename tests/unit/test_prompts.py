@@ -11,9 +11,18 @@ from support.endpoint import recognize
 from support.lives import NOW_S, Life
 
 from orchestrator.core import plan
-from orchestrator.core.commands import MakePlan
 from orchestrator.core.events import call_failed, call_started
-from orchestrator.core.instance import COMPLETED, FAILED, SKIPPED, Failure, Instance, Subtask, Usage, Work
+from orchestrator.core.instance import (
+    COMPLETED,
+    FAILED,
+    PLANNING,
+    SKIPPED,
+    Failure,
+    Instance,
+    Subtask,
+    Usage,
+    Work,
+)
 from orchestrator.core.plan import PlanError
 from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit, version_of
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
@@ -186,8 +195,8 @@ def test_the_planner_is_shown_what_was_wrong_with_its_last_answer(reason: str) -
 
 
 def fail_planning(life: Life, error: ModelError) -> None:
-    life.then(call_started(life.instance, MakePlan()))
-    life.then(call_failed(life.instance, MakePlan(), error, Usage(), now_s=NOW_S, jitter=0))
+    life.then(call_started(life.instance, PLANNING))
+    life.then(call_failed(life.instance, PLANNING, error, Usage(), now_s=NOW_S, jitter=0))
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,17 @@ from typing import Final
 
 from orchestrator.core import budget, merging, retry
 from orchestrator.core.budget import Since
-from orchestrator.core.commands import Call, Command, MakePlan, Record, RunSubtask, Synthesize, WakeAfter
+from orchestrator.core.commands import CallModel, Command, Record, WakeAfter
 from orchestrator.core.events import subtasks_planned, whole_plan
 from orchestrator.core.instance import (
     COMPLETED,
     FAILED,
     IN_PROGRESS,
     PAUSED,
+    PLANNING,
     SETTLED,
     SKIPPED,
+    SYNTHESIS,
     TERMINAL,
     WAITING,
     WAITING_FOR_PAUSE,
@@ -26,6 +28,7 @@ from orchestrator.core.instance import (
     Instance,
     Subtask,
     Work,
+    WorkKey,
     subtask_of,
 )
 from orchestrator.core.state import fold
@@ -65,7 +68,7 @@ def _decide_planning(instance: Instance, since_s: Since) -> tuple[Command, ...]:
     if instance.planning.state == IN_PROGRESS:
         # What the plan has told so far can be begun.
         return _decide_subtasks(instance, _unsettled(instance), since_s)
-    return _call(instance, MakePlan(), instance.planning, since_s)
+    return _call(instance, PLANNING, since_s)
 
 
 def _unsettled(instance: Instance) -> list[Subtask]:
@@ -101,7 +104,7 @@ def _decide_subtasks(instance: Instance, unsettled: list[Subtask], since_s: Sinc
         if (wait_s := _wait_s(instance, subtask.work, since_s)) > 0:
             commands.append(_wake(instance, wait_s, since_s))
         elif free > 0:
-            commands.append(RunSubtask(subtask.id))
+            commands.append(CallModel(subtask.key))
             free -= 1
     return tuple(commands)
 
@@ -118,17 +121,18 @@ def _decide_synthesis(instance: Instance, since_s: Since) -> tuple[Command, ...]
         return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
     if merges := merging.merges(instance):
         return (Record(tuple(subtasks_planned(instance, merges, ""))),)
-    return _call(instance, Synthesize(), instance.synthesis, since_s)
+    return _call(instance, SYNTHESIS, since_s)
 
 
-def _call(instance: Instance, command: Call, work: Work, since_s: Since) -> tuple[Command, ...]:
+def _call(instance: Instance, key: WorkKey, since_s: Since) -> tuple[Command, ...]:
+    work = instance.work(key)
     if work.state == IN_PROGRESS:
         return ()
     if failure := budget.exceeded(instance, since_s):
         return (_errored(failure),)
     if (wait_s := _wait_s(instance, work, since_s)) > 0:
         return (_wake(instance, wait_s, since_s),)
-    return (command,)
+    return (CallModel(key),)
 
 
 def _wait_s(instance: Instance, work: Work, since_s: Since) -> float:

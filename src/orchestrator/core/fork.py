@@ -5,9 +5,9 @@ from typing import Final
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.events import whole_plan
-from orchestrator.core.instance import COMPLETED, FAILED, SETTLED, Failure, Instance, Subtask
-from orchestrator.core.wire import STATUS, failure_message, usage_message
+from orchestrator.core.events import completed, failed, started, whole_plan
+from orchestrator.core.instance import COMPLETED, FAILED, PLANNING, SETTLED, Failure, Instance, Subtask
+from orchestrator.core.wire import STATUS, failure_message
 from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
@@ -71,30 +71,21 @@ def _plan(source: Instance) -> Sequence[pb.Event]:
     planning = source.planning
     if not planning.attempt:
         return whole_plan(0, "", _parts(source), source.summary, None)
-    started = pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=planning.model))
     plan = whole_plan(1, planning.model, _parts(source), source.summary, planning.usage)
-    return [started, *plan]
+    return [started(PLANNING, 1, planning.model), *plan]
 
 
 def _work(subtask: Subtask) -> Sequence[pb.Event]:
     work = subtask.work
-    error = failure_message(work.error or Failure("SUBTASK_FAILED", "no cause was recorded", subtask.id))
+    cause = work.error or Failure("SUBTASK_FAILED", "no cause was recorded", subtask.id)
     if work.state not in (COMPLETED, FAILED):
-        return [pb.Event(subtask_skipped=pb.SubtaskSkipped(subtask_id=subtask.id, error=error))]
-    started = pb.Event(subtask_started=pb.SubtaskStarted(subtask_id=subtask.id, attempt=1, model=work.model))
+        skipped = pb.SubtaskSkipped(subtask_id=subtask.id, error=failure_message(cause))
+        return [pb.Event(subtask_skipped=skipped)]
     if work.state == COMPLETED:
-        completed = pb.SubtaskCompleted(
-            subtask_id=subtask.id,
-            attempt=1,
-            model=work.model,
-            output=subtask.output,
-            usage=usage_message(work.usage),
-        )
-        return [started, pb.Event(subtask_completed=completed)]
-    failed = pb.SubtaskFailed(
-        subtask_id=subtask.id, attempt=1, model=work.model, error=error, usage=usage_message(work.usage)
-    )
-    return [started, pb.Event(subtask_failed=failed)]
+        end = completed(subtask.key, 1, work.model, subtask.output, work.usage)
+    else:
+        end = failed(subtask.key, 1, work.model, cause, work.usage)
+    return [started(subtask.key, 1, work.model), end]
 
 
 def _forbidden(source: Instance, why: str) -> StateForbidsError:

@@ -4,11 +4,11 @@ Only `fold` in core/state.py changes an instance; elsewhere a value can be kept,
 copy. Times are seconds since the epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import add
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -74,8 +74,22 @@ class Failure(NamedTuple):
     subtask_id: str = ""
 
 
+WorkKind: TypeAlias = Literal["planning", "subtask", "synthesis"]
+
+
+class WorkKey(NamedTuple):
+    """Which piece of an instance's work: planning, a subtask (a merge is one too), or the synthesis."""
+
+    kind: WorkKind
+    subtask_id: str = ""
+
+
+PLANNING: Final = WorkKey("planning")
+SYNTHESIS: Final = WorkKey("synthesis")
+
+
 class Work(NamedTuple):
-    """One piece of work and the model calls that carry it out: planning, a subtask, or the synthesis."""
+    """How a piece of work stands, and what the model calls that carry it out have come to."""
 
     state: SubtaskState = PENDING
     attempt: int = 0
@@ -115,6 +129,11 @@ class Subtask(NamedTuple):
     output: str = ""
     merges: bool = False
     """Whether it is no part of the plan but puts outputs together; see core/merging.py."""
+
+    @property
+    def key(self) -> WorkKey:
+        """Which piece of work it is."""
+        return WorkKey("subtask", self.id)
 
     @property
     def definition(self) -> tuple[object, ...]:
@@ -166,6 +185,23 @@ class Instance:
     update_time_s: float = 0.0
     last_sequence: int = 0
 
+    def work(self, key: WorkKey) -> Work:
+        """How a piece of work stands; one that is not known has not begun."""
+        if key == PLANNING:
+            return self.planning
+        if key == SYNTHESIS:
+            return self.synthesis
+        subtask = self.subtasks.get(key.subtask_id)
+        return subtask.work if subtask else NOT_STARTED
+
+    @property
+    def works(self) -> Iterator[tuple[WorkKey, Work]]:
+        """All pieces of work, the subtasks before the planning that they belong to."""
+        for subtask in self.subtasks.values():
+            yield subtask.key, subtask.work
+        yield PLANNING, self.planning
+        yield SYNTHESIS, self.synthesis
+
     @property
     def is_awaiting_review(self) -> bool:
         """Whether a person has to look at the plan before work goes on."""
@@ -181,8 +217,7 @@ class Instance:
     @property
     def open_calls(self) -> int:
         """How many model calls are under way."""
-        works = [self.planning, self.synthesis, *(subtask.work for subtask in self.subtasks.values())]
-        return sum(work.state == IN_PROGRESS for work in works)
+        return sum(work.state == IN_PROGRESS for _, work in self.works)
 
 
 def seconds_of(time: Timestamp) -> float:

@@ -15,7 +15,17 @@ from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
 from orchestrator.core import merging, plan, plan_text, workers
-from orchestrator.core.instance import COMPLETED, FAILED, SKIPPED, Failure, Instance, Subtask
+from orchestrator.core.instance import (
+    COMPLETED,
+    FAILED,
+    PLANNING,
+    SKIPPED,
+    SYNTHESIS,
+    Failure,
+    Instance,
+    Subtask,
+    WorkKey,
+)
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.v1 import instance_pb2 as pb
@@ -69,6 +79,15 @@ class Profile(Protocol):
 
     def read_synthesis(self, instance: Instance, text: str) -> str:
         """Make the final result from the synthesiser's answer."""
+
+
+def prompt_for(profile: Profile, instance: Instance, key: WorkKey) -> Prompt:
+    """What the model that does a piece of work is told."""
+    if key == PLANNING:
+        return profile.plan(instance)
+    if key == SYNTHESIS:
+        return profile.synthesize(instance)
+    return profile.work(instance, instance.subtasks[key.subtask_id])
 
 
 NEEDED_OUTPUTS_CHARACTERS: Final = 100_000

@@ -20,9 +20,11 @@ from orchestrator.core.instance import (
     NOT_STARTED,
     PAUSED,
     PENDING,
+    PLANNING,
     QUEUED,
     RUNNING,
     SKIPPED,
+    SYNTHESIS,
     TERMINAL,
     TERMINATED,
     TOO_LONG,
@@ -36,22 +38,29 @@ from orchestrator.core.instance import (
     SubtaskState,
     Usage,
     Work,
+    WorkKey,
     failure_of,
     seconds_of,
     subtask_of,
     usage_of,
 )
+from orchestrator.core.wire import (
+    WORK_EVENTS,
+    WorkCompleted,
+    WorkFailed,
+    WorkStarted,
+    output_of,
+    work_key,
+)
 from orchestrator.v1 import event_pb2 as pb_event
 from orchestrator.v1 import instance_pb2 as pb
 
-WORK_BEGINS = ("planning_started", "subtask_started", "synthesis_started")
+WORK_BEGINS = tuple(names.started for names in WORK_EVENTS.values())
 WORK_ENDS = (
-    "planning_failed",
+    *(names.failed for names in WORK_EVENTS.values()),
     "subtask_planned",
     "subtask_completed",
-    "subtask_failed",
     "subtask_skipped",
-    "synthesis_failed",
     "synthesis_completed",
 )
 
@@ -175,15 +184,27 @@ def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) 
     draft.create_time_s = time_s
 
 
-_Started = pb_event.PlanningStarted | pb_event.SubtaskStarted | pb_event.SynthesisStarted
-_Failed = pb_event.PlanningFailed | pb_event.SubtaskFailed | pb_event.SynthesisFailed
+def _work(instance: Instance, key: WorkKey) -> Work:
+    return _subtask(instance, key.subtask_id).work if key.kind == "subtask" else instance.work(key)
 
 
-def _begin(work: Work, payload: _Started, time_s: float) -> Work:
-    attempt = payload.attempt
+def _set_work(draft: Instance, key: WorkKey, work: Work, output: str = "") -> None:
+    if key == PLANNING:
+        draft.planning = work
+    elif key == SYNTHESIS:
+        draft.synthesis = work
+        draft.final_result = output
+    else:
+        subtask = _subtask(draft, key.subtask_id)._replace(work=work, output=output)
+        draft.subtasks = {**draft.subtasks, subtask.id: subtask}
+
+
+def _work_started(draft: Instance, payload: WorkStarted, time_s: float) -> None:
+    key, attempt = work_key(payload), payload.attempt
+    work = _work(draft, key)
     if work.state != PENDING or attempt != work.attempt + 1:
         raise IllegalEventError(f"attempt {attempt} cannot start after attempt {work.attempt}")
-    return work._replace(
+    begun = work._replace(
         state=IN_PROGRESS,
         attempt=attempt,
         model=payload.model,
@@ -191,6 +212,9 @@ def _begin(work: Work, payload: _Started, time_s: float) -> Work:
         fail_time_s=0.0,
         start_time_s=work.start_time_s or time_s,
     )
+    _set_work(draft, key, begun)
+    if key == PLANNING:
+        _set_plan_aside(draft)
 
 
 def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
@@ -205,13 +229,15 @@ def _add_usage(draft: Instance, usage: Usage) -> None:
         draft.own_usage = draft.own_usage.plus(usage)
 
 
-def _fail(draft: Instance, work: Work, payload: _Failed, time_s: float) -> Work:
+def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
+    key = work_key(payload)
+    work = _work(draft, key)
     again = payload.HasField("retry_time")
     usage = usage_of(payload.usage)
     _add_usage(draft, usage)
     ended = _end(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
     interrupted = payload.error.reason == INTERRUPTED
-    return ended._replace(
+    failed = ended._replace(
         failures=work.failures if interrupted else work.failures + 1,
         too_long=work.too_long + (payload.error.reason == TOO_LONG),
         error=failure_of(payload.error),
@@ -219,11 +245,24 @@ def _fail(draft: Instance, work: Work, payload: _Failed, time_s: float) -> Work:
         fail_time_s=time_s if again else 0.0,
         end_time_s=0.0 if again else time_s,
     )
+    _set_work(draft, key, failed)
+    if key == PLANNING:
+        _fail_plan(draft, payload.error)
 
 
-def _planning_started(draft: Instance, payload: pb_event.PlanningStarted, time_s: float) -> None:
-    draft.planning = _begin(draft.planning, payload, time_s)
+def _fail_plan(draft: Instance, error: pb.Failure) -> None:
+    if error.reason in UNUSABLE:
+        draft.plan_fault = error.message
+    draft.failed_plans += error.reason in UNUSABLE or (bool(draft.subtasks) and error.reason != INTERRUPTED)
     _set_plan_aside(draft)
+
+
+def _work_completed(draft: Instance, payload: WorkCompleted, time_s: float) -> None:
+    key = work_key(payload)
+    usage = usage_of(payload.usage)
+    ended = _end(_work(draft, key), payload.attempt, COMPLETED, usage, time_s)
+    _set_work(draft, key, ended, output_of(payload))
+    _add_usage(draft, usage)
 
 
 def _set_plan_aside(draft: Instance) -> None:
@@ -242,15 +281,6 @@ def _kept(instance: Instance) -> Mapping[str, Subtask]:
         replaced |= stale
         kept = {name: subtask for name, subtask in kept.items() if name not in stale}
     return kept
-
-
-def _planning_failed(draft: Instance, payload: pb_event.PlanningFailed, time_s: float) -> None:
-    draft.planning = _fail(draft, draft.planning, payload, time_s)
-    reason = payload.error.reason
-    if reason in UNUSABLE:
-        draft.plan_fault = payload.error.message
-    draft.failed_plans += reason in UNUSABLE or (bool(draft.subtasks) and reason != INTERRUPTED)
-    _set_plan_aside(draft)
 
 
 def _subtask_planned(draft: Instance, payload: pb_event.SubtaskPlanned, _: float) -> None:
@@ -282,17 +312,13 @@ def _is_kept(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name:
 def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: float) -> None:
     if draft.is_planned:
         raise IllegalEventError("the plan is complete already")
-    usage = usage_of(payload.usage)
-    planning = draft.planning
-    draft.planning = (
-        _end(planning, payload.attempt, COMPLETED, usage, time_s)
-        if payload.attempt
-        else planning._replace(state=COMPLETED)
-    )
+    if payload.attempt:
+        _work_completed(draft, payload, time_s)
+    else:
+        draft.planning = draft.planning._replace(state=COMPLETED)
     draft.is_planned = True
     draft.plan_fault = ""
     draft.summary = payload.summary
-    _add_usage(draft, usage)
 
 
 def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) -> None:
@@ -321,48 +347,12 @@ def _subtask(instance: Instance, subtask_id: str) -> Subtask:
         raise IllegalEventError(f"there is no subtask {subtask_id}") from None
 
 
-def _put(draft: Instance, subtask: Subtask, work: Work, output: str = "") -> None:
-    draft.subtasks = {**draft.subtasks, subtask.id: subtask._replace(work=work, output=output)}
-
-
-def _subtask_started(draft: Instance, payload: pb_event.SubtaskStarted, time_s: float) -> None:
-    subtask = _subtask(draft, payload.subtask_id)
-    _put(draft, subtask, _begin(subtask.work, payload, time_s))
-
-
-def _subtask_completed(draft: Instance, payload: pb_event.SubtaskCompleted, time_s: float) -> None:
-    subtask = _subtask(draft, payload.subtask_id)
-    usage = usage_of(payload.usage)
-    _put(draft, subtask, _end(subtask.work, payload.attempt, COMPLETED, usage, time_s), payload.output)
-    _add_usage(draft, usage)
-
-
-def _subtask_failed(draft: Instance, payload: pb_event.SubtaskFailed, time_s: float) -> None:
-    subtask = _subtask(draft, payload.subtask_id)
-    _put(draft, subtask, _fail(draft, subtask.work, payload, time_s))
-
-
 def _subtask_skipped(draft: Instance, payload: pb_event.SubtaskSkipped, time_s: float) -> None:
     subtask = _subtask(draft, payload.subtask_id)
     if subtask.work.state != PENDING:
         raise IllegalEventError(f"subtask {subtask.id} has begun and cannot be skipped")
     error = failure_of(payload.error)
-    _put(draft, subtask, subtask.work._replace(state=SKIPPED, error=error, end_time_s=time_s))
-
-
-def _synthesis_started(draft: Instance, payload: pb_event.SynthesisStarted, time_s: float) -> None:
-    draft.synthesis = _begin(draft.synthesis, payload, time_s)
-
-
-def _synthesis_failed(draft: Instance, payload: pb_event.SynthesisFailed, time_s: float) -> None:
-    draft.synthesis = _fail(draft, draft.synthesis, payload, time_s)
-
-
-def _synthesis_completed(draft: Instance, payload: pb_event.SynthesisCompleted, time_s: float) -> None:
-    usage = usage_of(payload.usage)
-    draft.synthesis = _end(draft.synthesis, payload.attempt, COMPLETED, usage, time_s)
-    draft.final_result = payload.final_result
-    _add_usage(draft, usage)
+    _set_work(draft, subtask.key, subtask.work._replace(state=SKIPPED, error=error, end_time_s=time_s))
 
 
 def _unchanged(_draft: Instance, _payload: object, _time_s: float) -> None:
@@ -431,19 +421,14 @@ def _cut(draft: Instance, time_s: float, usage: Usage) -> None:
 
 
 _CHANGE: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
-    "instance_created": _created,
-    "planning_started": _planning_started,
-    "planning_failed": _planning_failed,
-    "subtask_planned": _subtask_planned,
+    **{names.started: _work_started for names in WORK_EVENTS.values()},
+    **{names.failed: _work_failed for names in WORK_EVENTS.values()},
+    **{names.completed: _work_completed for names in WORK_EVENTS.values()},
     "plan_completed": _plan_completed,
+    "instance_created": _created,
+    "subtask_planned": _subtask_planned,
     "plan_reviewed": _plan_reviewed,
-    "subtask_started": _subtask_started,
-    "subtask_completed": _subtask_completed,
-    "subtask_failed": _subtask_failed,
     "subtask_skipped": _subtask_skipped,
-    "synthesis_started": _synthesis_started,
-    "synthesis_failed": _synthesis_failed,
-    "synthesis_completed": _synthesis_completed,
     "instance_pause_requested": _unchanged,
     "instance_paused": _unchanged,
     "instance_resumed": _unchanged,

@@ -1,11 +1,37 @@
-"""Small values as the wire has them."""
+"""Small values as the wire has them, and which events tell of a piece of work."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.core.instance import Failure, Subtask, Usage
+from orchestrator.core.instance import Failure, Subtask, Usage, WorkKey, WorkKind
+from orchestrator.v1 import event_pb2
 from orchestrator.v1 import instance_pb2 as pb
+
+WorkStarted: TypeAlias = event_pb2.PlanningStarted | event_pb2.SubtaskStarted | event_pb2.SynthesisStarted
+WorkFailed: TypeAlias = event_pb2.PlanningFailed | event_pb2.SubtaskFailed | event_pb2.SynthesisFailed
+WorkCompleted: TypeAlias = event_pb2.PlanCompleted | event_pb2.SubtaskCompleted | event_pb2.SynthesisCompleted
+
+
+class WorkEvents(NamedTuple):
+    """What the events of one kind of work are called in an Event's payload."""
+
+    started: str
+    failed: str
+    completed: str
+
+
+WORK_EVENTS: Final[Mapping[WorkKind, WorkEvents]] = {
+    "planning": WorkEvents("planning_started", "planning_failed", "plan_completed"),
+    "subtask": WorkEvents("subtask_started", "subtask_failed", "subtask_completed"),
+    "synthesis": WorkEvents("synthesis_started", "synthesis_failed", "synthesis_completed"),
+}
+_KINDS: Final[Mapping[object, WorkKind]] = {
+    event_pb2.Event.DESCRIPTOR.fields_by_name[name].message_type: kind
+    for kind, names in WORK_EVENTS.items()
+    for name in names
+}
 
 STATUS: Final = {
     pb.STATE_QUEUED: "queued",
@@ -18,6 +44,30 @@ STATUS: Final = {
     pb.STATE_TERMINATED: "terminated",
 }
 """Each state's name in Cloudflare Workflows."""
+
+
+def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
+    """Which piece of work an event's payload tells of."""
+    kind = _KINDS[payload.DESCRIPTOR]
+    return WorkKey(kind, getattr(payload, "subtask_id", ""))
+
+
+def output_of(payload: WorkCompleted) -> str:
+    """What a piece of work has brought; empty for a plan, whose subtasks are told one by one."""
+    match payload:
+        case event_pb2.SubtaskCompleted():
+            return payload.output
+        case event_pb2.SynthesisCompleted():
+            return payload.final_result
+    return ""
+
+
+def work_payload(event: event_pb2.Event, name: str, key: WorkKey) -> Any:
+    """Give the part of an event where `name`, one of WORK_EVENTS, is told of a piece of work."""
+    payload = getattr(event, name)
+    if key.subtask_id:
+        payload.subtask_id = key.subtask_id
+    return payload
 
 
 def timestamp(time_s: float) -> Timestamp | None:

@@ -12,30 +12,29 @@ from functools import partial
 from typing import Final, assert_never
 
 from orchestrator.core import budget, decider
-from orchestrator.core.commands import (
-    Call,
-    MakePlan,
-    Record,
-    RunSubtask,
-    Synthesize,
-    WakeAfter,
-    model_for,
-    work_of,
-)
+from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.events import (
     call_failed,
     call_started,
     calls_interrupted,
     plan_calls_interrupted,
     plan_completed,
-    subtask_completed,
     subtasks_planned,
-    synthesis_completed,
+    work_completed,
 )
-from orchestrator.core.instance import RESTING, TERMINAL, Instance, Usage, Work
+from orchestrator.core.instance import (
+    PLANNING,
+    RESTING,
+    SYNTHESIS,
+    TERMINAL,
+    Instance,
+    Usage,
+    Work,
+    WorkKey,
+)
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import PlanReader
-from orchestrator.core.prompts import Profile
+from orchestrator.core.prompts import Profile, prompt_for
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import LiveTexts
 from orchestrator.engine.scheduler import CallScheduler, Slot
@@ -84,7 +83,7 @@ class Run:
     """Told whenever something that was appended has become durable: the run is to go on, or rests."""
     is_admitted: bool = False
     """Whether it may make calls: only so many instances are active at once."""
-    _calls: dict["asyncio.Task[ModelError | None]", Call] = field(default_factory=dict)
+    _calls: dict["asyncio.Task[ModelError | None]", WorkKey] = field(default_factory=dict)
     """What is under way."""
     _pending: list[Event] = field(default_factory=list)
     """What calls have brought since the instance took it in last."""
@@ -147,7 +146,7 @@ class Run:
             self._timer = None
         since_s = self.context.clock.since_s
         waits_s: list[float] = []
-        begun: list[tuple[Call, str, Slot]] = []
+        begun: list[tuple[WorkKey, str, Slot]] = []
         self._dispatched = None
         commands = decider.decide(self.instance, since_s)
         for command in commands:
@@ -156,11 +155,11 @@ class Run:
                     self._append(events)
                 case WakeAfter(wait_s):
                     waits_s.append(wait_s)
-                case MakePlan() | RunSubtask() | Synthesize():
-                    model = model_for(self.instance, command)
+                case CallModel(key):
+                    model = model_for(self.instance, key)
                     endpoint, _, _ = model.partition("/")
                     if slot := self.context.scheduler.acquire(endpoint, self.instance.id, self.advance):
-                        begun.append((command, model, slot))
+                        begun.append((key, model, slot))
                     elif (left_s := budget.left_s(self.instance, since_s)) is not None:
                         waits_s.append(left_s)  # it may pass while the instance waits for a slot
                 case _:
@@ -172,20 +171,20 @@ class Run:
         if not any(isinstance(command, Record) for command in commands):
             self._dispatched = self.instance
 
-    def _start_calls(self, begun: Sequence[tuple[Call, str, Slot]]) -> None:
+    def _start_calls(self, begun: Sequence[tuple[WorkKey, str, Slot]]) -> None:
         # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
         try:
             events = [
-                call_started(self.instance, call, self._prompt_version(model)) for call, model, _ in begun
+                call_started(self.instance, key, self._prompt_version(model)) for key, model, _ in begun
             ]
             self._queue(decider.apply(self.instance, events, self.context.clock.now_s()), events)
         except BaseException:
             for _, _, slot in begun:
                 self.context.scheduler.release(slot, None)
             raise
-        for call, _, slot in begun:
-            task = self.context.tasks.create_task(self._perform(call))
-            self._calls[task] = call
+        for key, _, slot in begun:
+            task = self.context.tasks.create_task(self._perform(key))
+            self._calls[task] = key
             task.add_done_callback(partial(self._on_call_done, slot))
 
     def _prompt_version(self, model: str) -> str:
@@ -266,11 +265,11 @@ class Run:
         if self._durable:
             await asyncio.shield(self._durable)
 
-    async def _perform(self, call: Call) -> ModelError | None:
+    async def _perform(self, key: WorkKey) -> ModelError | None:
         """Make a call that has begun, and hand in what came of it; what went wrong."""
         try:
-            events, failure = await self._attempt(call)
-            if isinstance(call, MakePlan):
+            events, failure = await self._attempt(key)
+            if key == PLANNING:
                 self._reader = None
                 if failure:
                     self.apply_pending()
@@ -284,27 +283,23 @@ class Run:
 
     def _cancel_subtasks(self) -> Sequence[Event]:
         """Cut off what was begun of a plan that has failed."""
-        for task, call in self._calls.items():
-            if isinstance(call, RunSubtask):
+        for task, key in self._calls.items():
+            if key.kind == "subtask":
                 task.cancel()
         return plan_calls_interrupted(self.instance)
 
-    async def _attempt(self, call: Call) -> tuple[Sequence[Event], ModelError | None]:
+    async def _attempt(self, key: WorkKey) -> tuple[Sequence[Event], ModelError | None]:
         """Make one call; the events that say how it went, and what went wrong."""
-        work = work_of(self.instance, call)
+        work = self.instance.work(key)
         try:
-            profile, reply = await self._call_model(call, work)
+            profile, reply = await self._call_model(key, work)
             usage = self._usage(work.model, reply.input_tokens, reply.output_tokens)
-            match call:
-                case MakePlan():
-                    plan = profile.read_plan(self.instance, reply.text)
-                    return plan_completed(self.instance, plan, usage), None
-                case RunSubtask(subtask_id):
-                    return [subtask_completed(self.instance, subtask_id, reply.text, usage)], None
-                case Synthesize():
-                    result = profile.read_synthesis(self.instance, reply.text)
-                    return [synthesis_completed(self.instance, result, usage)], None
-            assert_never(call)
+            if key == PLANNING:
+                return plan_completed(
+                    self.instance, profile.read_plan(self.instance, reply.text), usage
+                ), None
+            text = profile.read_synthesis(self.instance, reply.text) if key == SYNTHESIS else reply.text
+            return [work_completed(self.instance, key, text, usage)], None
         except PlanError as fault:
             error = ModelError(
                 "PLAN_INVALID",
@@ -316,43 +311,33 @@ class Run:
         except ModelError as fault:
             error = fault
         except Exception:
-            _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, call)
+            _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, key)
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
         now_s = self.context.clock.now_s()
         usage = self._usage(work.model, error.input_tokens, error.output_tokens)
         jitter = self.context.jitter()
-        return [call_failed(self.instance, call, error, usage, now_s=now_s, jitter=jitter)], error
+        return [call_failed(self.instance, key, error, usage, now_s=now_s, jitter=jitter)], error
 
-    async def _call_model(self, call: Call, work: Work) -> tuple[Profile, ModelReply]:
+    async def _call_model(self, key: WorkKey, work: Work) -> tuple[Profile, ModelReply]:
         instance = self.instance
         try:
             provider, model = self.context.models.resolve(work.model)
         except SettingsError as error:
             raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
         profile = provider.profile
-        subtask_id = ""
-        match call:
-            case MakePlan():
-                prompt = profile.plan(instance)
-            case RunSubtask(subtask_id):
-                prompt = profile.work(instance, instance.subtasks[subtask_id])
-            case Synthesize():
-                prompt = profile.synthesize(instance)
-            case _:
-                assert_never(call)
         attempt_timeout = instance.config.retry.attempt_timeout
         request = ModelRequest(
             model=model,
-            prompt=prompt,
+            prompt=prompt_for(profile, instance, key),
             max_output_tokens=instance.config.max_output_tokens,
             timeout_s=attempt_timeout.seconds + attempt_timeout.nanos / 1e9,
-            is_watched=isinstance(call, MakePlan) or self.context.live.is_watched(instance.id),
+            is_watched=key == PLANNING or self.context.live.is_watched(instance.id),
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
-        if isinstance(call, MakePlan):
+        if key == PLANNING:
             self._reader = profile.plan_reader(instance)
             return profile, await provider.complete(request, self._on_plan_text if self._reader else None)
-        with self.context.live.writer(instance.id, subtask_id, work.attempt) as on_text:
+        with self.context.live.writer(instance.id, key.subtask_id, work.attempt) as on_text:
             return profile, await provider.complete(request, on_text)
 
     def _on_plan_text(self, piece: str, *, is_anew: bool = False) -> None:
