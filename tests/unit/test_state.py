@@ -1,11 +1,12 @@
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from support.lives import Life, part, states
+from support.lives import Life, part, resolved, states
 
 from orchestrator.core import view, wire
 from orchestrator.core.instance import TERMINAL, Instance, Usage
@@ -13,6 +14,8 @@ from orchestrator.core.state import TRANSITIONS, IllegalEventError, evolve, fold
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event
 
+OUTPUT_ONLY = ("subtask.state", "subtasks.state")
+"""What clients may send as they were told it: it is not read."""
 PAYLOADS = [field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
 
 
@@ -43,7 +46,8 @@ def test_folding_stored_bytes_gives_the_state_that_was_evolved() -> None:
 
 
 def test_a_state_that_was_given_away_never_changes() -> None:
-    life = Life(review_plan=True).planned().then(bare("plan_reviewed", 0)).done("t1").started("t2")
+    approved = Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE))
+    life = Life(review_plan=True).planned().then(approved).done("t1").started("t2")
     life.then(bare("instance_terminated", 0)).then(bare("instance_retried", 0)).done("t2", "t3").completed()
     life.then(bare("instance_restarted", 0)).planned(part("t1"), part("other"))
     instance = Instance()
@@ -87,8 +91,67 @@ def test_an_event_out_of_sequence_raises(sequence: int) -> None:
 
 
 def test_an_event_of_a_future_version_raises() -> None:
-    with pytest.raises(IllegalEventError, match="no payload that this version knows"):
-        evolve(Instance(), Event(sequence=1))
+    newer = Event.FromString(Event(sequence=1).SerializeToString() + b"\xfa\x3e\x00")  # field 1007
+    for event in (Event(sequence=1), newer):
+        with pytest.raises(IllegalEventError, match="no payload that this version knows"):
+            evolve(Instance(), event)
+
+
+def enums_in(message: Descriptor, path: str = "", above: tuple[Descriptor, ...] = ()) -> Iterator[str]:
+    """The path of each enum field in a message and all that it holds."""
+    for field in message.fields:
+        name = f"{path}{field.name}"
+        if field.enum_type:
+            yield name
+        elif field.message_type and field.message_type not in above:
+            yield from enums_in(field.message_type, f"{name}.", (*above, message))
+
+
+def oneofs_in(message: Descriptor, path: str = "", above: tuple[Descriptor, ...] = ()) -> Iterator[str]:
+    """The path of each oneof in a message and all that it holds, optional fields left out."""
+    yield from (f"{path}{oneof.name}" for oneof in message.oneofs if not oneof.name.startswith("_"))
+    for field in message.fields:
+        if field.message_type and field.message_type not in above:
+            yield from oneofs_in(field.message_type, f"{path}{field.name}.", (*above, message))
+
+
+def test_an_event_holds_one_enum_and_one_oneof_that_say_what_happened() -> None:
+    # A new one needs a test that an unknown value of it is refused, as those of these two are.
+    enums = {path for path in enums_in(Event.DESCRIPTOR) if not path.endswith(OUTPUT_ONLY)}
+    assert enums == {"plan_reviewed.decision"}
+    assert list(oneofs_in(Event.DESCRIPTOR)) == ["payload"]
+
+
+@pytest.mark.parametrize("decision", [0, 3, 17, 2**31 - 1, -1])
+def test_a_decision_that_this_version_does_not_know_is_refused(decision: int) -> None:
+    life = Life(review_plan=True).planned()
+    before = life.refolded()
+    with pytest.raises(IllegalEventError, match=f"decision {decision} is none that this version knows"):
+        life.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=decision)))
+    assert life.instance == before
+    assert life.instance.state == instance_pb2.STATE_WAITING
+
+
+@pytest.mark.parametrize("state", [0, instance_pb2.SUBTASK_STATE_COMPLETED, 17])
+def test_the_state_of_a_subtask_in_a_plan_counts_for_nothing(state: int) -> None:
+    subtask = instance_pb2.Subtask(id="t1", instructions="do it", state=state)
+    life = Life().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1)))
+    life.then(Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask)))
+    assert states(life.instance) == ["PENDING"]
+
+
+def test_a_configuration_that_is_kept_is_no_part_of_the_event_that_brought_it() -> None:
+    life = Life(max_subtasks=3)
+    kinds = ("instance_created", "instance_retried", "instance_restarted")
+    life.terminated().retried(max_subtasks=4).terminated()
+    restarted = event_pb2.InstanceRestarted(config=resolved(max_subtasks=5))
+    before = life.instance
+    life.then(Event(instance_restarted=restarted))
+    told = [getattr(event, kind) for event in life.events for kind in kinds if event.HasField(kind)]
+    assert [payload.config.max_subtasks for payload in told] == [3, 4, 5]
+    for payload in told:
+        payload.config.max_subtasks = 9
+    assert (before.config.max_subtasks, life.instance.config.max_subtasks) == (4, 5)
 
 
 @pytest.mark.parametrize(

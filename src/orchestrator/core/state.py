@@ -175,13 +175,20 @@ def _choose(instance: Instance) -> State:
 
 def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) -> None:
     draft.prompt = payload.prompt
-    draft.config = payload.config
+    draft.config = _copied(payload.config)
     draft.labels = dict(payload.labels) or EMPTY
     draft.request_id = payload.request_id
     draft.request_digest = payload.request_digest
     draft.forked_from = payload.forked_from
     draft.copied_events = payload.copied_events
     draft.create_time_s = time_s
+
+
+def _copied(config: pb.InstanceConfig) -> pb.InstanceConfig:
+    """A message of its own: a part of another keeps all of that in memory, with the page it was read from."""
+    copy = pb.InstanceConfig()
+    copy.CopyFrom(config)
+    return copy
 
 
 def _work(instance: Instance, key: WorkKey) -> Work:
@@ -322,16 +329,19 @@ def _plan_completed(draft: Instance, payload: pb_event.PlanCompleted, time_s: fl
 
 
 def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) -> None:
-    if payload.decision == pb_event.DECISION_REJECT:
-        draft.planning = draft.planning.reset()
-        draft.is_planned = False
-        draft.feedback = payload.feedback
-        _set_plan_aside(draft)
-        return
-    draft.is_reviewed = True
-    if payload.subtasks:
-        edited = [subtask_of(message) for message in payload.subtasks]
-        draft.subtasks = {subtask.id: _unless_done(draft, subtask) for subtask in edited}
+    match payload.decision:
+        case pb_event.DECISION_APPROVE:
+            draft.is_reviewed = True
+            if payload.subtasks:
+                edited = [subtask_of(message) for message in payload.subtasks]
+                draft.subtasks = {subtask.id: _unless_done(draft, subtask) for subtask in edited}
+        case pb_event.DECISION_REJECT:
+            draft.planning = draft.planning.reset()
+            draft.is_planned = False
+            draft.feedback = payload.feedback
+            _set_plan_aside(draft)
+        case unknown:
+            raise IllegalEventError(f"decision {unknown} is none that this version knows")
 
 
 def _unless_done(instance: Instance, edited: Subtask) -> Subtask:
@@ -360,7 +370,7 @@ def _unchanged(_draft: Instance, _payload: object, _time_s: float) -> None:
 
 
 def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
-    draft.config = payload.config
+    draft.config = _copied(payload.config)
     if draft.is_planned:
         draft.subtasks = _reset(draft)
     else:
@@ -381,7 +391,7 @@ def _reset(instance: Instance) -> Mapping[str, Subtask]:
 def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -> None:
     afresh = Instance(
         prompt=draft.prompt,
-        config=payload.config,
+        config=_copied(payload.config),
         labels=draft.labels,
         forked_from=draft.forked_from,
         request_id=draft.request_id,
