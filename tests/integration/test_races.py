@@ -213,7 +213,7 @@ async def test_one_that_stands_still_at_the_end_keeps_no_other_from_being_cut(
     async with running(tmp_path, held) as (engine, _):
         await engine.create(wish())
         await engine.create(wish("b"))
-        engine._runs["a"]._pending.append(Event(instance_resumed={}))
+        engine._runs["a"]._pending.append("no outcome")
     assert "a stands still" in caplog.text
 
 

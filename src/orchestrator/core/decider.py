@@ -5,7 +5,7 @@ with the constructors of core/events.py. Nothing is remembered between calls: re
 asking again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from orchestrator.core import budget, merging, retry
@@ -31,6 +31,7 @@ from orchestrator.core.instance import (
     WorkKey,
     subtask_of,
 )
+from orchestrator.core.outcomes import Outcome, events_of
 from orchestrator.core.state import fold
 from orchestrator.core.wire import failure_message, usage_message
 from orchestrator.v1 import event_pb2 as pb
@@ -188,10 +189,34 @@ def apply_with_consequences(
 
     Gives the instance after them and all of the events, each with its place and time, which is `now_s`.
     """
-    followed: list[pb.Event] = []
-    while events:
-        instance = apply(instance, events, now_s)
-        followed += events
-        commands = decide(instance, since_s)
-        events = [event for command in commands if isinstance(command, Record) for event in command.events]
+    return _with_consequences(apply(instance, events, now_s), events, now_s, since_s)
+
+
+def apply_outcomes(
+    instance: Instance, outcomes: Iterable[Outcome], now_s: float, since_s: Since
+) -> tuple[Instance, Sequence[pb.Event]]:
+    """Let the instance go through what came of calls, one after the other, and through what follows.
+
+    Gives what `apply_with_consequences` does; the same instance and no event where nothing came of any.
+    """
+    recorded: list[pb.Event] = []
+    for outcome in outcomes:
+        if events := events_of(instance, outcome, now_s):
+            instance = apply(instance, events, now_s)
+            recorded += events
+    return _with_consequences(instance, recorded, now_s, since_s) if recorded else (instance, ())
+
+
+def _with_consequences(
+    instance: Instance, events: Sequence[pb.Event], now_s: float, since_s: Since
+) -> tuple[Instance, Sequence[pb.Event]]:
+    followed = [*events]
+    while consequences := [
+        event
+        for command in decide(instance, since_s)
+        if isinstance(command, Record)
+        for event in command.events
+    ]:
+        instance = apply(instance, consequences, now_s)
+        followed += consequences
     return instance, followed

@@ -211,6 +211,8 @@ class PlanReader:
 
     def __init__(self, max_subtasks: int) -> None:
         self.summary = ""
+        self.told: list[Subtask] = []
+        """All subtasks that it has given so far."""
         self._max_subtasks = max_subtasks
         self._text = ""
         self._pieces: list[str] = []
@@ -276,4 +278,5 @@ class PlanReader:
         """Those whose dependencies are known by the ids that they are called by."""
         released = list(takewhile(lambda each: self._known.issuperset(each.depends_on), self._held))
         del self._held[: len(released)]
+        self.told += released
         return released

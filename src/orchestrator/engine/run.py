@@ -13,15 +13,7 @@ from typing import Final, assert_never
 
 from orchestrator.core import budget, decider
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
-from orchestrator.core.events import (
-    call_failed,
-    call_started,
-    calls_interrupted,
-    plan_calls_interrupted,
-    plan_completed,
-    subtasks_planned,
-    work_completed,
-)
+from orchestrator.core.events import call_started, calls_interrupted
 from orchestrator.core.instance import (
     PLANNING,
     RESTING,
@@ -32,7 +24,14 @@ from orchestrator.core.instance import (
     Work,
     WorkKey,
 )
-from orchestrator.core.plan import PlanError
+from orchestrator.core.outcomes import (
+    CallEnded,
+    Outcome,
+    SubtasksRead,
+    is_in_progress,
+    plan_invalid,
+)
+from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import Profile, prompt_for
 from orchestrator.engine.clock import Clock
@@ -83,12 +82,12 @@ class Run:
     """Told whenever something that was appended has become durable: the run is to go on, or rests."""
     is_admitted: bool = False
     """Whether it may make calls: only so many instances are active at once."""
-    _calls: dict["asyncio.Task[ModelError | None]", WorkKey] = field(default_factory=dict)
-    """What is under way."""
-    _pending: list[Event] = field(default_factory=list)
-    """What calls have brought since the instance took it in last."""
-    _reader: PlanReader | None = None
-    """What reads the plan that is being written, if one is."""
+    _calls: dict["asyncio.Task[ModelError | None]", tuple[WorkKey, int]] = field(default_factory=dict)
+    """What is under way: which attempt at which work."""
+    _pending: list[Outcome] = field(default_factory=list)
+    """What came of calls since the instance took it in last."""
+    _planning: tuple[int, PlanReader] | None = None
+    """Which attempt is writing a plan, and what reads it meanwhile, if one is."""
     _apply_handle: asyncio.Handle | None = None
     _timer: asyncio.TimerHandle | None = None
     is_halted: bool = False
@@ -120,10 +119,15 @@ class Run:
             return
         pending, self._pending = self._pending, []
         try:
-            if self._reader and (subtasks := self._reader.read()):
-                pending += subtasks_planned(self.instance, subtasks, self._reader.summary)
-            if self.instance.state not in TERMINAL:
-                self._append(pending)
+            if self._planning:
+                attempt, reader = self._planning
+                if reader.read():
+                    pending.append(SubtasksRead(attempt, tuple(reader.told), reader.summary))
+            clock = self.context.clock
+            instance, events = decider.apply_outcomes(self.instance, pending, clock.now_s(), clock.since_s)
+            if events:
+                self._queue(instance, events)
+                self._cancel_ended_calls()
         except Exception as error:  # noqa: BLE001  as in `advance`
             self._halt(error)
 
@@ -183,8 +187,9 @@ class Run:
                 self.context.scheduler.release(slot, None)
             raise
         for key, _, slot in begun:
-            task = self.context.tasks.create_task(self._perform(key))
-            self._calls[task] = key
+            attempt = self.instance.work(key).attempt
+            task = self.context.tasks.create_task(self._perform(key, attempt))
+            self._calls[task] = key, attempt
             task.add_done_callback(partial(self._on_call_done, slot))
 
     def _prompt_version(self, model: str) -> str:
@@ -265,58 +270,43 @@ class Run:
         if self._durable:
             await asyncio.shield(self._durable)
 
-    async def _perform(self, key: WorkKey) -> ModelError | None:
+    async def _perform(self, key: WorkKey, attempt: int) -> ModelError | None:
         """Make a call that has begun, and hand in what came of it; what went wrong."""
         try:
-            events, failure = await self._attempt(key)
+            result, usage = await self._attempt(key)
             if key == PLANNING:
-                self._reader = None
-                if failure:
-                    self.apply_pending()
-                    events = [*self._cancel_subtasks(), *events]
-            self._pending += events
+                self._planning = None
+            self._pending.append(CallEnded(key, attempt, result, usage, self.context.jitter()))
             self._schedule_apply()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._halt(error)
             return None
-        return failure
+        return result if isinstance(result, ModelError) else None
 
-    def _cancel_subtasks(self) -> Sequence[Event]:
-        """Cut off what was begun of a plan that has failed."""
-        for task, key in self._calls.items():
-            if key.kind == "subtask":
+    def _cancel_ended_calls(self) -> None:
+        """Close the calls whose attempt has ended without them, as that of a plan that has failed."""
+        for task, (key, attempt) in self._calls.items():
+            if not is_in_progress(self.instance, key, attempt):
                 task.cancel()
-        return plan_calls_interrupted(self.instance)
 
-    async def _attempt(self, key: WorkKey) -> tuple[Sequence[Event], ModelError | None]:
-        """Make one call; the events that say how it went, and what went wrong."""
+    async def _attempt(self, key: WorkKey) -> tuple[Plan | str | ModelError, Usage]:
+        """Make one call; what it has brought, or what went wrong, and what it used."""
         work = self.instance.work(key)
         try:
             profile, reply = await self._call_model(key, work)
             usage = self._usage(work.model, reply.input_tokens, reply.output_tokens)
             if key == PLANNING:
-                return plan_completed(
-                    self.instance, profile.read_plan(self.instance, reply.text), usage
-                ), None
-            text = profile.read_synthesis(self.instance, reply.text) if key == SYNTHESIS else reply.text
-            return [work_completed(self.instance, key, text, usage)], None
+                return profile.read_plan(self.instance, reply.text), usage
+            is_synthesis = key == SYNTHESIS
+            return profile.read_synthesis(self.instance, reply.text) if is_synthesis else reply.text, usage
         except PlanError as fault:
-            error = ModelError(
-                "PLAN_INVALID",
-                str(fault),
-                retryable=True,
-                input_tokens=reply.input_tokens,
-                output_tokens=reply.output_tokens,
-            )
+            return plan_invalid(fault), usage
         except ModelError as fault:
             error = fault
         except Exception:
             _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, key)
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
-        now_s = self.context.clock.now_s()
-        usage = self._usage(work.model, error.input_tokens, error.output_tokens)
-        jitter = self.context.jitter()
-        return [call_failed(self.instance, key, error, usage, now_s=now_s, jitter=jitter)], error
+        return error, self._usage(work.model, error.input_tokens, error.output_tokens)
 
     async def _call_model(self, key: WorkKey, work: Work) -> tuple[Profile, ModelReply]:
         instance = self.instance
@@ -335,17 +325,19 @@ class Run:
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
         if key == PLANNING:
-            self._reader = profile.plan_reader(instance)
-            return profile, await provider.complete(request, self._on_plan_text if self._reader else None)
+            reader = profile.plan_reader(instance)
+            self._planning = (work.attempt, reader) if reader else None
+            return profile, await provider.complete(request, self._on_plan_text if reader else None)
         with self.context.live.writer(instance.id, key.subtask_id, work.attempt) as on_text:
             return profile, await provider.complete(request, on_text)
 
     def _on_plan_text(self, piece: str, *, is_anew: bool = False) -> None:
         """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""
         if is_anew:
-            self._reader = None  # it may have read thoughts: only the whole plan can be trusted
-        if self._reader:
-            self._reader.add(piece)
+            self._planning = None  # it may have read thoughts: only the whole plan can be trusted
+        if self._planning:
+            _, reader = self._planning
+            reader.add(piece)
             self._schedule_apply()
 
     def _usage(self, model: str, input_tokens: int, output_tokens: int) -> Usage:

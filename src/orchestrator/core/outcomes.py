@@ -1,0 +1,78 @@
+"""What came of model calls, as values that hold whatever else happened to the instance, and what they record.
+
+An outcome names the work and the attempt that it is of. Should other events come first, as another writer's,
+it is looked at again on top of them; where the attempt has ended meanwhile, nothing comes of it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias, assert_never
+
+from orchestrator.core.events import (
+    call_failed,
+    plan_calls_interrupted,
+    plan_completed,
+    subtasks_planned,
+    work_completed,
+)
+from orchestrator.core.instance import IN_PROGRESS, PLANNING, Instance, Subtask, Usage, WorkKey
+from orchestrator.core.plan import Plan, PlanError
+from orchestrator.errors import ModelError
+from orchestrator.v1.event_pb2 import Event
+
+
+class CallEnded(NamedTuple):
+    """A call has ended: with a plan, with the text of an output or a result, or with why there is none."""
+
+    work: WorkKey
+    attempt: int
+    result: Plan | str | ModelError
+    usage: Usage
+    jitter: float = 0.0
+    """0 to 1: spreads retries; see `retry.delay_s`."""
+
+
+class SubtasksRead(NamedTuple):
+    """A planner that is still writing has told of these subtasks so far, the first ones of its plan."""
+
+    attempt: int
+    subtasks: tuple[Subtask, ...]
+    summary: str
+
+
+Outcome: TypeAlias = CallEnded | SubtasksRead
+
+
+def is_in_progress(instance: Instance, key: WorkKey, attempt: int) -> bool:
+    """Whether an attempt at a piece of work is under way: only then anything can come of it."""
+    work = instance.work(key)
+    return work.state == IN_PROGRESS and work.attempt == attempt
+
+
+def events_of(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Event]:
+    """What an outcome records of an instance as it is now; nothing where the attempt has ended already.
+
+    With a planning attempt that fails, the calls end that were begun on its plan.
+    """
+    match outcome:
+        case SubtasksRead(attempt, subtasks, summary):
+            if not is_in_progress(instance, PLANNING, attempt):
+                return ()
+            return subtasks_planned(instance, subtasks[len(instance.subtasks) :], summary)
+        case CallEnded(key, attempt, result, usage, jitter):
+            if not is_in_progress(instance, key, attempt):
+                return ()
+            if isinstance(result, Plan):
+                try:
+                    return plan_completed(instance, result, usage)
+                except PlanError as fault:
+                    result = plan_invalid(fault)
+            if isinstance(result, str):
+                return [work_completed(instance, key, result, usage)]
+            failure = call_failed(instance, key, result, usage, now_s=now_s, jitter=jitter)
+            return [*plan_calls_interrupted(instance), failure] if key == PLANNING else [failure]
+    assert_never(outcome)
+
+
+def plan_invalid(fault: PlanError) -> ModelError:
+    """The failure of a planner whose answer is no plan: the next attempt is told what to mend."""
+    return ModelError("PLAN_INVALID", str(fault), retryable=True)
