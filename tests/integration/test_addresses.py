@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trustme
 from aiohttp import web
-from support.asking import KEY, asking
 from support.endpoint import completion, message
 from support.process import free_port
+from support.provider_calls import KEY, model_request
 
 from orchestrator.cli import doctor
 from orchestrator.cli.doctor import Finding
@@ -77,7 +77,7 @@ async def call(url: str, provider: str = "openai", key: str = KEY) -> ModelReply
     environment = {VARIABLE[provider]: url, f"{provider.upper()}_API_KEY": key}
     models = from_environment(environment)
     try:
-        return await models.resolve(f"{provider}/m")[0].complete(asking())
+        return await models.resolve(f"{provider}/m")[0].complete(model_request())
     finally:
         await models.aclose()
 
@@ -494,9 +494,9 @@ async def test_where_an_answer_has_come_before_a_connection_that_breaks_is_not_t
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         models = from_environment({"OPENAI_BASE_URL": url})
         provider = models.resolve("openai/m")[0]
-        assert (await provider.complete(asking())).text == "Hello"
+        assert (await provider.complete(model_request())).text == "Hello"
         with pytest.raises(ModelError) as caught:
-            await provider.complete(asking())
+            await provider.complete(model_request())
         await models.aclose()
     assert caught.value.retryable
     assert connections == 2
@@ -538,9 +538,9 @@ async def test_a_proxy_that_wants_a_login_says_so_and_is_not_tried_again(
 
 @pytest.mark.parametrize("key", ["x", "EMPTY", "sk-…"[:3], "none"])
 async def test_a_dummy_key_does_not_mangle_what_the_endpoint_says(key: str) -> None:
-    said = "the next EMPTY box sk- holds none"
-    async with serving(web.json_response({"error": {"message": said}}, status=500)) as server:
-        assert said in str(await failure(f"{server.url}/v1", key=key))
+    text = "the next EMPTY box sk- holds none"
+    async with serving(web.json_response({"error": {"message": text}}, status=500)) as server:
+        assert text in str(await failure(f"{server.url}/v1", key=key))
 
 
 @each_api

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import (
+from support.endpoint import Answer, Call, Endpoint, failing, message
+from support.misbehaviour import refusing, streaming
+from support.provider_calls import (
     HI,
     KEY,
     SCHEMA,
-    How,
+    AnswerMode,
     ask,
-    asking,
-    each_way,
+    both_modes,
     failure,
     messages,
+    model_request,
     reply,
     without_streaming,
 )
-from support.endpoint import Answer, Call, Endpoint, failing, message
-from support.misbehaviour import refusing, streaming
 from support.streams import Event
 
 from orchestrator.core import plan
@@ -43,7 +43,7 @@ async def sent(request: ModelRequest) -> Call:
 
 
 async def test_a_call_sends_version_key_and_the_system_message_apart() -> None:
-    call = await sent(asking(sampling={"temperature": 0.2}))
+    call = await sent(model_request(sampling={"temperature": 0.2}))
     assert call.request.path == "/v1/messages"
     assert call.headers["anthropic-version"] == "2023-06-01"
     assert call.headers["x-api-key"] == KEY
@@ -73,8 +73,8 @@ async def test_a_plan_is_held_to_as_much_of_the_schema_as_structured_outputs_kno
     assert asked["schema"]["additionalProperties"] is False
 
 
-@each_way
-async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(how: How) -> None:
+@both_modes
+async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(mode: AnswerMode) -> None:
     def script(call: Call) -> Answer:
         if "output_config" in call.body:
             return failing(400, "'m' does not support output format")
@@ -83,53 +83,55 @@ async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(how: Ho
             return message(called, stop_reason="tool_use")
         return None
 
-    async with Endpoint(without_streaming(script) if how == "whole" else script) as endpoint:
+    async with Endpoint(without_streaming(script) if mode == "whole" else script) as endpoint:
         provider = messages(endpoint)
         for _ in range(2):
-            answer = await ask(provider, asking(schema=True))
+            answer = await ask(provider, model_request(schema=True))
             assert list(values(answer.text)) == [{"summary": "Grüße"}]
         await provider.aclose()
-    bodies = [call.body for call in endpoint.calls if ("stream" in call.body) == (how == "streamed")]
+    bodies = [call.body for call in endpoint.calls if ("stream" in call.body) == (mode == "streamed")]
     assert ["tools" in body for body in bodies] == [False, True, True]
     assert bodies[1]["tools"][0]["input_schema"] == SCHEMA
 
 
 async def test_a_model_that_takes_no_temperature_is_asked_without() -> None:
     script = refusing(400, "temperature", otherwise="warm")
-    assert (await reply(messages, script, asking(sampling={"temperature": 0.2}))).text == "warm"
+    assert (await reply(messages, script, model_request(sampling={"temperature": 0.2}))).text == "warm"
 
 
-@each_way
-async def test_what_a_cache_gave_or_took_counts_as_input(how: How) -> None:
+@both_modes
+async def test_what_a_cache_gave_or_took_counts_as_input(mode: AnswerMode) -> None:
     usage = {
         "input_tokens": 7,
         "cache_creation_input_tokens": 20,
         "cache_read_input_tokens": 300,
         "output_tokens": 5,
     }
-    answer = await reply(messages, lambda _: message("hi", usage=usage), how=how)
+    answer = await reply(messages, lambda _: message("hi", usage=usage), mode=mode)
     assert (answer.input_tokens, answer.output_tokens) == (327, 5)
 
 
-@each_way
-async def test_thoughts_are_no_part_of_the_text(how: How) -> None:
+@both_modes
+async def test_thoughts_are_no_part_of_the_text(mode: AnswerMode) -> None:
     blocks: list[Any] = [{"type": "thinking", "thinking": "hmm", "signature": "s"}, "one ", "two"]
-    assert (await reply(messages, lambda _: message(*blocks), how=how)).text == "one two"
+    assert (await reply(messages, lambda _: message(*blocks), mode=mode)).text == "one two"
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("details", [None, {"type": "refusal", "explanation": "It is about poison"}])
-async def test_a_refusal_is_not_tried_again_and_says_why(how: How, details: dict[str, str] | None) -> None:
+async def test_a_refusal_is_not_tried_again_and_says_why(
+    mode: AnswerMode, details: dict[str, str] | None
+) -> None:
     answer = message("I", stop_reason="refusal", stop_details=details)
-    error = await failure(messages, lambda _: answer, how=how)
+    error = await failure(messages, lambda _: answer, mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("MODEL_REFUSED", False, 20)
     assert ("poison" in str(error)) == bool(details)
 
 
-@each_way
-async def test_a_full_context_is_a_truncated_answer(how: How) -> None:
+@both_modes
+async def test_a_full_context_is_a_truncated_answer(mode: AnswerMode) -> None:
     answer = message("half", stop_reason="model_context_window_exceeded")
-    error = await failure(messages, lambda _: answer, how=how)
+    error = await failure(messages, lambda _: answer, mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
 
 
@@ -196,7 +198,7 @@ async def test_a_plan_that_is_handed_in_at_once_counts_where_no_deltas_follow(
 ) -> None:
     tool = block(type="tool_use", id="t", name="plan", input={"summary": "x"})
     pieces = [delta(type="input_json_delta", partial_json=piece) for piece in ["", *deltas]]
-    answer = await reply(messages, streamed(tool, *pieces, BLOCK_STOP, END, LAST), asking(schema=True))
+    answer = await reply(messages, streamed(tool, *pieces, BLOCK_STOP, END, LAST), model_request(schema=True))
     assert json.loads(answer.text) == {"summary": "x"}
 
 
@@ -210,7 +212,7 @@ async def test_what_another_tool_is_called_with_is_no_text(kind: str) -> None:
 
 async def test_a_message_may_hold_its_text_as_it_is() -> None:
     answer = {**message(), "content": "All of it"}
-    assert (await reply(messages, lambda _: answer, how="whole")).text == "All of it"
+    assert (await reply(messages, lambda _: answer, mode="whole")).text == "All of it"
 
 
 async def test_a_reason_to_stop_with_its_usage_is_waited_behind_as_any_other(

@@ -9,11 +9,11 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import web
-from support import asking as support
+from support import provider_calls as support
 from support import streams
-from support.asking import KEY, SCHEMA, How, asking, chat, each_way
 from support.endpoint import Answer, Call, Endpoint, completion, failing, hang, without_json_schema
 from support.misbehaviour import refusing
+from support.provider_calls import KEY, SCHEMA, AnswerMode, both_modes, chat, model_request
 
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError
@@ -25,17 +25,21 @@ USAGE = {"stream_options": {"include_usage": True}}
 
 
 async def ask(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "streamed"
+    answer: Answer | Callable[[Call], Answer],
+    request: ModelRequest | None = None,
+    mode: AnswerMode = "streamed",
 ) -> str:
     script = answer if callable(answer) else lambda _: answer
-    return (await support.reply(chat, script, request, how=how)).text
+    return (await support.reply(chat, script, request, mode=mode)).text
 
 
 async def failure(
-    answer: Answer | Callable[[Call], Answer], request: ModelRequest | None = None, how: How = "streamed"
+    answer: Answer | Callable[[Call], Answer],
+    request: ModelRequest | None = None,
+    mode: AnswerMode = "streamed",
 ) -> ModelError:
     script = answer if callable(answer) else lambda _: answer
-    return await support.failure(chat, script, request, how=how)
+    return await support.failure(chat, script, request, mode=mode)
 
 
 class provider_for(ChatCompletions):  # noqa: N801  reads as what it is for
@@ -57,7 +61,7 @@ async def endpoint() -> AsyncIterator[Endpoint]:
 
 async def test_a_call_sends_model_messages_limit_and_key_and_gives_text_and_usage(endpoint: Endpoint) -> None:
     async with provider_for(endpoint) as provider:
-        reply = await provider.complete(asking())
+        reply = await provider.complete(model_request())
     assert (reply.text, reply.input_tokens, reply.output_tokens) == ("The output of .", 100, 20)
     [call] = endpoint.calls
     assert call.headers["Authorization"] == f"Bearer {KEY}"
@@ -72,8 +76,8 @@ async def test_a_call_sends_model_messages_limit_and_key_and_gives_text_and_usag
 
 async def test_only_a_prompt_with_a_schema_asks_for_a_format(endpoint: Endpoint) -> None:
     async with provider_for(endpoint) as provider:
-        await provider.complete(asking())
-        await provider.complete(asking(schema=True))
+        await provider.complete(model_request())
+        await provider.complete(model_request(schema=True))
     plain, planned = endpoint.calls
     assert "response_format" not in plain.body
     assert planned.body["response_format"]["json_schema"]["schema"] == SCHEMA
@@ -81,17 +85,17 @@ async def test_only_a_prompt_with_a_schema_asks_for_a_format(endpoint: Endpoint)
 
 async def test_a_prompt_may_lower_the_limit_and_sets_the_sampling(endpoint: Endpoint) -> None:
     async with provider_for(endpoint) as provider:
-        await provider.complete(asking(max_output_tokens=9, sampling={"temperature": 0.2}))
-        await provider.complete(asking(max_output_tokens=900))
+        await provider.complete(model_request(max_output_tokens=9, sampling={"temperature": 0.2}))
+        await provider.complete(model_request(max_output_tokens=900))
     assert [call.body["max_tokens"] for call in endpoint.calls] == [9, 500]
     assert endpoint.calls[0].body["temperature"] == 0.2
 
 
 async def test_an_endpoint_without_json_schema_is_asked_for_a_json_object_and_that_is_remembered() -> None:
     async with Endpoint(without_json_schema) as endpoint, provider_for(endpoint) as provider:
-        await provider.complete(asking(schema=True))
-        await provider.complete(asking(schema=True))
-        await provider.complete(asking(schema=True, model="another"))
+        await provider.complete(model_request(schema=True))
+        await provider.complete(model_request(schema=True))
+        await provider.complete(model_request(schema=True, model="another"))
     formats = [call.body["response_format"]["type"] for call in endpoint.calls]
     assert formats == ["json_schema", "json_object", "json_object", "json_schema", "json_object"]
 
@@ -102,7 +106,7 @@ async def test_an_endpoint_without_any_format_is_asked_by_the_prompt_alone(statu
         return failing(status, "unknown field response_format") if "response_format" in call.body else "{}"
 
     async with Endpoint(script) as endpoint, provider_for(endpoint) as provider:
-        assert (await provider.complete(asking(schema=True))).text == "{}"
+        assert (await provider.complete(model_request(schema=True))).text == "{}"
         assert len(endpoint.calls) == 3
 
 
@@ -118,7 +122,7 @@ async def test_a_model_that_knows_the_limit_by_its_newer_name_gets_it() -> None:
 async def test_a_refusal_about_another_thing_is_not_asked_again() -> None:
     async with Endpoint(lambda _: failing(400, "too long")) as endpoint, provider_for(endpoint) as provider:
         with pytest.raises(ModelError, match="too long") as caught:
-            await provider.complete(asking(schema=True))
+            await provider.complete(model_request(schema=True))
         assert (caught.value.reason, caught.value.retryable) == ("REQUEST_REJECTED", False)
         assert len(endpoint.calls) == 1
 
@@ -133,7 +137,7 @@ async def test_an_empty_account_is_not_tried_again() -> None:
     assert (error.reason, error.retryable) == ("RATE_LIMITED", False)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     "answer",
     [
@@ -144,8 +148,8 @@ async def test_an_empty_account_is_not_tried_again() -> None:
     ],
     ids=str,
 )
-async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer, how: How) -> None:
-    error = await failure(answer, how=how)
+async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer, mode: AnswerMode) -> None:
+    error = await failure(answer, mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
@@ -176,9 +180,9 @@ async def test_a_failed_answer_tells_what_it_used() -> None:
     ],
     ids=str,
 )
-@each_way
-async def test_a_refusal_is_not_tried_again(answer: Answer, how: How) -> None:
-    error = await failure(answer, how=how)
+@both_modes
+async def test_a_refusal_is_not_tried_again(answer: Answer, mode: AnswerMode) -> None:
+    error = await failure(answer, mode=mode)
     assert (error.reason, error.retryable) == ("MODEL_REFUSED", False)
 
 
@@ -200,14 +204,14 @@ async def test_a_prompt_that_a_filter_stops_is_not_tried_again() -> None:
         ('<think>{"b": 2}?</think>\n{"a": 1}', {}, '{"a": 1}'),
     ],
 )
-@each_way
+@both_modes
 async def test_json_is_found_wherever_an_endpoint_puts_it(
-    content: Any, message: dict[str, str], expected: str, how: How
+    content: Any, message: dict[str, str], expected: str, mode: AnswerMode
 ) -> None:
-    assert await ask(completion(content, **message), asking(schema=True), how=how) == expected
+    assert await ask(completion(content, **message), model_request(schema=True), mode=mode) == expected
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -219,8 +223,8 @@ async def test_json_is_found_wherever_an_endpoint_puts_it(
         ("a <think>b</think> c", "a <think>b</think> c"),
     ],
 )
-async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, how: How) -> None:
-    assert await ask(completion(content), how=how) == expected
+async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, mode: AnswerMode) -> None:
+    assert await ask(completion(content), mode=mode) == expected
 
 
 @pytest.mark.parametrize(
@@ -270,7 +274,7 @@ async def test_usage_counts_wherever_in_a_chunk_it_stands(event: dict[str, Any])
 
 async def test_thoughts_in_a_field_of_their_own_are_the_plan_only_where_they_are_nothing_but_json() -> None:
     answer = completion("", reasoning_content='Perhaps {"summary": "draft"}? No.')
-    error = await failure(answer, asking(schema=True))
+    error = await failure(answer, model_request(schema=True))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
@@ -292,7 +296,7 @@ async def test_text_is_told_as_it_comes() -> None:
         heard.set()
 
     async with Endpoint(lambda _: one_at_a_time) as endpoint, provider_for(endpoint) as provider:
-        reply = await provider.complete(asking(), on_text)
+        reply = await provider.complete(model_request(), on_text)
     assert (told[0], "".join(told)) == ("one t", "one two three")
     assert (reply.text, reply.output_tokens) == ("one two three", 20)
 
@@ -314,7 +318,7 @@ async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the
 
     async with Endpoint(script) as endpoint, provider_for(endpoint) as provider:
         for schema in (True, True, False):
-            await support.ask(provider, asking(schema=schema))
+            await support.ask(provider, model_request(schema=schema))
     asked = [("response_format" in call.body, "stream" in call.body) for call in endpoint.calls]
     assert asked == [(True, True), (True, False), (True, False), (False, True)]
 
@@ -335,24 +339,24 @@ async def test_a_key_is_in_no_message_and_no_log(caplog: pytest.LogCaptureFixtur
         error = await failure(failing(status, f"Incorrect key {KEY}: " + "x" * 5000))
         assert KEY not in str(error)
         assert len(str(error)) < 600
-    await ask(without_json_schema, asking(schema=True))
+    await ask(without_json_schema, model_request(schema=True))
     assert KEY not in caplog.text
 
 
 @pytest.mark.parametrize(
-    "said", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc"]
+    "response", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc"]
 )
-async def test_what_is_not_http_is_a_failed_connection(said: bytes) -> None:
+async def test_what_is_not_http_is_a_failed_connection(response: bytes) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(said)
+        writer.write(response)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         provider = ChatCompletions("openai", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
         with pytest.raises(ModelError) as caught:
-            await provider.complete(asking())
+            await provider.complete(model_request())
         await provider.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
 
@@ -381,18 +385,18 @@ def test_every_error_of_the_http_libraries_becomes_a_model_error(kind: type[Base
 
 def test_a_refused_connection_is_no_timeout_though_the_transport_says_so() -> None:
     refused = aiohttp.ClientConnectorError(None, OSError(111, "Connection refused"))  # type: ignore[arg-type]
-    said = httpx.ConnectTimeout("")
-    said.__cause__ = refused
+    error = httpx.ConnectTimeout("")
+    error.__cause__ = refused
     with (
         pytest.raises(ModelError, match="could not connect to host: Connection refused"),
         http.mapped_errors("host", 1),
     ):
-        raise said
+        raise error
 
 
 async def test_cancelling_a_call_closes_its_connection() -> None:
     async with Endpoint(lambda _: hang) as endpoint, provider_for(endpoint) as provider:
-        call = asyncio.create_task(provider.complete(asking()))
+        call = asyncio.create_task(provider.complete(model_request()))
         await endpoint.wait_for_calls(1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -411,14 +415,14 @@ async def test_hundreds_of_calls_are_open_at_once() -> None:
         return web.json_response(completion("done"))
 
     async with Endpoint(lambda _: wait_for_all) as endpoint, provider_for(endpoint) as provider:
-        await asyncio.gather(*(provider.complete(asking()) for _ in range(300)))
+        await asyncio.gather(*(provider.complete(model_request()) for _ in range(300)))
         assert endpoint.most_open_calls == 300
 
 
 async def test_connections_are_kept_for_the_next_call_where_nothing_is_streamed() -> None:
     async with Endpoint(refusing(400, "stream")) as endpoint, provider_for(endpoint) as provider:
         for _ in range(4):
-            await provider.complete(asking())
+            await provider.complete(model_request())
     whole = [call for call in endpoint.calls if "stream" not in call.body]
     assert len(whole) == 4
     assert len(peers(whole)) == 1
@@ -466,7 +470,7 @@ async def test_a_system_proxy_is_not_used_for_loopback(
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with provider_for(endpoint) as provider:
-        assert (await provider.complete(asking())).text
+        assert (await provider.complete(model_request())).text
 
 
 async def test_a_system_proxy_is_used_for_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +487,7 @@ async def test_a_system_proxy_is_used_for_other_hosts(monkeypatch: pytest.Monkey
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         provider = ChatCompletions("openai", "http://models.invalid/v1")
         with pytest.raises(ModelError):
-            await provider.complete(asking())
+            await provider.complete(model_request())
         await provider.aclose()
     assert asked == [b"POST http://models.invalid/v1/chat/completions HTTP/1.1"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import How, asking, chat, each_way, failure, messages, reply
 from support.endpoint import Answer, Call, completion, hang, message
+from support.provider_calls import AnswerMode, both_modes, chat, failure, messages, model_request, reply
 from support.streams import Event, last, stopped, used, written
 
 from orchestrator.errors import ModelError
@@ -100,12 +100,14 @@ async def test_a_model_that_has_written_nothing_yet_is_waited_for_though_there_i
 async def test_an_answer_is_whole_when_nothing_has_come_for_a_while_after_a_reason_to_stop(
     make: Make, after: tuple[Kind, ...]
 ) -> None:
-    answer = await reply(make, sending(text("all of it"), stop(), *after, then=hang), asking(timeout_s=5))
+    answer = await reply(
+        make, sending(text("all of it"), stop(), *after, then=hang), model_request(timeout_s=5)
+    )
     assert (answer.text, answer.output_tokens) == ("all of it", 20 if after else 0)
 
 
 async def test_the_attempts_time_does_not_run_out_while_a_stream_is_held_open(make: Make) -> None:
-    answer = await reply(make, sending(text("all of it"), stop(), then=hang), asking(timeout_s=2))
+    answer = await reply(make, sending(text("all of it"), stop(), then=hang), model_request(timeout_s=2))
     assert answer.text == "all of it"
 
 
@@ -125,7 +127,7 @@ async def test_signs_of_life_do_not_keep_an_answer_from_ending(make: Make, sign:
             await response.write(streams.encoded(event))
             await asyncio.sleep(0.01)
 
-    assert (await reply(make, lambda _: go_on, asking(timeout_s=5))).text == "all of it"
+    assert (await reply(make, lambda _: go_on, model_request(timeout_s=5))).text == "all of it"
 
 
 async def test_usage_that_comes_late_after_the_reason_to_stop_counts(make: Make) -> None:
@@ -186,54 +188,56 @@ def whole(make: Make, reason: Any) -> Answer:
     )
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("reason", ["eos", "end_turn", "EOS_TOKEN", "STOP", "COMPLETE", "stop_sequence"])
-async def test_a_normal_end_is_one_by_any_name(make: Make, how: How, reason: str) -> None:
-    assert (await reply(make, lambda _: whole(make, reason), how=how)).text == "half an ans"
+async def test_a_normal_end_is_one_by_any_name(make: Make, mode: AnswerMode, reason: str) -> None:
+    assert (await reply(make, lambda _: whole(make, reason), mode=mode)).text == "half an ans"
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("reason", ["model_length", "MAX_TOKENS", "max_output_tokens", "token_limit"])
-async def test_an_answer_cut_at_a_limit_is_one_by_any_name(make: Make, how: How, reason: str) -> None:
-    error = await failure(make, lambda _: whole(make, reason), how=how)
+async def test_an_answer_cut_at_a_limit_is_one_by_any_name(make: Make, mode: AnswerMode, reason: str) -> None:
+    error = await failure(make, lambda _: whole(make, reason), mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("OUTPUT_TRUNCATED", True, 20)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     "reason", ["SAFETY", "content_filter: RECITATION", "guardrail_intervened", "refusal"]
 )
-async def test_a_filtered_answer_is_a_refusal_by_any_name(make: Make, how: How, reason: str) -> None:
-    error = await failure(make, lambda _: whole(make, reason), how=how)
+async def test_a_filtered_answer_is_a_refusal_by_any_name(make: Make, mode: AnswerMode, reason: str) -> None:
+    error = await failure(make, lambda _: whole(make, reason), mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("MODEL_REFUSED", False, 20)
     assert reason in str(error)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     "reason", ["error", "abort", "insufficient_system_resource", "pause_turn", "never_heard_of"]
 )
-async def test_any_other_reason_is_no_whole_answer_and_is_named(make: Make, how: How, reason: str) -> None:
-    error = await failure(make, lambda _: whole(make, reason), asking(may_be_cut=True), how=how)
+async def test_any_other_reason_is_no_whole_answer_and_is_named(
+    make: Make, mode: AnswerMode, reason: str
+) -> None:
+    error = await failure(make, lambda _: whole(make, reason), model_request(may_be_cut=True), mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("OUTPUT_INCOMPLETE", True, 20)
     assert reason in str(error)
 
 
-@each_way
+@both_modes
 async def test_a_model_that_stops_to_call_a_tool_that_it_was_not_given_has_not_answered(
-    make: Make, how: How
+    make: Make, mode: AnswerMode
 ) -> None:
     answer = completion("Let me look.", "tool_calls", tool_calls=[{"id": "1", "function": {"name": "look"}}])
     if make is messages:
         call = {"type": "tool_use", "id": "1", "name": "look", "input": {"at": "it"}}
         answer = message("Let me look.", call, stop_reason="tool_use")
-    error = await failure(make, lambda _: answer, how=how)
+    error = await failure(make, lambda _: answer, mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INCOMPLETE", True)
 
 
 @pytest.mark.parametrize("reason", [None, "", "null"])
 async def test_an_answer_in_one_piece_is_whole_without_any_reason_to_stop(make: Make, reason: Any) -> None:
-    assert (await reply(make, lambda _: whole(make, reason), how="whole")).text == "half an ans"
+    assert (await reply(make, lambda _: whole(make, reason), mode="whole")).text == "half an ans"
 
 
 async def test_of_several_reasons_to_stop_the_last_one_counts(make: Make) -> None:
@@ -257,10 +261,10 @@ async def test_halves_of_a_character_that_come_apart_are_one(make: Make) -> None
     assert (await reply(make, script)).text == "Done 😀!"
 
 
-@each_way
-async def test_half_a_character_is_replaced(make: Make, how: How) -> None:
+@both_modes
+async def test_half_a_character_is_replaced(make: Make, mode: AnswerMode) -> None:
     answer = message("a\ud83d b") if make is messages else completion("a\ud83d b")
-    assert (await reply(make, lambda _: answer, how=how)).text == "a\ufffd b"
+    assert (await reply(make, lambda _: answer, mode=mode)).text == "a\ufffd b"
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream", "text/plain"])
@@ -306,28 +310,30 @@ async def test_an_error_in_a_stream_is_the_failure_that_it_names(
 # Thoughts
 
 
-@each_way
-async def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(make: Make, how: How) -> None:
+@both_modes
+async def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(make: Make, mode: AnswerMode) -> None:
     thoughts = "Okay, the user wants a number.\nMaybe 5?\n</think>\n\n"
     answer = message(f"{thoughts}Four") if make is messages else completion(f"{thoughts}Four")
-    assert (await reply(make, lambda _: answer, how=how)).text == "Four"
+    assert (await reply(make, lambda _: answer, mode=mode)).text == "Four"
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     "thoughts", ["<think>\n{}\n</think>\n", "Maybe {}?\n</think>\n", "[THINK]{}[/THINK]"]
 )
-async def test_json_in_thoughts_is_not_the_plan(make: Make, how: How, thoughts: str) -> None:
-    said = thoughts.replace("{}", '{"summary": "draft"}') + '{"summary": "plan"}'
-    answer = message(said) if make is messages else completion(said)
-    assert (await reply(make, lambda _: answer, asking(schema=True), how=how)).text == '{"summary": "plan"}'
+async def test_json_in_thoughts_is_not_the_plan(make: Make, mode: AnswerMode, thoughts: str) -> None:
+    text = thoughts.replace("{}", '{"summary": "draft"}') + '{"summary": "plan"}'
+    answer = message(text) if make is messages else completion(text)
+    assert (
+        await reply(make, lambda _: answer, model_request(schema=True), mode=mode)
+    ).text == '{"summary": "plan"}'
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("thoughts", ['<think>{"summary": "draft"}', '{"summary": "draft"}?\n</think>\n'])
-async def test_thoughts_alone_are_no_answer(make: Make, how: How, thoughts: str) -> None:
+async def test_thoughts_alone_are_no_answer(make: Make, mode: AnswerMode, thoughts: str) -> None:
     answer = message(thoughts) if make is messages else completion(thoughts)
-    error = await failure(make, lambda _: answer, how=how)
+    error = await failure(make, lambda _: answer, mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("OUTPUT_INVALID", True, 20)
     assert "nothing but thoughts" in str(error)
 

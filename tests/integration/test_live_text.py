@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import chat, messages, said
 from support.endpoint import Call, Endpoint, Misbehaviour, completion
+from support.provider_calls import answer_body, chat, messages
 from support.service import Service, service
 
 from orchestrator.errors import ModelError
@@ -208,7 +208,7 @@ async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_whi
     go_on, half_came = asyncio.Event(), asyncio.Event()
 
     async def half(call: Call) -> web.StreamResponse:
-        body = said(make, "One, two, three")
+        body = answer_body(make, "One, two, three")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         response = await streams.begin(call.request)
         for event in events:
@@ -311,7 +311,7 @@ async def test_thoughts_that_were_shown_are_replaced_by_the_answer_and_not_shown
 
     async def think(call: Call) -> web.StreamResponse:
         response = await streams.begin(call.request)
-        body = said(make, f"{THOUGHTS}One, two")
+        body = answer_body(make, f"{THOUGHTS}One, two")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         for event in events:
             if "</th" in str(event):

@@ -14,19 +14,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import (
-    SCHEMA,
-    How,
-    ask,
-    asking,
-    chat,
-    each_way,
-    failure,
-    messages,
-    reply,
-    said,
-    without_streaming,
-)
 from support.endpoint import Answer, Call, Endpoint, cut, cut_amid, failing, fenced, hang
 from support.misbehaviour import (
     breaking,
@@ -37,6 +24,19 @@ from support.misbehaviour import (
     stalling,
     stay_silent,
     streaming,
+)
+from support.provider_calls import (
+    SCHEMA,
+    AnswerMode,
+    answer_body,
+    ask,
+    both_modes,
+    chat,
+    failure,
+    messages,
+    model_request,
+    reply,
+    without_streaming,
 )
 
 from orchestrator.core.lenient_json import values
@@ -60,23 +60,23 @@ def always(answer: Answer) -> Callable[[Call], Answer]:
 # What comes is good, but wrapped
 
 
-@each_way
-async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, how: How) -> None:
+@both_modes
+async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, mode: AnswerMode) -> None:
     text = fenced('{"summary": "x"}')
-    answer = await reply(make, always(text), asking(schema=True), how=how)
+    answer = await reply(make, always(text), model_request(schema=True), mode=mode)
     assert list(values(answer.text)) == [{"summary": "x"}]
 
 
-@each_way
-async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, how: How) -> None:
+@both_modes
+async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, mode: AnswerMode) -> None:
     text = "Grüße 🙂\n\n```python\nprint('data: [DONE]')\n```\n"
-    answer = await reply(make, always(text), how=how)
+    answer = await reply(make, always(text), mode=mode)
     assert (answer.text, answer.input_tokens, answer.output_tokens) == (text, 100, 20)
 
 
 async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
     async def drip(call: Call) -> web.StreamResponse:
-        body = said(make, "Grüße 🙂")
+        body = answer_body(make, "Grüße 🙂")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         response = await streams.begin(call.request)
         for byte in b"".join(map(streams.encoded, events)).replace(b"\n", b"\r\n"):
@@ -88,7 +88,7 @@ async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
 
 async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(make: Make) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
-        body = said(make, "all of it")
+        body = answer_body(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
         return await streams.send(call.request, events[:-1])
 
@@ -97,7 +97,7 @@ async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_t
 
 async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: Make) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
-        body = said(make, "all of it")
+        body = answer_body(make, "all of it")
         *events, last, _ = streams.of_message(body) if make is messages else streams.of_completion(body, {})
         return await streams.send(call.request, [*events, streams.encoded(last).removesuffix(b"\n")])
 
@@ -105,79 +105,83 @@ async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: 
 
 
 async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(make: Make) -> None:
-    whole = web.json_response(said(make, "all at once"))
+    whole = web.json_response(answer_body(make, "all at once"))
     assert (await reply(make, always(whole))).text == "all at once"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "text/event-stream"])
 async def test_an_answer_in_one_piece_is_read_whatever_its_type_says(make: Make, kind: str) -> None:
-    whole = web.Response(text=json.dumps(said(make, "all at once " * 10_000)), content_type=kind)
+    whole = web.Response(text=json.dumps(answer_body(make, "all at once " * 10_000)), content_type=kind)
     assert (await reply(make, always(whole))).text == "all at once " * 10_000
 
 
 # What comes is not good
 
 
-@each_way
-async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, how: How) -> None:
-    error = await failure(make, always(said(make, "half an ans", is_cut=True)), how=how)
+@both_modes
+async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, mode: AnswerMode) -> None:
+    error = await failure(make, always(answer_body(make, "half an ans", is_cut=True)), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
     assert (error.input_tokens, error.output_tokens) == (100, 20)
     assert "500 tokens: allow more max_output_tokens" in str(error)
 
 
-@each_way
+@both_modes
 async def test_an_answer_cut_at_the_token_limit_is_good_for_a_prompt_that_allows_it(
-    make: Make, how: How
+    make: Make, mode: AnswerMode
 ) -> None:
-    script = always(said(make, "half an ans", is_cut=True))
-    assert (await reply(make, script, asking(may_be_cut=True), how=how)).text == "half an ans"
+    script = always(answer_body(make, "half an ans", is_cut=True))
+    assert (await reply(make, script, model_request(may_be_cut=True), mode=mode)).text == "half an ans"
 
 
-@each_way
-async def test_all_tokens_spent_on_thinking_is_a_truncated_answer(make: Make, how: How) -> None:
-    script = always(said(make, "", is_cut=True))
-    error = await failure(make, script, asking(may_be_cut=True), how=how)
+@both_modes
+async def test_all_tokens_spent_on_thinking_is_a_truncated_answer(make: Make, mode: AnswerMode) -> None:
+    script = always(answer_body(make, "", is_cut=True))
+    error = await failure(make, script, model_request(may_be_cut=True), mode=mode)
     assert error.reason == "OUTPUT_TRUNCATED"
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("text", ["", "  \n"])
-async def test_an_empty_answer_is_tried_again(make: Make, how: How, text: str) -> None:
-    error = await failure(make, always(said(make, text)), how=how)
+async def test_an_empty_answer_is_tried_again(make: Make, mode: AnswerMode, text: str) -> None:
+    error = await failure(make, always(answer_body(make, text)), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
     assert "empty answer" in str(error)
 
 
 async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make) -> None:
     async with asyncio.timeout(10):
-        error = await failure(make, always(endless_white_space), asking(schema=True))
+        error = await failure(make, always(endless_white_space), model_request(schema=True))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
     assert "white space" in str(error)
 
 
-@each_way
+@both_modes
 async def test_an_answer_that_ends_in_white_space_up_to_the_limit_is_invalid_not_too_long(
-    make: Make, how: How
+    make: Make, mode: AnswerMode
 ) -> None:
     text = '{"summary": "x"' + "\n" * MOST_WHITE_SPACE
-    error = await failure(make, always(said(make, text, is_cut=True)), asking(schema=True), how=how)
+    error = await failure(
+        make, always(answer_body(make, text, is_cut=True)), model_request(schema=True), mode=mode
+    )
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     "body", [b"<html>upstream broke</html>", b'{"choices": [', b"[" * 200_000, b"\xff\xfe", b"[]", b"{}", b""]
 )
-async def test_a_200_whose_body_holds_no_answer_is_tried_again(make: Make, how: How, body: bytes) -> None:
+async def test_a_200_whose_body_holds_no_answer_is_tried_again(
+    make: Make, mode: AnswerMode, body: bytes
+) -> None:
     def script(_: Call) -> Answer:
         return web.Response(body=body, content_type="application/json")
 
-    error = await failure(make, script, how=how)
+    error = await failure(make, script, mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     ("inside", "reason", "retryable"),
     [
@@ -193,13 +197,13 @@ async def test_a_200_whose_body_holds_no_answer_is_tried_again(make: Make, how: 
     ids=str,
 )
 async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
-    make: Make, how: How, inside: Any, reason: str, retryable: bool
+    make: Make, mode: AnswerMode, inside: Any, reason: str, retryable: bool
 ) -> None:
-    error = await failure(make, lambda _: web.json_response({"error": inside}), how=how)
+    error = await failure(make, lambda _: web.json_response({"error": inside}), mode=mode)
     assert (error.reason, error.retryable) == (reason, retryable)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     "body",
     [
@@ -214,9 +218,9 @@ async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
     ids=str,
 )
 async def test_a_200_that_is_an_error_of_another_shape_is_that_failure(
-    make: Make, how: How, body: dict[str, Any]
+    make: Make, mode: AnswerMode, body: dict[str, Any]
 ) -> None:
-    error = await failure(make, lambda _: web.json_response(body), how=how)
+    error = await failure(make, lambda _: web.json_response(body), mode=mode)
     assert error.reason == "INPUT_TOO_LONG"
     assert "It said: " in str(error)
 
@@ -244,22 +248,22 @@ async def test_an_event_that_is_no_json_is_tried_again(make: Make) -> None:
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-@each_way
+@both_modes
 async def test_an_answer_without_end_is_given_up(
-    make: Make, how: How, monkeypatch: pytest.MonkeyPatch
+    make: Make, mode: AnswerMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
-    error = await failure(make, always("x" * 2000), how=how)
+    error = await failure(make, always("x" * 2000), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
 # Nothing comes, or no more
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("broken", [cut, cut_amid])
-async def test_a_connection_that_is_cut_is_tried_again(make: Make, how: How, broken: Answer) -> None:
-    error = await failure(make, always(broken), how=how)
+async def test_a_connection_that_is_cut_is_tried_again(make: Make, mode: AnswerMode, broken: Answer) -> None:
+    error = await failure(make, always(broken), mode=mode)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
@@ -321,7 +325,7 @@ async def test_what_went_wrong_before_a_stream_falls_silent_or_breaks_is_what_we
 
 async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_held_open(make: Make) -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
-        body = said(make, "all of it")
+        body = answer_body(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         await streams.send(call.request, events[:-1])
         return await hang(call)
@@ -334,7 +338,7 @@ async def test_a_whole_answer_does_not_wait_for_an_endpoint_that_only_shows_that
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go_on(call: Call) -> web.StreamResponse:
-        body = said(make, "all of it")
+        body = answer_body(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
         response = await streams.begin(call.request)
         for event in events[:-1]:
@@ -344,22 +348,22 @@ async def test_a_whole_answer_does_not_wait_for_an_endpoint_that_only_shows_that
             await asyncio.sleep(0.01)
 
     monkeypatch.setattr(streaming_module, "SHORT_QUIET_S", 0.1)
-    answer = await reply(make, always(go_on), asking(timeout_s=5))
+    answer = await reply(make, always(go_on), model_request(timeout_s=5))
     assert (answer.text, answer.output_tokens) == ("all of it", 20)
 
 
 async def test_silence_is_what_an_answer_in_one_piece_begins_with(make: Make) -> None:
     async def think(_: Call) -> web.StreamResponse:
         await asyncio.sleep(0.2)
-        return web.json_response(said(make, "thought of"))
+        return web.json_response(answer_body(make, "thought of"))
 
-    assert (await reply(make, always(think), how="whole", idle_timeout_s=0.1)).text == "thought of"
+    assert (await reply(make, always(think), mode="whole", idle_timeout_s=0.1)).text == "thought of"
 
 
-@each_way
-async def test_an_attempt_that_takes_too_long_is_a_timeout(make: Make, how: How) -> None:
-    answer = hang if how == "whole" else endless_words
-    error = await failure(make, always(answer), asking(timeout_s=0.2), how=how)
+@both_modes
+async def test_an_attempt_that_takes_too_long_is_a_timeout(make: Make, mode: AnswerMode) -> None:
+    answer = hang if mode == "whole" else endless_words
+    error = await failure(make, always(answer), model_request(timeout_s=0.2), mode=mode)
     assert (error.reason, error.retryable) == ("TIMEOUT", True)
     assert "0.2 s" in str(error)
 
@@ -375,7 +379,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
     heard = asyncio.Event()
     async with Endpoint(always(stall_amid_stream)) as endpoint:
         provider = make(endpoint)
-        call = asyncio.create_task(provider.complete(asking(), lambda _: heard.set()))
+        call = asyncio.create_task(provider.complete(model_request(), lambda _: heard.set()))
         await heard.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -388,7 +392,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
 # An error is answered
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize(
     ("status", "reason", "retryable"),
     [
@@ -412,23 +416,23 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
     ],
 )
 async def test_a_status_says_whether_trying_again_can_help(
-    make: Make, how: How, status: int, reason: str, retryable: bool
+    make: Make, mode: AnswerMode, status: int, reason: str, retryable: bool
 ) -> None:
-    error = await failure(make, always(failing(status, "what went wrong")), how=how)
+    error = await failure(make, always(failing(status, "what went wrong")), mode=mode)
     assert (error.reason, error.retryable) == (reason, retryable)
     assert "what went wrong" in str(error)
 
 
-@each_way
+@both_modes
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(
     ("value", "expected_s"),
     [("7", 7), ("0.5", 0.5), ("99999999", MAX_RETRY_AFTER_S), ("soon", None), ("-1", None), ("", None)],
 )
 async def test_retry_after_is_read_as_seconds_and_capped(
-    make: Make, how: How, status: int, value: str, expected_s: float | None
+    make: Make, mode: AnswerMode, status: int, value: str, expected_s: float | None
 ) -> None:
-    error = await failure(make, always(failing(status, Retry_After=value)), how=how)
+    error = await failure(make, always(failing(status, Retry_After=value)), mode=mode)
     assert error.retry_after_s == expected_s
 
 
@@ -446,11 +450,11 @@ async def test_a_date_is_measured_by_the_endpoints_own_clock(make: Make) -> None
     assert (await failure(make, always(failing(503, **headers)))).retry_after_s == 9
 
 
-@each_way
-async def test_a_wait_that_the_body_names_is_believed_and_capped(make: Make, how: How) -> None:
+@both_modes
+async def test_a_wait_that_the_body_names_is_believed_and_capped(make: Make, mode: AnswerMode) -> None:
     for named, expected_s in (("2s", 2), ("99999h", MAX_RETRY_AFTER_S)):
         body = [{"error": {"code": 429, "message": "quota", "details": [{"retryDelay": named}]}}]
-        error = await failure(make, always(web.json_response(body, status=429)), how=how)
+        error = await failure(make, always(web.json_response(body, status=429)), mode=mode)
         assert (error.reason, error.retry_after_s) == ("RATE_LIMITED", expected_s)
 
 
@@ -491,7 +495,7 @@ async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str
 @pytest.mark.parametrize("status", [400, 422])
 async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, status: int) -> None:
     script = refusing(status, "temperature", "repeat_penalty")
-    request = asking(sampling={"temperature": 0.2, "repeat_penalty": 1.1})
+    request = model_request(sampling={"temperature": 0.2, "repeat_penalty": 1.1})
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
@@ -524,7 +528,7 @@ async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_m
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for model in ("m", "m", "another"):
-            answer = await ask(provider, asking(schema=True, model=model))
+            answer = await ask(provider, model_request(schema=True, model=model))
             assert answer.text == "{}"
         await provider.aclose()
     asked = [(call.body["model"], bool(call.body.keys() & set(formats))) for call in endpoint.calls]
@@ -534,8 +538,8 @@ async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_m
     ]
 
 
-@each_way
-async def test_an_answer_that_the_endpoint_finds_invalid_is_tried_again(make: Make, how: How) -> None:
+@both_modes
+async def test_an_answer_that_the_endpoint_finds_invalid_is_tried_again(make: Make, mode: AnswerMode) -> None:
     def script(_: Call) -> Answer:
         error = {
             "message": "Generated JSON does not match the expected schema. See 'failed_generation'.",
@@ -545,14 +549,14 @@ async def test_an_answer_that_the_endpoint_finds_invalid_is_tried_again(make: Ma
         }
         return web.json_response({"error": error}, status=400)
 
-    async with Endpoint(script if how == "streamed" else without_streaming(script)) as endpoint:
+    async with Endpoint(script if mode == "streamed" else without_streaming(script)) as endpoint:
         provider = make(endpoint)
         with pytest.raises(ModelError, match="does not match the expected schema") as caught:
-            await ask(provider, asking(schema=True))
+            await ask(provider, model_request(schema=True))
         await provider.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("OUTPUT_INVALID", True)
     assert len(str(caught.value)) < 300
-    assert len(endpoint.calls) == (1 if how == "streamed" else 2)
+    assert len(endpoint.calls) == (1 if mode == "streamed" else 2)
 
 
 @pytest.mark.parametrize("form", [400, 500, "event"])
@@ -570,7 +574,7 @@ async def test_a_grammar_that_cannot_be_made_leads_down_the_ladder(make: Make, f
     async with Endpoint(script) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
-            assert (await ask(provider, asking(schema=True))).text == "{}"
+            assert (await ask(provider, model_request(schema=True))).text == "{}"
         await provider.aclose()
     assert len(endpoint.calls) <= 4
 

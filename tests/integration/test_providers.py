@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from support.asking import KEY, asking
 from support.endpoint import Endpoint
+from support.provider_calls import KEY, model_request
 
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.anthropic import Anthropic
@@ -66,7 +66,7 @@ async def test_without_a_key_a_call_says_in_a_line_what_to_set(name: str, variab
     with pytest.raises(SettingsError, match=f"no key for {name}: set {variables}, or choose"):
         models.check(f"{name}/m")
     with pytest.raises(ModelError, match=f"set {variables}") as caught:
-        await models.resolve(f"{name}/m")[0].complete(asking())
+        await models.resolve(f"{name}/m")[0].complete(model_request())
     await models.aclose()
     assert (caught.value.reason, caught.value.retryable) == ("MODEL_UNAUTHENTICATED", False)
 
@@ -93,7 +93,7 @@ async def test_an_address_of_ones_own_is_called_with_the_key(endpoint: Endpoint,
     keys = dict.fromkeys(it.key_variables, f"{KEY}\n")
     models = from_environment({**keys, it.url_variable: f"{endpoint.url}/"})
     provider, model = models.resolve(f"{it.name}/@cf/with/slashes")
-    await provider.complete(asking(model=model))
+    await provider.complete(model_request(model=model))
     await models.aclose()
     [call] = endpoint.calls
     assert call.body["model"] == "@cf/with/slashes"
@@ -104,7 +104,7 @@ async def test_an_address_of_ones_own_is_called_with_the_key(endpoint: Endpoint,
 @pytest.mark.parametrize("it", ENDPOINTS, ids=lambda it: it.name)
 async def test_an_address_of_ones_own_needs_no_key(endpoint: Endpoint, it: SetUp) -> None:
     models = from_environment({it.url_variable: endpoint.url})
-    await models.resolve(f"{it.name}/m")[0].complete(asking())
+    await models.resolve(f"{it.name}/m")[0].complete(model_request())
     await models.aclose()
     assert not endpoint.calls[0].headers.keys() & {"Authorization", "x-api-key"}
 
@@ -121,7 +121,7 @@ async def test_gemini_takes_either_key_as_googles_libraries_do(
     endpoint: Endpoint, given: dict[str, str], sent: str
 ) -> None:
     models = from_environment({**given, "GEMINI_BASE_URL": endpoint.url})
-    await models.resolve("gemini/m")[0].complete(asking())
+    await models.resolve("gemini/m")[0].complete(model_request())
     await models.aclose()
     assert endpoint.calls[0].headers["Authorization"] == f"Bearer {sent}"
 

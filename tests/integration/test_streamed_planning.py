@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import chat, messages
 from support.endpoint import Call, Endpoint, Misbehaviour
 from support.lives import resolved
+from support.provider_calls import chat, messages
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import ask, asking, chat, failure, messages, said
 from support.endpoint import Answer, Call, Endpoint, failing
+from support.provider_calls import answer_body, ask, chat, failure, messages, model_request
 from support.refusals import CAPS, NO_ROOM, RATES, TOO_LONG, UNCLEAR, WINDOWS, WITHOUT_NUMBERS
 
 from orchestrator.errors import ModelError
@@ -52,7 +52,7 @@ each_form = pytest.mark.parametrize(
 
 
 def wanting(limit: int = 8192, text: str = "Hi", model: str = "m") -> ModelRequest:
-    request = asking(model=model)
+    request = model_request(model=model)
     system, user = request.prompt.messages
     prompt = request.prompt._replace(messages=(system, user._replace(content=text)))
     return request._replace(prompt=prompt, max_output_tokens=limit)
@@ -95,7 +95,7 @@ async def test_a_cap_is_remembered_for_the_model(message: str, cap: int) -> None
 
 
 async def test_a_cap_holds_whether_json_is_asked_for_or_not() -> None:
-    plan = asking(schema=True)._replace(max_output_tokens=8192)
+    plan = model_request(schema=True)._replace(max_output_tokens=8192)
     script = above(4096, "max_tokens: 8192 > 4096, which is the maximum allowed number of output tokens")
     assert await limits(script, plan, wanting()) == [8192, 4096, 4096]
 
@@ -228,7 +228,7 @@ async def test_a_limit_that_cut_an_answer_is_asked_about_again_for_it_may_have_b
             case 1:
                 return failing(400, "max_tokens is too large here, see page 600")
             case 3:
-                return said(chat, "half an ans", is_cut=True)
+                return answer_body(chat, "half an ans", is_cut=True)
             case _:
                 return None
 
@@ -279,7 +279,7 @@ async def test_a_name_is_not_changed_for_an_endpoint_that_only_mentions_the_newe
 
 async def test_an_error_amid_the_text_is_a_failure_and_no_refusal() -> None:
     async def break_off(call: Call) -> web.StreamResponse:
-        body: dict[str, Any] = said(chat, "half an ans")
+        body: dict[str, Any] = answer_body(chat, "half an ans")
         beginning = streams.of_completion(body, {})[:-2]
         error = {"error": {"message": "max_tokens is too large: at most 100", "code": 400}}
         return await streams.send(call.request, [*beginning, error])

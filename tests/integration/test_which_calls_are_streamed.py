@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from support import streams
-from support.asking import ask, asking, chat, messages
 from support.endpoint import Answer, Call, Endpoint, Script, completion, cut, cut_amid, failing, hang, message
 from support.misbehaviour import breaking, refusing, streaming
+from support.provider_calls import ask, chat, messages, model_request
 from support.service import service
 
 from orchestrator.errors import ModelError
@@ -49,7 +49,7 @@ class Held:
     async def begin(self, count: int, **request_fields: bool) -> list[bool]:
         """Begin so many calls; whether each is streamed."""
         before = len(self.endpoint.calls)
-        request = asking()._replace(**request_fields)
+        request = model_request()._replace(**request_fields)
         self.open += [asyncio.create_task(self.provider.complete(request)) for _ in range(count)]
         await self.endpoint.wait_for_calls(before + count)
         return are_streamed(self.endpoint)[before:]
@@ -132,9 +132,14 @@ def streaming_without_usage(call: Call) -> Answer:
 
 async def test_a_model_whose_streams_tell_no_usage_is_called_for_the_whole_which_tells_it() -> None:
     async with Endpoint(streaming_without_usage) as endpoint, aclosing(chat(endpoint)) as provider:
-        requests = [asking(), asking(), asking()._replace(is_watched=True), asking(schema=True)]
+        requests = [
+            model_request(),
+            model_request(),
+            model_request()._replace(is_watched=True),
+            model_request(schema=True),
+        ]
         used = [(await ask(provider, request)).output_tokens for request in requests]
-        await ask(provider, asking(model="another"))
+        await ask(provider, model_request(model="another"))
     assert used == [0, 20, 20, 20]
     assert are_streamed(endpoint) == [True, False, False, False, True]
 
@@ -226,7 +231,7 @@ async def test_a_call_for_the_whole_that_takes_too_long_is_streamed_the_next_tim
     async with Endpoint(without_whole(lambda _: hang)) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
         with pytest.raises(ModelError, match=r"0\.2 s"):
-            await ask(provider, asking(timeout_s=0.2))
+            await ask(provider, model_request(timeout_s=0.2))
         assert (await ask(provider)).text == "done"
     assert are_streamed(endpoint) == [True, False, True]
 
@@ -240,8 +245,11 @@ async def test_calls_for_the_whole_die_by_what_they_are_for_since_that_says_how_
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
         with pytest.raises(ModelError):
-            await ask(provider, asking(schema=True))
-        assert [(await ask(provider, asking(schema=it))).output_tokens for it in (True, False)] == [0, 20]
+            await ask(provider, model_request(schema=True))
+        assert [(await ask(provider, model_request(schema=it))).output_tokens for it in (True, False)] == [
+            0,
+            20,
+        ]
     assert are_streamed(endpoint) == [True, False, True, False]
 
 
@@ -291,7 +299,7 @@ async def test_the_last_attempt_is_streamed_though_that_hides_its_usage() -> Non
     script = without_whole(gateway_timeout)
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
-            assert (await ask(provider, asking()._replace(is_last_attempt=True))).text == "done"
+            assert (await ask(provider, model_request()._replace(is_last_attempt=True))).text == "done"
     assert are_streamed(endpoint) == [True, True]
 
 
@@ -299,7 +307,7 @@ async def test_beyond_so_many_streams_a_call_is_streamed_all_the_same_where_thos
     async with held(whole=failing(524)) as it:
         assert await it.begin(MOST) == [True] * MOST
         with pytest.raises(ModelError):
-            await it.provider.complete(asking())
+            await it.provider.complete(model_request())
         assert await it.begin(2) == [True, True]
 
 

@@ -1,4 +1,4 @@
-"""Asking a provider something, over HTTP: in one piece, or streamed."""
+"""Calls of a provider over HTTP, answered in one piece or streamed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,16 +19,18 @@ KEY = "sk-very-secret"
 SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 HI = (Message("system", "You work."), Message("user", "Hi"))
 
-How = Literal["whole", "streamed"]
+AnswerMode = Literal["whole", "streamed"]
 """Whether an answer is in one piece, as of an endpoint that will not stream, or streamed."""
 
-each_way = pytest.mark.parametrize("how", ["whole", "streamed"])
+both_modes = pytest.mark.parametrize("mode", ["whole", "streamed"])
 
 
-def asking(*, schema: bool = False, model: str = "m", timeout_s: float = 20, **prompt: Any) -> ModelRequest:
+def model_request(
+    *, schema: bool = False, model: str = "m", timeout_s: float = 20, **options: Any
+) -> ModelRequest:
     role = "planning" if schema else "work"
-    asked = Prompt(role, HI, schema=SCHEMA if schema else None, **prompt)
-    return ModelRequest(model, asked, max_output_tokens=500, timeout_s=timeout_s)
+    prompt = Prompt(role, HI, schema=SCHEMA if schema else None, **options)
+    return ModelRequest(model, prompt, max_output_tokens=500, timeout_s=timeout_s)
 
 
 def chat(endpoint: Endpoint, **settings: Any) -> HttpProvider:
@@ -39,8 +41,8 @@ def messages(endpoint: Endpoint, **settings: Any) -> HttpProvider:
     return Anthropic("anthropic", endpoint.url, api_key=KEY, key_variable="ANTHROPIC_API_KEY", **settings)
 
 
-def said(make: Callable[..., HttpProvider], text: str, *, is_cut: bool = False) -> dict[str, Any]:
-    """The body of an answer in the API that a provider speaks."""
+def answer_body(make: Callable[..., HttpProvider], text: str, *, is_cut: bool = False) -> dict[str, Any]:
+    """Build the response body in the API of the provider."""
     if make is messages:
         return message(text, stop_reason="max_tokens" if is_cut else "end_turn")
     return chat_completion(text, "length" if is_cut else "stop")
@@ -50,10 +52,10 @@ async def reply(
     make: Callable[..., HttpProvider],
     script: Callable[[Call], Answer],
     request: ModelRequest | None = None,
-    how: How = "streamed",
+    mode: AnswerMode = "streamed",
     **settings: Any,
 ) -> ModelReply:
-    async with Endpoint(without_streaming(script) if how == "whole" else script) as endpoint:
+    async with Endpoint(without_streaming(script) if mode == "whole" else script) as endpoint:
         provider = make(endpoint, **settings)
         try:
             return await ask(provider, request)
@@ -66,16 +68,16 @@ def without_streaming(script: Callable[[Call], Answer]) -> Callable[[Call], Answ
 
 
 async def ask(provider: Any, request: ModelRequest | None = None) -> ModelReply:
-    """The pieces that are told must add up to the reply's text, however it comes."""
-    told = Told()
-    answer: ModelReply = await provider.complete(request or asking(), told)
-    assert told.text == answer.text
+    """Call the provider; assert that the emitted pieces add up to the text of the reply."""
+    recorder = TextRecorder()
+    answer: ModelReply = await provider.complete(request or model_request(), recorder)
+    assert recorder.text == answer.text
     return answer
 
 
 @dataclass
-class Told:
-    """What a caller has been told, by what it is to make of it."""
+class TextRecorder:
+    """The text that a provider has emitted; pieces before a restart are discarded."""
 
     pieces: list[str] = field(default_factory=list)
     restarts: int = 0
@@ -95,9 +97,9 @@ async def failure(
     make: Callable[..., HttpProvider],
     script: Callable[[Call], Answer],
     request: ModelRequest | None = None,
-    how: How = "streamed",
+    mode: AnswerMode = "streamed",
     **settings: Any,
 ) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        await reply(make, script, request, how, **settings)
+        await reply(make, script, request, mode, **settings)
     return caught.value
