@@ -14,6 +14,7 @@ from support.endpoint import Call, Endpoint, Misbehaviour, completion
 from support.provider_calls import answer_body, chat, messages
 from support.service import Service, service
 
+from orchestrator.core.instance import COMPLETED
 from orchestrator.errors import ModelError
 from orchestrator.models import endpoint as endpoint_module
 from orchestrator.models import streaming
@@ -283,6 +284,103 @@ async def test_text_reaches_server_sent_events_without_an_id(running: Service, s
     delta = json.loads(line.removeprefix("data: "))
     assert delta == {"subtaskId": "t1", "attempt": 1, "offset": "0", "text": "One"}
     slow.words.put_nowait("")
+
+
+class TwoWorkers(Scripted):
+    """Two subtasks: t1 writes two words and ends when it is let, t2 writes one word and then nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(self._answer)
+        self.let = asyncio.Event()
+        self.has_written = asyncio.Event()
+
+    def _answer(self, request: ModelRequest) -> Answer:
+        if request.prompt.role == "planning":
+            return plan_text(2)
+        return self._first() if request.prompt.subtask_id == "t1" else self._second()
+
+    async def _first(self) -> AsyncIterator[str]:
+        yield "One "
+        self.has_written.set()
+        await self.let.wait()
+        yield "two"
+
+    async def _second(self) -> AsyncIterator[str]:
+        yield "Other"
+        await asyncio.Event().wait()
+
+
+async def grpc_messages(running: Service) -> AsyncIterator[tuple[str, str, int]]:
+    """Of each event and each delta its name, subtask and attempt, as gRPC brings them."""
+    async for message in watch(running):
+        if message.HasField("delta"):
+            yield "delta", message.delta.subtask_id, message.delta.attempt
+        for event in message.batch.events:
+            payload = getattr(event, str(event.WhichOneof("payload")))
+            yield (
+                str(event.WhichOneof("payload")),
+                getattr(payload, "subtask_id", ""),
+                getattr(payload, "attempt", 0),
+            )
+
+
+async def sse_messages(running: Service) -> AsyncIterator[tuple[str, str, int]]:
+    """The same of Server-Sent Events."""
+    request = pb.StreamServerSentEventsRequest(id="a", include_deltas=True)
+    data = ""
+    async for body in running.stub.StreamServerSentEvents(request):
+        *frames, data = (data + body.data.decode()).split("\n\n")
+        for frame in frames:
+            lines = dict(line.split(": ", 1) for line in frame.splitlines() if line and line[0] != ":")
+            payload = json.loads(lines.get("data", "{}"))
+            if lines.get("event") == "delta":
+                yield "delta", payload["subtaskId"], payload["attempt"]
+            elif payload:
+                name = lines["event"]
+                head, *rest = name.split("_")
+                inner = payload.get(head + "".join(map(str.capitalize, rest)), {})
+                yield name, inner.get("subtaskId", ""), inner.get("attempt", 0)
+
+
+@pytest.mark.parametrize("read", [grpc_messages, sse_messages])
+async def test_who_comes_late_is_given_no_text_after_the_event_that_ended_it(
+    tmp_path: Path,
+    read: Callable[[Service], AsyncIterator[tuple[str, str, int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers = TwoWorkers()
+    async with service(tmp_path / "log.db", workers) as running:
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+        await workers.has_written.wait()
+        has_come, may_read, read_page = asyncio.Event(), asyncio.Event(), running.log.read
+
+        async def held(*args: Any) -> Any:
+            has_come.set()
+            await may_read.wait()
+            return await read_page(*args)
+
+        monkeypatch.setattr(running.log, "read", held)
+        messages: list[tuple[str, str, int]] = []
+
+        async def follow() -> None:
+            async with aclosing(read(running)) as stream:
+                async for message in stream:
+                    messages.append(message)
+                    if message[:2] == ("delta", "t2"):
+                        return
+
+        reader = asyncio.create_task(follow())
+        await has_come.wait()  # it watches, and has read nothing: t1 is still being written
+        workers.let.set()
+        with running.log.wakeups.watch("a") as woken:
+            while (await running.log.load("a")).subtasks["t1"].work.state != COMPLETED:
+                await woken.wait()
+                woken.clear()
+        may_read.set()
+        await reader
+    assert ("subtask_completed", "t1", 1) in messages
+    assert ("delta", "t1", 1) not in messages
+    assert messages[-1] == ("delta", "t2", 1)
 
 
 THOUGHTS = "Okay, the user wants a list.\n\n</think>\n\n"

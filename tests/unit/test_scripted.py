@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from orchestrator.core.instance import WorkKey
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.engine.live import LiveTexts
+from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.scripted import Script, Scripted, in_pieces
@@ -44,14 +45,14 @@ async def test_whoever_comes_late_is_told_all_pieces_so_far() -> None:
         yield "three"
 
     texts = LiveTexts()
-    with texts.writer("i", "t1", 1) as on_text:
-        call = asyncio.create_task(Scripted(script).complete(REQUEST, on_text))
-        await said.wait()
-        with texts.subscribe("i") as reader:
-            assert [delta.text for delta in reader.read()] == ["one two "]
-            go_on.set()
-            assert (await call).text == "one two three"
-            assert [delta.text for delta in reader.read()] == ["three"]
+    on_text = texts.writer("i", Attempt(WorkKey("subtask", "t1"), 1, 2))
+    call = asyncio.create_task(Scripted(script).complete(REQUEST, on_text))
+    await said.wait()
+    with texts.subscribe("i") as reader:
+        assert [delta.text for delta in reader.read()] == ["one two "]
+        go_on.set()
+        assert (await call).text == "one two three"
+        assert [delta.text for delta in reader.read()] == ["three"]
 
 
 async def test_pieces_may_end_in_an_error() -> None:

@@ -32,6 +32,7 @@ _KINDS: Final[Mapping[object, WorkKind]] = {
     for kind, names in WORK_EVENTS.items()
     for name in names
 }
+_ENDS: Final = frozenset(name for names in WORK_EVENTS.values() for name in (names.failed, names.completed))
 
 STATUS: Final = {
     pb.STATE_QUEUED: "queued",
@@ -50,6 +51,15 @@ def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
     """Which piece of work an event's payload tells of."""
     kind = _KINDS[payload.DESCRIPTOR]
     return WorkKey(kind, getattr(payload, "subtask_id", ""))
+
+
+def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
+    """The attempt that failed or succeeded with an event, and of which work; None: none did by itself."""
+    name = event.WhichOneof("payload")
+    if name not in _ENDS:
+        return None
+    payload = getattr(event, name)
+    return work_key(payload), payload.attempt
 
 
 def output_of(payload: WorkCompleted) -> str:

@@ -1,4 +1,4 @@
-"""The text of calls under way, for whoever watches: kept while its call is open, never in the log.
+"""The text of attempts under way, for whoever watches: kept until the attempt ends, never in the log.
 
 A reader holds no buffer. It remembers how much of each text it has given, is woken without data, and reads on
 from there; one that comes late reads from the beginning. Until it is read a text is left in the pieces in
@@ -6,24 +6,38 @@ which it came.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from orchestrator.core.instance import WorkKey
+from orchestrator.core.wire import ended_attempt
+from orchestrator.log.base import Page
 from orchestrator.log.subscription import CaughtUp, Step
 from orchestrator.models.base import OnText
+from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import OutputDelta
 
 _LARGEST_DELTA_CHARACTERS: Final = 64 * 1024
+_STOPS: Final = frozenset({"instance_errored", "instance_terminated"})
+"""Events that end every attempt."""
+
+
+class Attempt(NamedTuple):
+    """Whose text it is."""
+
+    work: WorkKey
+    number: int
+    sequence: int
+    """That of the event with which the attempt began: a later plan's attempts are numbered anew."""
 
 
 @dataclass(eq=False, slots=True)
 class _Text:
     """What one attempt has written so far."""
 
-    subtask_id: str
-    attempt: int
+    attempt: Attempt
     pieces: list[str] = field(default_factory=list)
     is_whole: bool = False
     """Whether nothing will be added."""
@@ -33,8 +47,8 @@ class _Text:
         text = "".join(self.pieces[cursor.piece :])
         deltas = [
             OutputDelta(
-                subtask_id=self.subtask_id,
-                attempt=self.attempt,
+                subtask_id=self.attempt.work.subtask_id,
+                attempt=self.attempt.number,
                 offset=cursor.offset + start,
                 text=text[start : start + _LARGEST_DELTA_CHARACTERS],
             )
@@ -54,27 +68,47 @@ class _Cursor:
 class TextReader:
     """One subscriber's way through an instance's texts."""
 
-    def __init__(self, texts: list[_Text]) -> None:
+    def __init__(self, texts: Iterable[_Text]) -> None:
         self.woken = asyncio.Event()
         """Set whenever there may be something new."""
         self._cursors = {text: _Cursor() for text in texts}
+        self._ends: dict[tuple[WorkKey, int], int] = {}
+        """The sequence of the last event that the subscriber was given of the end of each attempt."""
+        self._stop = 0
+        """The sequence of the last one that ended them all."""
 
-    def begin(self, text: _Text) -> None:
-        """Another call writes."""
-        self._cursors[text] = _Cursor()
+    def begin(self, text: _Text, *, after: int = 0) -> None:
+        """Another text is written, of which the first pieces were in one that it replaces."""
+        self._cursors[text] = _Cursor(after, sum(map(len, text.pieces[:after])))
 
     def read(self) -> Sequence[OutputDelta]:
         """Everything written since the last time, in order within each attempt."""
         self.woken.clear()
+        self._forget([text for text in self._cursors if self._has_ended(text.attempt)])
         deltas = [delta for text, cursor in self._cursors.items() for delta in text.after(cursor)]
-        for text in [text for text in self._cursors if text.is_whole]:
-            del self._cursors[text]
+        self._forget([text for text in self._cursors if text.is_whole])
         return deltas
+
+    def note(self, events: Iterable[Event]) -> None:
+        """The subscriber is given these events: of the attempts that they end it is given no more text."""
+        for event in events:
+            if event.WhichOneof("payload") in _STOPS:
+                self._stop = event.sequence
+            elif ended := ended_attempt(event):
+                self._ends[ended] = event.sequence
+
+    def _has_ended(self, attempt: Attempt) -> bool:
+        end = self._ends.get((attempt.work, attempt.number), 0)
+        return attempt.sequence < max(end, self._stop)
+
+    def _forget(self, texts: Iterable[_Text]) -> None:
+        for text in texts:
+            del self._cursors[text]
 
 
 @dataclass(slots=True)
 class _Instance:
-    texts: list[_Text] = field(default_factory=list)
+    texts: dict[Attempt, _Text] = field(default_factory=dict)
     readers: set[TextReader] = field(default_factory=set)
 
 
@@ -88,7 +122,7 @@ class LiveTexts:
     def subscribe(self, instance_id: str) -> Iterator[TextReader]:
         """Watch an instance while the block runs."""
         instance = self._instances.setdefault(instance_id, _Instance())
-        reader = TextReader(instance.texts)
+        reader = TextReader(instance.texts.values())
         instance.readers.add(reader)
         try:
             yield reader
@@ -101,60 +135,46 @@ class LiveTexts:
         instance = self._instances.get(instance_id)
         return instance is not None and bool(instance.readers)
 
-    def writer(self, instance_id: str, subtask_id: str, attempt: int) -> AbstractContextManager[OnText]:
-        """Give what takes a call's text while the block runs."""
-        return _TextWriter(self, instance_id, subtask_id, attempt)
+    def writer(self, instance_id: str, attempt: Attempt) -> OnText:
+        """Give what takes the text of an attempt's next call, which goes on behind that of its calls before.
 
-    def begin(self, instance_id: str, text: _Text) -> None:
-        """Another call writes."""
+        It takes room only once it is told something.
+        """
+        instance = self._instances.get(instance_id)
+        text = instance.texts.get(attempt) if instance else None
+        call_begins = len(text.pieces) if text else 0
+
+        def write(piece: str, *, is_anew: bool = False) -> None:
+            self._write(instance_id, attempt, piece, kept=call_begins if is_anew else None)
+
+        return write
+
+    def end(self, instance_id: str, attempt: Attempt) -> None:
+        """The attempt has ended: its text is kept for those only who were reading it."""
+        instance = self._instances.get(instance_id)
+        if instance and (text := instance.texts.pop(attempt, None)):
+            text.is_whole = True
+            self._forget(instance_id)
+
+    def _write(self, instance_id: str, attempt: Attempt, piece: str, *, kept: int | None) -> None:
+        """Add a piece to an attempt's text, of which only so many pieces are `kept`; None: all."""
         instance = self._instances.setdefault(instance_id, _Instance())
-        instance.texts.append(text)
+        text = instance.texts.get(attempt)
+        if text is None or kept is not None:
+            kept = kept or 0
+            if text:
+                text.is_whole = True
+            text = instance.texts[attempt] = _Text(attempt, text.pieces[:kept] if text else [])
+            for reader in instance.readers:
+                reader.begin(text, after=kept)
+        text.pieces.append(piece)
         for reader in instance.readers:
-            reader.begin(text)
-
-    def wake(self, instance_id: str) -> None:
-        """Tell an instance's readers that there is more."""
-        for reader in self._instances[instance_id].readers:
             reader.woken.set()
-
-    def end(self, instance_id: str, text: _Text) -> None:
-        """Nothing will be added to a text: it is kept for those only who were reading it."""
-        text.is_whole = True
-        self._instances[instance_id].texts.remove(text)
-        self._forget(instance_id)
 
     def _forget(self, instance_id: str) -> None:
         instance = self._instances.get(instance_id)
         if instance and not instance.readers and not instance.texts:
             del self._instances[instance_id]
-
-
-@dataclass(slots=True)
-class _TextWriter:
-    """One call, which takes room here only once it writes something."""
-
-    live: LiveTexts
-    instance_id: str
-    subtask_id: str
-    attempt: int
-    text: _Text | None = None
-
-    def __enter__(self) -> OnText:
-        return self._write
-
-    def __exit__(self, *_: object) -> None:
-        if self.text:
-            self.live.end(self.instance_id, self.text)
-
-    def _write(self, piece: str, *, is_anew: bool = False) -> None:
-        if is_anew and self.text is not None:
-            self.live.end(self.instance_id, self.text)
-            self.text = None
-        if self.text is None:
-            self.text = _Text(self.subtask_id, self.attempt)
-            self.live.begin(self.instance_id, self.text)
-        self.text.pieces.append(piece)
-        self.live.wake(self.instance_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +187,7 @@ class LiveText:
 async def merge_live_text(steps: AsyncIterator[Step], reader: TextReader) -> AsyncIterator[Step | LiveText]:
     """A subscription's steps and, once it has caught up, what is written between them.
 
-    Text comes before the event that ends it.
+    Text comes before the event that ends its attempt, and none after it.
     """
     step = asyncio.create_task(_next(steps))
     woken = asyncio.create_task(reader.woken.wait())
@@ -176,13 +196,16 @@ async def merge_live_text(steps: AsyncIterator[Step], reader: TextReader) -> Asy
         while True:
             waits: set[asyncio.Task[Any]] = {step, woken} if has_caught_up else {step}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            has_step = step.done()  # before the text is read: all that its events end has been written by now
             if has_caught_up and (deltas := reader.read()):
                 yield LiveText(deltas)
             if woken.done():
                 woken = asyncio.create_task(reader.woken.wait())
-            if step.done():
+            if has_step:
                 if (found := step.result()) is None:
                     return
+                if isinstance(found, Page):
+                    reader.note(found.events())
                 yield found
                 if isinstance(found, CaughtUp):
                     has_caught_up = True

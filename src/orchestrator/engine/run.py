@@ -35,7 +35,7 @@ from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import Profile, prompt_for
 from orchestrator.engine.clock import Clock
-from orchestrator.engine.live import LiveTexts
+from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import (
     InstanceNotFoundError,
@@ -82,8 +82,8 @@ class Run:
     """Told whenever something that was appended has become durable: the run is to go on, or rests."""
     is_admitted: bool = False
     """Whether it may make calls: only so many instances are active at once."""
-    _calls: dict["asyncio.Task[ModelError | None]", tuple[WorkKey, int]] = field(default_factory=dict)
-    """What is under way: which attempt at which work."""
+    _calls: dict["asyncio.Task[ModelError | None]", Attempt] = field(default_factory=dict)
+    """What is under way, each call for which attempt."""
     _pending: list[Outcome] = field(default_factory=list)
     """What came of calls since the instance took it in last."""
     _planning: tuple[int, PlanReader] | None = None
@@ -186,10 +186,10 @@ class Run:
             for _, _, slot in begun:
                 self.context.scheduler.release(slot, None)
             raise
-        for key, _, slot in begun:
-            attempt = self.instance.work(key).attempt
-            task = self.context.tasks.create_task(self._perform(key, attempt))
-            self._calls[task] = key, attempt
+        for (key, _, slot), event in zip(begun, events, strict=True):
+            attempt = Attempt(key, self.instance.work(key).attempt, event.sequence)
+            task = self.context.tasks.create_task(self._perform(attempt))
+            self._calls[task] = attempt
             task.add_done_callback(partial(self._on_call_done, slot))
 
     def _prompt_version(self, model: str) -> str:
@@ -270,30 +270,34 @@ class Run:
         if self._durable:
             await asyncio.shield(self._durable)
 
-    async def _perform(self, key: WorkKey, attempt: int) -> ModelError | None:
+    async def _perform(self, attempt: Attempt) -> ModelError | None:
         """Make a call that has begun, and hand in what came of it; what went wrong."""
         try:
-            result, usage = await self._attempt(key)
-            if key == PLANNING:
+            result, usage = await self._attempt(attempt)
+            if attempt.work == PLANNING:
                 self._planning = None
-            self._pending.append(CallEnded(key, attempt, result, usage, self.context.jitter()))
+            jitter = self.context.jitter()
+            self._pending.append(CallEnded(attempt.work, attempt.number, result, usage, jitter))
             self._schedule_apply()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._halt(error)
             return None
+        finally:
+            self.context.live.end(self.instance.id, attempt)
         return result if isinstance(result, ModelError) else None
 
     def _cancel_ended_calls(self) -> None:
         """Close the calls whose attempt has ended without them, as that of a plan that has failed."""
-        for task, (key, attempt) in self._calls.items():
-            if not is_in_progress(self.instance, key, attempt):
+        for task, attempt in self._calls.items():
+            if not is_in_progress(self.instance, attempt.work, attempt.number):
                 task.cancel()
 
-    async def _attempt(self, key: WorkKey) -> tuple[Plan | str | ModelError, Usage]:
+    async def _attempt(self, attempt: Attempt) -> tuple[Plan | str | ModelError, Usage]:
         """Make one call; what it has brought, or what went wrong, and what it used."""
+        key = attempt.work
         work = self.instance.work(key)
         try:
-            profile, reply = await self._call_model(key, work)
+            profile, reply = await self._call_model(attempt, work)
             usage = self._usage(work.model, reply.input_tokens, reply.output_tokens)
             if key == PLANNING:
                 return profile.read_plan(self.instance, reply.text), usage
@@ -308,8 +312,8 @@ class Run:
             error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
         return error, self._usage(work.model, error.input_tokens, error.output_tokens)
 
-    async def _call_model(self, key: WorkKey, work: Work) -> tuple[Profile, ModelReply]:
-        instance = self.instance
+    async def _call_model(self, attempt: Attempt, work: Work) -> tuple[Profile, ModelReply]:
+        instance, key = self.instance, attempt.work
         try:
             provider, model = self.context.models.resolve(work.model)
         except SettingsError as error:
@@ -328,8 +332,7 @@ class Run:
             reader = profile.plan_reader(instance)
             self._planning = (work.attempt, reader) if reader else None
             return profile, await provider.complete(request, self._on_plan_text if reader else None)
-        with self.context.live.writer(instance.id, key.subtask_id, work.attempt) as on_text:
-            return profile, await provider.complete(request, on_text)
+        return profile, await provider.complete(request, self.context.live.writer(instance.id, attempt))
 
     def _on_plan_text(self, piece: str, *, is_anew: bool = False) -> None:
         """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""
