@@ -3,7 +3,7 @@
 python docs/states.py > docs/states.md
 """
 
-from orchestrator.core.state import TRANSITIONS, WORK_BEGINS, WORK_ENDS
+from orchestrator.core.state import TRANSITIONS, WORK_END_EVENTS, WORK_START_EVENTS
 from orchestrator.v1.instance_pb2 import STATE_UNSPECIFIED, State
 
 PAGE = """\
@@ -31,7 +31,7 @@ def name_of(state: State.ValueType) -> str:
 def label(kinds: list[str]) -> str:
     """What an arrow says: the events one by one, those of work together."""
     words = []
-    for group, word in ((WORK_BEGINS, "a call begins"), (WORK_ENDS, "a call ends")):
+    for group, word in ((WORK_START_EVENTS, "a call begins"), (WORK_END_EVENTS, "a call ends")):
         if set(group) <= set(kinds):
             words.append(word)
             kinds = [kind for kind in kinds if kind not in group]
@@ -47,8 +47,8 @@ def page() -> str:
                 arrows.setdefault((name_of(source), name_of(target)), []).append(kind)
     return PAGE.format(
         arrows="\n".join(f"    {a} --> {b}: {label(kinds)}" for (a, b), kinds in arrows.items()),
-        begins=", ".join(f"`{kind}`" for kind in WORK_BEGINS),
-        ends=", ".join(f"`{kind}`" for kind in WORK_ENDS),
+        begins=", ".join(f"`{kind}`" for kind in WORK_START_EVENTS),
+        ends=", ".join(f"`{kind}`" for kind in WORK_END_EVENTS),
     )
 
 

@@ -31,10 +31,10 @@ def values(text: str) -> Iterator[Any | JsonFaultError]:
 
     After one that breaks and whose end cannot be told there are no more: they would be parts of it.
     """
-    place = 0
+    position = 0
     may_be_part = _BARE_MEMBERS.match(text) is not None
     for _ in range(_MAX_CANDIDATES):
-        found = _OPENING.search(text, place)
+        found = _OPENING.search(text, position)
         if not found:
             return
         if may_be_part and _KEY_BEFORE.search(text, max(0, found.start() - 100), found.start()):
@@ -43,19 +43,19 @@ def values(text: str) -> Iterator[Any | JsonFaultError]:
         try:
             value, end = read(text, found.start())
             if isinstance(value, str) and not value.rstrip().endswith(("}", "]")):
-                place = found.end()  # quotation marks of a sentence
+                position = found.end()  # quotation marks of a sentence
                 continue
-            place = end
+            position = end
             yield value
         except JsonFaultError as fault:
             if not fault.has_begun:
-                place = found.end()
+                position = found.end()
                 continue
             yield fault
-            closed = None if fault.is_cut else _extent(text, found.start())
-            if closed is None:
+            extent_end = None if fault.is_cut else _extent(text, found.start())
+            if extent_end is None:
                 return
-            place = closed
+            position = extent_end
             may_be_part = True
 
 
@@ -66,7 +66,7 @@ _TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
 
 
 def _extent(text: str, start: int) -> int | None:
-    """Where the brackets that open at `start` are closed again; None: nowhere."""
+    """Find the end of the brackets that open at `start`; None: they are not closed."""
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
@@ -78,7 +78,7 @@ def _extent(text: str, start: int) -> int | None:
 def read(text: str, start: int = 0) -> tuple[Any, int]:
     """The value that begins at `start`, and where it ends; raise JsonFaultError."""
     try:
-        return _STRICT.raw_decode(text, start)
+        return _STRICT_DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
         return _Reader(text).value(start)
 
@@ -91,17 +91,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_STRICT: Final = json.JSONDecoder(object_pairs_hook=_object)
-_TEXT: Final = json.JSONDecoder(strict=False)
+_STRICT_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+_STRING_DECODER: Final = json.JSONDecoder(strict=False)
 
 # A comment that begins with dots stands for what was left out.
-_GAP: Final = re.compile(
+_WHITESPACE: Final = re.compile(
     r"(?:[\s\ufeff\u200b]++|(?://|#)(?!\s*(?:\.\.\.|…))[^\n]*|/\*(?!\s*(?:\.\.\.|…)).*?\*/)*+", re.DOTALL
 )
-_DOTS: Final = re.compile(r"(?://|#|/\*)?\s*(?:\.\.\.|…)")
+_ELLIPSIS: Final = re.compile(r"(?://|#|/\*)?\s*(?:\.\.\.|…)")
 _NUMBER: Final = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
 _WORD: Final = re.compile(r"\w[\w-]*")
-_WORDS: Final = {"true": True, "false": False, "null": None, "none": None, "undefined": None}
+_LITERALS: Final = {"true": True, "false": False, "null": None, "none": None, "undefined": None}
 _QUOTES: Final = {'"""': '"""', '"': '"', "'": "'", "`": "`", "“": "”"}
 """What opens a string, and what closes it."""
 _STRINGS: Final = {
@@ -110,7 +110,7 @@ _STRINGS: Final = {
 }
 _BARE_MEMBERS: Final = re.compile(r"""\s*(?:```\w*\s*)?["'“`][^"'”`\n]*["'”`]\s*:""")
 _KEY: Final = re.compile(
-    rf"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_GAP.pattern}:""",
+    rf"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_WHITESPACE.pattern}:""",
     re.DOTALL,
 )
 _ESCAPE: Final = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])|\\(.)|"', re.DOTALL)
@@ -142,52 +142,52 @@ class _Reader:
             except ValueError:  # it has thousands of digits
                 self._fail(start, "the number is too long")
         word = _WORD.match(self._text, start)
-        if word and word[0].lower() in _WORDS:
-            return _WORDS[word[0].lower()], word.end()
+        if word and word[0].lower() in _LITERALS:
+            return _LITERALS[word[0].lower()], word.end()
         return self._fail(start, "a value is expected")
 
-    def _members(self, place: int) -> tuple[dict[str, Any], int]:
+    def _members(self, position: int) -> tuple[dict[str, Any], int]:
         members: dict[str, Any] = {}
-        place = self._gap(place)
-        while not self._text.startswith("}", place):
-            start = place
-            key, place = self._key(place)
+        position = self._skip_whitespace(position)
+        while not self._text.startswith("}", position):
+            start = position
+            key, position = self._key(position)
             self._path.append(f".{key}" if key.isidentifier() else f"[{key[:40]!r}]")
-            value, end = self.value(self._gap(place))
+            value, end = self.value(self._skip_whitespace(position))
             if isinstance(value, str):
-                value, end = self._to_the_end(value, self._gap(place), end)
+                value, end = self._extend_to_member_end(value, self._skip_whitespace(position), end)
             self._path.pop()
             if members.setdefault(key, value) != value:
                 self._fail(start, f"the key {key[:40]!r} is there twice, with different values")
-            place = self._gap(end)
-            if self._text.startswith(",", place):
-                place = self._gap(place + 1)
-            elif not self._text.startswith("}", place) and not self._is_next_member(end, place):
-                self._fail(place, "a comma or } is expected", after_text=isinstance(value, str))
-        return members, place + 1
+            position = self._skip_whitespace(end)
+            if self._text.startswith(",", position):
+                position = self._skip_whitespace(position + 1)
+            elif not self._text.startswith("}", position) and not self._is_next_member(end, position):
+                self._fail(position, "a comma or } is expected", after_text=isinstance(value, str))
+        return members, position + 1
 
-    def _is_next_member(self, end: int, place: int) -> bool:
+    def _is_next_member(self, end: int, position: int) -> bool:
         """Whether nothing but a comma is missing, at the end of a line."""
-        between = self._text[end:place]
-        return "\n" in between and between.isspace() and _KEY.match(self._text, place) is not None
+        between = self._text[end:position]
+        return "\n" in between and between.isspace() and _KEY.match(self._text, position) is not None
 
-    def _elements(self, place: int) -> tuple[list[Any], int]:
+    def _elements(self, position: int) -> tuple[list[Any], int]:
         elements: list[Any] = []
-        place = self._gap(place)
-        while not self._text.startswith("]", place):
+        position = self._skip_whitespace(position)
+        while not self._text.startswith("]", position):
             self._path.append(f"[{len(elements)}]")
-            value, end = self.value(place)
+            value, end = self.value(position)
             self._path.pop()
             self._has_begun = self._has_begun or isinstance(value, str)
             elements.append(value)
-            place = self._gap(end)
-            if self._text.startswith(",", place):
-                place = self._gap(place + 1)
-            elif not self._text.startswith("]", place) and not (
-                isinstance(value, dict) and self._text.startswith("{", place)
+            position = self._skip_whitespace(end)
+            if self._text.startswith(",", position):
+                position = self._skip_whitespace(position + 1)
+            elif not self._text.startswith("]", position) and not (
+                isinstance(value, dict) and self._text.startswith("{", position)
             ):
-                self._fail(place, "a comma or ] is expected", after_text=isinstance(value, str))
-        return elements, place + 1
+                self._fail(position, "a comma or ] is expected", after_text=isinstance(value, str))
+        return elements, position + 1
 
     def _key(self, start: int) -> tuple[str, int]:
         string = self._string(start)
@@ -198,7 +198,7 @@ class _Reader:
                 self._fail(start, "a key or } is expected")
             string = word[0], word.end()
         key, end = string
-        colon = self._gap(end)
+        colon = self._skip_whitespace(end)
         if not self._text.startswith(":", colon):
             self._fail(colon, f"a colon is expected after the key {key[:40]!r}")
         self._has_begun = True
@@ -215,74 +215,76 @@ class _Reader:
         if not found:
             self._has_begun = self._has_begun or bool(_ESCAPED_OPENING.match(self._text, start))
             self._fail(len(self._text), f"the string that begins at character {start} has no end")
-        return _unescaped(found[1]), found.end()
+        return _unescape(found[1]), found.end()
 
-    def _to_the_end(self, value: str, start: int, end: int) -> tuple[str, int]:
+    def _extend_to_member_end(self, value: str, start: int, end: int) -> tuple[str, int]:
         """A member's text up to where JSON goes on: quotation marks before that are the text's own.
 
         They are not where one of them could as well end the next member's key.
         """
         quote = self._text[end - 1]
-        if quote not in "\"'`" or self._text.startswith('"""', start) or self._goes_on(end):
+        if quote not in "\"'`" or self._text.startswith('"""', start) or self._is_member_end(end):
             return value, end
-        place = end
+        position = end
         for _ in range(_MAX_CANDIDATES):
-            place = self._text.find(quote, place)
-            if place < 0 or self._text.startswith(":", self._gap(place + 1)):
+            position = self._text.find(quote, position)
+            if position < 0 or self._text.startswith(":", self._skip_whitespace(position + 1)):
                 return value, end
-            place += 1
-            if self._text[place - 2] != "\\" and self._goes_on(place):
-                return _unescaped(self._text[start + 1 : place - 1]), place
+            position += 1
+            if self._text[position - 2] != "\\" and self._is_member_end(position):
+                return _unescape(self._text[start + 1 : position - 1]), position
         return value, end
 
-    def _goes_on(self, end: int) -> bool:
-        """Whether JSON goes on after a member's text."""
-        place = self._gap(end)
-        is_in_doubt = self._text[end - 1] in self._text[end:place]
-        if place == len(self._text):
+    def _is_member_end(self, end: int) -> bool:
+        """Whether a member's text ends here: valid JSON follows."""
+        position = self._skip_whitespace(end)
+        is_in_doubt = self._text[end - 1] in self._text[end:position]
+        if position == len(self._text):
             return not is_in_doubt
-        if self._text[place] == ",":
-            after = self._gap(place + 1)
-            goes_on = self._text.startswith("}", after) or _KEY.match(self._text, after) is not None
+        if self._text[position] == ",":
+            after = self._skip_whitespace(position + 1)
+            is_end = self._text.startswith("}", after) or _KEY.match(self._text, after) is not None
         else:
-            goes_on = self._text[place] in "}]" or self._is_next_member(end, place)
-        if goes_on and is_in_doubt:
+            is_end = self._text[position] in "}]" or self._is_next_member(end, position)
+        if is_end and is_in_doubt:
             self._fail(end, "this may be a comment, or the text goes on")
-        return goes_on
+        return is_end
 
-    def _gap(self, place: int) -> int:
-        """Where white space and comments are over."""
-        found = _GAP.match(self._text, place)
-        return found.end() if found else place
+    def _skip_whitespace(self, position: int) -> int:
+        """Return the offset after white space and comments."""
+        found = _WHITESPACE.match(self._text, position)
+        return found.end() if found else position
 
-    def _fail(self, place: int, problem: str, *, after_text: bool = False) -> NoReturn:
+    def _fail(self, position: int, problem: str, *, after_text: bool = False) -> NoReturn:
         path = "".join(self._path).removeprefix(".")
-        if _DOTS.match(self._text, place):
+        if _ELLIPSIS.match(self._text, position):
             problem += "; dots must not stand for what is left out"
-        elif after_text and place < len(self._text):
+        elif after_text and position < len(self._text):
             problem += '; within a string a quotation mark is written \\"'
-        raise _fault(self._text, place, problem, path=path, has_begun=self._has_begun)
+        raise _fault(self._text, position, problem, path=path, has_begun=self._has_begun)
 
 
-def _fault(text: str, place: int, problem: str, *, path: str = "", has_begun: bool = True) -> JsonFaultError:
-    line = text.count("\n", 0, place) + 1
-    column = place - text.rfind("\n", 0, place)
-    where = f"character {place} (line {line}, column {column}{f', in {path}' if path else ''})"
-    before = " ".join(text[max(0, place - 40) : place].split())
-    found = f"comes {text[place : place + 20]!r}" if place < len(text) else "the text ends"
+def _fault(
+    text: str, position: int, problem: str, *, path: str = "", has_begun: bool = True
+) -> JsonFaultError:
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    where = f"character {position} (line {line}, column {column}{f', in {path}' if path else ''})"
+    before = " ".join(text[max(0, position - 40) : position].split())
+    found = f"comes {text[position : position + 20]!r}" if position < len(text) else "the text ends"
     message = f"its JSON breaks at {where}: after {before!r} {found}; {problem}"
-    return JsonFaultError(message, has_begun=has_begun, is_cut=not text[place:].strip("` \r\n\t"))
+    return JsonFaultError(message, has_begun=has_begun, is_cut=not text[position:].strip("` \r\n\t"))
 
 
-def _unescaped(content: str) -> str:
+def _unescape(content: str) -> str:
     """What stands between quotation marks, read; a backslash that escapes nothing stands for itself."""
 
-    def mend(found: re.Match[str]) -> str:
+    def repair_escape(found: re.Match[str]) -> str:
         if found[1]:
             return found[0]
         if found[2] is None:
             return '\\"'
         return found[2] if found[2] in "'`" else f"\\\\{found[2]}"
 
-    text: str = _TEXT.decode(f'"{_ESCAPE.sub(mend, content)}"')
+    text: str = _STRING_DECODER.decode(f'"{_ESCAPE.sub(repair_escape, content)}"')
     return text

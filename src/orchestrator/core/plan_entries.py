@@ -1,7 +1,7 @@
-"""The subtasks of a planner's JSON, read as they are meant.
+"""Parse the subtasks in a planner's JSON.
 
-The schema's names come first; other usual names are understood, ids are made to fit, and dependencies may be
-said in any way that leaves no doubt. What does leave a doubt raises PlanError.
+The schema's keys take precedence; common synonyms are accepted, ids are normalized, and dependencies may be
+written in any form that has one interpretation. An ambiguous entry raises PlanError.
 """
 
 import json
@@ -15,122 +15,133 @@ from orchestrator.core.instance import Subtask
 from orchestrator.core.lenient_json import JsonFaultError, read
 from orchestrator.core.plan import ID, MAX_TITLE_CHARACTERS, PlanError, well_formed
 
-LISTS: Final = (
+LIST_KEYS: Final = (
     *("subtasks", "subtask", "tasks", "tasklist", "steps", "plan", "items", "todo", "todos", "workitems"),
 )
-"""What the list of subtasks is called, as `plain` gives it; so are the names that follow."""
-SUMMARIES: Final = ("summary", "overview", "context", "sharedcontext", "background")
-IDS: Final = ("id", "subtaskid", "taskid", "stepid", "key", "number", "index")
-TITLES: Final = ("title", "name", "heading", "headline", "subject", "subtasktitle", "tasktitle", "taskname")
-INSTRUCTIONS: Final = frozenset(
+"""Keys of the list of subtasks, normalized by `normalize_name`, as are the keys below."""
+SUMMARY_KEYS: Final = ("summary", "overview", "context", "sharedcontext", "background")
+ID_KEYS: Final = ("id", "subtaskid", "taskid", "stepid", "key", "number", "index")
+TITLE_KEYS: Final = (
+    "title",
+    "name",
+    "heading",
+    "headline",
+    "subject",
+    "subtasktitle",
+    "tasktitle",
+    "taskname",
+)
+INSTRUCTION_KEYS: Final = frozenset(
     {
         *("instructions", "instruction", "description", "prompt", "details", "task", "subtask", "step"),
         *("steps", "action", "objective", "goal", "content", "text", "work", "todo", "assignment"),
     }
 )
-NEEDS: Final = frozenset(
+DEPENDENCY_KEYS: Final = frozenset(
     {
         *("dependson", "dependencies", "dependency", "deps", "depends", "dependsupon", "requires", "needs"),
         *("prerequisites", "prerequisite", "after", "blockedby"),
     }
 )
-WORKERS: Final = ("worker", "agent", "role", "assignee", "assignedto", "workertype")
-_LISTS_OF_ITS_OWN: Final = frozenset((*LISTS, "children"))
-_NUMBERED: Final = ("step", "task", "subtask")
-"""What is an id where it is a number, and instructions where it is a text."""
+WORKER_KEYS: Final = ("worker", "agent", "role", "assignee", "assignedto", "workertype")
+_NESTED_LIST_KEYS: Final = frozenset((*LIST_KEYS, "children"))
+_NUMBER_OR_TEXT_KEYS: Final = ("step", "task", "subtask")
+"""Keys that hold an id where the value is a number, and instructions where it is text."""
 
-_TEXTS: Final = ("id", "title", "instructions", "worker")
-_KEYS: Final = frozenset({*_TEXTS, "depends_on"})
-_SCHEMA_KEYS: Final = _KEYS | {"summary", "subtasks"}
-_NOTHING: Final = frozenset({"", "none", "null", "nil", "na", "no", "nothing", "false", "nodependencies"})
-"""How it is written, in plain names, that there is no dependency, or no worker of one's own."""
-_NOTHING_AND_WHY: Final = re.compile(
+_TEXT_KEYS: Final = ("id", "title", "instructions", "worker")
+_SUBTASK_KEYS: Final = frozenset({*_TEXT_KEYS, "depends_on"})
+_SCHEMA_KEYS: Final = _SUBTASK_KEYS | {"summary", "subtasks"}
+_NONE_WORDS: Final = frozenset({"", "none", "null", "nil", "na", "no", "nothing", "false", "nodependencies"})
+"""Normalized values that mean no dependency, or no specific worker."""
+_NONE_WITH_REASON: Final = re.compile(
     r"(?:none|nothing|null|n/a)\s*(?:[(\[:;,.]|[-\u2013\u2014]\s)", re.IGNORECASE
 )
-"""How such a thing begins where the reason follows."""
-_NAMED: Final = re.compile(r"(?:sub-?)?(?:task|step)(?:\s+id)?[\s:#]+", re.IGNORECASE)
-"""What may stand in front of an id."""
-_DOTS: Final = re.compile(r"\s*(?:\.{3,}|…)\s*")
+"""Such a value, followed by its reason."""
+_ID_PREFIX: Final = re.compile(r"(?:sub-?)?(?:task|step)(?:\s+id)?[\s:#]+", re.IGNORECASE)
+"""An optional prefix of an id."""
+_ELLIPSIS: Final = re.compile(r"\s*(?:\.{3,}|…)\s*")
 _SEPARATOR: Final = re.compile(r"[,;|&/+\n、\uff0c]|\band\b")
 _NUMBERED_ID: Final = re.compile(r"[A-Za-z]*[\s#.:_-]*0*(\d{1,9})")
-_NO_INSTRUCTIONS: Final = frozenset({"content", "text"})
-"""What may be called so in any object."""
+_AMBIGUOUS_KEYS: Final = frozenset({"content", "text"})
+"""Instruction keys that are too common to identify a subtask."""
 
 
-class _Draft(NamedTuple):
-    """A subtask as its entry says it, before ids and dependencies are matched to each other."""
+class _ParsedEntry(NamedTuple):
+    """The fields of an entry, before ids and dependencies are resolved."""
 
     id: str
-    """As it is written; empty: the planner gave none."""
+    """As it is written; empty: the planner wrote none."""
     title: str
     instructions: str
-    needs: tuple[str, ...]
+    dependencies: tuple[str, ...]
     """Dependencies as they are written."""
     worker: str
 
 
-def subtask_of(entry: object, number: int) -> Subtask:
-    """What an entry says by itself: its id and its dependencies as they are written, and perhaps no id."""
-    draft = _draft(entry, number)
-    return Subtask(draft.id, draft.title or draft.id, draft.instructions, draft.needs, draft.worker)
+def parse_subtask(entry: object, number: int) -> Subtask:
+    """Parse one entry by itself: id and dependencies stay as they are written, and the id may be empty."""
+    parsed = _parse_entry(entry, number)
+    return Subtask(
+        parsed.id, parsed.title or parsed.id, parsed.instructions, parsed.dependencies, parsed.worker
+    )
 
 
-def subtasks_of(entries: Sequence[object]) -> Sequence[Subtask]:
-    """What the entries say together; raise PlanError where one is in doubt.
+def parse_subtasks(entries: Sequence[object]) -> Sequence[Subtask]:
+    """Parse all entries and resolve their dependencies; raise PlanError where one is ambiguous.
 
-    Titles and ids that are missing are made up. A dependency that is not found is left for `plan.validate`.
+    Missing titles and ids are generated. An unknown dependency is left for `plan.validate`.
     """
-    entries = [_unwrapped(entry) for entry in entries if entry not in (None, {}, "")]
-    drafts = [_draft(entry, number) for number, entry in enumerate(entries, 1)]
-    ids = _ids(drafts)
-    references = _References(drafts, ids)
+    entries = [_unwrap_entry(entry) for entry in entries if entry not in (None, {}, "")]
+    parsed_entries = [_parse_entry(entry, number) for number, entry in enumerate(entries, 1)]
+    ids = _assign_ids(parsed_entries)
+    resolver = _DependencyResolver(parsed_entries, ids)
     return [
         Subtask(
             id=name,
-            title=draft.title or name,
-            instructions=draft.instructions,
-            depends_on=tuple(dict.fromkeys(references.resolve(name, draft.needs))),
-            worker=draft.worker,
+            title=parsed.title or name,
+            instructions=parsed.instructions,
+            depends_on=tuple(dict.fromkeys(resolver.resolve(name, parsed.dependencies))),
+            worker=parsed.worker,
         )
-        for name, draft in zip(ids, drafts, strict=True)
+        for name, parsed in zip(ids, parsed_entries, strict=True)
     ]
 
 
-def _unwrapped(entry: object) -> object:
-    """An entry without an object around it whose one key is the id."""
+def _unwrap_entry(entry: object) -> object:
+    """Unwrap an entry from an object whose only key is the id."""
     match entry:
         case dict() if len(entry) == 1:
             [(name, inner)] = entry.items()
-            if looks_like_a_subtask(inner) and plain(name) not in INSTRUCTIONS:
+            if looks_like_a_subtask(inner) and normalize_name(name) not in INSTRUCTION_KEYS:
                 return {"id": name, **inner}
     return entry
 
 
-def plain(name: str) -> str:
-    """A name without what names are told apart by only by accident: `Depends-On` and `dependsOn` are one."""
+def normalize_name(name: str) -> str:
+    """Remove case and punctuation from a key: `Depends-On` and `dependsOn` are equal."""
     return re.sub(r"[\W_]+", "", name).casefold()
 
 
-def fields_of(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An object's members by their plain names; of two that are one, the schema's counts, or the first."""
+def normalize_fields(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Index an object's members by normalized key; of two equal keys the schema's wins, else the first."""
     fields: dict[str, Any] = {}
     for key, member in value.items():
-        name = plain(key)
+        name = normalize_name(key)
         if name not in fields or key in _SCHEMA_KEYS:
             fields[name] = member
     return fields
 
 
 def looks_like_a_subtask(value: object) -> bool:
-    """Whether it is an object that says what is to be done."""
-    return isinstance(value, dict) and not _TELLING.isdisjoint(fields_of(value))
+    """Whether a value is an object with a title or instructions."""
+    return isinstance(value, dict) and not _DEFINING_KEYS.isdisjoint(normalize_fields(value))
 
 
-_TELLING: Final = frozenset((*TITLES, *INSTRUCTIONS)) - _NO_INSTRUCTIONS
+_DEFINING_KEYS: Final = frozenset((*TITLE_KEYS, *INSTRUCTION_KEYS)) - _AMBIGUOUS_KEYS
 
 
 def text_of(value: object) -> str:
-    """A JSON value as a text; empty: there is none."""
+    """Convert a JSON value to text; null is empty."""
     if isinstance(value, str):
         return well_formed(value.strip())
     if value is None:
@@ -142,45 +153,55 @@ def text_of(value: object) -> str:
     return well_formed(json.dumps(value, ensure_ascii=False))
 
 
-def _draft(entry: object, number: int) -> _Draft:
+def _parse_entry(entry: object, number: int) -> _ParsedEntry:
     if isinstance(entry, str):
-        instructions = _said(entry)
-        return _Draft("", _title(instructions), instructions, (), "")
+        instructions = _without_ellipsis(entry)
+        return _ParsedEntry("", _title(instructions), instructions, (), "")
     if not isinstance(entry, dict):
         raise PlanError(f"subtask {number} is neither a JSON object nor a text")
-    if draft := _as_asked(entry):
-        return draft
-    fields = dict(fields_of(entry))
-    given = next((text for name in IDS if (text := text_of(fields.get(name)))), "")
-    for name in _NUMBERED:
+    if parsed := _parse_exact_entry(entry):
+        return parsed
+    fields = dict(normalize_fields(entry))
+    given = next((text for name in ID_KEYS if (text := text_of(fields.get(name)))), "")
+    for name in _NUMBER_OR_TEXT_KEYS:
         if name in fields and text_of(fields[name]).isdigit():
             value = text_of(fields.pop(name))
             given = given or value
-    what = f"subtask {given[:120]!r}" if given else f"subtask {number}"
-    if any(_has_objects(value) for name, value in fields.items() if name in _LISTS_OF_ITS_OWN):
-        raise PlanError(f"{what} holds subtasks of its own: write one flat list")
-    titles = (_said(text_of(fields.get(name))) for name in TITLES)
-    title, instructions = _told(next(filter(None, titles), ""), fields)
-    return _Draft(
+    label = f"subtask {given[:120]!r}" if given else f"subtask {number}"
+    if any(_has_objects(value) for name, value in fields.items() if name in _NESTED_LIST_KEYS):
+        raise PlanError(f"{label} holds subtasks of its own: write one flat list")
+    titles = (_without_ellipsis(text_of(fields.get(name))) for name in TITLE_KEYS)
+    title, instructions = _title_and_instructions(next(filter(None, titles), ""), fields)
+    return _ParsedEntry(
         id=given,
         title=title,
         instructions=instructions,
-        needs=tuple(_needs(what, [value for name, value in fields.items() if name in NEEDS])),
-        worker=_worker(what, next((fields[name] for name in WORKERS if fields.get(name)), "")),
+        dependencies=tuple(
+            _dependencies(label, [value for name, value in fields.items() if name in DEPENDENCY_KEYS])
+        ),
+        worker=_worker(label, next((fields[name] for name in WORKER_KEYS if fields.get(name)), "")),
     )
 
 
-def _as_asked(entry: Mapping[str, Any]) -> _Draft | None:
-    """What an entry says that is as the schema wants it: nearly all are, and this takes half the time."""
-    if entry.keys() != _KEYS:
+def _parse_exact_entry(entry: Mapping[str, Any]) -> _ParsedEntry | None:
+    """Parse an entry that matches the schema exactly: nearly all do, and this takes half the time."""
+    if entry.keys() != _SUBTASK_KEYS:
         return None
-    needs = entry["depends_on"]
-    if type(needs) is not list or any(type(each) is not str for each in (*needs, *map(entry.get, _TEXTS))):
+    dependencies = entry["depends_on"]
+    if type(dependencies) is not list or any(
+        type(each) is not str for each in (*dependencies, *map(entry.get, _TEXT_KEYS))
+    ):
         return None
-    name, title, instructions, worker = (well_formed(entry[key].strip()) for key in _TEXTS)
+    name, title, instructions, worker = (well_formed(entry[key].strip()) for key in _TEXT_KEYS)
     title = _title(title)
-    needs = tuple(map(text_of, needs))
-    return _Draft(name, title, _said(instructions) if instructions else title, needs, _worker("", worker))
+    dependencies = tuple(map(text_of, dependencies))
+    return _ParsedEntry(
+        name,
+        title,
+        _without_ellipsis(instructions) if instructions else title,
+        dependencies,
+        _worker("", worker),
+    )
 
 
 def _has_objects(value: object) -> bool:
@@ -188,39 +209,41 @@ def _has_objects(value: object) -> bool:
 
 
 def _title(text: str) -> str:
-    return " ".join(_said(text).split())[:MAX_TITLE_CHARACTERS]
+    return " ".join(_without_ellipsis(text).split())[:MAX_TITLE_CHARACTERS]
 
 
-def _said(text: str) -> str:
-    """The text, unless it is the dots that an example has in its place."""
-    return "" if _DOTS.fullmatch(text) else text
+def _without_ellipsis(text: str) -> str:
+    """Return the text, or nothing where it is only the ellipsis of an example."""
+    return "" if _ELLIPSIS.fullmatch(text) else text
 
 
-def _told(title: str, fields: Mapping[str, Any]) -> tuple[str, str]:
-    """Title and instructions: the schema's, or all that goes under another name, or the one for the other."""
+def _title_and_instructions(title: str, fields: Mapping[str, Any]) -> tuple[str, str]:
+    """Return title and instructions, from the schema's keys or synonyms; either may stand for both."""
     if text := text_of(fields.get("instructions")):
-        return _title(title), _said(text)
-    texts = list(dict.fromkeys(text_of(value) for name, value in fields.items() if name in INSTRUCTIONS))
+        return _title(title), _without_ellipsis(text)
+    texts = list(dict.fromkeys(text_of(value) for name, value in fields.items() if name in INSTRUCTION_KEYS))
     texts = list(filter(None, texts))
-    said = list(filter(None, map(_said, texts)))
-    title = _title(title or (said[0] if len(said) > 1 else ""))
-    return title, "\n\n".join(said) if texts else title
+    instructions = list(filter(None, map(_without_ellipsis, texts)))
+    title = _title(title or (instructions[0] if len(instructions) > 1 else ""))
+    return title, "\n\n".join(instructions) if texts else title
 
 
-def _worker(what: str, value: object) -> str:
+def _worker(label: str, value: object) -> str:
     while isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict):
-        fields = fields_of(value)
-        value = next((fields[name] for name in ("name", "id", *WORKERS, "type") if fields.get(name)), value)
+        fields = normalize_fields(value)
+        value = next(
+            (fields[name] for name in ("name", "id", *WORKER_KEYS, "type") if fields.get(name)), value
+        )
     if isinstance(value, list | dict):
-        raise PlanError(f'{what} has a "worker" that is not one name: {json.dumps(value)[:120]}')
+        raise PlanError(f'{label} has a "worker" that is not one name: {json.dumps(value)[:120]}')
     text = text_of(value)
-    return "" if not text or plain(text) in _NOTHING else text
+    return "" if not text or normalize_name(text) in _NONE_WORDS else text
 
 
-def _needs(what: str, value: object) -> Iterator[str]:
-    """Each dependency that a value names, as it is written."""
+def _dependencies(label: str, value: object) -> Iterator[str]:
+    """Yield each dependency that a value names, as it is written."""
     match value:
         case None | False:
             return
@@ -228,102 +251,111 @@ def _needs(what: str, value: object) -> Iterator[str]:
             yield text_of(value)
         case list():
             for each in value:
-                yield from _needs(what, each)
+                yield from _dependencies(label, each)
         case dict():
-            fields = fields_of(value)
-            ways = (fields.get(name) for name in (*IDS, *_NUMBERED, *TITLES))
-            named = next((way for way in ways if way not in (None, "")), None)
+            fields = normalize_fields(value)
+            names = (fields.get(name) for name in (*ID_KEYS, *_NUMBER_OR_TEXT_KEYS, *TITLE_KEYS))
+            named = next((alias for alias in names if alias not in (None, "")), None)
             if value and not isinstance(named, str | int):
-                raise PlanError(f'{what} has a "depends_on" that names no id: {json.dumps(value)[:120]}')
-            yield from _needs(what, named)
+                raise PlanError(f'{label} has a "depends_on" that names no id: {json.dumps(value)[:120]}')
+            yield from _dependencies(label, named)
         case _:
-            raise PlanError(f'{what} has a "depends_on" that is not a list of ids: {json.dumps(value)[:120]}')
+            raise PlanError(
+                f'{label} has a "depends_on" that is not a list of ids: {json.dumps(value)[:120]}'
+            )
 
 
-def _ids(drafts: Sequence[_Draft]) -> Sequence[str]:
-    """An id for each subtask: its own where that is one, else one that is like it."""
-    given = [draft.id for draft in drafts if draft.id]
+def _assign_ids(parsed_entries: Sequence[_ParsedEntry]) -> Sequence[str]:
+    """Assign an id to each subtask: its own where that is valid, else a similar one."""
+    given = [parsed.id for parsed in parsed_entries if parsed.id]
     if twice := next((name for number, name in enumerate(given) if name in given[:number]), ""):
         raise PlanError(f"subtask id {twice[:120]!r} is there twice: ids must be unique")
     taken = {name for name in given if ID.fullmatch(name)}
     ids = []
-    for number, draft in enumerate(drafts, 1):
-        name = draft.id
+    for number, parsed in enumerate(parsed_entries, 1):
+        name = parsed.id
         if name not in taken:
-            like = _like(name) or f"t{number}"
-            versions = chain([like], (f"{like}-{version}" for version in count(2)))
+            slug = _slug(name) or f"t{number}"
+            versions = chain([slug], (f"{slug}-{version}" for version in count(2)))
             name = next(version for version in versions if version not in taken)
             taken.add(name)
         ids.append(name)
     return ids
 
 
-def _like(name: str) -> str:
+def _slug(name: str) -> str:
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_-]+", "-", letters).strip("-")[:90]
 
 
-class _References:
-    """Which subtask is meant by what a dependency says."""
+class _DependencyResolver:
+    """Resolves written dependencies to subtask ids."""
 
-    def __init__(self, drafts: Sequence[_Draft], ids: Sequence[str]) -> None:
-        self._drafts = drafts
+    def __init__(self, parsed_entries: Sequence[_ParsedEntry], ids: Sequence[str]) -> None:
+        self._parsed_entries = parsed_entries
         self._ids = ids
         self._exact = {**dict(zip(ids, ids, strict=True)), **self._given()}
-        self._loose: dict[str, set[str]] | None = None
+        self._aliases: dict[str, set[str]] | None = None
 
     def _given(self) -> Mapping[str, str]:
-        return {draft.id: name for draft, name in zip(self._drafts, self._ids, strict=True) if draft.id}
+        return {
+            parsed.id: name for parsed, name in zip(self._parsed_entries, self._ids, strict=True) if parsed.id
+        }
 
-    def resolve(self, subtask_id: str, needs: Iterable[str]) -> Iterator[str]:
-        """The ids that are meant; what none is meant by is given as it is."""
-        for need in needs:
-            yield from self._resolve(subtask_id, need)
+    def resolve(self, subtask_id: str, dependencies: Iterable[str]) -> Iterator[str]:
+        """Yield the ids that the dependencies refer to; an unknown one is left as it is written."""
+        for dependency in dependencies:
+            yield from self._resolve(subtask_id, dependency)
 
-    def _resolve(self, subtask_id: str, need: str) -> Iterable[str]:
-        if need in self._exact:
-            return [self._exact[need]]
-        if need.startswith(("[", "{")):
+    def _resolve(self, subtask_id: str, dependency: str) -> Iterable[str]:
+        if dependency in self._exact:
+            return [self._exact[dependency]]
+        if dependency.startswith(("[", "{")):
             try:
-                value, end = read(need)
+                value, end = read(dependency)
             except JsonFaultError:
                 end = 0
-            if end == len(need):
-                return self.resolve(subtask_id, _needs(f"subtask {subtask_id!r}", value))
-        parts = [part.strip() for part in _SEPARATOR.split(need) if part.strip()]
-        for several in (parts, need.split()):
+            if end == len(dependency):
+                return self.resolve(subtask_id, _dependencies(f"subtask {subtask_id!r}", value))
+        parts = [part.strip() for part in _SEPARATOR.split(dependency) if part.strip()]
+        for several in (parts, dependency.split()):
             if several and all(part in self._exact for part in several):
                 return [self._exact[part] for part in several]
-        if found := self._find(subtask_id, need):
+        if found := self._find(subtask_id, dependency):
             return [found]
-        if plain(need) in _NOTHING or _NOTHING_AND_WHY.match(need):
+        if normalize_name(dependency) in _NONE_WORDS or _NONE_WITH_REASON.match(dependency):
             return []
-        return [self._find(subtask_id, part) or part for part in parts] if len(parts) > 1 else [need]
+        return [self._find(subtask_id, part) or part for part in parts] if len(parts) > 1 else [dependency]
 
-    def _find(self, subtask_id: str, need: str) -> str | None:
-        """The id of the subtask that is called so, or nearly so, or has that number."""
-        if need in self._exact:
-            return self._exact[need]
-        if self._loose is None:
-            self._loose = self._loosely()
-        found = self._loose.get(plain(need), set())
-        if not found and (named := _NAMED.match(need)):
-            found = self._loose.get(plain(need[named.end() :]), set())
-        if not found and (number := _NUMBERED_ID.fullmatch(need)):
-            found = self._loose.get(f"#{number[1]}", set())
+    def _find(self, subtask_id: str, dependency: str) -> str | None:
+        """Find the id of the subtask with this id, alias or number."""
+        if dependency in self._exact:
+            return self._exact[dependency]
+        if self._aliases is None:
+            self._aliases = self._build_aliases()
+        found = self._aliases.get(normalize_name(dependency), set())
+        if not found and (named := _ID_PREFIX.match(dependency)):
+            found = self._aliases.get(normalize_name(dependency[named.end() :]), set())
+        if not found and (number := _NUMBERED_ID.fullmatch(dependency)):
+            found = self._aliases.get(f"#{number[1]}", set())
         if len(found) > 1:
             either = ", ".join(sorted(found))
-            raise PlanError(f"subtask {subtask_id!r} depends on {need[:120]!r}, which may be any of {either}")
+            raise PlanError(
+                f"subtask {subtask_id!r} depends on {dependency[:120]!r}, which may be any of {either}"
+            )
         return next(iter(found), None)
 
-    def _loosely(self) -> dict[str, set[str]]:
-        """What a subtask may be called: its id, its title, both, or its number where each id ends in one."""
-        loose: dict[str, set[str]] = {}
-        written = [draft.id or name for draft, name in zip(self._drafts, self._ids, strict=True)]
+    def _build_aliases(self) -> dict[str, set[str]]:
+        """Index subtasks by their aliases: id, title, both, or the number where each id ends in one."""
+        aliases: dict[str, set[str]] = {}
+        written = [parsed.id or name for parsed, name in zip(self._parsed_entries, self._ids, strict=True)]
         numbers = [number[1] for number in map(_NUMBERED_ID.fullmatch, written) if number]
-        for place, (draft, name) in enumerate(zip(self._drafts, self._ids, strict=True)):
-            ways = {plain(way) for way in (name, written[place], draft.title, written[place] + draft.title)}
-            ways |= {f"#{numbers[place]}"} if len(numbers) == len(written) else set()
-            for way in ways - {""}:
-                loose.setdefault(way, set()).add(name)
-        return loose
+        for index, (parsed, name) in enumerate(zip(self._parsed_entries, self._ids, strict=True)):
+            names = {
+                normalize_name(alias)
+                for alias in (name, written[index], parsed.title, written[index] + parsed.title)
+            }
+            names |= {f"#{numbers[index]}"} if len(numbers) == len(written) else set()
+            for alias in names - {""}:
+                aliases.setdefault(alias, set()).add(name)
+        return aliases

@@ -1,4 +1,4 @@
-"""How a plan is read from what a planner writes, as a whole and while it is being written."""
+"""Parse plans from a planner's answer, whole or while it is streamed."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _MAX_DEPTH: Final = 4
 
 
 class Outline(NamedTuple):
-    """What a text holds where a plan may be, before its subtasks are read."""
+    """A candidate plan in a text, before its subtasks are parsed."""
 
     summary: str
     entries: Sequence[object]
@@ -25,36 +25,36 @@ class Outline(NamedTuple):
 def parse(text: str, max_subtasks: int) -> Plan:
     """Read and validate the plan in a planner's answer; raise PlanError that says what is wrong with it.
 
-    Read is whatever can be meant in one way only: see `lenient_json` and `plan_entries`. An answer that is
-    cut, or that holds two plans, is none.
+    Every form with one interpretation is accepted: see `lenient_json` and `plan_entries`. A truncated answer,
+    or one with two plans, is rejected.
     """
-    if (simple := _simple(text)) is not None:
-        return Plan(simple.summary, validate(entries.subtasks_of(simple.entries), max_subtasks))
+    if (outline := _parse_bare_object(text)) is not None:
+        return Plan(outline.summary, validate(entries.parse_subtasks(outline.entries), max_subtasks))
     plans: list[Plan] = []
     fault: PlanError | None = None
     for outline in outlines(text):
         try:
-            subtasks = validate(entries.subtasks_of(outline.entries), max_subtasks)
+            subtasks = validate(entries.parse_subtasks(outline.entries), max_subtasks)
             plans.append(Plan(outline.summary, subtasks))
         except PlanError as error:
             fault = error
     if not plans and fault:
         raise fault
-    if any(each != plans[0] for each in plans) or not _begins_as_told(text, plans[0]):
+    if any(each != plans[0] for each in plans) or not _matches_streamed_subtasks(text, plans[0]):
         raise PlanError("the answer holds two plans: write one JSON object")
     return plans[0]
 
 
-def _begins_as_told(text: str, plan: Plan) -> bool:
-    """Whether a plan is the one that was read while the text was being written."""
+def _matches_streamed_subtasks(text: str, plan: Plan) -> bool:
+    """Whether a plan begins with the subtasks that were emitted while the text was streamed."""
     reader = PlanReader(len(plan.subtasks))
     reader.add(text)
-    told = reader.read()
-    return tuple(told) == plan.subtasks[: len(told)]
+    emitted = reader.read()
+    return tuple(emitted) == plan.subtasks[: len(emitted)]
 
 
-def _simple(text: str) -> Outline | None:
-    """What an answer says that is one JSON object and nothing else."""
+def _parse_bare_object(text: str) -> Outline | None:
+    """Parse an answer that is one JSON object and nothing else."""
     text = text.strip()
     if not text.startswith("{"):
         return None
@@ -75,7 +75,7 @@ def outlines(text: str) -> Sequence[Outline]:
     for value in values(text):
         if isinstance(value, JsonFaultError):
             fault = fault or value
-            if value.is_cut and not (whole := _but_for_a_brace(text)):
+            if value.is_cut and not (whole := _complete_with_braces(text)):
                 raise PlanError(f"the answer is not a plan: {value}")
             found += whole if value.is_cut else ()
             continue
@@ -86,15 +86,15 @@ def outlines(text: str) -> Sequence[Outline]:
         return found
     if fault:
         raise PlanError(f"the answer is not a plan: {fault}")
-    if last_resort := _where_nothing_else_is(others):
+    if last_resort := _fallback_outline(others):
         return [last_resort]
-    if inner := _unescaped(text):
+    if inner := _unescape(text):
         return outlines(inner)
-    raise PlanError(_what_it_is_instead(text, others))
+    raise PlanError(_explain_missing_plan(text, others))
 
 
-def _where_nothing_else_is(others: Sequence[Any]) -> Outline | None:
-    """The plan in JSON that would not be taken for one beside a plan: it may be any data."""
+def _fallback_outline(others: Sequence[Any]) -> Outline | None:
+    """Find a plan in JSON that counts as one only where there is no other: it may be any data."""
     match others:
         case [_, _, *_] if all(map(entries.looks_like_a_subtask, others)):
             return Outline("", others)  # one object after the other
@@ -108,7 +108,7 @@ def _where_nothing_else_is(others: Sequence[Any]) -> Outline | None:
     return None
 
 
-def _unescaped(text: str) -> str:
+def _unescape(text: str) -> str:
     """What a text says that is written as if it stood in a JSON string; empty: it is not."""
     text = text.strip()
     try:
@@ -118,7 +118,7 @@ def _unescaped(text: str) -> str:
     return value if isinstance(value, str) and '\\"' in text else ""
 
 
-def _but_for_a_brace(text: str) -> Sequence[Outline]:
+def _complete_with_braces(text: str) -> Sequence[Outline]:
     """The plan of a text that ends where its list of subtasks does: but for closing braces, all is there."""
     text = text.rstrip().removesuffix("```").rstrip()
     if text.endswith("]"):
@@ -132,22 +132,24 @@ def _but_for_a_brace(text: str) -> Sequence[Outline]:
 def _outlines(value: object, depth: int) -> Iterator[Outline]:
     """The plans that a JSON value is or holds."""
     if depth and isinstance(value, str):
-        yield from _outlines(_decoded(value), depth - 1)
+        yield from _outlines(_decode_nested_json(value), depth - 1)
     elif depth and isinstance(value, list):
         inner = [outline for each in value for outline in _outlines(each, depth - 1)]
         yield from inner
         if not inner and any(map(entries.looks_like_a_subtask, value)):
             yield Outline("", value)
     elif depth and isinstance(value, dict):
-        fields = entries.fields_of(value)
-        summaries = (entries.text_of(fields.get(name)) for name in entries.SUMMARIES)
+        fields = entries.normalize_fields(value)
+        summaries = (entries.text_of(fields.get(name)) for name in entries.SUMMARY_KEYS)
         summary = next(filter(None, summaries), "")
         for outline in _outlines_of(fields, depth):
             yield outline if outline.summary else outline._replace(summary=summary)
 
 
 def _outlines_of(fields: Mapping[str, Any], depth: int) -> Sequence[Outline]:
-    named = {name: found for name in entries.LISTS if (found := _list(fields.get(name), depth)) is not None}
+    named = {
+        name: found for name in entries.LIST_KEYS if (found := _list(fields.get(name), depth)) is not None
+    }
     if "subtasks" in named:
         return [Outline("", named["subtasks"])]
     if named:
@@ -158,7 +160,7 @@ def _outlines_of(fields: Mapping[str, Any], depth: int) -> Sequence[Outline]:
 def _list(value: object, depth: int) -> Sequence[object] | None:
     """What a member that is called a list of subtasks lists, be it in a string or by id; None: nothing."""
     if isinstance(value, str):
-        value = _decoded(value)
+        value = _decode_nested_json(value)
     if isinstance(value, list):
         inner = [outline for each in value for outline in _outlines(each, depth - 1)]
         return value if len(value) != 1 or not inner else None
@@ -168,8 +170,8 @@ def _list(value: object, depth: int) -> Sequence[object] | None:
     return None
 
 
-def _decoded(text: str) -> object:
-    """What a string holds, if it holds JSON and nothing else."""
+def _decode_nested_json(text: str) -> object:
+    """Decode a string that holds JSON and nothing else."""
     text = text.strip()
     if text.startswith(("{", "[")):
         try:
@@ -181,7 +183,7 @@ def _decoded(text: str) -> object:
     return None
 
 
-def _what_it_is_instead(text: str, others: Sequence[Any]) -> str:
+def _explain_missing_plan(text: str, others: Sequence[Any]) -> str:
     if not text.strip():
         return "the answer is empty: write the plan"
     for value in others:
@@ -196,56 +198,56 @@ def _what_it_is_instead(text: str, others: Sequence[Any]) -> str:
 
 
 _LIST: Final = re.compile(r'(?<!\\)"subtasks"\s*:\s*\[')
-_BETWEEN: Final = re.compile(r"[\s,]*")
+_SEPARATORS: Final = re.compile(r"[\s,]*")
 _DECODER: Final = json.JSONDecoder()
 
 
 class PlanReader:
-    """Reads a plan while it is being written, and gives each subtask as soon as it is whole.
+    """Parses a plan incrementally, and emits each subtask as soon as it is complete.
 
-    It gives only the beginning of what `parse` makes of the whole text; where something has to be repaired or
-    guessed it gives nothing more and leaves it to that. A subtask that depends on later ones is held back
-    until they are known, and with it all that follow. The summary must come before the subtasks: a worker
-    cannot begin without it.
+    It emits only a prefix of what `parse` returns for the whole text; at the first repair or guess it stops
+    and leaves the rest to `parse`. A subtask that depends on later ones is buffered until they are known,
+    together with all that follow. The summary must come before the subtasks: a worker cannot start without
+    it.
     """
 
     def __init__(self, max_subtasks: int) -> None:
         self.summary = ""
-        self.told: list[Subtask] = []
-        """All subtasks that it has given so far."""
+        self.emitted: list[Subtask] = []
+        """All subtasks emitted so far."""
         self._max_subtasks = max_subtasks
         self._text = ""
         self._pieces: list[str] = []
-        self._place = 0
-        """Where in the text the next subtask begins; 0: the list has not begun."""
-        self._known: set[str] = set()
-        self._held: list[Subtask] = []
-        self._may_be_whole = False
-        """Whether something can have come to its end since the last time."""
-        self._gave_up = False
+        self._position = 0
+        """The offset of the next subtask in the text; 0: the list has not started."""
+        self._known_ids: set[str] = set()
+        self._buffered: list[Subtask] = []
+        self._may_have_complete_subtask = False
+        """Whether the pieces added since the last `read` may complete a subtask."""
+        self._is_stopped = False
 
     def add(self, piece: str) -> None:
-        """Take in what was written next."""
+        """Append the next piece of the text."""
         self._pieces.append(piece)
-        self._may_be_whole = self._may_be_whole or "}" in piece or "[" in piece
+        self._may_have_complete_subtask = self._may_have_complete_subtask or "}" in piece or "[" in piece
 
     def read(self) -> Sequence[Subtask]:
-        """The subtasks that are whole by what was added since the last time."""
-        if self._gave_up or not self._may_be_whole:
+        """Return the subtasks completed by what was added since the last call."""
+        if self._is_stopped or not self._may_have_complete_subtask:
             return ()
-        self._may_be_whole = False
+        self._may_have_complete_subtask = False
         self._text += "".join(self._pieces)
         self._pieces.clear()
         try:
-            if not self._place:
-                self._place = self._begin()
-            if self._place:
-                self._hold_what_is_whole()
+            if not self._position:
+                self._position = self._find_list_start()
+            if self._position:
+                self._buffer_complete_subtasks()
         except (PlanError, ValueError, RecursionError):
-            self._gave_up = True
-        return self._release()
+            self._is_stopped = True
+        return self._emit_resolved()
 
-    def _begin(self) -> int:
+    def _find_list_start(self) -> int:
         """Find the list and read what comes before it; raise ValueError where that is no plan's beginning."""
         found = _LIST.search(self._text)
         if not found:
@@ -256,27 +258,27 @@ class PlanReader:
         self.summary = entries.text_of(head["summary"])
         return found.end()
 
-    def _hold_what_is_whole(self) -> None:
+    def _buffer_complete_subtasks(self) -> None:
         while True:
-            between = _BETWEEN.match(self._text, self._place)
-            start = between.end() if between else self._place
+            between = _SEPARATORS.match(self._text, self._position)
+            start = between.end() if between else self._position
             if self._text[start : start + 1] != "{":
                 return
             try:
                 entry, end = _DECODER.raw_decode(self._text, start)
             except json.JSONDecodeError:
                 return  # not whole yet, or never
-            subtask = entries.subtask_of(entry, len(self._known) + 1)
-            check(subtask, self._known)
-            if len(self._known) == self._max_subtasks:
+            subtask = entries.parse_subtask(entry, len(self._known_ids) + 1)
+            check(subtask, self._known_ids)
+            if len(self._known_ids) == self._max_subtasks:
                 raise PlanError("there are too many")
-            self._known.add(subtask.id)
-            self._held.append(subtask)
-            self._place = end
+            self._known_ids.add(subtask.id)
+            self._buffered.append(subtask)
+            self._position = end
 
-    def _release(self) -> Sequence[Subtask]:
-        """Those whose dependencies are known by the ids that they are called by."""
-        released = list(takewhile(lambda each: self._known.issuperset(each.depends_on), self._held))
-        del self._held[: len(released)]
-        self.told += released
-        return released
+    def _emit_resolved(self) -> Sequence[Subtask]:
+        """Emit the buffered subtasks up to the first with an unknown dependency."""
+        emitted = list(takewhile(lambda each: self._known_ids.issuperset(each.depends_on), self._buffered))
+        del self._buffered[: len(emitted)]
+        self.emitted += emitted
+        return emitted

@@ -55,8 +55,8 @@ from orchestrator.core.wire import (
 from orchestrator.v1 import event_pb2 as pb_event
 from orchestrator.v1 import instance_pb2 as pb
 
-WORK_BEGINS = tuple(names.started for names in WORK_EVENTS.values())
-WORK_ENDS = (
+WORK_START_EVENTS = tuple(names.started for names in WORK_EVENTS.values())
+WORK_END_EVENTS = (
     *(names.failed for names in WORK_EVENTS.values()),
     "subtask_planned",
     "subtask_completed",
@@ -72,14 +72,14 @@ def _to(states: tuple[State, ...], *kinds: str) -> dict[str, tuple[State, ...]]:
 TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
     pb.STATE_UNSPECIFIED: _to((QUEUED,), "instance_created"),
     QUEUED: {
-        **_to((RUNNING,), *WORK_BEGINS, *WORK_ENDS),
+        **_to((RUNNING,), *WORK_START_EVENTS, *WORK_END_EVENTS),
         **_to((RUNNING, WAITING), "plan_completed"),
         **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
         **_to((ERRORED,), "instance_errored"),
         **_to((TERMINATED,), "instance_terminated"),
     },
     RUNNING: {
-        **_to((RUNNING,), *WORK_BEGINS, *WORK_ENDS),
+        **_to((RUNNING,), *WORK_START_EVENTS, *WORK_END_EVENTS),
         **_to((RUNNING, WAITING), "plan_completed"),
         **_to((WAITING_FOR_PAUSE,), "instance_pause_requested"),
         **_to((COMPLETE,), "instance_completed"),
@@ -87,7 +87,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
         **_to((TERMINATED,), "instance_terminated"),
     },
     WAITING_FOR_PAUSE: {
-        **_to((WAITING_FOR_PAUSE,), *WORK_ENDS, "plan_completed"),
+        **_to((WAITING_FOR_PAUSE,), *WORK_END_EVENTS, "plan_completed"),
         **_to((PAUSED,), "instance_paused"),
         **_to((QUEUED, RUNNING, WAITING), "instance_resumed"),
         **_to((COMPLETE,), "instance_completed"),
@@ -110,8 +110,8 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
     TERMINATED: {**_to((QUEUED, WAITING), "instance_retried"), **_to((QUEUED,), "instance_restarted")},
 }
 """For each state, the events that may follow and the states they may lead to. Where there are several,
-`WAITING` holds while the plan awaits review, `QUEUED` while no work has begun, `RUNNING` otherwise; the first
-of them where that one is not among them."""
+`WAITING` holds while the plan awaits review, `QUEUED` while no work has started, `RUNNING` otherwise; the
+first of them where that one is not among them."""
 
 
 class IllegalEventError(ValueError):
@@ -150,9 +150,9 @@ def _evolve(draft: Instance, event: pb_event.Event) -> None:
     if targets is None:
         raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(draft.state)}")
     time_s = seconds_of(event.event_time)
-    _CHANGE[kind](draft, getattr(event, kind), time_s)
+    _HANDLERS[kind](draft, getattr(event, kind), time_s)
     state = targets[0]
-    if len(targets) > 1 and (chosen := _choose(draft)) in targets:
+    if len(targets) > 1 and (chosen := _derive_state(draft)) in targets:
         state = chosen
     if state == RUNNING and not draft.start_time_s:
         draft.start_time_s = time_s
@@ -163,7 +163,7 @@ def _evolve(draft: Instance, event: pb_event.Event) -> None:
     draft.last_sequence = event.sequence
 
 
-def _choose(instance: Instance) -> State:
+def _derive_state(instance: Instance) -> State:
     if instance.is_awaiting_review:
         return WAITING
     return RUNNING if instance.start_time_s or instance.is_planned else QUEUED
@@ -211,7 +211,7 @@ def _work_started(draft: Instance, payload: WorkStarted, time_s: float) -> None:
     work = _work(draft, key)
     if work.state != PENDING or attempt != work.attempt + 1:
         raise IllegalEventError(f"attempt {attempt} cannot start after attempt {work.attempt}")
-    begun = work._replace(
+    started = work._replace(
         state=IN_PROGRESS,
         attempt=attempt,
         model=payload.model,
@@ -219,9 +219,9 @@ def _work_started(draft: Instance, payload: WorkStarted, time_s: float) -> None:
         fail_time_s=0.0,
         start_time_s=work.start_time_s or time_s,
     )
-    _set_work(draft, key, begun)
+    _set_work(draft, key, started)
     if key == PLANNING:
-        _set_plan_aside(draft)
+        _discard_plan(draft)
 
 
 def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
@@ -261,7 +261,7 @@ def _fail_plan(draft: Instance, error: pb.Failure) -> None:
     if error.reason in UNUSABLE:
         draft.plan_fault = error.message
     draft.failed_plans += error.reason in UNUSABLE or (bool(draft.subtasks) and error.reason != INTERRUPTED)
-    _set_plan_aside(draft)
+    _discard_plan(draft)
 
 
 def _work_completed(draft: Instance, payload: WorkCompleted, time_s: float) -> None:
@@ -272,14 +272,14 @@ def _work_completed(draft: Instance, payload: WorkCompleted, time_s: float) -> N
     _add_usage(draft, usage)
 
 
-def _set_plan_aside(draft: Instance) -> None:
-    """Forget the plan, but keep what was completed in it, should the next one have it too."""
-    draft.reusable = _kept(draft)
+def _discard_plan(draft: Instance) -> None:
+    """Discard the plan, but retain its completed subtasks for the next plan."""
+    draft.reusable = _reusable_subtasks(draft)
     draft.subtasks = {}
     draft.summary = ""
 
 
-def _kept(instance: Instance) -> Mapping[str, Subtask]:
+def _reusable_subtasks(instance: Instance) -> Mapping[str, Subtask]:
     """What is completed in this plan and in those before it, but for what was made from another result."""
     done = {name: subtask for name, subtask in instance.subtasks.items() if subtask.work.state == COMPLETED}
     kept = {**instance.reusable, **done}
@@ -298,15 +298,15 @@ def _subtask_planned(draft: Instance, payload: pb_event.SubtaskPlanned, _: float
         raise IllegalEventError(f"subtask {subtask.id} cannot be planned now")
     subtasks = {**draft.subtasks, subtask.id: subtask}
     while draft.reusable and (
-        found := [name for name in subtasks if _is_kept(draft.reusable, subtasks, name)]
+        found := [name for name in subtasks if _is_reusable(draft.reusable, subtasks, name)]
     ):
         subtasks |= {name: draft.reusable[name] for name in found}
     draft.subtasks = subtasks
     draft.summary = payload.summary or draft.summary
 
 
-def _is_kept(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name: str) -> bool:
-    """Whether a subtask that has not begun is one whose result is kept, made from the same results."""
+def _is_reusable(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name: str) -> bool:
+    """Whether a subtask that has not started is one whose result is kept, made from the same results."""
     subtask, done = subtasks[name], kept.get(name)
     return (
         done is not None
@@ -334,17 +334,17 @@ def _plan_reviewed(draft: Instance, payload: pb_event.PlanReviewed, _: float) ->
             draft.is_reviewed = True
             if payload.subtasks:
                 edited = [subtask_of(message) for message in payload.subtasks]
-                draft.subtasks = {subtask.id: _unless_done(draft, subtask) for subtask in edited}
+                draft.subtasks = {subtask.id: _completed_or_edited(draft, subtask) for subtask in edited}
         case pb_event.DECISION_REJECT:
             draft.planning = draft.planning.reset()
             draft.is_planned = False
             draft.feedback = payload.feedback
-            _set_plan_aside(draft)
+            _discard_plan(draft)
         case unknown:
             raise IllegalEventError(f"decision {unknown} is none that this version knows")
 
 
-def _unless_done(instance: Instance, edited: Subtask) -> Subtask:
+def _completed_or_edited(instance: Instance, edited: Subtask) -> Subtask:
     known = instance.subtasks.get(edited.id)
     is_done = known is not None and known.work.state == COMPLETED and known.definition == edited.definition
     return known if known is not None and is_done else edited
@@ -376,7 +376,7 @@ def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> No
     else:
         draft.planning = draft.planning.reset()
         draft.plan_fault = ""
-        _set_plan_aside(draft)
+        _discard_plan(draft)
     draft.synthesis = draft.synthesis.reset()
     draft.error = None
 
@@ -404,15 +404,16 @@ def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -
 
 
 def _errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:
-    _cut(draft, time_s, NO_USAGE)
+    _interrupt_calls(draft, time_s, NO_USAGE)
     draft.error = failure_of(payload.error)
 
 
 def _terminated(draft: Instance, payload: pb_event.InstanceTerminated, time_s: float) -> None:
-    _cut(draft, time_s, CUT_OFF if payload.cut_off_calls else NO_USAGE)  # earlier versions counted none
+    # Earlier versions did not count the interrupted calls.
+    _interrupt_calls(draft, time_s, CUT_OFF if payload.cut_off_calls else NO_USAGE)
 
 
-def _cut(draft: Instance, time_s: float, usage: Usage) -> None:
+def _interrupt_calls(draft: Instance, time_s: float, usage: Usage) -> None:
     """Cut off whatever is under way, each call with this usage: no event of it will follow."""
 
     def cut(work: Work) -> Work:
@@ -423,14 +424,15 @@ def _cut(draft: Instance, time_s: float, usage: Usage) -> None:
         return work._replace(state=FAILED, error=cause, end_time_s=time_s, usage=work.usage.plus(usage))
 
     draft.planning = cut(draft.planning)
-    draft.subtasks = {  # those that are not cut stay the same ones, by which `_kept` knows them
+    # The others keep their identity, which `_reusable_subtasks` compares.
+    draft.subtasks = {
         name: subtask._replace(work=cut(subtask.work)) if subtask.work.state == IN_PROGRESS else subtask
         for name, subtask in draft.subtasks.items()
     }
     draft.synthesis = cut(draft.synthesis)
 
 
-_CHANGE: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
+_HANDLERS: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
     **{names.started: _work_started for names in WORK_EVENTS.values()},
     **{names.failed: _work_failed for names in WORK_EVENTS.values()},
     **{names.completed: _work_completed for names in WORK_EVENTS.values()},

@@ -22,7 +22,7 @@ from orchestrator.core.prompts import Message, Prompt, version_of
 CONTEXT_TOKENS: Final = 2048
 """How much context a call needs: its prompt and its answer."""
 
-_MOST_SUBTASKS: Final = 4
+_MAX_SUBTASKS: Final = 4
 _TITLE_CHARACTERS: Final = 70
 _VERBS: Final = (
     *("Add", "Build", "Choose", "Collect", "Compare", "Configure", "Create", "Define", "Describe", "Design"),
@@ -32,7 +32,7 @@ _VERBS: Final = (
 _TITLE: Final = rf"^({'|'.join(_VERBS)}) [A-Za-z][A-Za-z0-9 -]{{6,{_TITLE_CHARACTERS - 12}}}$"
 _PLAN_TOKENS: Final = 320  # four titles of the worst tokens there are
 _WORK_TOKENS: Final = 220
-_OPENING_TOKENS: Final = 90
+_INTRODUCTION_TOKENS: Final = 90
 
 _PLANNER: Final = "You split a task into a few short subtasks that different people do. Answer with JSON."
 _EXAMPLES: Final = (
@@ -77,25 +77,25 @@ class Tiny:
         for task, titles in _EXAMPLES:
             answer = json.dumps({"subtasks": titles[: instance.config.max_subtasks]})
             messages += [Message("user", f"Task: {task}"), Message("assistant", answer)]
-        wishes = " ".join(filter(None, (instance.feedback, instance.config.instructions)))
-        task = f"Task: {_brief(instance.prompt, 800)}{_wish(wishes)}"
+        guidance = " ".join(filter(None, (instance.feedback, instance.config.instructions)))
+        task = f"Task: {_truncate(instance.prompt, 800)}{_format_guidance(guidance)}"
         return Prompt(
             "planning",
             (*messages, Message("user", task)),
-            schema=_schema(min(instance.config.max_subtasks, _MOST_SUBTASKS)),
+            schema=_schema(min(instance.config.max_subtasks, _MAX_SUBTASKS)),
             # The likeliest titles are the most sensible ones.
             sampling=_sampling(0.0, instance.planning),
             max_output_tokens=_PLAN_TOKENS,
         )
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:  # noqa: ARG002  other profiles need it
-        """Titles said twice are one subtask, which only the whole answer tells."""
+        """Return no reader: repeated titles are one subtask, which needs the whole answer."""
         return None
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
-        """Make subtasks of the titles, each said once; raise PlanError where there is none."""
+        """Build subtasks from the distinct titles; raise PlanError where there is none."""
         cleaned: dict[str, str] = {}
-        for title in filter(None, map(_clean, outlines(text)[0].entries)):
+        for title in filter(None, map(_clean_title, outlines(text)[0].entries)):
             cleaned.setdefault(title.lower(), title)
         subtasks = [
             Subtask(id=f"t{number}", title=title, instructions=f"{title}.")
@@ -107,11 +107,12 @@ class Tiny:
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:
         """Ask for a short text on one subtask; it may end at the token limit."""
         needed = [instance.subtasks[name] for name in subtask.depends_on]
-        outputs = " ".join(f"{each.title}: {_brief(each.output, 300 // len(needed))}" for each in needed)
+        outputs = " ".join(f"{each.title}: {_truncate(each.output, 300 // len(needed))}" for each in needed)
+        guidance = _format_guidance(instance.config.instructions)
         parts = [
-            f"For this project: {_brief(instance.prompt, 500)}{_wish(instance.config.instructions)}",
-            _brief(outputs, 400),
-            _brief(subtask.instructions, 500),
+            f"For this project: {_truncate(instance.prompt, 500)}{guidance}",
+            _truncate(outputs, 400),
+            _truncate(subtask.instructions, 500),
         ]
         return Prompt(
             "work",
@@ -125,8 +126,8 @@ class Tiny:
 
     def synthesize(self, instance: Instance) -> Prompt:
         """Ask for an opening of two sentences."""
-        titles = ", ".join(_brief(subtask.title, 80) for subtask in list(instance.subtasks.values())[:8])
-        task = f"{_brief(instance.prompt, 500)}{_wish(instance.config.instructions)}"
+        titles = ", ".join(_truncate(subtask.title, 80) for subtask in list(instance.subtasks.values())[:8])
+        task = f"{_truncate(instance.prompt, 500)}{_format_guidance(instance.config.instructions)}"
         asked = (
             f"A document answers this task: {task}\n"
             f"It has these parts: {titles}.\nWrite two sentences that introduce the document."
@@ -135,17 +136,17 @@ class Tiny:
             "synthesis",
             (Message("system", _SYNTHESISER), Message("user", asked)),
             sampling=_sampling(0.2, instance.synthesis),
-            max_output_tokens=_OPENING_TOKENS,
+            max_output_tokens=_INTRODUCTION_TOKENS,
             may_be_cut=True,
         )
 
     def read_synthesis(self, instance: Instance, text: str) -> str:
         """The opening, then each subtask's output verbatim under its title, then what is missing."""
-        sections = [_sentences(text)]
+        sections = [_complete_sentences(text)]
         missing = []
         for subtask in instance.subtasks.values():
             if subtask.work.state == COMPLETED:
-                sections.append(f"## {subtask.title}\n\n{_closed(subtask.output.strip())}")
+                sections.append(f"## {subtask.title}\n\n{_close_code_fence(subtask.output.strip())}")
             else:
                 why = subtask.work.error.message if subtask.work.error else "it did not run"
                 missing.append(f"- {subtask.title}: {why}")
@@ -177,7 +178,7 @@ def _schema(most: int) -> dict[str, object]:
     }
 
 
-def _clean(title: object) -> str:
+def _clean_title(title: object) -> str:
     """A title in one line that ends where a phrase may end; empty where there is none."""
     words = title.split() if isinstance(title, str) else []
     if len(" ".join(words)) >= _TITLE_CHARACTERS - len("Configure"):  # the grammar may have cut the last word
@@ -187,8 +188,8 @@ def _clean(title: object) -> str:
     return " ".join(words).rstrip(" .,;:")[: plan.MAX_TITLE_CHARACTERS]
 
 
-def _brief(text: str, limit_bytes: int) -> str:
-    """So many bytes of a text at most, in one paragraph, with nothing in it that could pose as a turn."""
+def _truncate(text: str, limit_bytes: int) -> str:
+    """Truncate a text to a limit in bytes, in one paragraph and without chat template tokens."""
     text = " ".join(text[: 2 * limit_bytes].replace("<|", "< |").split())
     encoded = text.encode(errors="replace")
     if len(encoded) <= limit_bytes:
@@ -196,18 +197,18 @@ def _brief(text: str, limit_bytes: int) -> str:
     return encoded[: limit_bytes - len("…".encode())].decode(errors="ignore") + "…"
 
 
-def _wish(wishes: str) -> str:
-    return f"\nMind this: {_brief(wishes, 200)}" if wishes else ""
+def _format_guidance(guidance: str) -> str:
+    return f"\nMind this: {_truncate(guidance, 200)}" if guidance else ""
 
 
-def _sentences(text: str) -> str:
-    """A text up to its last full sentence; all of it where it has none."""
+def _complete_sentences(text: str) -> str:
+    """Truncate a text after its last complete sentence, if it has one."""
     text = text.strip()
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", text)]
     return text[: ends[-1]] if ends else text
 
 
-def _closed(text: str) -> str:
-    """A Markdown text with its last code fence closed, so that what follows is no code."""
+def _close_code_fence(text: str) -> str:
+    """Close the last code fence of a Markdown text, so that what follows is not code."""
     fences = sum(line.lstrip().startswith("```") for line in text.splitlines())
     return f"{text}\n```" if fences % 2 else text
