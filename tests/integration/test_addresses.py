@@ -89,7 +89,7 @@ async def failure(url: str, provider: str = "openai", key: str = KEY) -> ModelEr
     return caught.value
 
 
-async def examine(url: str, tmp_path: Path) -> Finding:
+async def run_checks(url: str, tmp_path: Path) -> Finding:
     """What the doctor finds about a model at an address."""
     settings = Settings(
         grpc_address=f"127.0.0.1:{free_port()}",
@@ -99,7 +99,7 @@ async def examine(url: str, tmp_path: Path) -> Finding:
         small_model="openai/m",
     )
     environment = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": KEY}
-    findings = {it.subject: it for it in await doctor.examine(settings, environment)}
+    findings = {it.subject: it for it in await doctor.run_checks(settings, environment)}
     return findings["big model"]
 
 
@@ -117,7 +117,7 @@ async def test_a_login_in_the_address_is_sent_as_basic_auth_and_never_shown(
         assert server.asked[0].headers["Authorization"] == "Basic dXNlcjpodW50ZXIyLUBzZWNyZXQ="
         assert server.asked[0].headers.get("x-api-key") == (KEY if provider == "anthropic" else None)
         assert "@" not in server.asked[0].raw_path
-        finding = await examine(f"{url}/v1", tmp_path)
+        finding = await run_checks(f"{url}/v1", tmp_path)
     assert not finding.mend
     assert f"at {server.url}/v1, with the login in OPENAI_BASE_URL: it answers" in finding.finding
     echo = json.dumps({"error": {"message": "no dXNlcjpodW50ZXIyLUBzZWNyZXQ= hunter2-@secret"}})
@@ -125,7 +125,7 @@ async def test_a_login_in_the_address_is_sent_as_basic_auth_and_never_shown(
         async with serving(web.Response(status=status, text=echo)) as server:
             url = server.url.replace("http://", "http://user:hunter2-%40secret@")
             error = await failure(f"{url}/v1", provider)
-            told = f"{error} {error!r} {await examine(f'{url}/v1', tmp_path)} {caplog.text}"
+            told = f"{error} {error!r} {await run_checks(f'{url}/v1', tmp_path)} {caplog.text}"
         assert "hunter2" not in told
         assert "dXNlcjpod" not in told
         assert status == 500 or f"check {VARIABLE[provider]}" in str(error)
@@ -139,13 +139,13 @@ async def test_a_query_is_sent_behind_the_path_and_its_values_are_not_shown(
     async with serving() as server:
         url = f"{server.url}/v1?api-version=2024-10-21&sig=hunter2hunter2"
         assert (await call(url, provider)).text == "Hello"
-        finding = await examine(url, tmp_path)
+        finding = await run_checks(url, tmp_path)
     path = "/v1/messages" if provider == "anthropic" else "/v1/chat/completions"
     assert server.asked[0].raw_path == f"{path}?api-version=2024-10-21&sig=hunter2hunter2"
     assert f"at {server.url}/v1?api-version=2024-10-21&sig=***, with OPENAI_API_KEY" in finding.finding
     async with serving(web.Response(status=404, text="Cannot POST /v1?sig=hunter2hunter2")) as server:
         url = f"{server.url}/v1?sig=hunter2hunter2"
-        told = f"{await failure(url, provider)} {await examine(url, tmp_path)} {caplog.text}"
+        told = f"{await failure(url, provider)} {await run_checks(url, tmp_path)} {caplog.text}"
     assert "hunter2" not in told
 
 
@@ -260,7 +260,7 @@ async def test_a_model_that_is_not_there_is_no_error_of_the_address(text: str) -
 async def test_the_doctor_says_that_v1_is_missing(tmp_path: Path) -> None:
     answer = web.json_response({"error": "Unexpected endpoint or method. (POST /chat/completions)"})
     async with serving(answer) as server:
-        finding = await examine(server.url, tmp_path)
+        finding = await run_checks(server.url, tmp_path)
         assert len(server.asked) == 1
     assert finding.is_broken
     assert f"add /v1 to OPENAI_BASE_URL, as in {server.url}/v1" in finding.mend
@@ -301,7 +301,7 @@ async def test_a_redirect_is_not_followed_and_says_where_to(
         async with serving(redirect) as server:
             error = await failure(f"{server.url}/v1", provider)
             assert len(server.asked) == 1
-            finding = await examine(f"{server.url}/v1", tmp_path)
+            finding = await run_checks(f"{server.url}/v1", tmp_path)
     assert not other.asked
     assert (error.reason, error.retryable) == ("REQUEST_REJECTED", False)
     new = f"{other.url}/api" if provider == "anthropic" else f"{other.url}/api/v1"
@@ -380,7 +380,7 @@ async def test_a_certificate_of_an_unknown_authority_is_not_tried_again_and_says
 ) -> None:
     async with serving(tls=certified(authority)) as server:
         error = await failure(f"{server.url}/v1")
-        finding = await examine(f"{server.url}/v1", tmp_path)
+        finding = await run_checks(f"{server.url}/v1", tmp_path)
         assert not server.asked
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", False)
     assert f"the certificate of {server.netloc} is not trusted (unable to get local issuer" in str(error)
@@ -428,7 +428,7 @@ async def test_plain_http_at_a_tls_port_is_not_tried_again_and_says_how_to_begin
     async with serving(tls=certified(authority)) as server:
         url = server.url.replace("https", "http")
         error = await failure(f"{url}/v1")
-        finding = await examine(f"{url}/v1", tmp_path)
+        finding = await run_checks(f"{url}/v1", tmp_path)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", False)
     assert f"{server.netloc} speaks TLS at that port: begin OPENAI_BASE_URL with https://" in str(error)
     assert finding.is_broken
@@ -456,7 +456,7 @@ async def test_tls_at_a_plain_port_is_not_tried_again_and_says_how_to_begin(tmp_
     async with serving() as server:
         url = server.url.replace("http", "https")
         error = await failure(f"{url}/v1")
-        finding = await examine(f"{url}/v1", tmp_path)
+        finding = await run_checks(f"{url}/v1", tmp_path)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", False)
     assert "begin OPENAI_BASE_URL with http://" in str(error)
     assert finding.is_broken

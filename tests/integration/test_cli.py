@@ -20,9 +20,9 @@ from support.shell import (
     NO_MODELS,
     Shell,
     assert_one_line,
-    in_a_terminal,
     read_all,
     read_until,
+    run_in_terminal,
 )
 
 from orchestrator.cli.options import read_requests
@@ -33,7 +33,7 @@ ANSWER = "# Answer\n\none \x1b[31mtwo\n"
 
 
 @pytest.fixture
-def no_service(tmp_path: Path) -> Shell:
+def no_service_error(tmp_path: Path) -> Shell:
     return Shell.without_service(tmp_path)
 
 
@@ -44,12 +44,14 @@ async def service() -> AsyncIterator[ScriptedService]:
 
 
 @pytest.fixture
-def shell(no_service: Shell, service: ScriptedService) -> Shell:
-    return no_service.on(service)
+def shell(no_service_error: Shell, service: ScriptedService) -> Shell:
+    return no_service_error.on(service)
 
 
-async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(no_service: Shell) -> None:
-    outcomes = await asyncio.gather(*(no_service.run(name, "--help") for name in COMMANDS))
+async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(
+    no_service_error: Shell,
+) -> None:
+    outcomes = await asyncio.gather(*(no_service_error.run(name, "--help") for name in COMMANDS))
     for name, outcome in zip(COMMANDS, outcomes, strict=True):
         assert (outcome.code, outcome.err) == (0, "")
         assert "Examples:" in outcome.out
@@ -84,14 +86,14 @@ async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(no
     ],
     ids=" ".join,
 )
-async def test_bad_usage_is_told_in_a_line(no_service: Shell, arguments: Sequence[str]) -> None:
-    outcome = await no_service.run(*arguments)
+async def test_bad_usage_is_told_in_a_line(no_service_error: Shell, arguments: Sequence[str]) -> None:
+    outcome = await no_service_error.run(*arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert_one_line(outcome)
 
 
-async def test_alone_it_shows_its_help(no_service: Shell) -> None:
-    outcome = await no_service.run()
+async def test_alone_it_shows_its_help(no_service_error: Shell) -> None:
+    outcome = await no_service_error.run()
     assert outcome.code == 2
     assert "Commands:" in outcome.err
 
@@ -102,9 +104,9 @@ async def test_alone_it_shows_its_help(no_service: Shell) -> None:
     ids=" ".join,
 )
 async def test_without_a_service_it_says_how_to_start_one(
-    no_service: Shell, arguments: Sequence[str]
+    no_service_error: Shell, arguments: Sequence[str]
 ) -> None:
-    outcome = await no_service.run(*arguments)
+    outcome = await no_service_error.run(*arguments)
     assert (outcome.code, outcome.out) == (3, "")
     assert_one_line(outcome)
     assert "orchestrator up" in outcome.err
@@ -147,22 +149,22 @@ async def test_a_byte_order_mark_is_no_part_of_what_is_read(shell: Shell, servic
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-async def test_a_file_in_utf_16_is_told_as_that(no_service: Shell, encoding: str) -> None:
+async def test_a_file_in_utf_16_is_told_as_that(no_service_error: Shell, encoding: str) -> None:
     for name in ("p.md", "plan.json", "b.jsonl", "orchestrator.toml"):
-        (no_service.folder / name).write_text('log_level = "info"', encoding)
+        (no_service_error.folder / name).write_text('log_level = "info"', encoding)
         arguments = {
             "p.md": ("create", "--prompt-file", "p.md"),
             "plan.json": ("create", "p", "--plan", "plan.json"),
             "b.jsonl": ("batch", "b.jsonl"),
             "orchestrator.toml": ("list",),
         }[name]
-        outcome = await no_service.run(*arguments)
+        outcome = await no_service_error.run(*arguments)
         assert (outcome.code, outcome.out) == (2, "")
         assert_one_line(outcome)
         assert f"{name} is " in outcome.err
         assert "UTF-16" in outcome.err
         assert "save it as UTF-8" in outcome.err
-        (no_service.folder / name).unlink()
+        (no_service_error.folder / name).unlink()
 
 
 async def test_create_passes_on_what_it_is_given_and_nothing_else(
@@ -217,8 +219,8 @@ BATCHES = {
 }
 
 
-async def test_a_batch_that_is_malformed_names_the_line_and_what_is_expected(no_service: Shell) -> None:
-    outcomes = await asyncio.gather(*(no_service.run("batch", "-", stdin=text) for text in BATCHES))
+async def test_a_batch_that_is_malformed_names_the_line_and_what_is_expected(no_service_error: Shell) -> None:
+    outcomes = await asyncio.gather(*(no_service_error.run("batch", "-", stdin=text) for text in BATCHES))
     for words, outcome in zip(BATCHES.values(), outcomes, strict=True):
         assert (outcome.code, outcome.out) == (2, "")
         assert_one_line(outcome)
@@ -234,8 +236,8 @@ def test_a_batch_is_read_line_by_line(tmp_path: Path) -> None:
     assert second.config.max_subtasks == 3
 
 
-async def test_a_plan_that_is_malformed_names_the_subtask(no_service: Shell) -> None:
-    plan = no_service.folder / "plan.json"
+async def test_a_plan_that_is_malformed_names_the_subtask(no_service_error: Shell) -> None:
+    plan = no_service_error.folder / "plan.json"
     for text, words in (
         ("{}", "plan.json must be a JSON list of subtasks, as in [{"),
         ("[", "plan.json must be a JSON list of subtasks, as in [{"),
@@ -243,7 +245,7 @@ async def test_a_plan_that_is_malformed_names_the_subtask(no_service: Shell) -> 
         ('[{"id": "a", "dependOn": []}]', "dependOn is no field: did you mean dependsOn?"),
     ):
         plan.write_text(text)
-        outcome = await no_service.run("create", "p", "--plan", "plan.json")
+        outcome = await no_service_error.run("create", "p", "--plan", "plan.json")
         assert outcome.code == 2
         assert_one_line(outcome)
         assert words in outcome.err
@@ -290,20 +292,22 @@ async def test_run_gives_programs_the_events(shell: Shell) -> None:
     assert outcome.events[10]["synthesisCompleted"]["finalResult"] == ANSWER.rstrip("\n")
 
 
-async def test_run_of_a_failing_instance_says_why(no_service: Shell) -> None:
+async def test_run_of_a_failing_instance_says_why(no_service_error: Shell) -> None:
     async with ScriptedService(play_badly) as service:
         await service.start(rest_port=0)
-        shell = no_service.on(service)
+        shell = no_service_error.on(service)
         outcome = await shell.run("run", "p")
     assert (outcome.code, outcome.out) == (1, "")
     last = outcome.err.splitlines()[-1]
     assert last == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY"
 
 
-async def test_run_does_without_rest_where_only_grpc_is_served(no_service: Shell) -> None:
+async def test_run_does_without_rest_where_only_grpc_is_served(no_service_error: Shell) -> None:
     async with ScriptedService(play_well) as service:
         await service.start()
-        outcome = await no_service.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run("run", "p")
+        outcome = await no_service_error.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run(
+            "run", "p"
+        )
     assert (outcome.code, outcome.out) == (0, ANSWER)
     assert "over gRPC" in outcome.err
 
@@ -318,11 +322,11 @@ async def test_run_survives_a_restart_of_the_service(shell: Shell, service: Scri
     ("number", "code", "options"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("-v",))]
 )
 async def test_run_detaches_when_it_is_stopped(
-    no_service: Shell, number: signal.Signals, code: int, options: Sequence[str]
+    no_service_error: Shell, number: signal.Signals, code: int, options: Sequence[str]
 ) -> None:
     async with ScriptedService() as service:
         await service.start(rest_port=0)
-        shell = no_service.on(service)
+        shell = no_service_error.on(service)
         process = await shell.start("run", "p", *options)
         assert process.stderr
         while b"created i1" not in await process.stderr.readline():
@@ -339,7 +343,7 @@ async def test_run_detaches_when_it_is_stopped(
 
 
 async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
-    code, text = await in_a_terminal(shell, "run", "p")
+    code, text = await run_in_terminal(shell, "run", "p")
     assert code == 0
     assert "✓" in text
     assert "First [bold]part" in text
@@ -352,17 +356,17 @@ async def test_in_a_terminal_events_are_drawn_and_end_with_the_result(
 ) -> None:
     await shell.run("create", "p")
     await shell.run("wait", "i1")
-    code, text = await in_a_terminal(shell, "events", "i1")
+    code, text = await run_in_terminal(shell, "events", "i1")
     assert code == 0
     assert "2 of 2 done" in text
     assert text.rindex("Answer") > text.rindex("2 of 2 done")
     for arguments in (("--no-follow",), ("--after", "3")):
-        _, text = await in_a_terminal(shell, "events", "i1", *arguments)
+        _, text = await run_in_terminal(shell, "events", "i1", *arguments)
         assert "synthesis done" in text
         assert "2 of 2 done" not in text
     await service.record("bad", event_pb2.InstanceCreated(prompt="p"))
     await play_badly(service, "bad")
-    code, text = await in_a_terminal(shell, "events", "bad", columns=100)
+    code, text = await run_in_terminal(shell, "events", "bad", columns=100)
     assert code == 0
     assert "MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY" in text
 
@@ -371,16 +375,16 @@ async def test_in_a_terminal_list_is_a_table_and_get_a_page(shell: Shell) -> Non
     name = "an-id-that-is-longer-than-the-terminal-is-wide-and-must-be-copied-whole"
     await shell.run("create", "a prompt", "--id", name)
     await shell.run("wait", name)
-    _, table = await in_a_terminal(shell, "list")
+    _, table = await run_in_terminal(shell, "list")
     assert name in table
     assert "complete" in table
-    code, page = await in_a_terminal(shell, "get", name)
+    code, page = await run_in_terminal(shell, "get", name)
     assert code == 0
     assert "First [bold]part" in page
     assert "\x1b[31mtwo" not in page
 
 
-async def test_what_is_being_written_is_shown_and_told_to_programs(no_service: Shell) -> None:
+async def test_what_is_being_written_is_shown_and_told_to_programs(no_service_error: Shell) -> None:
     async def play(service: ScriptedService, instance_id: str) -> None:
         await service.record(
             instance_id,
@@ -393,7 +397,7 @@ async def test_what_is_being_written_is_shown_and_told_to_programs(no_service: S
 
     async with ScriptedService(play) as service:
         await service.start(rest_port=0)
-        shell = no_service.on(service)
+        shell = no_service_error.on(service)
         process = await shell.start("run", "p", "--live", "--json")
         assert process.stdout
         while '"delta"' not in (line := (await process.stdout.readline()).decode()):
@@ -523,8 +527,10 @@ async def test_a_stdout_that_another_program_made_non_blocking_gets_all_of_it(
     assert len(out) > 500_000
 
 
-async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service: Shell) -> None:
-    shell = no_service.with_variables(ORCHESTRATOR_BIG_MODEL="openai/gpt", ORCHESTRATOR_SMALL_MODEL="nix/x")
+async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service_error: Shell) -> None:
+    shell = no_service_error.with_variables(
+        ORCHESTRATOR_BIG_MODEL="openai/gpt", ORCHESTRATOR_SMALL_MODEL="nix/x"
+    )
     outcome = await shell.run("doctor", "--json")
     assert (outcome.code, outcome.json["ok"]) == (1, False)
     checks = {check["subject"]: check for check in outcome.json["checks"]}
@@ -538,13 +544,13 @@ async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service:
     assert "secret-1" not in outcome.out + outcome.err
 
 
-async def test_doctor_tries_whether_the_database_can_be_written(no_service: Shell) -> None:
+async def test_doctor_tries_whether_the_database_can_be_written(no_service_error: Shell) -> None:
     for path, words in (
         ("/proc/new/orchestrator.db", "its folder can be made and written, or set ORCHESTRATOR_DATABASE"),
         ("/dev/null", "set ORCHESTRATOR_DATABASE to another path"),
         ("/etc", "it is a folder: name a file in it, or set ORCHESTRATOR_DATABASE to another path"),
     ):
-        shell = no_service.with_variables(ORCHESTRATOR_DATABASE=path, **NO_MODELS)
+        shell = no_service_error.with_variables(ORCHESTRATOR_DATABASE=path, **NO_MODELS)
         outcome = await shell.run("doctor", "--json")
         checks = {check["subject"]: check for check in outcome.json["checks"]}
         assert (outcome.code, checks["database"]["status"]) == (1, "broken")
@@ -576,12 +582,12 @@ async def test_a_service_that_cannot_listen_says_so_in_a_line(shell: Shell, serv
         assert "ORCHESTRATOR_GRPC_ADDRESS" in outcome.err
 
 
-async def test_run_says_when_its_own_service_cannot_start(no_service: Shell) -> None:
+async def test_run_says_when_its_own_service_cannot_start(no_service_error: Shell) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        outcome = await no_service.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run("run", "p")
+        outcome = await no_service_error.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run("run", "p")
     assert (outcome.code, outcome.out) == (2, "")
     note, error = outcome.err.splitlines()
     assert note.startswith("no service at")
@@ -622,23 +628,23 @@ async def test_commands_and_ids_are_completed(shell: Shell, service: ScriptedSer
 
 
 async def test_ids_are_completed_of_the_service_that_the_line_names(
-    no_service: Shell, service: ScriptedService
+    no_service_error: Shell, service: ScriptedService
 ) -> None:
     await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
     line = f"orchestrator get --address {service.address} r"
-    assert await complete(no_service, "bash", line) == ["rain"]
+    assert await complete(no_service_error, "bash", line) == ["rain"]
 
 
-async def test_without_a_quick_answer_no_ids_are_offered(no_service: Shell) -> None:
-    assert await complete(no_service, "bash", "orchestrator get r") == []
-    assert await complete(no_service, "bash", "orchestrator get --address nonsense r") == []
+async def test_without_a_quick_answer_no_ids_are_offered(no_service_error: Shell) -> None:
+    assert await complete(no_service_error, "bash", "orchestrator get r") == []
+    assert await complete(no_service_error, "bash", "orchestrator get --address nonsense r") == []
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         line = f"orchestrator get --address {address} r"
         async with asyncio.timeout(10):
-            assert await complete(no_service, "bash", line) == []
+            assert await complete(no_service_error, "bash", line) == []
 
 
 async def test_bash_completes_by_the_script_that_is_shown_and_installed(
@@ -664,12 +670,12 @@ async def test_bash_completes_by_the_script_that_is_shown_and_installed(
 
 
 @pytest.mark.parametrize("kind", ["zsh", "fish"])
-async def test_other_shells_get_their_script(no_service: Shell, kind: str) -> None:
-    shell = no_service.with_variables(
-        HOME=str(no_service.folder), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+async def test_other_shells_get_their_script(no_service_error: Shell, kind: str) -> None:
+    shell = no_service_error.with_variables(
+        HOME=str(no_service_error.folder), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
     )
     shown = await shell.run("--show-completion", kind)
     assert f"_ORCHESTRATOR_COMPLETE=complete_{kind}" in shown.out
     assert (await shell.run("--install-completion", kind)).code == 0
     path = {"zsh": ".zfunc/_orchestrator", "fish": ".config/fish/completions/orchestrator.fish"}[kind]
-    assert (no_service.folder / path).read_text().strip() == shown.out.strip()
+    assert (no_service_error.folder / path).read_text().strip() == shown.out.strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.scripted_service import ScriptedService, play_badly, play_well
 from support.service import Service, service
-from support.shell import Shell, assert_one_line, in_a_terminal, read_all, read_until
+from support.shell import Shell, assert_one_line, read_all, read_until, run_in_terminal
 
 from orchestrator.models.base import ModelReply, ModelRequest
 from orchestrator.models.scripted import Answer, Scripted, plan_text
@@ -158,7 +158,7 @@ async def test_in_a_terminal_the_result_is_its_source_and_steers_nothing(tmp_pat
         await scripted.start()
         await scripted.record("i1", event_pb2.InstanceCreated(prompt="p"))
         await play_well(scripted, "i1")
-        code, text = await in_a_terminal(Shell.without_service(tmp_path).on(scripted), "result", "i1")
+        code, text = await run_in_terminal(Shell.without_service(tmp_path).on(scripted), "result", "i1")
     assert (code, text) == (0, "# Answer\r\n\r\none \\x1b[31mtwo\r\n")
 
 
@@ -247,11 +247,11 @@ PRICES = {name: {"input_usd": 2000, "output_usd": 4000} for name in ("scripted/b
 async def test_the_sums_of_a_list_are_what_was_paid_for(tmp_path: Path) -> None:
     calls: list[ModelRequest] = []
 
-    def counted(request: ModelRequest) -> Answer:
+    def pluralize(request: ModelRequest) -> Answer:
         calls.append(request)
         return ModelReply(plan_text(2) if request.prompt.role == "planning" else "x", 1, 2)
 
-    async with service(tmp_path / "log.db", Scripted(counted), prices=PRICES) as running:
+    async with service(tmp_path / "log.db", Scripted(pluralize), prices=PRICES) as running:
         shell = shell_on(tmp_path, running)
         await finished(running, "source")
         for stage in ("plan", "subtasks", "synthesis"):

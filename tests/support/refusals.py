@@ -7,7 +7,9 @@ from typing import Final
 _TABLE: Final = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 CAPS: Final[list[tuple[str, int]]] = [*_TABLE["caps"].items()]
-WINDOWS: Final[list[tuple[str, int, int]]] = [(said, *read) for said, read in _TABLE["windows"].items()]
+WINDOWS: Final[list[tuple[str, int, int]]] = [
+    (message, *limits) for message, limits in _TABLE["windows"].items()
+]
 WITHOUT_NUMBERS: Final[list[str]] = _TABLE["lists"]["without_numbers"]
 NO_ROOM: Final[list[str]] = _TABLE["lists"]["no_room"]
 TOO_LONG: Final[list[str]] = _TABLE["lists"]["too_long"]

@@ -59,13 +59,13 @@ class Shell:
     @classmethod
     def without_service(cls, folder: Path) -> Self:
         """A shell whose settings point where nothing listens."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        own = {
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        defaults = {
             "ORCHESTRATOR_GRPC_ADDRESS": free_address(),
             "ORCHESTRATOR_REST_ADDRESS": free_address(),
             "XDG_DATA_HOME": str(folder),
         }
-        return cls(folder, kept | own)
+        return cls(folder, inherited | defaults)
 
     def on(self, service: ScriptedService) -> "Shell":
         """A shell whose settings point to the service."""
@@ -83,33 +83,33 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def in_a_terminal(shell: Shell, *arguments: str, columns: int = 60) -> tuple[int | None, str]:
+async def run_in_terminal(shell: Shell, *arguments: str, columns: int = 60) -> tuple[int | None, str]:
     """The exit code, and all that a terminal is sent."""
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     process = await shell.with_variables(TERM="xterm-256color", COLUMNS=str(columns), LINES="20").start(
-        *arguments, stdin=theirs, stdout=theirs, stderr=theirs
+        *arguments, stdin=terminal, stdout=terminal, stderr=terminal
     )
-    os.close(theirs)
-    text = (await asyncio.to_thread(read_all, ours)).decode()
+    os.close(terminal)
+    text = (await asyncio.to_thread(read_all, controller)).decode()
     return await process.wait(), text
 
 
 def read_until(descriptor: int, text: bytes) -> bytes:
-    read = b""
-    while text not in read:
-        read += os.read(descriptor, 65536)
-    return read
+    data = b""
+    while text not in data:
+        data += os.read(descriptor, 65536)
+    return data
 
 
 def read_all(descriptor: int) -> bytes:
-    read = b""
+    data = b""
     with (
         suppress(OSError),
         open(descriptor, "rb", buffering=0) as terminal,
     ):  # EIO once nobody holds the other end
         while more := terminal.read(65536):
-            read += more
-    return read
+            data += more
+    return data
 
 
 def assert_one_line(outcome: Outcome) -> None:

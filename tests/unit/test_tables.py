@@ -3,7 +3,7 @@
 import pytest
 from rich.cells import cell_len
 
-from orchestrator.cli.tables import lines_of
+from orchestrator.cli.tables import table_lines
 from orchestrator.cli.text import age
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -23,7 +23,7 @@ def instance(
 
 
 def lines(*instances: pb.Instance, width: int = 120) -> list[str]:
-    return [line.plain for line in lines_of(instances, NOW_S, width)]
+    return [line.plain for line in table_lines(instances, NOW_S, width)]
 
 
 def test_each_instance_has_its_numbers_where_there_is_room() -> None:

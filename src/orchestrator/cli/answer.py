@@ -1,4 +1,4 @@
-"""A model's Markdown, drawn for a terminal: prose is laid out, code is left as it can be copied."""
+"""Markdown of a model rendered for a terminal: prose is laid out, code stays as it can be copied."""
 
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, Final, TypeAlias, cast
@@ -15,14 +15,14 @@ from rich.text import Text
 from orchestrator.cli.text import strip_controls
 
 _NEW_LINE: Final = Segment("\n")
-_COLOURS: Final = "ansi_dark"
+_CODE_THEME: Final = "ansi_dark"
 
 _Line: TypeAlias = tuple[list[Segment], bool]
-"""A line's segments, and whether it is code, which nothing is put in front of."""
+"""The segments of a line, and whether it is code, which gets no prefix."""
 
 
 class Answer:
-    """A model's Markdown, drawn for a terminal that it must not steer."""
+    """Markdown of a model, rendered without control characters."""
 
     def __init__(self, text: str) -> None:
         # Links are written out: a hidden target is a trap.
@@ -64,8 +64,8 @@ def _lines(
                 yield line, False
 
 
-def _behind(first: Segment, others: Segment, lines: Iterable[_Line]) -> Iterator[_Line]:
-    """The lines, all but code behind a segment; the first one has one of its own."""
+def _prefixed(first: Segment, others: Segment, lines: Iterable[_Line]) -> Iterator[_Line]:
+    """Prefix each line but code with a segment; the first line has its own."""
     is_first = True
     for line, is_code in lines:
         if not is_code:
@@ -78,21 +78,21 @@ def _behind(first: Segment, others: Segment, lines: Iterable[_Line]) -> Iterator
 
 
 class _Code(_Block, CodeBlock):
-    """Between its fences, at the left edge, with its tabs, without a box, padding or line breaks of ours."""
+    """Code between its fences at the left edge, unchanged, so that it can be copied."""
 
     fence: str
     info: str
 
     @classmethod
     def create(cls, markdown: Markdown, token: Token) -> "_Code":  # noqa: ARG003  Rich's signature
-        block = cls(token.info.split(" ")[0] or "text", _COLOURS)
+        block = cls(token.info.split(" ")[0] or "text", _CODE_THEME)
         block.fence = token.markup or "```"
         block.info = token.info.strip()
         return block
 
     def lines(self, console: Console, options: ConsoleOptions) -> Iterator[_Line]:  # noqa: ARG002  a block's
         # Pygments expands tabs unless they have no size.
-        syntax = Syntax("", self.lexer_name, theme=_COLOURS, background_color="default", tab_size=0)
+        syntax = Syntax("", self.lexer_name, theme=_CODE_THEME, background_color="default", tab_size=0)
         code = syntax.highlight(str(self.text))
         code.rstrip()
         for text in (Text(self.fence + self.info, "dim"), *code.split("\n"), Text(self.fence, "dim")):
@@ -102,8 +102,8 @@ class _Code(_Block, CodeBlock):
 class _Quote(_Block, BlockQuote):
     def lines(self, console: Console, options: ConsoleOptions) -> Iterator[_Line]:
         bar = Segment("▌ ", self.style)
-        narrower = options.update(width=options.max_width - 4)
-        yield from _behind(bar, bar, _lines(self.elements, console, narrower, self.style))
+        inner_options = options.update(width=options.max_width - 4)
+        yield from _prefixed(bar, bar, _lines(self.elements, console, inner_options, self.style))
 
 
 class _List(_Block, ListElement):
@@ -113,10 +113,10 @@ class _List(_Block, ListElement):
         width = len(str(start + len(self.items))) + 1
         style = console.get_style("markdown.item.number" if is_ordered else "markdown.item.bullet")
         for number, item in enumerate(self.items, start):
-            sign = Segment(f"{number:>{width}} " if is_ordered else " • ", style)
-            narrower = options.update(width=options.max_width - len(sign.text))
-            inside = _lines(item.elements, console, narrower, item.style)
-            yield from _behind(sign, Segment(" " * len(sign.text)), inside)
+            marker = Segment(f"{number:>{width}} " if is_ordered else " • ", style)
+            inner_options = options.update(width=options.max_width - len(marker.text))
+            lines = _lines(item.elements, console, inner_options, item.style)
+            yield from _prefixed(marker, Segment(" " * len(marker.text)), lines)
 
 
 class _Heading(Heading):

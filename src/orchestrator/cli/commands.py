@@ -1,11 +1,11 @@
-"""The command as a whole, and the commands that run a service: run, up, serve, doctor."""
+"""The root command, and the commands that run or check a service: run, up, serve, doctor."""
 
 import asyncio
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli import instances, review, steering
+from orchestrator.cli import control, instances, review
 from orchestrator.cli import options as opt
 from orchestrator.cli.exit_codes import ExitCode, reporting_errors
 from orchestrator.cli.options import examples
@@ -55,7 +55,7 @@ def _root(
     cls=PlanCommand,
 )
 @reporting_errors
-@opt.takes_config
+@opt.with_config_options
 def run(
     prompt: opt.Prompt = None,
     *,
@@ -96,36 +96,36 @@ def run(
         small_model=config.small_model,
         log_level=log_level,
     )
-    message = config.message()
+    message = config.to_message()
     message.subtasks.extend(opt.read_plan(plan_file) if plan_file else ())
     if plan:
         message.review_plan = True
-    request = opt.request_of(
+    request = opt.build_request(
         opt.read_prompt(prompt, prompt_file),
         message,
         instance_id=instance_id,
         request_id=request_id,
         labels=label,
     )
-    from orchestrator.cli.run import Run, quiet  # noqa: PLC0415
+    from orchestrator.cli.run import Runner, with_quiet_log  # noqa: PLC0415
 
-    performance = Run(
+    runner = Runner(
         request,
-        settings if log_level else quiet(settings),
+        settings if log_level else with_quiet_log(settings),
         live=live,
         as_json=as_json,
-        ends_with_plan=plan,
+        stops_at_plan=plan,
     )
     try:
-        code = asyncio.run(performance.perform())
+        code = asyncio.run(runner.run())
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        if performance.exit_message:
-            typer.echo(performance.exit_message, err=True)
-        stopped = isinstance(error, asyncio.CancelledError)
-        raise typer.Exit(ExitCode.STOPPED if stopped else ExitCode.INTERRUPTED) from None
+        if runner.exit_message:
+            typer.echo(runner.exit_message, err=True)
+        is_terminated = isinstance(error, asyncio.CancelledError)
+        raise typer.Exit(ExitCode.STOPPED if is_terminated else ExitCode.INTERRUPTED) from None
     except OrchestratorError:
-        if performance.exit_message:
-            typer.echo(performance.exit_message, err=True)
+        if runner.exit_message:
+            typer.echo(runner.exit_message, err=True)
         raise
     raise typer.Exit(code)
 
@@ -199,14 +199,14 @@ def doctor(*, address: opt.Address = None, as_json: opt.Json = False) -> None:
     code 1 when the service cannot do its work like this.
     """
     with requires("server", "`orchestrator doctor`"):
-        from orchestrator.cli import doctor as practice  # noqa: PLC0415
+        from orchestrator.cli import doctor as checks  # noqa: PLC0415
 
-    findings = asyncio.run(practice.examine(Settings.load(address=address)))
-    practice.print_findings(findings, as_json=as_json)
+    findings = asyncio.run(checks.run_checks(Settings.load(address=address)))
+    checks.print_findings(findings, as_json=as_json)
     if any(finding.is_broken for finding in findings):
         raise typer.Exit(ExitCode.FAILED)
 
 
 app.add_typer(instances.app)
-app.add_typer(steering.app)
+app.add_typer(control.app)
 app.add_typer(review.app)

@@ -1,4 +1,4 @@
-"""What a shell offers where a command takes an instance's id."""
+"""Shell completion of instance ids."""
 
 import asyncio
 import re
@@ -9,27 +9,27 @@ import typer
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings import Settings
 
-_PATIENCE_S: Final = 0.5
-"""Whoever has pressed Tab waits."""
-_SHOWN: Final = 100
+_TIMEOUT_S: Final = 0.5
+"""The shell blocks meanwhile."""
+_MAX_OFFERED: Final = 100
 _ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-"""Shells evaluate what is offered: nothing else is, whatever answers."""
+"""Shells evaluate completions: ids of another form are dropped, since any server may answer."""
 
 
 def instance_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """The newest instances whose id begins like this, with their states; none where no service answers."""
+    """List the newest instances whose id has the prefix, with their states; none without a service."""
     try:
         settings = Settings.load(address=context.params.get("address"))
-        found = asyncio.run(_newest(settings.grpc_address, incomplete))
+        found = asyncio.run(_newest_instances(settings.grpc_address, incomplete))
     except (OrchestratorError, OSError):
         return []
     return [(name, status) for name, status in found if name.startswith(incomplete) and _ID.fullmatch(name)]
 
 
-async def _newest(address: str, prefix: str) -> list[tuple[str, str]]:
+async def _newest_instances(address: str, prefix: str) -> list[tuple[str, str]]:
     from orchestrator.client import Client  # noqa: PLC0415
     from orchestrator.core.wire import STATUS  # noqa: PLC0415
 
-    async with Client(address, timeout_s=_PATIENCE_S) as client:
-        page = await client.list(page_size=_SHOWN, id_prefix=prefix)
+    async with Client(address, timeout_s=_TIMEOUT_S) as client:
+        page = await client.list(page_size=_MAX_OFFERED, id_prefix=prefix)
     return [(instance.id, STATUS.get(instance.state, "")) for instance in page.instances]

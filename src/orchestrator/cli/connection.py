@@ -15,28 +15,28 @@ if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
 
 T = TypeVar("T")
 
-_CANDIDATES: Final = 5
+_MAX_CANDIDATES: Final = 5
 """The most ids that are listed where a prefix fits several."""
 
 
 def call_service(address: str | None, call: "Callable[[Client], Awaitable[T]]") -> T:
-    """Call the service at the address, or at the settings' own."""
-    where = address_of(address)
+    """Call the service at the address, or at that of the settings."""
+    target = resolve_address(address)
 
-    async def connected() -> T:
-        async with connection(where) as client:
+    async def run() -> T:
+        async with connect(target) as client:
             return await call(client)
 
-    return asyncio.run(connected())
+    return asyncio.run(run())
 
 
-def address_of(address: str | None) -> str:
-    """The address that was given, or the settings' own."""
+def resolve_address(address: str | None) -> str:
+    """Return the address, or that of the settings where it is None."""
     return Settings.load(address=address).grpc_address
 
 
 @asynccontextmanager
-async def connection(address: str) -> "AsyncIterator[Client]":
+async def connect(address: str) -> "AsyncIterator[Client]":
     """Connect; raise NoServiceError where nothing answers that is an orchestrator."""
     import grpc  # noqa: PLC0415
 
@@ -47,7 +47,7 @@ async def connection(address: str) -> "AsyncIterator[Client]":
             yield client
         except ServiceError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-                raise no_service(address) from None
+                raise no_service_error(address) from None
             if error.code is grpc.StatusCode.UNIMPLEMENTED:
                 raise NoServiceError(
                     f"what answers at {address} is no orchestrator, or an older one that cannot do this: "
@@ -56,47 +56,47 @@ async def connection(address: str) -> "AsyncIterator[Client]":
             raise
 
 
-def no_service(address: str) -> NoServiceError:
-    """What to say where nothing answers."""
+def no_service_error(address: str) -> NoServiceError:
+    """Build the error for an address where nothing answers."""
     start = command("up" if address == Settings().grpc_address else f"up --address {address}")
     return NoServiceError(
         f"no service answers at {address}: start one with `{start}`, or name another with --address"
     )
 
 
-async def by_prefix(client: "Client", given: str, call: "Callable[[str], Awaitable[T]]") -> T:
-    """Call with the id; where no instance has it, with the only one that begins so.
+async def with_full_id(client: "Client", prefix: str, call: "Callable[[str], Awaitable[T]]") -> T:
+    """Call with the id; where no instance has it, with the only id that has it as its prefix.
 
-    Raise UsageError where several do.
+    Raise UsageError where several have.
     """
     from orchestrator.client import ServiceError  # noqa: PLC0415
 
     try:
-        return await call(given)
+        return await call(prefix)
     except ServiceError as error:
         if error.reason != "INSTANCE_NOT_FOUND":
             raise
-        ids = await _ids_from(client, given)
+        ids = await _ids_with_prefix(client, prefix)
         if not ids:
             raise
     if len(ids) > 1:
-        more = ", …" if len(ids) > _CANDIDATES else ""
-        listed = ", ".join(ids[:_CANDIDATES])
+        more = ", …" if len(ids) > _MAX_CANDIDATES else ""
+        listed = ", ".join(ids[:_MAX_CANDIDATES])
         raise UsageError(
-            f"several ids begin with {given!r}: {listed}{more}; give more of the one that is meant"
+            f"several ids begin with {prefix!r}: {listed}{more}; give more of the one that is meant"
         )
     return await call(ids[0])
 
 
-async def _ids_from(client: "Client", prefix: str) -> "Sequence[str]":
-    """The newest ids that begin so, at most one more than are listed."""
+async def _ids_with_prefix(client: "Client", prefix: str) -> "Sequence[str]":
+    """List the newest ids with the prefix, at most one more than are shown."""
     ids: list[str] = []
     token = ""
-    while len(ids) <= _CANDIDATES:
-        page = await client.list(page_size=_CANDIDATES + 1, page_token=token, id_prefix=prefix)
+    while len(ids) <= _MAX_CANDIDATES:
+        page = await client.list(page_size=_MAX_CANDIDATES + 1, page_token=token, id_prefix=prefix)
         # Services of earlier versions know no `id_prefix`.
         ids += [instance.id for instance in page.instances if instance.id.startswith(prefix)]
         token = page.next_page_token
         if not token:
             break
-    return ids[: _CANDIDATES + 1]
+    return ids[: _MAX_CANDIDATES + 1]

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class ExitCode(IntEnum):
-    """What the shell is told."""
+    """Exit codes of the command."""
 
     DONE = 0
     FAILED = 1
@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
 
 
 class UsageError(OrchestratorError):
-    """What was asked cannot be done."""
+    """The arguments or the input are wrong."""
 
 
 class NoServiceError(OrchestratorError):
@@ -40,12 +40,12 @@ class NoServiceError(OrchestratorError):
 
 
 def print_error(message: str) -> None:
-    """Say in one line on stderr what is wrong."""
+    """Print the error in one line on stderr."""
     print(f"error: {one_line(message)}", file=sys.stderr)  # noqa: T201  the command's own voice
 
 
 def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn whatever a command may run into into a line and an exit code."""
+    """Wrap a command so that its errors become one line on stderr and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,26 +54,26 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except (OrchestratorError, OSError) as error:
-            raise typer.Exit(ending(error)) from None
+            raise typer.Exit(report_error(error)) from None
 
     return wrapped
 
 
-def ending(error: OrchestratorError | OSError) -> ExitCode:
-    """Say what is wrong, unless nobody listens any more, and give the code to exit with."""
+def report_error(error: OrchestratorError | OSError) -> ExitCode:
+    """Print the error unless the pipe is broken; return the exit code."""
     if isinstance(error, OutputError | BrokenPipeError):
-        output.discard()
-    if isinstance(error, BrokenPipeError):  # whoever read has seen enough
+        output.discard_stdout()
+    if isinstance(error, BrokenPipeError):  # the reader has closed the pipe
         return ExitCode.BROKEN_PIPE
     if isinstance(error, OSError):
         print_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
     else:
         print_error(str(error))
-    return code_of(error)
+    return exit_code_of(error)
 
 
-def code_of(error: OrchestratorError | OSError) -> ExitCode:
-    """The exit code that an error asks for."""
+def exit_code_of(error: OrchestratorError | OSError) -> ExitCode:
+    """Map an error to its exit code."""
     if isinstance(error, UsageError | SettingsError | OutputError):
         return ExitCode.USAGE
     if isinstance(error, NoServiceError) or "grpc" not in sys.modules:

@@ -1,4 +1,4 @@
-"""Following an instance to its end, told by a reporter."""
+"""Following an instance, and the messages that say how to follow it again."""
 
 import contextlib
 import shlex
@@ -21,58 +21,58 @@ async def follow(
     reporter: Reporter,
     *,
     after: int = 0,
-    to_its_end: bool = True,
+    until_end: bool = True,
     until_review: bool = False,
     live: bool = False,
 ) -> None:
-    """Take in each event, and with `live` the text that models write, and let the reporter tell it.
+    """Apply each event, and with `live` each text delta, and pass it to the reporter.
 
-    Unless `to_its_end`, until what is recorded now has been told; with `until_review` no further than to
-    where a plan waits for one.
+    Without `until_end`, stop after the events that are recorded now; with `until_review`, stop where a plan
+    waits for review.
     """
-    read = client.stream if live else client.stream_events
-    items = read(instance_id, after_sequence=after, follow=to_its_end, on_cut=reporter.connection)
+    open_stream = client.stream if live else client.stream_events
+    items = open_stream(instance_id, after_sequence=after, follow=until_end, on_cut=reporter.on_connection)
     async with contextlib.aclosing(items):
         with reporter:
             async for item in items:
                 if isinstance(item, OutputDelta):
-                    reporter.hear(item)
+                    reporter.on_delta(item)
                 else:
                     progress.apply(item)
-                    reporter.show(item, progress)
+                    reporter.on_event(item, progress)
                     if until_review and progress.instance.state == WAITING:
                         return
 
 
 def resume_command(instance_id: str, settings: Settings, *, live: bool) -> str:
-    """The command that follows an instance again, as it was followed."""
-    where = address_flag(settings)
-    return command(f"events {instance_id} --follow{' -v' if live else ''}{where}")
+    """Build the command that follows an instance again with the same options."""
+    option = address_option(settings)
+    return command(f"events {instance_id} --follow{' -v' if live else ''}{option}")
 
 
-def detached(instance_id: str, settings: Settings, *, live: bool) -> str:
-    """What to say to whoever stops following an instance that goes on."""
-    where = address_flag(settings)
+def detached_message(instance_id: str, settings: Settings, *, live: bool) -> str:
+    """Build the message for when following stops and the instance goes on."""
+    option = address_option(settings)
     return (
         f"detached: {instance_id} goes on without you\n"
         f"  to come back: {resume_command(instance_id, settings, live=live)}\n"
-        f"  to stop it:   {command(f'terminate {instance_id}{where}')}\n"
-        f"  its result:   {command(f'result {instance_id}{where}')}"
+        f"  to stop it:   {command(f'terminate {instance_id}{option}')}\n"
+        f"  its result:   {command(f'result {instance_id}{option}')}"
     )
 
 
-def on_its_way(instance_id: str, settings: Settings) -> str:
-    """What to say to whoever has created an instance and left it to the service."""
-    where = address_flag(settings)
+def created_message(instance_id: str, settings: Settings) -> str:
+    """Build the message for an instance that is created and not followed."""
+    option = address_option(settings)
     return (
         f"  to follow it: {resume_command(instance_id, settings, live=False)}\n"
-        f"  its result:   {command(f'result {instance_id}{where}')}"
+        f"  its result:   {command(f'result {instance_id}{option}')}"
     )
 
 
-def review_is_due(instance_id: str, settings: Settings) -> str:
-    """What to say to whoever may decide on a plan that waits for review."""
-    review = command(f"review {instance_id}{address_flag(settings)}")
+def review_due_message(instance_id: str, settings: Settings) -> str:
+    """Build the message for a plan that waits for review."""
+    review = command(f"review {instance_id}{address_option(settings)}")
     return (
         f"the plan of {instance_id} waits for review\n"
         f"  to see it:     {review}\n"
@@ -81,18 +81,18 @@ def review_is_due(instance_id: str, settings: Settings) -> str:
     )
 
 
-def address_flag(settings: Settings) -> str:
-    """The flag that leads another command to the same service; empty where it goes there by itself."""
-    return flags(settings, grpc_address="--address")
+def address_option(settings: Settings) -> str:
+    """Build the option that makes another command reach the same service; empty where the default does."""
+    return settings_options(settings, grpc_address="--address")
 
 
-def flags(settings: Settings, **named: str) -> str:
-    """The flags that give another command these settings, each by its own name.
+def settings_options(settings: Settings, **options: str) -> str:
+    """Build the options that give another command these settings; `options` maps a setting to its option.
 
-    Not those that it has by itself: the defaults, and what is in the file. A variable may be this one's.
+    Defaults and settings from the file are left out. Variables may be set for this process only.
     """
     return "".join(
         f" {flag} {shlex.quote(getattr(settings, name))}"
-        for name, flag in named.items()
+        for name, flag in options.items()
         if getattr(settings, name) != getattr(_DEFAULTS, name) and FILE not in settings.name_of(name)
     )

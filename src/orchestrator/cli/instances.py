@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.connection import address_of, by_prefix, call_service, no_service
+from orchestrator.cli.connection import call_service, no_service_error, resolve_address, with_full_id
 from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.text import command
@@ -31,7 +31,7 @@ app = typer.Typer()
     )
 )
 @reporting_errors
-@opt.takes_config
+@opt.with_config_options
 def create(
     prompt: opt.Prompt = None,
     *,
@@ -48,7 +48,7 @@ def create(
     as_json: opt.Json = False,
 ) -> None:
     """Create an instance, print its id and leave it to the service."""
-    message = config.message()
+    message = config.to_message()
     message.subtasks.extend(opt.read_plan(plan) if plan else ())
     text = opt.read_prompt(prompt, prompt_file)
     labels = opt.read_labels(label)
@@ -64,9 +64,9 @@ def create(
         else:
             typer.echo(created.id)
             if sys.stdout.isatty():
-                from orchestrator.cli.follow import on_its_way  # noqa: PLC0415
+                from orchestrator.cli.follow import created_message  # noqa: PLC0415
 
-                typer.echo(on_its_way(created.id, Settings.load(address=address)), err=True)
+                typer.echo(created_message(created.id, Settings.load(address=address)), err=True)
 
     call_service(address, call)
 
@@ -113,14 +113,14 @@ def get(
     """Show one instance."""
 
     async def call(client: "Client") -> None:
-        found = await by_prefix(client, instance_id, lambda whole: client.get(whole, full=full))
+        response = await with_full_id(client, instance_id, lambda full_id: client.get(full_id, full=full))
         from orchestrator.cli import reporters, tables  # noqa: PLC0415
 
         if as_json:
-            reporters.print_json(found)
+            reporters.print_json(response)
         else:
-            found.instance.final_result = found.status.output.final_result  # whole in every view
-            tables.print_instance(found.instance, full=full, where=_where(address))
+            response.instance.final_result = response.status.output.final_result  # whole in every view
+            tables.print_instance(response.instance, full=full, address_option=_address_option(address))
 
     call_service(address, call)
 
@@ -139,11 +139,11 @@ def result(
     """
 
     async def call(client: "Client") -> "tuple[Instance, str]":
-        found = await by_prefix(client, instance_id, client.get)
+        response = await with_full_id(client, instance_id, client.get)
         from orchestrator.core.instance import COMPLETE  # noqa: PLC0415
 
-        is_there = found.instance.state == COMPLETE
-        return found.instance, await client.result(found.instance.id) if is_there else ""
+        has_result = response.instance.state == COMPLETE
+        return response.instance, await client.result(response.instance.id) if has_result else ""
 
     instance, text = call_service(address, call)
     from orchestrator.core.instance import COMPLETE, PAUSED, TERMINAL, WAITING  # noqa: PLC0415
@@ -151,14 +151,14 @@ def result(
     if instance.state not in TERMINAL:
         from orchestrator.core.wire import STATUS  # noqa: PLC0415
 
-        what = "wait for it with", "wait"
+        advice, verb = "wait for it with", "wait"
         if instance.state == WAITING:
-            what = "look at its plan with", "review"
+            advice, verb = "look at its plan with", "review"
         elif instance.state == PAUSED:
-            what = "let it go on with", "resume"
-        then = command(f"{what[1]} {instance.id}{_where(address)}")
+            advice, verb = "let it go on with", "resume"
+        next_command = command(f"{verb} {instance.id}{_address_option(address)}")
         raise UsageError(
-            f"{instance.id} is {STATUS[instance.state]} and has no result yet: {what[0]} `{then}`"
+            f"{instance.id} is {STATUS[instance.state]} and has no result yet: {advice} `{next_command}`"
         )
     if instance.state != COMPLETE:
         print_error(_why_failed(instance))
@@ -206,26 +206,26 @@ def list_(
         states = [
             instance_pb2.State.Value(f"STATE_{name.value.upper().replace('-', '_')}") for name in state or ()
         ]
-        found = orchestrator_pb2.ListInstancesResponse()
-        while len(found.instances) < limit:
+        response = orchestrator_pb2.ListInstancesResponse()
+        while len(response.instances) < limit:
             page = await client.list(
-                page_size=min(limit - len(found.instances), 1000),
-                page_token=found.next_page_token,
+                page_size=min(limit - len(response.instances), 1000),
+                page_token=response.next_page_token,
                 states=states,
                 labels=labels,
             )
-            found.instances.extend(page.instances)
-            found.next_page_token = page.next_page_token
+            response.instances.extend(page.instances)
+            response.next_page_token = page.next_page_token
             if not page.next_page_token:
                 break
-        for instance in found.instances:
+        for instance in response.instances:
             if instance.HasField("own_usage"):
                 instance.usage.CopyFrom(instance.own_usage)
-        return found
+        return response
 
     async def call(client: "Client") -> None:
         from orchestrator.cli import reporters, tables  # noqa: PLC0415
-        from orchestrator.cli.watching import watch as watch_list  # noqa: PLC0415
+        from orchestrator.cli.list_watch import watch as watch_list  # noqa: PLC0415
 
         if watch:
             await watch_list(lambda: fetch(client), as_json=as_json)
@@ -259,26 +259,26 @@ def events(
 
     async def call(client: "Client") -> None:
         # A stream goes on trying; whether anybody answers, and knows the instance, is to be known at once.
-        whole = (await by_prefix(client, instance_id, client.get)).instance.id
-        from orchestrator.cli import follow as following  # noqa: PLC0415
+        full_id = (await with_full_id(client, instance_id, client.get)).instance.id
+        from orchestrator.cli import follow as follow_module  # noqa: PLC0415
         from orchestrator.cli import reporters, tables  # noqa: PLC0415
         from orchestrator.cli.progress import Progress  # noqa: PLC0415
 
         # Without its beginning an instance cannot be drawn.
-        is_drawn = follow and not after and not as_json and sys.stdout.isatty()
-        drawing = reporters.drawn(_where(address)) if is_drawn else None
+        is_live = follow and not after and not as_json and sys.stdout.isatty()
+        live_view = reporters.live_reporter(_address_option(address)) if is_live else None
         lines = reporters.JsonReporter() if as_json else reporters.EventLines()
         progress = Progress()
         try:
-            await following.follow(
-                client, whole, progress, drawing or lines, after=after, to_its_end=follow, live=live
+            await follow_module.follow(
+                client, full_id, progress, live_view or lines, after=after, until_end=follow, live=live
             )
         except asyncio.CancelledError:  # Ctrl-C
             if follow:
                 settings = Settings.load(address=address)
-                typer.echo(following.detached(whole, settings, live=live), err=True)
+                typer.echo(follow_module.detached_message(full_id, settings, live=live), err=True)
             raise
-        if drawing:
+        if live_view:
             tables.print_outcome(progress.instance)
 
     call_service(address, call)
@@ -308,9 +308,9 @@ def wait(
 
     async def call(client: "Client") -> "Instance":
         if not await client.is_serving():
-            raise no_service(address_of(address))
-        whole = (await by_prefix(client, instance_id, client.get)).instance.id
-        answer = await client.wait(whole, timeout_s=timeout, until_review=True)
+            raise no_service_error(resolve_address(address))
+        full_id = (await with_full_id(client, instance_id, client.get)).instance.id
+        answer = await client.wait(full_id, timeout_s=timeout, until_review=True)
         if as_json:
             from orchestrator.cli.reporters import print_json  # noqa: PLC0415
 
@@ -323,9 +323,9 @@ def wait(
     from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING  # noqa: PLC0415
 
     if instance.state == WAITING:
-        from orchestrator.cli.follow import review_is_due  # noqa: PLC0415
+        from orchestrator.cli.follow import review_due_message  # noqa: PLC0415
 
-        typer.echo(review_is_due(instance.id, Settings.load(address=address)), err=True)
+        typer.echo(review_due_message(instance.id, Settings.load(address=address)), err=True)
         raise typer.Exit(ExitCode.REVIEW_DUE)
     if instance.state not in TERMINAL:
         raise typer.Exit(ExitCode.TIMED_OUT)
@@ -340,8 +340,8 @@ def _why_failed(instance: "Instance") -> str:
     return f"{instance.id} was terminated"
 
 
-def _where(address: str | None) -> str:
+def _address_option(address: str | None) -> str:
     """The flag that leads another command to the service of this one."""
-    from orchestrator.cli.follow import address_flag  # noqa: PLC0415
+    from orchestrator.cli.follow import address_option  # noqa: PLC0415
 
-    return address_flag(Settings.load(address=address))
+    return address_option(Settings.load(address=address))

@@ -1,4 +1,4 @@
-"""Messages from JSON that a person wrote: what is wrong with it is told in its own names."""
+"""Parsing of hand-written JSON into messages, with errors that name the field."""
 
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
@@ -13,7 +13,7 @@ from orchestrator.settings import suggestion
 
 M = TypeVar("M", bound=Message)
 
-_KINDS: Final = {
+_EXPECTED: Final = {
     FieldDescriptor.CPPTYPE_STRING: "text in quotes",
     FieldDescriptor.CPPTYPE_BOOL: "true or false",
     FieldDescriptor.CPPTYPE_INT32: "a whole number of at most 2147483647",
@@ -27,41 +27,45 @@ def parse(data: object, message: M) -> M:
     """Fill a message from its JSON; raise UsageError that names the field at fault and what it must be."""
     if not isinstance(data, dict):
         raise UsageError("it must be an object, in braces")
-    if fault := _fault(data, message.DESCRIPTOR):
-        raise UsageError(fault)
+    if error := _find_error(data, message.DESCRIPTOR):
+        raise UsageError(error)
     return ParseDict(data, message)
 
 
-def _fault(data: Mapping[str, Any], descriptor: Any, path: str = "") -> str:
-    """What is wrong with the first field that cannot be read; empty: nothing."""
+def _find_error(data: Mapping[str, Any], descriptor: Any, path: str = "") -> str:
+    """Describe the first invalid field; empty where all are valid."""
     # Descriptors are Any: protobuf has two classes of each, and only one of them at a time.
-    known = {field.json_name: field for field in descriptor.fields}
-    given = set()
+    fields = {field.json_name: field for field in descriptor.fields}
+    seen_names = set()
     for name, value in data.items():
-        field = known.get(name) or descriptor.fields_by_name.get(name)
+        field = fields.get(name) or descriptor.fields_by_name.get(name)
         if field is None:
-            return f"{path}{name} is no field: {suggestion(name, [*known])}"
-        if field.name in given:
+            return f"{path}{name} is no field: {suggestion(name, [*fields])}"
+        if field.name in seen_names:
             return f"{path}{name} is given twice, in both spellings"
-        given.add(field.name)
-        inside = field.message_type
-        if inside is None or inside.GetOptions().map_entry or inside.full_name.startswith("google."):
+        seen_names.add(field.name)
+        message_type = field.message_type
+        if (
+            message_type is None
+            or message_type.GetOptions().map_entry
+            or message_type.full_name.startswith("google.")
+        ):
             try:
                 ParseDict({name: value}, GetMessageClass(descriptor)())
             except ParseError:
-                return f"{path}{name} must be {_kind(field)}"
+                return f"{path}{name} must be {_expected(field)}"
         elif value is not None:
-            parts = value if field.is_repeated else [value]
-            if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-                return f"{path}{name} must be {_kind(field)}"
-            for number, part in enumerate(parts):
-                place = f"{path}{name}[{number}]." if field.is_repeated else f"{path}{name}."
-                if fault := _fault(part, inside, place):
-                    return fault
+            items = value if field.is_repeated else [value]
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                return f"{path}{name} must be {_expected(field)}"
+            for number, item in enumerate(items):
+                nested_path = f"{path}{name}[{number}]." if field.is_repeated else f"{path}{name}."
+                if error := _find_error(item, message_type, nested_path):
+                    return error
     return ""
 
 
-def _kind(field: Any) -> str:
+def _expected(field: Any) -> str:
     if field.message_type and field.message_type.GetOptions().map_entry:
         return "an object whose values are text in quotes"
     if field.message_type and field.message_type.full_name == "google.protobuf.Duration":
@@ -70,5 +74,5 @@ def _kind(field: Any) -> str:
         return 'a time in quotes, as in "2026-01-31T12:00:00Z"'
     if field.enum_type:
         return f"one of {', '.join(field.enum_type.values_by_name)}"
-    kind = _KINDS[field.cpp_type]
+    kind = _EXPECTED[field.cpp_type]
     return f"a list, each item {kind}" if field.is_repeated else kind

@@ -1,26 +1,28 @@
-"""What a model is writing: the end of an attempt's text, as far as it has been heard."""
+"""The accumulated live text of an attempt; only its end is retained."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.client import OutputDelta
 
-_KEPT: Final = 4000
-"""Characters of an attempt that are remembered: more than any terminal shows of it."""
+_MAX_CHARACTERS: Final = 4000
+"""Characters retained per attempt: more than any terminal shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """The text of one attempt; only its end is kept."""
+class LiveText:
+    """The text of one attempt; only its end is retained."""
 
     attempt: int = 0
     length: int = 0
-    """Characters written so far, those that are not kept included."""
+    """Characters written so far, including those not retained."""
     text: str = ""
 
-    def after(self, delta: OutputDelta) -> "Draft":
-        """The draft with a delta in its place. What was heard already does no harm, nor does a gap."""
-        begin = self.length - len(self.text)
-        follows = delta.attempt == self.attempt and begin <= delta.offset <= self.length
-        before = self.text[: delta.offset - begin] if follows else ""
-        return Draft(delta.attempt, delta.offset + len(delta.text), (before + delta.text)[-_KEPT:])
+    def with_delta(self, delta: OutputDelta) -> "LiveText":
+        """Return the text with a delta applied at its offset; duplicates and gaps are tolerated."""
+        start = self.length - len(self.text)
+        is_contiguous = delta.attempt == self.attempt and start <= delta.offset <= self.length
+        prefix = self.text[: delta.offset - start] if is_contiguous else ""
+        return LiveText(
+            delta.attempt, delta.offset + len(delta.text), (prefix + delta.text)[-_MAX_CHARACTERS:]
+        )

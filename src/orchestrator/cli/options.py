@@ -1,4 +1,4 @@
-"""The options that several commands share, and how they become a request."""
+"""The options that several commands share, and how they are parsed."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
-from orchestrator.cli import piped
+from orchestrator.cli import stdin_input
 from orchestrator.cli.completion import instance_ids
 from orchestrator.cli.exit_codes import UsageError
 from orchestrator.encoding import decode
@@ -26,11 +26,11 @@ if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
 
 R = TypeVar("R")
 
-_EACH_LINE: Final = 'each line must be a whole one, as in {"prompt": "Write a haiku"}'
+_LINE_EXAMPLE: Final = 'each line must be a whole one, as in {"prompt": "Write a haiku"}'
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)([dhms])")
 _UNITS_S: Final = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_A_SUBTASK: Final = 'as in [{"id": "t1", "title": "Part 1", "instructions": "Write part 1"}]'
+_PLAN_EXAMPLE: Final = 'as in [{"id": "t1", "title": "Part 1", "instructions": "Write part 1"}]'
 
 Prompt: TypeAlias = Annotated[
     str | None,
@@ -113,7 +113,7 @@ def check_one_address(address: str | None, grpc_address: str | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The options that become an instance's config; what is not given is the service's to fill in."""
+    """The options that form the config of an instance; the service fills in the rest."""
 
     big_model: BigModel = None
     small_model: SmallModel = None
@@ -155,8 +155,8 @@ class Config:
         ),
     ] = None
 
-    def message(self) -> "InstanceConfig":
-        """What was given, and nothing else; raise UsageError for a number that no message can hold."""
+    def to_message(self) -> "InstanceConfig":
+        """Build the message from the given options; raise UsageError for a number out of range."""
         from orchestrator.v1.instance_pb2 import Budget, InstanceConfig, RetryPolicy  # noqa: PLC0415
 
         try:
@@ -183,15 +183,15 @@ class Config:
         return config
 
 
-def takes_config(command: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the options of `Config`, in the place of its parameter `config`."""
+def with_config_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Replace the parameter `config` of a command by the options of `Config`."""
     signature = inspect.signature(command)
     names = [field.name for field in fields(Config)]
 
     @functools.wraps(command)
-    def wrapped(**given: Any) -> R:
-        config = Config(**{name: given.pop(name) for name in names})
-        return command(**given, config=config)
+    def wrapped(**options: Any) -> R:
+        config = Config(**{name: options.pop(name) for name in names})
+        return command(**options, config=config)
 
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
@@ -217,37 +217,41 @@ class StateName(Enum):
 
 
 def examples(*lines: str) -> str:
-    """An epilogue for --help that keeps its lines."""
+    """Format an epilogue for --help without wrapping its lines."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt from wherever it was given, with what is piped in beside it; raise UsageError."""
+    """Read the prompt from its argument, file or stdin, and context from a pipe; raise UsageError."""
     if prompt is not None and file is not None:
         raise UsageError("give the prompt itself or --prompt-file, not both")
     if file is None and prompt is None and sys.stdin.isatty():
         raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
     is_piped = file is None and prompt in (None, "-")
     if file is not None:
-        text = _read(file)
+        text = _read_file(file)
     else:
-        data = piped.read_stdin("the prompt") if is_piped else (prompt or "").encode(errors="surrogateescape")
-        text = _decode(data, "the prompt")
+        data = (
+            stdin_input.read_stdin("the prompt")
+            if is_piped
+            else (prompt or "").encode(errors="surrogateescape")
+        )
+        text = _decode_text(data, "the prompt")
     if not text.strip():
         raise UsageError(f"the prompt is empty: say what is to be done, as in {example('…')}")
     return text if is_piped else _with_context(text)
 
 
 def _with_context(prompt: str) -> str:
-    """The prompt, and behind it what is piped in, if that is anything; raise UsageError."""
+    """Append piped context to the prompt, if there is any; raise UsageError where both are too long."""
     from orchestrator.core.create import MAX_PROMPT_BYTES  # noqa: PLC0415
 
-    data = piped.read_context(MAX_PROMPT_BYTES)
+    data = stdin_input.read_context(MAX_PROMPT_BYTES)
     if len(data) <= MAX_PROMPT_BYTES:
-        context = _decode(data, "what is piped in as context")
+        context = _decode_text(data, "what is piped in as context")
         if not context.strip():
             return prompt
-        text = f"{prompt.rstrip()}\n\n{piped.fenced(context)}"
+        text = f"{prompt.rstrip()}\n\n{stdin_input.code_block(context)}"
         if len(text.encode()) <= MAX_PROMPT_BYTES:
             typer.echo(f"context from stdin: {len(data):,} bytes", err=True)
             return text
@@ -258,15 +262,15 @@ def _with_context(prompt: str) -> str:
     )
 
 
-def _read(file: Path) -> str:
+def _read_file(file: Path) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
-    return _decode(data, str(file))
+    return _decode_text(data, str(file))
 
 
-def _decode(data: bytes, name: str) -> str:
+def _decode_text(data: bytes, name: str) -> str:
     try:
         return decode(data)
     except ValueError as error:
@@ -278,8 +282,8 @@ def read_plan(file: Path) -> "list[Subtask]":
     from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
 
-    expected = f"{file} must be a JSON list of subtasks, {_A_SUBTASK}"
-    text = _read(file)
+    expected = f"{file} must be a JSON list of subtasks, {_PLAN_EXAMPLE}"
+    text = _read_file(file)
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -304,7 +308,7 @@ def read_requests(file: Path) -> "list[CreateInstanceRequest]":
 
     is_stdin = str(file) == "-"
     name = "stdin" if is_stdin else str(file)
-    text = _decode(piped.read_stdin("requests"), name) if is_stdin else _read(file)
+    text = _decode_text(stdin_input.read_stdin("requests"), name) if is_stdin else _read_file(file)
     requests = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -313,13 +317,13 @@ def read_requests(file: Path) -> "list[CreateInstanceRequest]":
             except (ValueError, RecursionError):
                 entry = None
             if not isinstance(entry, dict):
-                raise UsageError(f"line {number} of {name} is no JSON object: {_EACH_LINE}")
+                raise UsageError(f"line {number} of {name} is no JSON object: {_LINE_EXAMPLE}")
             try:
                 requests.append(parse(entry, CreateInstanceRequest()))
             except UsageError as error:
                 raise UsageError(f"line {number} of {name}: {error}") from None
     if not requests:
-        raise UsageError(f"{name} holds no requests: {_EACH_LINE}")
+        raise UsageError(f"{name} holds no requests: {_LINE_EXAMPLE}")
     return requests
 
 
@@ -332,10 +336,10 @@ def read_labels(labels: Sequence[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in split}
 
 
-def request_of(
+def build_request(
     prompt: str, config: "InstanceConfig", *, instance_id: str, request_id: str, labels: Sequence[str] | None
 ) -> "CreateInstanceRequest":
-    """The request; without a key of the caller's it gets one, so that it can be sent again."""
+    """Build the request, with a generated request id where none is given, so that it can be resent."""
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
 
     return CreateInstanceRequest(

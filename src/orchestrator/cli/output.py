@@ -1,4 +1,4 @@
-"""The command's stdout and stderr: what goes wrong with them is no fault of the service's."""
+"""The standard streams of the command; their errors are kept apart from those of the service."""
 
 import io
 import os
@@ -10,11 +10,11 @@ from orchestrator.errors import OrchestratorError
 
 
 class OutputError(OrchestratorError):
-    """What a command prints cannot be written."""
+    """Stdout cannot be written."""
 
 
-class _File(io.FileIO):
-    """Written to for as long as that takes, where another program has made it non-blocking."""
+class _BlockingFile(io.FileIO):
+    """Blocks on writes even where another program has set the descriptor to non-blocking."""
 
     def write(self, data: Any) -> int:
         written: int | None = None
@@ -23,51 +23,51 @@ class _File(io.FileIO):
         return written
 
 
-class _Stdout(_File):
+class _Stdout(_BlockingFile):
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise  # whoever read has seen enough
+            raise  # the reader has closed the pipe
         except OSError as error:
             raise OutputError(f"cannot write to stdout: {error.strerror}") from None
 
 
-class _Stderr(_File):
+class _Stderr(_BlockingFile):
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             raise
         except OSError:
-            return len(data)  # nothing is given up for want of a place to say how it goes
+            return len(data)  # a command goes on without its progress output
 
 
-def set_up() -> None:
-    """Make this process's standard streams ones that can be relied on; one that is closed leads nowhere."""
+def set_up_streams() -> None:
+    """Replace the standard streams by reliable ones; open /dev/null for a closed descriptor."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # What this process opens next would otherwise be taken for its stdin, stdout or stderr.
+            # The next file that is opened would otherwise become stdin, stdout or stderr.
             os.open(os.devnull, os.O_RDWR)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     is_unbuffered = getattr(sys.stdout, "write_through", False)
     stdout, stderr = _Stdout(1, "w", closefd=False), _Stderr(2, "w", closefd=False)
-    sys.stdout = _text(stdout, sys.stdout, is_eager=is_unbuffered or stdout.isatty())
-    sys.stderr = _text(stderr, sys.stderr, is_eager=True)
+    sys.stdout = _text_stream(stdout, sys.stdout, is_line_buffered=is_unbuffered or stdout.isatty())
+    sys.stderr = _text_stream(stderr, sys.stderr, is_line_buffered=True)
 
 
-def _text(file: _File, before: Any, *, is_eager: bool) -> io.TextIOWrapper:
+def _text_stream(file: _BlockingFile, replaced: Any, *, is_line_buffered: bool) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(file),
-        encoding=getattr(before, "encoding", "utf-8"),
+        encoding=getattr(replaced, "encoding", "utf-8"),
         errors="backslashreplace",  # a narrow locale must not turn an answer into a traceback
-        line_buffering=is_eager,
+        line_buffering=is_line_buffered,
     )
 
 
-def discard() -> None:
-    """Let what is still to be written to stdout go nowhere, so that it cannot fail again at the end."""
+def discard_stdout() -> None:
+    """Redirect stdout to /dev/null, so that flushing the rest cannot fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

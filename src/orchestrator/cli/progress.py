@@ -1,19 +1,19 @@
-"""What happens to an instance, told in events: the state so far, and each event as a line of text."""
+"""The events of an instance folded into its state, and each event as a line of text."""
 
 from dataclasses import replace
 from typing import Final
 
-from orchestrator.cli.text import counted, duration, one_line
+from orchestrator.cli.text import duration, one_line, pluralize
 from orchestrator.core.instance import WAITING, Instance, Usage, usage_of
 from orchestrator.core.state import IllegalEventError, evolve
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
 
-UNKNOWN: Final = "-"
-"""A cost that nobody knows: no price is known for the model."""
+UNKNOWN_COST: Final = "-"
+"""A cost without a known price for the model."""
 
-_PROMPT_SHOWN: Final = 60
-_MESSAGE_SHOWN: Final = 200
+_MAX_PROMPT_LENGTH: Final = 60
+_MAX_MESSAGE_LENGTH: Final = 200
 
 
 class Progress:
@@ -23,14 +23,14 @@ class Progress:
         self.instance = Instance()
 
     def apply(self, event: pb.Event) -> None:
-        """Take in the next event; one unknown to this version, or without its past, changes nothing."""
+        """Apply the next event; one that is unknown or illegal in this state only advances the sequence."""
         try:
             self.instance = evolve(self.instance, event)
         except IllegalEventError:
             self.instance = replace(self.instance, id=event.instance_id, last_sequence=event.sequence)
 
     def describe(self, event: pb.Event) -> str:
-        """Tell the event, already applied, in one line without control characters."""
+        """Describe an applied event in one line without control characters."""
         return one_line(self._describe(event))
 
     def _describe(self, event: pb.Event) -> str:
@@ -39,34 +39,35 @@ class Progress:
             return "something that a later version of this command can tell"
         match getattr(event, kind):
             case pb.InstanceCreated() as it:
-                return f"created {event.instance_id}: {one_line(it.prompt, _PROMPT_SHOWN)}"
+                return f"created {event.instance_id}: {one_line(it.prompt, _MAX_PROMPT_LENGTH)}"
             case pb.PlanningStarted() as it:
-                return f"planning with {it.model}{_again(it.attempt)}"
+                return f"planning with {it.model}{_attempt_suffix(it.attempt)}"
             case pb.PlanningFailed() as it:
-                return f"planning failed: {_failure(event, it)}"
+                return f"planning failed: {_failure_text(event, it)}"
             case pb.SubtaskPlanned() as it:
-                after = f" after {', '.join(it.subtask.depends_on)}" if it.subtask.depends_on else ""
-                return f"planned {self._name(it.subtask.id)}{after}"
+                dependencies = f" after {', '.join(it.subtask.depends_on)}" if it.subtask.depends_on else ""
+                return f"planned {self._name(it.subtask.id)}{dependencies}"
             case pb.PlanCompleted() as it:
-                waits = ", waits for review" if self.instance.state == WAITING else ""
-                subtasks = counted(len(self.instance.subtasks), "subtask")
-                return f"plan complete: {subtasks}{_used(it.usage)}{waits}"
+                review_note = ", waits for review" if self.instance.state == WAITING else ""
+                subtasks = pluralize(len(self.instance.subtasks), "subtask")
+                return f"plan complete: {subtasks}{_usage_suffix(it.usage)}{review_note}"
             case pb.PlanReviewed() as it:
                 return "plan rejected" if it.decision == pb.DECISION_REJECT else "plan approved"
             case pb.SubtaskStarted() as it:
-                return f"{self._name(it.subtask_id)} started with {it.model}{_again(it.attempt)}"
+                return f"{self._name(it.subtask_id)} started with {it.model}{_attempt_suffix(it.attempt)}"
             case pb.SubtaskCompleted() as it:
-                return f"{self._name(it.subtask_id)} done{self._took(it.subtask_id)}{_used(it.usage)}"
+                elapsed = self._elapsed_suffix(it.subtask_id)
+                return f"{self._name(it.subtask_id)} done{elapsed}{_usage_suffix(it.usage)}"
             case pb.SubtaskFailed() as it:
-                return f"{self._name(it.subtask_id)} failed: {_failure(event, it)}"
+                return f"{self._name(it.subtask_id)} failed: {_failure_text(event, it)}"
             case pb.SubtaskSkipped() as it:
-                return f"{self._name(it.subtask_id)} skipped: {_cause(it.error)}"
+                return f"{self._name(it.subtask_id)} skipped: {_error_text(it.error)}"
             case pb.SynthesisStarted() as it:
-                return f"synthesis with {it.model}{_again(it.attempt)}"
+                return f"synthesis with {it.model}{_attempt_suffix(it.attempt)}"
             case pb.SynthesisFailed() as it:
-                return f"synthesis failed: {_failure(event, it)}"
+                return f"synthesis failed: {_failure_text(event, it)}"
             case pb.SynthesisCompleted() as it:
-                return f"synthesis done{_used(it.usage)}"
+                return f"synthesis done{_usage_suffix(it.usage)}"
             case pb.InstancePauseRequested():
                 return "pause requested: what runs finishes"
             case pb.InstancePaused():
@@ -82,7 +83,7 @@ class Progress:
                 used = usage_line(own if own.model_calls else usage_of(it.usage))
                 return f"complete ({used})" if used else "complete"
             case pb.InstanceErrored() as it:
-                return f"errored: {_cause(it.error)}"
+                return f"errored: {_error_text(it.error)}"
             case pb.InstanceTerminated():
                 return "terminated"
             case _:
@@ -92,42 +93,44 @@ class Progress:
         subtask = self.instance.subtasks.get(subtask_id)
         return f"{subtask_id} {subtask.title}" if subtask and subtask.title != subtask_id else subtask_id
 
-    def _took(self, subtask_id: str) -> str:
+    def _elapsed_suffix(self, subtask_id: str) -> str:
         subtask = self.instance.subtasks.get(subtask_id)
         return f" in {duration(subtask.work.end_time_s - subtask.work.start_time_s)}" if subtask else ""
 
 
-def cost(usage: Usage) -> str:
-    """What calls have cost: `$0.0123`, `-` where nobody knows, empty where there were none."""
+def cost_text(usage: Usage) -> str:
+    """Format a cost: `$0.0123`, `-` where it is unknown, empty without calls."""
     if usage.cost_usd:
         return f"${usage.cost_usd:.4f}"
-    return UNKNOWN if usage.model_calls else ""
+    return UNKNOWN_COST if usage.model_calls else ""
 
 
 def usage_line(usage: Usage) -> str:
-    """What model calls have used: `12,340 tokens, $0.0123`; empty where nothing is known."""
+    """Format usage: `12,340 tokens, $0.0123`; empty where nothing is known."""
     tokens = usage.input_tokens + usage.output_tokens
-    parts = [counted(tokens, "token")] if tokens else []
+    parts = [pluralize(tokens, "token")] if tokens else []
     if usage.cost_usd:
         parts.append(f"${usage.cost_usd:.4f}")
     return ", ".join(parts)
 
 
-def _used(usage: instance_pb2.Usage) -> str:
+def _usage_suffix(usage: instance_pb2.Usage) -> str:
     line = usage_line(usage_of(usage))
     return f" ({line})" if line else ""
 
 
-def _again(attempt: int) -> str:
+def _attempt_suffix(attempt: int) -> str:
     return f", attempt {attempt}" if attempt > 1 else ""
 
 
-def _cause(error: instance_pb2.Failure) -> str:
-    return f"{error.reason}: {one_line(error.message, _MESSAGE_SHOWN)}" if error.message else error.reason
+def _error_text(error: instance_pb2.Failure) -> str:
+    return (
+        f"{error.reason}: {one_line(error.message, _MAX_MESSAGE_LENGTH)}" if error.message else error.reason
+    )
 
 
-def _failure(event: pb.Event, it: pb.PlanningFailed | pb.SubtaskFailed | pb.SynthesisFailed) -> str:
+def _failure_text(event: pb.Event, it: pb.PlanningFailed | pb.SubtaskFailed | pb.SynthesisFailed) -> str:
     if not it.HasField("retry_time"):
-        return _cause(it.error)
+        return _error_text(it.error)
     delay_s = (it.retry_time.ToNanoseconds() - event.event_time.ToNanoseconds()) / 1e9
-    return f"{_cause(it.error)} - attempt {it.attempt + 1} in {duration(delay_s)}"
+    return f"{_error_text(it.error)} - attempt {it.attempt + 1} in {duration(delay_s)}"

@@ -1,4 +1,4 @@
-"""How a run is told while it goes on: drawn live, as lines, or as JSON."""
+"""Reporters of a running instance: a live view, lines, or JSON."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli.display import view
-from orchestrator.cli.live_text import Draft
+from orchestrator.cli.live_text import LiveText
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.text import duration, one_line, strip_controls
 from orchestrator.client import Event, OutputDelta, ServiceError
@@ -22,19 +22,19 @@ _REFRESHES_PER_SECOND: Final = 8
 
 
 class Reporter(Protocol):
-    """Told of each event, after the progress has taken it in."""
+    """Notified of each event after the progress has applied it."""
 
     def note(self, line: str) -> None:
-        """Say something beside the events."""
+        """Print a note beside the events."""
 
-    def show(self, event: Event, progress: Progress) -> None:
-        """Tell an event."""
+    def on_event(self, event: Event, progress: Progress) -> None:
+        """Report an event."""
 
-    def hear(self, delta: OutputDelta) -> None:
-        """Tell a piece of text that a model has just written."""
+    def on_delta(self, delta: OutputDelta) -> None:
+        """Report a piece of text that a model has just written."""
 
-    def connection(self, error: ServiceError | None) -> None:
-        """Tell that the service is away, and with None that it is back: a client's `on_cut`."""
+    def on_connection(self, error: ServiceError | None) -> None:
+        """Report a lost connection, and with None its return: the `on_cut` of a client."""
 
     def __enter__(self) -> Self: ...
 
@@ -43,24 +43,28 @@ class Reporter(Protocol):
     ) -> None: ...
 
 
-def choose(*, as_json: bool, where: str = "") -> Reporter:
-    """The way that suits whoever listens on stderr; `where` as of `drawn`."""
+def choose_reporter(*, as_json: bool, address_option: str = "") -> Reporter:
+    """Choose the reporter that suits stderr; `address_option` as in `live_reporter`."""
     if as_json:
         return JsonReporter()
-    return drawn(where) or LineReporter()
+    return live_reporter(address_option) or LineReporter()
 
 
-def drawn(where: str = "") -> "LiveReporter | None":
-    """The drawing; None where stderr is no terminal that can be drawn on.
+def live_reporter(address_option: str = "") -> "LiveReporter | None":
+    """Build the live view; None where stderr is no terminal with cursor control.
 
-    `where` is the flag that leads the commands it names to the same service.
+    `address_option` makes the commands that it advises reach the same service.
     """
-    console = terminal(stderr=True)
-    return LiveReporter(console, where) if console.is_terminal and not console.is_dumb_terminal else None
+    console = build_console(stderr=True)
+    return (
+        LiveReporter(console, address_option)
+        if console.is_terminal and not console.is_dumb_terminal
+        else None
+    )
 
 
-def terminal(*, stderr: bool = False) -> Console:
-    """A console that reads no markup into what it is given."""
+def build_console(*, stderr: bool = False) -> Console:
+    """Build a console that interprets no markup in its input."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
@@ -76,19 +80,19 @@ def print_json(message: Message) -> None:
     print(MessageToJson(message, indent=None), flush=True)  # noqa: T201  the answer itself
 
 
-class _Plain:
-    _is_away = False
+class _LineBase:
+    _is_disconnected = False
 
-    def hear(self, delta: OutputDelta) -> None:
-        """Wait for the whole text: lines cannot be taken back."""
+    def on_delta(self, delta: OutputDelta) -> None:
+        """Ignore live text: printed lines cannot be replaced."""
 
-    def connection(self, error: ServiceError | None) -> None:
+    def on_connection(self, error: ServiceError | None) -> None:
         """Print a line when the service goes and one when it is back."""
         if error is None:
             self.note("the service is back")
-        elif not self._is_away:
+        elif not self._is_disconnected:
             self.note(f"the service is away, reconnecting…: {error}")
-        self._is_away = error is not None
+        self._is_disconnected = error is not None
 
     def note(self, line: str) -> None:
         """Print the line on stderr."""
@@ -103,31 +107,31 @@ class _Plain:
         pass
 
 
-class JsonReporter(_Plain):
+class JsonReporter(_LineBase):
     """One event a line on stdout; notes go to stderr."""
 
-    def show(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  a Reporter's signature
+    def on_event(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  a Reporter's signature
         """Print the event."""
         print_json(event)
 
-    def hear(self, delta: OutputDelta) -> None:
-        """Print the text and its place, as the stream's message has it: `{"delta": {…}}`."""
+    def on_delta(self, delta: OutputDelta) -> None:
+        """Print the delta as the message of the stream: `{"delta": {…}}`."""
         print_json(StreamEventsResponse(delta=delta))
 
 
-class EventLines(_Plain):
+class EventLines(_LineBase):
     """One line an event on stdout: its sequence, its time of day, what happened."""
 
-    def show(self, event: Event, progress: Progress) -> None:
+    def on_event(self, event: Event, progress: Progress) -> None:
         """Print the event."""
         clock = time.strftime("%H:%M:%S", time.localtime(event.event_time.seconds))
         print(f"{event.sequence:>4}  {clock}  {progress.describe(event)}", flush=True)  # noqa: T201  the answer
 
 
-class LineReporter(_Plain):
+class LineReporter(_LineBase):
     """One line an event on stderr, with the time since the instance was created."""
 
-    def show(self, event: Event, progress: Progress) -> None:
+    def on_event(self, event: Event, progress: Progress) -> None:
         """Print the event."""
         time_s = event.event_time.ToNanoseconds() / 1e9
         elapsed = duration(time_s - (progress.instance.create_time_s or time_s))
@@ -138,35 +142,35 @@ class LineReporter(_Plain):
 class LiveReporter:
     """The whole instance, redrawn in place on stderr."""
 
-    def __init__(self, console: Console, where: str = "") -> None:
+    def __init__(self, console: Console, address_option: str = "") -> None:
         self._console = console
-        self._where = where
+        self._address_option = address_option
         self._progress = Progress()
-        self._drafts: dict[str, Draft] = {}
-        self._away_since_s: float | None = None
-        self._ended = False
+        self._live_texts: dict[str, LiveText] = {}
+        self._disconnected_since_s: float | None = None
+        self._has_ended = False
         self._live: Live | None = None
 
     def note(self, line: str) -> None:
         """Print the line above the drawing."""
         self._console.print(Text(one_line(line), style="dim"))
 
-    def show(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  the state tells it
+    def on_event(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  the state tells it
         """Draw the new state with the next refresh."""
         self._progress = progress
 
-    def hear(self, delta: OutputDelta) -> None:
+    def on_delta(self, delta: OutputDelta) -> None:
         """Draw the end of the attempt's text with the next refresh."""
-        draft = self._drafts.get(delta.subtask_id, Draft())
-        self._drafts[delta.subtask_id] = draft.after(delta)
+        live_text = self._live_texts.get(delta.subtask_id, LiveText())
+        self._live_texts[delta.subtask_id] = live_text.with_delta(delta)
 
-    def connection(self, error: ServiceError | None) -> None:
+    def on_connection(self, error: ServiceError | None) -> None:
         """Draw for how long the service has been away."""
-        self._away_since_s = (self._away_since_s or time.monotonic()) if error else None
+        self._disconnected_since_s = (self._disconnected_since_s or time.monotonic()) if error else None
 
     def __enter__(self) -> Self:
         self._console.print()
-        self._ended = False
+        self._has_ended = False
         # Rich draws from a thread of its own: states are immutable, so it always sees a whole one.
         self._live = Live(
             console=self._console,
@@ -180,7 +184,7 @@ class LiveReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended = True
+        self._has_ended = True
         if self._live:
             self._live.stop()
 
@@ -189,8 +193,10 @@ class LiveReporter:
             self._progress.instance,
             time.time(),
             width=self._console.width,
-            height=None if self._ended else self._console.height,
-            drafts=self._drafts,
-            away_s=time.monotonic() - self._away_since_s if self._away_since_s else None,
-            where=self._where,
+            height=None if self._has_ended else self._console.height,
+            live_texts=self._live_texts,
+            disconnected_s=time.monotonic() - self._disconnected_since_s
+            if self._disconnected_since_s
+            else None,
+            address_option=self._address_option,
         )

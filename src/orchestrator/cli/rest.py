@@ -19,24 +19,24 @@ from orchestrator.v1.orchestrator_pb2 import (
 
 _INFO_TIMEOUT_S: Final = 2.0
 _CREATE_TIMEOUT_S: Final = 30.0
-_TRIES: Final = 3
+_MAX_ATTEMPTS: Final = 3
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def url(address: str) -> str:
-    """The URL of the edge at `host:port`."""
+def base_url(address: str) -> str:
+    """Build the URL of the edge at `host:port`."""
     host, port = split_address(address, "the address of REST")
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def service_id(address: str) -> str | None:
-    """The id of the service that the edge at `host:port` reaches; None: no service of ours answers there."""
+    """Fetch the id of the service behind the edge at `host:port`; None where no orchestrator answers."""
     async with _client(address, _INFO_TIMEOUT_S) as client:
         try:
-            answer = await client.get("/-/info")
-            if answer.status_code != HTTPStatus.OK:
+            response = await client.get("/-/info")
+            if response.status_code != HTTPStatus.OK:
                 return None
-            info = json_format.Parse(answer.content, GetServiceInfoResponse(), ignore_unknown_fields=True)
+            info = json_format.Parse(response.content, GetServiceInfoResponse(), ignore_unknown_fields=True)
         except (httpx.HTTPError, json_format.ParseError, UnicodeDecodeError):
             return None
     return info.service_id or None
@@ -46,37 +46,37 @@ async def create(address: str, request: CreateInstanceRequest) -> CreateInstance
     """`POST /`. The request must carry a request_id: it is sent again when the connection breaks."""
     body = json_format.MessageToDict(request)
     async with _client(address, _CREATE_TIMEOUT_S) as client:
-        for tried in range(1, _TRIES + 1):
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
-                answer = await client.post("/", json=body)
+                response = await client.post("/", json=body)
                 break
             except httpx.TransportError as error:
-                if tried == _TRIES:
+                if attempt == _MAX_ATTEMPTS:
                     problem = str(error) or type(error).__name__
                     raise NoServiceError(f"REST does not answer at {address}: {problem}") from None
-    if answer.status_code != HTTPStatus.OK:
-        raise _refusal(answer)
+    if response.status_code != HTTPStatus.OK:
+        raise _service_error(response)
     try:
-        return json_format.Parse(answer.content, CreateInstanceResponse(), ignore_unknown_fields=True)
+        return json_format.Parse(response.content, CreateInstanceResponse(), ignore_unknown_fields=True)
     except (json_format.ParseError, UnicodeDecodeError):
         raise NoServiceError(f"what answers at {address} is no orchestrator") from None
 
 
 def _client(address: str, timeout_s: float) -> httpx.AsyncClient:
     # Nothing of the environment: a proxy would answer for 127.0.0.1.
-    return httpx.AsyncClient(base_url=url(address), timeout=timeout_s, trust_env=False)
+    return httpx.AsyncClient(base_url=base_url(address), timeout=timeout_s, trust_env=False)
 
 
-def _refusal(answer: httpx.Response) -> ServiceError:
-    """Read `{code, message, details}`."""
+def _service_error(response: httpx.Response) -> ServiceError:
+    """Decode the body `{code, message, details}` of an error."""
     try:
-        status: Any = answer.json()
+        status: Any = response.json()
         code = _CODES[status["code"]]
         message = str(status["message"])
         details = [detail for detail in status.get("details", []) if "reason" in detail]
     except (json.JSONDecodeError, LookupError, TypeError, AttributeError):
         return ServiceError(
-            grpc.StatusCode.UNKNOWN, f"REST answers {answer.status_code}: {answer.text[:200]}"
+            grpc.StatusCode.UNKNOWN, f"REST answers {response.status_code}: {response.text[:200]}"
         )
     info = details[0] if details else {}
     return ServiceError(code, message, reason=info.get("reason", ""), metadata=info.get("metadata"))

@@ -1,4 +1,4 @@
-"""Plans that a person has to look at: shown, and decided on."""
+"""The command `review`: show a plan, or decide on it."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.connection import by_prefix, call_service
+from orchestrator.cli.connection import call_service, with_full_id
+from orchestrator.cli.control import print_state
 from orchestrator.cli.exit_codes import UsageError, reporting_errors
 from orchestrator.cli.options import examples
-from orchestrator.cli.steering import print_standing
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
@@ -58,23 +58,23 @@ def review(
     decision = DECISION_APPROVE if approve else DECISION_REJECT
 
     async def call(client: "Client") -> None:
-        answer = await by_prefix(
+        answer = await with_full_id(
             client,
             instance_id,
             lambda whole: client.review(whole, decision, subtasks=subtasks, feedback=reject or ""),
         )
-        print_standing(answer, as_json=as_json)
+        print_state(answer, as_json=as_json)
 
     call_service(address, call)
 
 
 def _show(instance_id: str, address: str | None, *, as_json: bool) -> None:
     async def call(client: "Client") -> "Instance":
-        answer = await by_prefix(client, instance_id, lambda whole: client.get(whole, full=True))
+        answer = await with_full_id(client, instance_id, lambda whole: client.get(whole, full=True))
         return answer.instance
 
     instance = call_service(address, call)
-    from orchestrator.cli.follow import review_is_due  # noqa: PLC0415
+    from orchestrator.cli.follow import review_due_message  # noqa: PLC0415
     from orchestrator.core.instance import WAITING  # noqa: PLC0415
     from orchestrator.core.wire import STATUS  # noqa: PLC0415
 
@@ -87,14 +87,14 @@ def _show(instance_id: str, address: str | None, *, as_json: bool) -> None:
     from orchestrator.cli.tables import print_plan  # noqa: PLC0415
 
     print_plan(instance)
-    told = f"{instance.id} is {status}: no review is due"
+    note = f"{instance.id} is {status}: no review is due"
     if instance.state == WAITING:
-        told = review_is_due(instance.id, Settings.load(address=address))
-    typer.echo(f"\n{told}", err=True)
+        note = review_due_message(instance.id, Settings.load(address=address))
+    typer.echo(f"\n{note}", err=True)
 
 
 def plan_json(instance: "Instance") -> str:
-    """The plan of an instance in VIEW_FULL, as `--plan` takes it."""
+    """Format the plan of an instance in VIEW_FULL as `--plan` accepts it."""
     subtasks = [
         {
             "id": subtask.id,

@@ -1,4 +1,4 @@
-"""`orchestrator run`: from a prompt to its answer, on the service that is there or on one of its own."""
+"""`orchestrator run`: from a prompt to its answer, on a running service or on one of its own."""
 
 import asyncio
 import contextlib
@@ -11,13 +11,20 @@ from typing import Final
 
 import typer
 
-from orchestrator.cli import asking, reporters, rest, service_settings
+from orchestrator.cli import plan_decision, reporters, rest, service_settings
 from orchestrator.cli.exit_codes import ExitCode, print_error
-from orchestrator.cli.follow import address_flag, detached, flags, follow, resume_command, review_is_due
+from orchestrator.cli.follow import (
+    address_option,
+    detached_message,
+    follow,
+    resume_command,
+    review_due_message,
+    settings_options,
+)
 from orchestrator.cli.output import OutputError
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.tables import print_plan
-from orchestrator.cli.text import command, counted
+from orchestrator.cli.text import command, pluralize
 from orchestrator.client import Client
 from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING, Instance
 from orchestrator.installation import requires
@@ -31,10 +38,10 @@ _BETTER_MODELS: Final = (
 )
 
 
-class Run:
-    """One run. `progress` and `exit_message` are for whoever has to say how it was left.
+class Runner:
+    """One execution of the command; `exit_message` says what becomes of an unfinished instance.
 
-    With `ends_with_plan` a plan that waits for review is printed where nobody can be asked, and that is all.
+    With `stops_at_plan` a plan that waits for review is printed and ends the run where there is no terminal.
     """
 
     def __init__(
@@ -44,48 +51,48 @@ class Run:
         *,
         live: bool,
         as_json: bool,
-        ends_with_plan: bool = False,
+        stops_at_plan: bool = False,
     ) -> None:
         self.progress = Progress()
         self._request = request
         self._settings = settings
         self._live = live
         self._as_json = as_json
-        self._ends_with_plan = ends_with_plan
-        self._reporter = reporters.choose(as_json=as_json, where=address_flag(settings))
-        self._keys = None if as_json else asking.keyboard()
-        self._has_own_service = False
+        self._stops_at_plan = stops_at_plan
+        self._reporter = reporters.choose_reporter(as_json=as_json, address_option=address_option(settings))
+        self._keyboard = None if as_json else plan_decision.open_keyboard()
+        self._owns_service = False
         self._instance_id = ""
 
-    async def perform(self) -> ExitCode:
+    async def run(self) -> ExitCode:
         """Create the instance, follow it to its end and print the answer. SIGTERM cancels it."""
         task = asyncio.current_task()
         if task:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        async with self._service() as client:
-            await self._create(client)
-            while not await self._followed(client):
-                if not await self._reviewed(client):
+        async with self._connect_or_start() as client:
+            await self._create_instance(client)
+            while not await self._follow(client):
+                if not await self._review(client):
                     typer.echo(self.exit_message, err=True)
                     return ExitCode.DONE
         try:
-            return self._answer(self.progress.instance)
+            return self._print_answer(self.progress.instance)
         except OutputError as error:
-            where = address_flag(self._settings)
-            read = command(f"result {self._instance_id}{where}")
-            later = ", once the service is up again" if self._has_own_service else ""
-            raise OutputError(f"{error}; the answer is kept: `{read}`{later}") from None
+            option = address_option(self._settings)
+            result_command = command(f"result {self._instance_id}{option}")
+            later = ", once the service is up again" if self._owns_service else ""
+            raise OutputError(f"{error}; the answer is kept: `{result_command}`{later}") from None
 
     @property
     def exit_message(self) -> str:
-        """What becomes of the instance that nobody follows any more; empty where there is none."""
+        """Say what becomes of an instance that is no longer followed; empty where there is none."""
         state = self.progress.instance.state
         if not self._instance_id or state in TERMINAL:
             return ""
-        due = review_is_due(self._instance_id, self._settings) if state == WAITING else ""
-        if not self._has_own_service:
-            return due or detached(self._instance_id, self._settings, live=self._live)
-        start = "up" + flags(
+        due = review_due_message(self._instance_id, self._settings) if state == WAITING else ""
+        if not self._owns_service:
+            return due or detached_message(self._instance_id, self._settings, live=self._live)
+        start = "up" + settings_options(
             self._settings,
             grpc_address="--address",
             rest_address="--rest-address",
@@ -93,9 +100,9 @@ class Run:
             big_model="--big-model",
             small_model="--small-model",
         )
-        kept = f"{self._instance_id} is kept in {self._settings.database}"
+        location = f"{self._instance_id} is kept in {self._settings.database}"
         lines = (
-            f"stopped: {kept} and goes on when the service starts again",
+            f"stopped: {location} and goes on when the service starts again",
             f"  to start it:  {command(start)}",
             f"  to come back: {resume_command(self._instance_id, self._settings, live=self._live)}",
             due,
@@ -103,8 +110,8 @@ class Run:
         return "\n".join(line for line in lines if line)
 
     @contextlib.asynccontextmanager
-    async def _service(self) -> AsyncIterator[Client]:
-        """A client of the service that answers; else of one that runs just for this."""
+    async def _connect_or_start(self) -> AsyncIterator[Client]:
+        """Connect to the service that answers, or start one for this run."""
         address = self._settings.grpc_address
         async with Client(address) as client:
             if await client.is_serving():
@@ -114,22 +121,22 @@ class Run:
         with requires("server", f"no service answers at {address}, and to start one `orchestrator run`"):
             from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
 
-        self._has_own_service = True
-        logging.basicConfig(level=self._settings.log_level.upper(), handlers=[_Noting(self._reporter)])
+        self._owns_service = True
+        logging.basicConfig(level=self._settings.log_level.upper(), handlers=[_NotingHandler(self._reporter)])
         app.hush_libraries()
         database = self._settings.database_told
         self._reporter.note(f"no service at {address}: starting one for this run (events in {database})")
         async with app.running(self._settings, edge=True) as own, Client(own.grpc_address) as client:
             if own.recovered:
-                found = counted(own.recovered, "unfinished instance")
+                found = pluralize(own.recovered, "unfinished instance")
                 goes = "goes" if own.recovered == 1 else "go"
                 self._reporter.note(f"{found} of {database} {goes} on beside this one while it runs")
             yield client
 
-    async def _create(self, client: Client) -> None:
-        """Through REST, as any other client does, where that leads to this very service; else over gRPC."""
+    async def _create_instance(self, client: Client) -> None:
+        """Create the instance through REST where that reaches this service, else over gRPC."""
         request = self._request
-        info = await service_settings.ask(client)
+        info = await service_settings.fetch_info(client)
         rest_address = await self._rest_address(info)
         if rest_address:
             created = await rest.create(rest_address, request)
@@ -145,33 +152,33 @@ class Run:
         config = created.instance.config
         self._reporter.note(_models_line(config))
         if rest_address:
-            while_it_runs = " while this runs" if self._has_own_service else ""
+            while_it_runs = " while this runs" if self._owns_service else ""
             self._reporter.note(
-                f"to see it{while_it_runs}: {rest.url(rest_address)}/-/ui/#/instances/{created.id}"
+                f"to see it{while_it_runs}: {rest.base_url(rest_address)}/-/ui/#/instances/{created.id}"
             )
-        if not self._has_own_service:
+        if not self._owns_service:
             found = [*service_settings.model_differences(self._settings, config)]
-            found += service_settings.differences(self._settings, info) if info else ()
+            found += service_settings.setting_differences(self._settings, info) if info else ()
             for difference, mend in found:
                 self._reporter.note(f"{difference}: {mend}")
 
     async def _rest_address(self, info: GetServiceInfoResponse | None) -> str:
-        """Where the service says that its REST is, if it does and is; another one's is never used."""
+        """Return the REST address that the service reports, if this service answers there; else empty."""
         if info is None:
-            why = "the service does not say where REST is"
+            reason = "the service does not say where REST is"
         elif not info.rest_address:
-            why = "the service has no REST"
+            reason = "the service has no REST"
         else:
             found = await rest.service_id(info.rest_address)
             if found == info.service_id:
                 return info.rest_address
-            what = "another service answers" if found else "REST does not answer"
-            why = f"{what} at {info.rest_address}"
-        self._reporter.note(f"{why}: creating the instance over gRPC")
+            problem = "another service answers" if found else "REST does not answer"
+            reason = f"{problem} at {info.rest_address}"
+        self._reporter.note(f"{reason}: creating the instance over gRPC")
         return ""
 
-    async def _followed(self, client: Client) -> bool:
-        """Follow the instance; whether it has ended, or else waits for a review."""
+    async def _follow(self, client: Client) -> bool:
+        """Follow the instance; return whether it has ended rather than waits for review."""
         await follow(
             client,
             self._instance_id,
@@ -183,24 +190,24 @@ class Run:
         )
         return self.progress.instance.state in TERMINAL
 
-    async def _reviewed(self, client: Client) -> bool:
-        """Have the plan reviewed, if nobody has yet; whether to go on."""
+    async def _review(self, client: Client) -> bool:
+        """Have the plan reviewed if it still waits for that; return whether to go on."""
         found = (await client.get(self._instance_id, full=True)).instance
         if found.state != WAITING:
             return True
-        if self._keys:
+        if self._keyboard:
             typer.echo()
             print_plan(found)
-            return await asking.decide(client, found, self._keys)
-        if self._ends_with_plan:
+            return await plan_decision.ask_for_decision(client, found, self._keyboard)
+        if self._stops_at_plan:
             if not self._as_json:  # whose events tell it
                 print_plan(found)
             return False
-        review = command(f"review {self._instance_id}{address_flag(self._settings)}")
+        review = command(f"review {self._instance_id}{address_option(self._settings)}")
         self._reporter.note(f"the plan waits for review: {review}")
         return True
 
-    def _answer(self, instance: Instance) -> ExitCode:
+    def _print_answer(self, instance: Instance) -> ExitCode:
         if instance.state != COMPLETE:
             error = instance.error
             print_error(
@@ -212,7 +219,7 @@ class Run:
         if sys.stdout.isatty():
             from orchestrator.cli.answer import Answer  # noqa: PLC0415  Markdown is slow to import
 
-            console = reporters.terminal()
+            console = reporters.build_console()
             console.print()
             Answer(instance.final_result).print_on(console)
         else:
@@ -226,8 +233,8 @@ def _models_line(config: InstanceConfig) -> str:
     return f"{models} ({_BETTER_MODELS})" if EMBEDDED_MODEL in (big, small) else models
 
 
-class _Noting(logging.Handler):
-    """Says what the service of our own logs without disturbing the drawing."""
+class _NotingHandler(logging.Handler):
+    """Passes log records of the embedded service to the reporter, which keeps the live view intact."""
 
     def __init__(self, reporter: reporters.Reporter) -> None:
         super().__init__()
@@ -237,6 +244,6 @@ class _Noting(logging.Handler):
         self._reporter.note(f"{record.levelname.lower()}: {self.format(record)}")
 
 
-def quiet(settings: Settings) -> Settings:
-    """The settings for a service of the command's own: only what is wrong is worth a line."""
+def with_quiet_log(settings: Settings) -> Settings:
+    """Return the settings with a log of errors only, for a service that the command starts."""
     return replace(settings, log_level="error")

@@ -1,4 +1,4 @@
-"""What a service is set to, beside what this terminal would set it to."""
+"""Differences between the settings of a running service and those of this terminal."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -15,8 +15,8 @@ _MEND: Final = "start it anew from here"
 _LIMITS: Final = ("max_active_instances", "max_queued_instances", "max_concurrent_calls")
 
 
-async def ask(client: Client) -> GetServiceInfoResponse | None:
-    """What the service is set to; None: it is of an earlier version, which does not say."""
+async def fetch_info(client: Client) -> GetServiceInfoResponse | None:
+    """Fetch the settings of the service; None where an earlier version does not report them."""
     try:
         return await client.info()
     except ServiceError as error:
@@ -28,7 +28,7 @@ async def ask(client: Client) -> GetServiceInfoResponse | None:
 def model_differences(
     settings: Settings, theirs: ServiceModels | InstanceConfig
 ) -> Iterator[tuple[str, str]]:
-    """Each model that is set here and that the service does not use: that it is so, and the mend."""
+    """Give the difference and its mend for each model that is set here and not used by the service."""
     for name in ("big_model", "small_model"):
         wanted, used = getattr(settings, name), getattr(theirs, name)
         if name in settings.sources and wanted != used:
@@ -39,8 +39,8 @@ def model_differences(
             )
 
 
-def differences(settings: Settings, info: GetServiceInfoResponse) -> Iterator[tuple[str, str]]:
-    """Each other setting that is set here and that the service has otherwise, likewise."""
+def setting_differences(settings: Settings, info: GetServiceInfoResponse) -> Iterator[tuple[str, str]]:
+    """Give the difference and its mend for each other setting that differs."""
     theirs = {name: getattr(info.limits, name) for name in _LIMITS}
     theirs |= {"engine": info.engine, "max_output_tokens": info.default_config.max_output_tokens}
     for name, value in theirs.items():
@@ -58,7 +58,7 @@ def differences(settings: Settings, info: GetServiceInfoResponse) -> Iterator[tu
 
 
 def _is_same_port(ours: str, theirs: str) -> bool:
-    """Whether two addresses have the same port; all are this machine's own. Port 0 is any."""
+    """Whether two addresses of this machine have the same port; port 0 matches any."""
     if not theirs:
         return False
     port = split_address(ours, "")[1]

@@ -1,4 +1,4 @@
-"""Instances as a person reads them: one in full, many as a table."""
+"""Instances as text: one in full, many as a table."""
 
 import sys
 import time
@@ -13,31 +13,31 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.answer import Answer
-from orchestrator.cli.display import state_text
-from orchestrator.cli.progress import UNKNOWN, cost, usage_line
-from orchestrator.cli.reporters import terminal
-from orchestrator.cli.text import age, command, counted, duration, one_line, strip_controls
+from orchestrator.cli.display import state_label
+from orchestrator.cli.progress import UNKNOWN_COST, cost_text, usage_line
+from orchestrator.cli.reporters import build_console
+from orchestrator.cli.text import age, command, duration, one_line, pluralize, strip_controls
 from orchestrator.core import instance as core
 from orchestrator.core.instance import usage_of
 from orchestrator.v1 import instance_pb2 as pb
 
 _NO_WRAPPING: Final = 10_000
 _GAP: Final = "  "
-_LEAST_PROMPT: Final = 20
-"""Columns of a prompt that are worth more than another number."""
-_NARROWEST_PROMPT: Final = 8
-_WIDTH_FOR_NUMBERS: Final = 72
-"""Below this many columns a subtask's title is worth more than its numbers."""
+_MIN_PROMPT_COLUMNS: Final = 20
+"""Below this width of the prompt the last numeric column is dropped."""
+_MIN_SHOWN_PROMPT_COLUMNS: Final = 8
+_MIN_WIDTH_FOR_NUMBERS: Final = 72
+"""Below this many columns the subtasks are shown without numbers."""
 
 
 def print_instances(instances: Iterable[pb.Instance]) -> None:
-    """A table in a terminal; in a pipe one instance a line, its fields parted by tabs."""
+    """Print a table in a terminal; in a pipe one instance a line, its fields separated by tabs."""
     if not sys.stdout.isatty():
         for instance in instances:
             print(*_fields(instance), sep="\t")  # noqa: T201  the answer itself
         return
-    console = terminal()
-    for line in lines_of(list(instances), time.time(), console.width):
+    console = build_console()
+    for line in table_lines(list(instances), time.time(), console.width):
         # An id that is cut cannot be copied: on the narrowest terminals the terminal itself breaks the line.
         console.print(line, soft_wrap=True)
 
@@ -52,38 +52,40 @@ class _Column:
 
     @property
     def width(self) -> int:
-        """Columns of the terminal that it takes, the gap behind it included."""
+        """The width in terminal columns, with the gap behind it."""
         return max(len(self.heading), *(cell.cell_len for cell in self.cells)) + len(_GAP)
 
     def line(self, number: int) -> Text:
-        """The heading, or a cell from 1, padded to the column's width."""
+        """Return the heading (0) or a cell (from 1), padded to the width."""
         text = self.cells[number - 1].copy() if number else Text(self.heading, "dim")
         missing = self.width - len(_GAP) - text.cell_len
         text.pad_left(missing) if self.is_number else text.pad_right(missing)
         return text.append(_GAP)
 
 
-def lines_of(instances: Sequence[pb.Instance], now_s: float, width: int) -> Iterator[Text]:
-    """The table's lines for so many columns: where they are few, numbers give way to the prompt."""
+def table_lines(instances: Sequence[pb.Instance], now_s: float, width: int) -> Iterator[Text]:
+    """Format the table for that many columns; numeric columns are dropped where the prompt has no room."""
     if not instances:
         yield Text("no instances", style="dim")
         return
     columns = [
         _Column("id", [Text(one_line(it.id)) for it in instances]),
-        _Column("state", [state_text(it.state) for it in instances]),
+        _Column("state", [state_label(it.state) for it in instances]),
         _Column("age", [Text(age(now_s - it.create_time.seconds)) for it in instances], is_number=True),
-        _Column("done", [Text(_done(it)) for it in instances], is_number=True),
+        _Column("done", [Text(_done_count(it)) for it in instances], is_number=True),
         _Column("tokens", [Text(_tokens(own_usage(it))) for it in instances], is_number=True),
-        _Column("cost", [Text(cost(usage_of(own_usage(it)))) for it in instances], is_number=True),
+        _Column("cost", [Text(cost_text(usage_of(own_usage(it)))) for it in instances], is_number=True),
     ]
-    columns = [column for column in columns if any(cell.plain not in ("", UNKNOWN) for cell in column.cells)]
-    while len(columns) > 2 and width - _width(columns) < _LEAST_PROMPT:  # noqa: PLR2004  id and state stay
+    columns = [
+        column for column in columns if any(cell.plain not in ("", UNKNOWN_COST) for cell in column.cells)
+    ]
+    while len(columns) > 2 and width - _width(columns) < _MIN_PROMPT_COLUMNS:  # noqa: PLR2004  the id and state
         columns.pop()
     room = width - _width(columns)
     for number in range(len(instances) + 1):
         line = Text().join(column.line(number) for column in columns)
         prompt = Text(one_line(instances[number - 1].prompt, 200)) if number else Text("prompt", "dim")
-        if room >= _NARROWEST_PROMPT:
+        if room >= _MIN_SHOWN_PROMPT_COLUMNS:
             prompt.truncate(room, overflow="ellipsis")
             line.append_text(prompt)
         line.rstrip()
@@ -95,8 +97,8 @@ def _width(columns: Iterable[_Column]) -> int:
 
 
 def print_outcome(instance: core.Instance) -> None:
-    """What an instance has come to: its result, or why there is none."""
-    console = terminal()
+    """Print the result of an instance, or its error."""
+    console = build_console()
     console.print()
     if instance.error:
         console.print(_error_text(instance.error.reason, instance.error.message))
@@ -104,16 +106,16 @@ def print_outcome(instance: core.Instance) -> None:
         Answer(instance.final_result).print_on(console)
 
 
-def print_instance(instance: pb.Instance, *, full: bool, where: str = "") -> None:
-    """One instance: where it stands, its subtasks, what it used, its result or its error.
+def print_instance(instance: pb.Instance, *, full: bool, address_option: str = "") -> None:
+    """Print one instance: its state, subtasks, usage, and result or error.
 
-    `where` is the flag that leads the next command to the same service.
+    `address_option` makes the advised command reach the same service.
     """
-    console = terminal()
+    console = build_console()
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
-    for name, value in _facts(instance, where):
+    for name, value in _facts(instance, address_option):
         facts.add_row(name, value)
     parts: list[RenderableType] = [facts]
     if instance.subtasks:
@@ -131,9 +133,9 @@ def print_instance(instance: pb.Instance, *, full: bool, where: str = "") -> Non
 
 
 def print_plan(instance: pb.Instance) -> None:
-    """What the workers are asked to do: the summary, and each subtask with its instructions."""
+    """Print a plan: the summary, and each subtask with its instructions."""
     subtasks = [subtask for subtask in instance.subtasks if not subtask.merges]
-    heading = f"plan of {one_line(instance.id)}: {counted(len(subtasks), 'subtask')}"
+    heading = f"plan of {one_line(instance.id)}: {pluralize(len(subtasks), 'subtask')}"
     parts: list[RenderableType] = [Text(heading, style="bold")]
     if instance.summary:
         parts += [Text(), Text(strip_controls(instance.summary))]
@@ -146,7 +148,7 @@ def print_plan(instance: pb.Instance) -> None:
         if about:
             title.append(f"  {', '.join(about)}", style="dim")
         parts += [Text(), title, _indented(subtask.instructions)]
-    _print(terminal(), parts)
+    _print(build_console(), parts)
 
 
 def _markdown(text: str, console: Console) -> RenderableType:
@@ -157,7 +159,7 @@ def _print(console: Console, parts: Sequence[RenderableType]) -> None:
     if console.is_terminal:
         console.print(Group(*parts), crop=False)  # a line of code is the terminal's to break
         return
-    console.width = _NO_WRAPPING  # whoever reads a pipe wraps for himself
+    console.width = _NO_WRAPPING  # the reader of a pipe wraps lines
     for part in parts:
         if isinstance(part, str):
             print(part)  # noqa: T201  the answer itself, tabs and all
@@ -168,7 +170,7 @@ def _print(console: Console, parts: Sequence[RenderableType]) -> None:
 
 
 def own_usage(instance: pb.Instance) -> pb.Usage:
-    """What the instance's own calls have used; services of earlier versions tell only `usage`."""
+    """Return the usage of the instance's own calls; services of earlier versions report only `usage`."""
     return instance.own_usage if instance.HasField("own_usage") else instance.usage
 
 
@@ -176,17 +178,17 @@ def _fields(instance: pb.Instance) -> tuple[str, ...]:
     own = own_usage(instance)
     return (
         one_line(instance.id),
-        state_text(instance.state).plain,
-        _local(instance.create_time),
-        _took(instance),
-        _done(instance),
+        state_label(instance.state).plain,
+        _local_time(instance.create_time),
+        _elapsed(instance),
+        _done_count(instance),
         str(own.input_tokens + own.output_tokens),
-        f"{own.cost_usd:.4f}" if own.cost_usd else UNKNOWN,
+        f"{own.cost_usd:.4f}" if own.cost_usd else UNKNOWN_COST,
         one_line(instance.prompt, 200),
     )
 
 
-def _done(instance: pb.Instance) -> str:
+def _done_count(instance: pb.Instance) -> str:
     done = sum(subtask.state == pb.SUBTASK_STATE_COMPLETED for subtask in instance.subtasks)
     return f"{done}/{len(instance.subtasks)}" if instance.subtasks else ""
 
@@ -196,10 +198,10 @@ def _tokens(usage: pb.Usage) -> str:
     return f"{tokens:,}" if tokens else ""
 
 
-def _facts(instance: pb.Instance, where: str) -> Iterable[tuple[str, Text]]:
+def _facts(instance: pb.Instance, address_option: str) -> Iterable[tuple[str, Text]]:
     config = instance.config
     yield "id", Text(one_line(instance.id))
-    yield "state", state_text(instance.state)
+    yield "state", state_label(instance.state)
     yield "prompt", Text(one_line(instance.prompt, 300), style="bold")
     models = (
         config.big_model
@@ -207,12 +209,12 @@ def _facts(instance: pb.Instance, where: str) -> Iterable[tuple[str, Text]]:
         else f"{config.big_model}, {config.small_model}"
     )
     yield "models", Text(one_line(models))
-    yield "created", Text(_local(instance.create_time))
-    if took := _took(instance):
-        yield "took", Text(took)
+    yield "created", Text(_local_time(instance.create_time))
+    if elapsed := _elapsed(instance):
+        yield "took", Text(elapsed)
     own = usage_of(own_usage(instance))
-    if used := usage_line(own):
-        yield "used", Text(used)
+    if usage := usage_line(own):
+        yield "used", Text(usage)
     if instance.labels:
         yield (
             "labels",
@@ -224,7 +226,7 @@ def _facts(instance: pb.Instance, where: str) -> Iterable[tuple[str, Text]]:
         yield "forked from", Text(one_line(instance.forked_from) + paid)
     yield "events", Text(str(instance.last_sequence))
     if instance.state in _NEXT:
-        yield "next", Text(command(_NEXT[instance.state].format(instance.id) + where))
+        yield "next", Text(command(_NEXT[instance.state].format(instance.id) + address_option))
 
 
 _NEXT: Final = {
@@ -234,19 +236,19 @@ _NEXT: Final = {
     core.ERRORED: "retry {}",
     core.TERMINATED: "retry {}",
 }
-"""What is likely to be done next to an instance that rests."""
+"""The likely next command for an instance at rest."""
 
 
 def _subtasks(instance: pb.Instance, width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     numbers = {
         "attempts": [str(subtask.attempt or "") for subtask in instance.subtasks],
-        "took": [_took(subtask) for subtask in instance.subtasks],
+        "took": [_elapsed(subtask) for subtask in instance.subtasks],
         "tokens": [_tokens(subtask.usage) for subtask in instance.subtasks],
-        "cost": [cost(usage_of(subtask.usage)) for subtask in instance.subtasks],
+        "cost": [cost_text(usage_of(subtask.usage)) for subtask in instance.subtasks],
     }
-    has_room = width >= _WIDTH_FOR_NUMBERS
-    shown = [name for name, cells in numbers.items() if has_room and set(cells) - {"", UNKNOWN}]
+    has_room = width >= _MIN_WIDTH_FOR_NUMBERS
+    shown = [name for name, cells in numbers.items() if has_room and set(cells) - {"", UNKNOWN_COST}]
     for heading in ("id", "state"):
         table.add_column(heading, no_wrap=True)
     for heading in shown:
@@ -284,11 +286,11 @@ def _indented(text: str, style: str = "") -> Padding:
     return Padding(Text(strip_controls(text), style), (0, 0, 0, 2))
 
 
-def _local(moment: Timestamp) -> str:
+def _local_time(moment: Timestamp) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment.seconds))
 
 
-def _took(it: pb.Instance | pb.Subtask) -> str:
+def _elapsed(it: pb.Instance | pb.Subtask) -> str:
     if not it.HasField("start_time"):
         return ""
     start_s = it.start_time.seconds + it.start_time.nanos / 1e9

@@ -1,4 +1,4 @@
-"""Text as a person reads it. What models and other people wrote must not steer a terminal."""
+"""Formatting of text for people. Foreign text must not control a terminal."""
 
 import functools
 import re
@@ -18,18 +18,18 @@ _DAY_S: Final = 86_400
 
 
 def strip_controls(text: str) -> str:
-    r"""The text with control characters spelt out: an escape becomes `\x1b`. Tabs and newlines stay."""
+    r"""Escape the control characters of a text: ESC becomes `\x1b`. Tabs and newlines stay."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 def one_line(text: str, limit: int | None = None) -> str:
-    """The neutral text on one line, cut to `limit` characters."""
+    """Return the text without control characters on one line, truncated to `limit` characters."""
     line = strip_controls(" ".join(text.split()))
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def duration(seconds: float) -> str:
-    """A time span at the precision one cares about: `4.2s`, `14s`, `2m05s`, `1h02m`."""
+    """Format a time span with two units at most: `4.2s`, `14s`, `2m05s`, `1h02m`."""
     seconds = max(0.0, seconds)
     if seconds < 9.95:  # noqa: PLR2004  what rounds to 10.0 is shown without its decimal
         return f"{seconds:.1f}s"
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """A time span at a glance, in its largest unit: `12s`, `3m`, `2h`, `5d`."""
+    """Format a time span in its largest unit: `12s`, `3m`, `2h`, `5d`."""
     whole = max(0, int(seconds))
     for unit_s, unit in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "m")):
         if whole >= unit_s:
@@ -50,13 +50,13 @@ def age(seconds: float) -> str:
     return f"{whole}s"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: `1 subtask`, `12,340 tokens`."""
+def pluralize(number: int, noun: str) -> str:
+    """Format a number and its noun: `1 subtask`, `12,340 tokens`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def command(words: str) -> str:
-    """A command line that a person can paste here: `orchestrator …`, with its path where that is needed."""
+    """Build a command line to paste: `orchestrator …`, with its path where it is not on the PATH."""
     return f"{_program()} {words}"
 
 

@@ -1,4 +1,4 @@
-"""The commands that steer instances, one call for each."""
+"""The commands that control instances: pause, resume, terminate, retry, restart, fork, delete."""
 
 import json
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.connection import by_prefix, call_service
-from orchestrator.cli.exit_codes import ExitCode, UsageError, code_of, print_error, reporting_errors
+from orchestrator.cli.connection import call_service, with_full_id
+from orchestrator.cli.exit_codes import ExitCode, UsageError, exit_code_of, print_error, reporting_errors
 from orchestrator.cli.options import examples
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
@@ -23,41 +23,43 @@ if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
 app = typer.Typer()
 
 
-def _steer(address: str | None, instance_ids: Sequence[str], call: "Call", *, as_json: bool) -> None:
-    """Call for each instance and print what becomes of it."""
+def _control_each(address: str | None, instance_ids: Sequence[str], call: "Call", *, as_json: bool) -> None:
+    """Call for each instance and print its new state."""
 
-    async def act(client: "Client", instance_id: str) -> None:
-        print_standing(await call(client, instance_id), as_json=as_json)
+    async def control(client: "Client", instance_id: str) -> None:
+        print_state(await call(client, instance_id), as_json=as_json)
 
-    _for_each(address, instance_ids, act)
+    _for_each(address, instance_ids, control)
 
 
-def _for_each(address: str | None, instance_ids: Sequence[str], act: "Call") -> None:
-    """Act on each instance, whatever becomes of the others; the worst outcome is the exit code."""
+def _for_each(address: str | None, instance_ids: Sequence[str], control: "Call") -> None:
+    """Apply `control` to each instance despite failures of others; exit with the worst code."""
 
-    async def all_of_them(client: "Client") -> ExitCode:
+    async def control_all(client: "Client") -> ExitCode:
         import grpc  # noqa: PLC0415
 
         from orchestrator.client import ServiceError  # noqa: PLC0415
 
-        nobody = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
-        worst = ExitCode.DONE
+        connection_codes = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED)
+        worst_code = ExitCode.DONE
         for instance_id in dict.fromkeys(instance_ids):
             try:
-                await by_prefix(client, instance_id, partial(act, client))
+                await with_full_id(client, instance_id, partial(control, client))
             except (ServiceError, UsageError) as error:
-                if len(instance_ids) == 1 or (isinstance(error, ServiceError) and error.code in nobody):
+                if len(instance_ids) == 1 or (
+                    isinstance(error, ServiceError) and error.code in connection_codes
+                ):
                     raise
                 print_error(str(error))
-                worst = max(worst, code_of(error))
-        return worst
+                worst_code = max(worst_code, exit_code_of(error))
+        return worst_code
 
-    if code := call_service(address, all_of_them):
+    if code := call_service(address, control_all):
         raise typer.Exit(code)
 
 
-def print_standing(answer: Any, *, as_json: bool) -> None:
-    """Print where the instance of an answer stands, or the whole answer."""
+def print_state(answer: Any, *, as_json: bool) -> None:
+    """Print the state of the instance in an answer, or the whole answer as JSON."""
     if as_json:
         from orchestrator.cli.reporters import print_json  # noqa: PLC0415
 
@@ -72,14 +74,14 @@ def print_standing(answer: Any, *, as_json: bool) -> None:
 @reporting_errors
 def pause(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Start nothing new; what runs finishes."""
-    _steer(address, instance_ids, lambda client, one: client.pause(one), as_json=as_json)
+    _control_each(address, instance_ids, lambda client, one: client.pause(one), as_json=as_json)
 
 
 @app.command(epilog=examples("orchestrator resume 01J9Z"))
 @reporting_errors
 def resume(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Let paused instances go on."""
-    _steer(address, instance_ids, lambda client, one: client.resume(one), as_json=as_json)
+    _control_each(address, instance_ids, lambda client, one: client.resume(one), as_json=as_json)
 
 
 @app.command(
@@ -93,14 +95,14 @@ def terminate(
     instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False
 ) -> None:
     """Stop instances for good."""
-    _steer(address, instance_ids, lambda client, one: client.terminate(one), as_json=as_json)
+    _control_each(address, instance_ids, lambda client, one: client.terminate(one), as_json=as_json)
 
 
 @app.command(
     epilog=examples("orchestrator retry 01J9Z", "orchestrator retry 01J9Z --small-model openai/gpt-5-mini")
 )
 @reporting_errors
-@opt.takes_config
+@opt.with_config_options
 def retry(
     instance_ids: opt.InstanceIds,
     *,
@@ -109,15 +111,15 @@ def retry(
     as_json: opt.Json = False,
 ) -> None:
     """Run again what failed; what is done stays done."""
-    changes = config.message()
-    _steer(address, instance_ids, lambda client, one: client.retry(one, changes), as_json=as_json)
+    changes = config.to_message()
+    _control_each(address, instance_ids, lambda client, one: client.retry(one, changes), as_json=as_json)
 
 
 @app.command(
     epilog=examples("orchestrator restart 01J9Z", "orchestrator restart 01J9Z --big-model openai/gpt-5")
 )
 @reporting_errors
-@opt.takes_config
+@opt.with_config_options
 def restart(
     instance_ids: opt.InstanceIds,
     *,
@@ -126,8 +128,8 @@ def restart(
     as_json: opt.Json = False,
 ) -> None:
     """Begin anew under the same id; the events so far are kept."""
-    changes = config.message()
-    _steer(address, instance_ids, lambda client, one: client.restart(one, changes), as_json=as_json)
+    changes = config.to_message()
+    _control_each(address, instance_ids, lambda client, one: client.restart(one, changes), as_json=as_json)
 
 
 class Stage(Enum):
@@ -145,7 +147,7 @@ class Stage(Enum):
     )
 )
 @reporting_errors
-@opt.takes_config
+@opt.with_config_options
 def fork(
     instance_id: opt.InstanceId,
     *,
@@ -162,8 +164,8 @@ def fork(
     from orchestrator.v1 import orchestrator_pb2 as pb  # noqa: PLC0415
 
     at = pb.Stage.Value(f"STAGE_{stage.name}")
-    changes = config.message()
-    _steer(
+    changes = config.to_message()
+    _control_each(
         address,
         [instance_id],
         lambda client, one: client.fork(one, at, new_id=new_id, config=changes),
@@ -181,8 +183,8 @@ def fork(
 def delete(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
     """Remove finished instances and their events for good."""
 
-    async def act(client: "Client", instance_id: str) -> None:
+    async def control(client: "Client", instance_id: str) -> None:
         await client.delete(instance_id)
         typer.echo(json.dumps({"id": instance_id}) if as_json else f"{instance_id} is deleted")
 
-    _for_each(address, instance_ids, act)
+    _for_each(address, instance_ids, control)

@@ -1,4 +1,4 @@
-"""Asking whoever sits at the terminal what is to become of a plan."""
+"""The interactive review of a plan in a terminal."""
 
 import asyncio
 import os
@@ -19,8 +19,8 @@ from orchestrator.v1.instance_pb2 import Instance, Subtask
 _QUESTION: Final = "\n[a]pprove, [e]dit, [r]eject, or decide [l]ater? "
 
 
-def keyboard() -> TextIO | None:
-    """Where a person types: stdin, or the terminal when something is piped in; None: nobody is there."""
+def open_keyboard() -> TextIO | None:
+    """Open the interactive input: stdin, or the terminal behind a pipe; None where there is no terminal."""
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         return None
     if sys.stdin.isatty():
@@ -31,35 +31,35 @@ def keyboard() -> TextIO | None:
         return None
 
 
-async def decide(client: Client, instance: Instance, keys: TextIO) -> bool:
-    """Ask about the plan of an instance in VIEW_FULL until it is decided on; false: later."""
+async def ask_for_decision(client: Client, instance: Instance, keys: TextIO) -> bool:
+    """Ask about the plan of an instance in VIEW_FULL until it is decided; return False for later."""
     while True:
         decision, subtasks, feedback = DECISION_APPROVE, [], ""
-        match (await _ask(_QUESTION, keys)).lower():
+        match (await _read_line(_QUESTION, keys)).lower():
             case "a" | "approve":
                 pass
             case "e" | "edit":
-                subtasks = await _edited(instance, keys)
+                subtasks = await _edit_plan(instance, keys)
                 if not subtasks:
                     continue
             case "r" | "reject":
-                decision, feedback = DECISION_REJECT, await _ask("what should be better? ", keys)
+                decision, feedback = DECISION_REJECT, await _read_line("what should be better? ", keys)
             case "l" | "later" | "q" | "quit":
                 return False
             case _:
                 continue
-        if await _review(client, instance.id, decision, subtasks, feedback):
+        if await _submit_decision(client, instance.id, decision, subtasks, feedback):
             return True
 
 
-async def _review(
+async def _submit_decision(
     client: Client,
     instance_id: str,
     decision: Decision.ValueType,
     subtasks: Sequence[Subtask],
     feedback: str,
 ) -> bool:
-    """Decide; whether the plan does not wait any more, by this decision or by another."""
+    """Submit the decision; return whether the plan is decided, by this decision or by another."""
     try:
         await client.review(instance_id, decision, subtasks=subtasks, feedback=feedback)
     except ServiceError as error:
@@ -68,8 +68,8 @@ async def _review(
     return True
 
 
-async def _edited(instance: Instance, keys: TextIO) -> list[Subtask]:
-    """The plan as an editor leaves it; empty where it cannot be used, which is said."""
+async def _edit_plan(instance: Instance, keys: TextIO) -> list[Subtask]:
+    """Open the plan in an editor; print an error and return no subtasks where the result is unusable."""
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     plan = plan_json(instance) + "\n"
     with TemporaryDirectory() as folder:
@@ -87,14 +87,14 @@ async def _edited(instance: Instance, keys: TextIO) -> list[Subtask]:
     return []
 
 
-async def _ask(question: str, keys: TextIO) -> str:
-    """Read a line from the terminal while a service of this process's own goes on; its end means later."""
+async def _read_line(question: str, keys: TextIO) -> str:
+    """Read a line without blocking a service in this process; end of input means later."""
     print(question, end="", file=sys.stderr, flush=True)  # noqa: T201  the command's own voice
-    is_there = asyncio.Event()
+    is_readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(keys, is_there.set)
+    loop.add_reader(keys, is_readable.set)
     try:
-        await is_there.wait()
+        await is_readable.wait()
     except asyncio.CancelledError:
         print(file=sys.stderr)  # noqa: T201  what follows begins a line
         raise

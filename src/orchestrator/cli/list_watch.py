@@ -1,4 +1,4 @@
-"""`list --watch`: the list as it changes."""
+"""`list --watch`: follow the list of instances."""
 
 import asyncio
 import sys
@@ -17,11 +17,11 @@ from orchestrator.v1.instance_pb2 import Instance
 from orchestrator.v1.orchestrator_pb2 import ListInstancesResponse
 
 _PERIOD_S: Final = 1.0
-_SHARE: Final = 10
-"""A list that takes long is fetched less often: it takes no more than such a part of the time."""
+_IDLE_RATIO: Final = 10
+"""A fetch takes no more than this fraction (1/n) of the time: a slow list is fetched less often."""
 
 Fetch: TypeAlias = Callable[[], Awaitable[ListInstancesResponse]]
-"""Gives the list as it is now."""
+"""Fetches the current list."""
 
 
 async def watch(fetch: Fetch, *, as_json: bool) -> None:
@@ -31,37 +31,37 @@ async def watch(fetch: Fetch, *, as_json: bool) -> None:
 
 
 async def _watch_table(fetch: Fetch) -> None:
-    """Draw the list in place, as much of it as there is room for."""
-    console = reporters.terminal()
+    """Redraw the list in place, as far as it fits."""
+    console = reporters.build_console()
     instances: Sequence[Instance] | None = None
-    away_since_s: float | None = None
+    disconnected_since_s: float | None = None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            begin_s = time.monotonic()
+            start_s = time.monotonic()
             try:
                 instances = (await fetch()).instances
-                away_since_s = None
+                disconnected_since_s = None
             except ServiceError as error:
                 if instances is None or not error.is_connection_loss:
                     raise
-                away_since_s = away_since_s or begin_s
-            away_s = begin_s - away_since_s if away_since_s else None
-            live.update(Group(*_fitting(instances, console, away_s)), refresh=True)
-            await _pause(begin_s)
+                disconnected_since_s = disconnected_since_s or start_s
+            disconnected_s = start_s - disconnected_since_s if disconnected_since_s else None
+            live.update(Group(*_visible_lines(instances, console, disconnected_s)), refresh=True)
+            await _pause(start_s)
 
 
 async def _watch_lines(fetch: Fetch, *, as_json: bool) -> None:
-    """Print each instance whenever it has changed, the oldest first."""
+    """Print each instance that has changed, the oldest first."""
     last_sequences: dict[str, int] = {}
-    found: Sequence[Instance] | None = None
+    instances: Sequence[Instance] | None = None
     while True:
-        begin_s = time.monotonic()
+        start_s = time.monotonic()
         try:
-            found = (await fetch()).instances
+            instances = (await fetch()).instances
         except ServiceError as error:
-            if found is None or not error.is_connection_loss:
+            if instances is None or not error.is_connection_loss:
                 raise
-        for instance in reversed(found):
+        for instance in reversed(instances):
             if last_sequences.get(instance.id) == instance.last_sequence:
                 continue
             last_sequences[instance.id] = instance.last_sequence
@@ -69,18 +69,20 @@ async def _watch_lines(fetch: Fetch, *, as_json: bool) -> None:
                 reporters.print_json(instance)
             else:
                 tables.print_instances([instance])
-        await _pause(begin_s)
+        await _pause(start_s)
 
 
-async def _pause(begin_s: float) -> None:
-    await asyncio.sleep(max(_PERIOD_S, (time.monotonic() - begin_s) * (_SHARE - 1)))
+async def _pause(start_s: float) -> None:
+    await asyncio.sleep(max(_PERIOD_S, (time.monotonic() - start_s) * (_IDLE_RATIO - 1)))
 
 
-def _fitting(instances: Sequence[Instance], console: Console, away_s: float | None) -> Iterator[Text]:
+def _visible_lines(
+    instances: Sequence[Instance], console: Console, disconnected_s: float | None
+) -> Iterator[Text]:
     room = max(1, console.height - 3)  # less the heading, and what stands above and below
-    if away_s is not None:
-        yield Text(f"the service is away, reconnecting… {duration(away_s)}", "yellow")
-    for line in tables.lines_of(instances[:room], time.time(), console.width):
+    if disconnected_s is not None:
+        yield Text(f"the service is away, reconnecting… {duration(disconnected_s)}", "yellow")
+    for line in tables.table_lines(instances[:room], time.time(), console.width):
         line.no_wrap = True
         yield line
     if len(instances) > room:
