@@ -10,7 +10,7 @@ from orchestrator.core.commands import CallModel
 from orchestrator.core.decider import apply_outcomes, decide
 from orchestrator.core.events import call_started
 from orchestrator.core.instance import IN_PROGRESS, PLANNING, SYNTHESIS, Instance, Usage, WorkKey
-from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksRead, events_of
+from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksStreamed, events_of
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import fold
 from orchestrator.errors import ModelError, StateForbidsError
@@ -62,7 +62,7 @@ def test_a_failure_is_retried_after_its_delay_counted_from_when_it_is_recorded()
 def test_what_a_planner_tells_is_recorded_once_however_often_it_is_handed_in() -> None:
     life = planning()
     for number in (1, 1, 2, 3, 3, 2):
-        told = SubtasksRead(1, PLAN.subtasks[:number], "how")
+        told = SubtasksStreamed(1, PLAN.subtasks[:number], "how")
         life.then(*events_of(life.instance, told, NOW_S))
     assert list(life.instance.subtasks) == ["a", "b", "c"]
     assert kinds(events_of(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == ["plan_completed"]
@@ -70,7 +70,7 @@ def test_what_a_planner_tells_is_recorded_once_however_often_it_is_handed_in() -
 
 def test_a_plan_that_contradicts_what_was_told_before_is_invalid_and_ends_what_was_begun_of_it() -> None:
     life = planning()
-    life.then(*events_of(life.instance, SubtasksRead(1, (part("x"),), "how"), NOW_S)).started("x")
+    life.then(*events_of(life.instance, SubtasksStreamed(1, (part("x"),), "how"), NOW_S)).started("x")
     events = events_of(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
     assert kinds(events) == ["subtask_failed", "planning_failed"]
     assert events[0].subtask_failed.error.reason == "INTERRUPTED"
@@ -89,7 +89,7 @@ def test_a_plan_that_contradicts_what_was_told_before_is_invalid_and_ends_what_w
         CallEnded(WorkKey("subtask", "gone"), 1, "of another plan", USED),
         CallEnded(PLANNING, 1, PLAN, USED),
         CallEnded(SYNTHESIS, 1, "early", USED),
-        SubtasksRead(1, (part("z"),), ""),
+        SubtasksStreamed(1, (part("z"),), ""),
     ],
     ids=str,
 )
@@ -103,7 +103,7 @@ def test_of_an_attempt_that_is_not_in_progress_nothing_is_recorded(outcome: Outc
 
 def test_outcomes_in_a_row_see_what_those_before_them_did() -> None:
     life = planning()
-    life.then(*events_of(life.instance, SubtasksRead(1, PLAN.subtasks[:2], "how"), NOW_S))
+    life.then(*events_of(life.instance, SubtasksStreamed(1, PLAN.subtasks[:2], "how"), NOW_S))
     life.started("a").started("b")
     outcomes = [
         CallEnded(A, 1, "kept", USED),
@@ -167,7 +167,7 @@ def test_whatever_came_first_an_outcome_is_recorded_at_most_once_and_never_break
             key, attempt, data.draw(st.sampled_from([text_or_plan, FLAKY, FATAL])), USED
         )
         if data.draw(st.booleans()):
-            outcome = SubtasksRead(attempt, PLAN.subtasks[: data.draw(st.integers(1, 3))], "how")
+            outcome = SubtasksStreamed(attempt, PLAN.subtasks[: data.draw(st.integers(1, 3))], "how")
         before = life.instance
         after, events = apply_outcomes(before, [outcome], now_s, at(now_s))
         assert fold(events, before) == after

@@ -1,15 +1,15 @@
-"""When to stop paying."""
+"""Check the budget of an instance."""
 
 from collections.abc import Callable
 
 from orchestrator.core.instance import Failure, Instance
 
 Since = Callable[[float], float]
-"""How many seconds ago it was that an event was recorded at a time, in seconds since the epoch."""
+"""Returns the seconds elapsed since a recorded time, which is in seconds since the epoch."""
 
 
 def exceeded(instance: Instance, since_s: Since) -> Failure | None:
-    """Why no further call may begin; None: it may."""
+    """Return why no further call may start; None: one may."""
     if not instance.config.HasField("budget"):
         return None
     budget = instance.config.budget
@@ -30,18 +30,18 @@ def exceeded(instance: Instance, since_s: Since) -> Failure | None:
     if left is not None and left <= 0:
         return Failure(
             "DEADLINE_EXCEEDED",
-            f"work has gone on for budget.max_duration, {_longest_s(instance):g} s: "
+            f"work has gone on for budget.max_duration, {_max_duration_s(instance):g} s: "
             "what is done is kept; raise it to go on",
         )
     return None
 
 
 def left_s(instance: Instance, since_s: Since) -> float | None:
-    """How many seconds are left of budget.max_duration; None: it has no end, or work has not begun."""
+    """Return the seconds left of budget.max_duration; None: no limit, or work has not started."""
     if not instance.config.budget.HasField("max_duration") or not instance.start_time_s:
         return None
-    return _longest_s(instance) - since_s(instance.start_time_s)
+    return _max_duration_s(instance) - since_s(instance.start_time_s)
 
 
-def _longest_s(instance: Instance) -> float:
+def _max_duration_s(instance: Instance) -> float:
     return instance.config.budget.max_duration.ToTimedelta().total_seconds()

@@ -95,23 +95,23 @@ def _overlay(target: Message, source: Message) -> None:
 
 def _check(config: pb.InstanceConfig) -> None:
     for path, (least, most) in _RANGES.items():
-        owner, name = _find(config, path)
+        owner, name = _owner_and_field(config, path)
         if owner.HasField(name) and not least <= getattr(owner, name) <= most:
-            _refuse(path, f"is {getattr(owner, name)}: it must be {least} to {most}")
+            _reject(path, f"is {getattr(owner, name)}: it must be {least} to {most}")
     for path, (least_s, most_s) in _DURATIONS_S.items():
-        owner, name = _find(config, path)
+        owner, name = _owner_and_field(config, path)
         if owner.HasField(name) and not least_s <= _seconds(getattr(owner, name)) <= most_s:
-            _refuse(path, f"must be {timedelta(seconds=least_s)} to {timedelta(seconds=most_s)} (h:mm:ss)")
+            _reject(path, f"must be {timedelta(seconds=least_s)} to {timedelta(seconds=most_s)} (h:mm:ss)")
     if len(config.instructions.encode()) > _MAX_INSTRUCTIONS_BYTES:
-        _refuse("instructions", "are over 32 KiB: shorten them")
+        _reject("instructions", "are over 32 KiB: shorten them")
     for name in ("big_model", "small_model"):
         if len(getattr(config, name)) > catalogue.MAX_MODEL_CHARACTERS:
-            _refuse(name, f"is over {catalogue.MAX_MODEL_CHARACTERS} characters: it must be provider/model")
+            _reject(name, f"is over {catalogue.MAX_MODEL_CHARACTERS} characters: it must be provider/model")
     for path, fault in catalogue.faults(config.workers):
-        _refuse(path, fault)
+        _reject(path, fault)
 
 
-def _find(config: pb.InstanceConfig, path: str) -> tuple[Message, str]:
+def _owner_and_field(config: pb.InstanceConfig, path: str) -> tuple[Message, str]:
     owner, _, name = path.rpartition(".")
     return (getattr(config, owner) if owner else config), name
 
@@ -120,5 +120,5 @@ def _seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
-def _refuse(path: str, fault: str) -> NoReturn:
+def _reject(path: str, fault: str) -> NoReturn:
     raise InvalidArgumentError("CONFIG_INVALID", f"config.{path} {fault}", field=f"config.{path}")

@@ -1,8 +1,8 @@
-"""What happens next.
+"""Decide the next commands of an instance.
 
-`decide` looks at an instance and says what is to be done now. The engine does it and records the outcome
-with the constructors of core/events.py. Nothing is remembered between calls: recovery is folding the log and
-asking again.
+`decide` is a pure function from an instance to the commands due now. The engine executes them and records
+the outcome with the constructors of core/events.py. No state is held between calls: recovery is folding the
+log and deciding again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,15 +36,15 @@ from orchestrator.core.state import fold
 from orchestrator.core.wire import failure_message, usage_message
 from orchestrator.v1 import event_pb2 as pb
 
-_TELLING_REASONS: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND", "PLAN_INVALID")
-"""Reasons that tell a person what to change better than the name of the stage does."""
+_SPECIFIC_REASONS: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND", "PLAN_INVALID")
+"""Reasons that are more helpful to a person than the name of the stage."""
 
 
 def decide(instance: Instance, since_s: Since) -> tuple[Command, ...]:
-    """What to do now; a call is asked for until it has begun.
+    """Return the commands due now; a call is requested until it has started.
 
-    `since_s` tells how long ago something was recorded. What is waited for is a span since then: to compare
-    a recorded time with what the clock says now would be to trust that nobody has set it in between.
+    `since_s` returns the seconds elapsed since a recorded time. Waits are measured as elapsed time, because
+    the wall clock may have been set since the time was recorded.
     """
     if instance.state in TERMINAL or instance.state in (PAUSED, WAITING):
         return ()
@@ -65,9 +65,9 @@ def _decide_planning(instance: Instance, since_s: Since) -> tuple[Command, ...]:
         own = map(subtask_of, instance.config.subtasks)
         return (Record(tuple(whole_plan(0, "", own, "", None))),)
     if instance.planning.state == FAILED:
-        return _error("PLANNING_FAILED", "planning", instance.planning)
+        return _fail_stage("PLANNING_FAILED", "planning", instance.planning)
     if instance.planning.state == IN_PROGRESS:
-        # What the plan has told so far can be begun.
+        # Subtasks that the planner has streamed so far can start.
         return _decide_subtasks(instance, _unsettled(instance), since_s)
     return _call(instance, PLANNING, since_s)
 
@@ -114,12 +114,12 @@ def _decide_synthesis(instance: Instance, since_s: Since) -> tuple[Command, ...]
     failed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == FAILED]
     done = any(subtask.work.state == COMPLETED for subtask in instance.subtasks.values())
     if unmerged := [subtask for subtask in failed if subtask.merges]:
-        return _error("SYNTHESIS_FAILED", unmerged[0].title.lower(), unmerged[0].work)
+        return _fail_stage("SYNTHESIS_FAILED", unmerged[0].title.lower(), unmerged[0].work)
     if len(failed) > instance.config.tolerated_failures or not done:
         first = failed[0]
-        return _error("SUBTASK_FAILED", f"subtask {first.id} ({first.title})", first.work, first.id)
+        return _fail_stage("SUBTASK_FAILED", f"subtask {first.id} ({first.title})", first.work, first.id)
     if instance.synthesis.state == FAILED:
-        return _error("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
+        return _fail_stage("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
     if merges := merging.merges(instance):
         return (Record(tuple(subtasks_planned(instance, merges, ""))),)
     return _call(instance, SYNTHESIS, since_s)
@@ -137,7 +137,7 @@ def _call(instance: Instance, key: WorkKey, since_s: Since) -> tuple[Command, ..
 
 
 def _wait_s(instance: Instance, work: Work, since_s: Since) -> float:
-    """How long until the next attempt may begin; it may where this is not above 0."""
+    """Return the seconds until the next attempt may start; 0 or less: now."""
     if not work.retry_time_s:
         return 0.0
     delay_s = work.retry_time_s - work.fail_time_s
@@ -155,11 +155,11 @@ def _skip(subtask: Subtask, lost: Subtask) -> pb.Event:
     return pb.Event(subtask_skipped=pb.SubtaskSkipped(subtask_id=subtask.id, error=error))
 
 
-def _error(reason: str, what: str, work: Work, subtask_id: str = "") -> tuple[Record]:
+def _fail_stage(reason: str, what: str, work: Work, subtask_id: str = "") -> tuple[Record]:
     cause = work.error or Failure(reason, "no cause was recorded")
     attempts = "1 attempt" if work.attempt == 1 else f"{work.attempt} attempts"
     failure = Failure(
-        cause.reason if cause.reason in _TELLING_REASONS else reason,
+        cause.reason if cause.reason in _SPECIFIC_REASONS else reason,
         f"{what} failed after {attempts}: {cause.message}",
         subtask_id,
     )
@@ -171,7 +171,7 @@ def _errored(failure: Failure) -> Record:
 
 
 def apply(instance: Instance, events: Sequence[pb.Event], now_s: float) -> Instance:
-    """Give new events their places and time, and the instance after them."""
+    """Assign sequence numbers and a time to new events, and return the instance after them."""
     seconds, micros = divmod(round(now_s * 1e6), 1_000_000)
     for sequence, event in enumerate(events, instance.last_sequence + 1):
         event.instance_id = instance.id
@@ -185,9 +185,9 @@ def apply(instance: Instance, events: Sequence[pb.Event], now_s: float) -> Insta
 def apply_with_consequences(
     instance: Instance, events: Sequence[pb.Event], now_s: float, since_s: Since
 ) -> tuple[Instance, Sequence[pb.Event]]:
-    """Let the instance go through events, and through those that follow from them without a call.
+    """Apply events, and those that follow from them without a call.
 
-    Gives the instance after them and all of the events, each with its place and time, which is `now_s`.
+    Return the instance after them and all of the events, each with its sequence number and time `now_s`.
     """
     return _with_consequences(apply(instance, events, now_s), events, now_s, since_s)
 
@@ -195,9 +195,9 @@ def apply_with_consequences(
 def apply_outcomes(
     instance: Instance, outcomes: Iterable[Outcome], now_s: float, since_s: Since
 ) -> tuple[Instance, Sequence[pb.Event]]:
-    """Let the instance go through what came of calls, one after the other, and through what follows.
+    """Apply the outcomes of calls in order, and the events that follow from them.
 
-    Gives what `apply_with_consequences` does; the same instance and no event where nothing came of any.
+    Return what `apply_with_consequences` does; the same instance and no event where no outcome applies.
     """
     recorded: list[pb.Event] = []
     for outcome in outcomes:
@@ -210,7 +210,7 @@ def apply_outcomes(
 def _with_consequences(
     instance: Instance, events: Sequence[pb.Event], now_s: float, since_s: Since
 ) -> tuple[Instance, Sequence[pb.Event]]:
-    followed = [*events]
+    all_events = [*events]
     while consequences := [
         event
         for command in decide(instance, since_s)
@@ -218,5 +218,5 @@ def _with_consequences(
         for event in command.events
     ]:
         instance = apply(instance, consequences, now_s)
-        followed += consequences
-    return instance, followed
+        all_events += consequences
+    return instance, all_events

@@ -133,7 +133,7 @@ def plan_calls_interrupted(instance: Instance) -> tuple[pb.Event, ...]:
 
 
 def subtasks_planned(instance: Instance, subtasks: Iterable[Subtask], summary: str) -> Sequence[pb.Event]:
-    """The planner has told of these subtasks, and goes on."""
+    """The planner has streamed these subtasks, and continues."""
     return [_subtask_planned(instance.planning.attempt, subtask, summary) for subtask in subtasks]
 
 
@@ -149,13 +149,13 @@ def _subtask_planned(attempt: int, subtask: Subtask, summary: str = "") -> pb.Ev
 def plan_completed(instance: Instance, plan: Plan, usage: Usage) -> Sequence[pb.Event]:
     """The planner answered: the events that are not recorded yet.
 
-    Raise PlanError where it contradicts what it has told before.
+    Raise PlanError where it contradicts the subtasks that were streamed before.
     """
     work = instance.planning
-    told = [subtask.definition for subtask in instance.subtasks.values()]
-    if told != [subtask.definition for subtask in plan.subtasks[: len(told)]]:
+    recorded = [subtask.definition for subtask in instance.subtasks.values()]
+    if recorded != [subtask.definition for subtask in plan.subtasks[: len(recorded)]]:
         raise PlanError("the answer holds two plans: write one JSON object")
-    return whole_plan(work.attempt, work.model, plan.subtasks[len(told) :], plan.summary, usage)
+    return whole_plan(work.attempt, work.model, plan.subtasks[len(recorded) :], plan.summary, usage)
 
 
 def whole_plan(

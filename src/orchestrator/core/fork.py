@@ -1,4 +1,4 @@
-"""A new instance that takes over what another one has done, up to a stage."""
+"""Fork an instance: copy its events up to a stage."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,10 +19,10 @@ _STAGES: Final = (api.STAGE_PLAN, api.STAGE_SUBTASKS, api.STAGE_SYNTHESIS)
 def fork(
     source: Instance, stage: api.Stage.ValueType, changes: instance_pb2.InstanceConfig, *, new_id: str
 ) -> NewInstance:
-    """A new instance of the source's prompt and labels that does a stage and all after it anew.
+    """Return a new instance with the source's prompt and labels that repeats a stage and all after it.
 
-    Its history tells what is kept as if it had gone straight: each piece of work in one attempt that used
-    what all of the source's attempts did. Raise StateForbidsError where the source has not come so far, and
+    Its history records each retained piece of work as one attempt, with the usage of all of the source's
+    attempts. Raise StateForbidsError where the source has not come so far, and
     InvalidArgumentError.
     """
     if stage not in _STAGES:
@@ -40,16 +40,16 @@ def fork(
     resolved = config.resolve(changes, source.config)
     history: list[pb.Event] = []
     if stage != api.STAGE_PLAN:
-        history += _plan(source)
+        history += _plan_events(source)
         reviews_again = stage == api.STAGE_SUBTASKS and (changes.review_plan or not source.is_reviewed)
         if resolved.review_plan and not resolved.subtasks and not reviews_again:
             approved = pb.PlanReviewed(decision=pb.DECISION_APPROVE)
             history.append(pb.Event(plan_reviewed=approved))
     if stage == api.STAGE_SYNTHESIS:
-        if any(subtask.work.state not in SETTLED for subtask in _parts(source)):
+        if any(subtask.work.state not in SETTLED for subtask in _planned_subtasks(source)):
             raise _forbidden(source, "at STAGE_SYNTHESIS before all of its subtasks have ended")
-        for subtask in _parts(source):
-            history += _work(subtask)
+        for subtask in _planned_subtasks(source):
+            history += _subtask_events(subtask)
     return NewInstance(
         id=new_id,
         prompt=source.prompt,
@@ -60,22 +60,22 @@ def fork(
     )
 
 
-def _parts(source: Instance) -> Sequence[Subtask]:
+def _planned_subtasks(source: Instance) -> Sequence[Subtask]:
     """The plan's subtasks: merges belong to the synthesis."""
     return [subtask for subtask in source.subtasks.values() if not subtask.merges]
 
 
-def _plan(source: Instance) -> Sequence[pb.Event]:
+def _plan_events(source: Instance) -> Sequence[pb.Event]:
     if not source.is_planned:
         raise _forbidden(source, "at this stage before its plan is complete; STAGE_PLAN is possible")
     planning = source.planning
     if not planning.attempt:
-        return whole_plan(0, "", _parts(source), source.summary, None)
-    plan = whole_plan(1, planning.model, _parts(source), source.summary, planning.usage)
+        return whole_plan(0, "", _planned_subtasks(source), source.summary, None)
+    plan = whole_plan(1, planning.model, _planned_subtasks(source), source.summary, planning.usage)
     return [started(PLANNING, 1, planning.model), *plan]
 
 
-def _work(subtask: Subtask) -> Sequence[pb.Event]:
+def _subtask_events(subtask: Subtask) -> Sequence[pb.Event]:
     work = subtask.work
     cause = work.error or Failure("SUBTASK_FAILED", "no cause was recorded", subtask.id)
     if work.state not in (COMPLETED, FAILED):

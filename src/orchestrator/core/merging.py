@@ -13,22 +13,22 @@ from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 DEFAULT_CHARACTERS: Final = 300_000
 """How many characters of outputs a call is given unless the configuration says otherwise."""
 _LEAST_CHARACTERS: Final = 2000
-"""However often a model says that it was given too much, it is given so much."""
+"""The lower bound, however often a model rejects its input as too long."""
 
 
 def limit(instance: Instance, work: Work) -> int:
-    """How many characters of outputs a call is given: half as many each time that was too much."""
+    """Return the limit of a call's input in characters: halved each time the input was too long."""
     most = instance.config.max_input_characters or DEFAULT_CHARACTERS
     return max(most >> work.too_long, min(most, _LEAST_CHARACTERS))
 
 
 def can_shrink(instance: Instance, work: Work) -> bool:
-    """Whether a call can be given less than it was."""
+    """Whether the input of a call can be reduced further."""
     return limit(instance, work) > _LEAST_CHARACTERS
 
 
 def sources(instance: Instance) -> Sequence[Subtask]:
-    """The outputs that the synthesis is made from: those that no merge has taken in."""
+    """Return the completed subtasks that the synthesis reads: those that no merge includes."""
     merged = {name for subtask in instance.subtasks.values() if subtask.merges for name in subtask.depends_on}
     return [
         subtask
@@ -38,7 +38,7 @@ def sources(instance: Instance) -> Sequence[Subtask]:
 
 
 def merges(instance: Instance) -> Sequence[Subtask]:
-    """The merges to be made before the synthesis; none: its sources fit."""
+    """Return the merges due before the synthesis; none: its sources fit."""
     found = sources(instance)
     most = limit(instance, instance.synthesis)
     if len(found) < 2 or sum(len(subtask.output) for subtask in found) <= most:  # noqa: PLR2004  a pair

@@ -31,15 +31,15 @@ class CallEnded(NamedTuple):
     """0 to 1: spreads retries; see `retry.delay_s`."""
 
 
-class SubtasksRead(NamedTuple):
-    """A planner that is still writing has told of these subtasks so far, the first ones of its plan."""
+class SubtasksStreamed(NamedTuple):
+    """A planner that is still streaming has emitted these subtasks so far, the first ones of its plan."""
 
     attempt: int
     subtasks: tuple[Subtask, ...]
     summary: str
 
 
-Outcome: TypeAlias = CallEnded | SubtasksRead
+Outcome: TypeAlias = CallEnded | SubtasksStreamed
 
 
 def is_in_progress(instance: Instance, key: WorkKey, attempt: int) -> bool:
@@ -54,7 +54,7 @@ def events_of(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Ev
     With a planning attempt that fails, the calls end that were begun on its plan.
     """
     match outcome:
-        case SubtasksRead(attempt, subtasks, summary):
+        case SubtasksStreamed(attempt, subtasks, summary):
             if not is_in_progress(instance, PLANNING, attempt):
                 return ()
             return subtasks_planned(instance, subtasks[len(instance.subtasks) :], summary)

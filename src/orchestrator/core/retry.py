@@ -1,20 +1,20 @@
-"""When to try again."""
+"""Compute retry delays."""
 
 from typing import Final
 
 from orchestrator.v1 import instance_pb2 as pb
 
 MAX_RETRY_AFTER_S: Final = 600.0
-"""The longest wait that an endpoint is believed: some have asked for years. Sooner costs one call."""
+"""The cap on an endpoint's Retry-After: some ask for years. Retrying too early costs one call."""
 
 
 def delay_s(
     policy: pb.RetryPolicy, *, failures: int, jitter: float, retry_after_s: float | None = None
 ) -> float | None:
-    """How many seconds after a failure the next attempt may begin; None: not at all.
+    """Return the seconds from a failure to the next attempt; None: there is none.
 
     `failures` counts the attempts that failed so far, this one included. Delays grow exponentially to the
-    policy's cap; `jitter`, 0 to 1, takes off up to half, so that what failed together does not come back
+    policy's cap; `jitter`, 0 to 1, takes off up to half, so that calls that failed together are not retried
     together ("equal jitter", AWS Architecture Blog, 2015). An endpoint's own Retry-After is a lower bound.
     """
     if failures >= policy.max_attempts:

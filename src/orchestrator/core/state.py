@@ -173,9 +173,9 @@ def _derive_state(instance: Instance) -> State:
 # where the piece of work is not in the state that the event speaks of.
 
 
-def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) -> None:
+def _instance_created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) -> None:
     draft.prompt = payload.prompt
-    draft.config = _copied(payload.config)
+    draft.config = _copy_config(payload.config)
     draft.labels = dict(payload.labels) or EMPTY
     draft.request_id = payload.request_id
     draft.request_digest = payload.request_digest
@@ -184,8 +184,8 @@ def _created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) 
     draft.create_time_s = time_s
 
 
-def _copied(config: pb.InstanceConfig) -> pb.InstanceConfig:
-    """A message of its own: a part of another keeps all of that in memory, with the page it was read from."""
+def _copy_config(config: pb.InstanceConfig) -> pb.InstanceConfig:
+    """Copy a config: a submessage keeps its whole parent in memory, with the page it was read from."""
     copy = pb.InstanceConfig()
     copy.CopyFrom(config)
     return copy
@@ -224,7 +224,7 @@ def _work_started(draft: Instance, payload: WorkStarted, time_s: float) -> None:
         _discard_plan(draft)
 
 
-def _end(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
+def _end_attempt(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
     if work.state != IN_PROGRESS or attempt != work.attempt:
         raise IllegalEventError(f"attempt {attempt} cannot end: it is not under way")
     return work._replace(state=state, error=None, end_time_s=time_s, usage=work.usage.plus(usage))
@@ -242,7 +242,7 @@ def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
     again = payload.HasField("retry_time")
     usage = usage_of(payload.usage)
     _add_usage(draft, usage)
-    ended = _end(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
+    ended = _end_attempt(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
     interrupted = payload.error.reason == INTERRUPTED
     failed = ended._replace(
         failures=work.failures if interrupted else work.failures + 1,
@@ -267,7 +267,7 @@ def _fail_plan(draft: Instance, error: pb.Failure) -> None:
 def _work_completed(draft: Instance, payload: WorkCompleted, time_s: float) -> None:
     key = work_key(payload)
     usage = usage_of(payload.usage)
-    ended = _end(_work(draft, key), payload.attempt, COMPLETED, usage, time_s)
+    ended = _end_attempt(_work(draft, key), payload.attempt, COMPLETED, usage, time_s)
     _set_work(draft, key, ended, output_of(payload))
     _add_usage(draft, usage)
 
@@ -280,7 +280,7 @@ def _discard_plan(draft: Instance) -> None:
 
 
 def _reusable_subtasks(instance: Instance) -> Mapping[str, Subtask]:
-    """What is completed in this plan and in those before it, but for what was made from another result."""
+    """Collect completed subtasks of this and earlier plans, except those made from a replaced result."""
     done = {name: subtask for name, subtask in instance.subtasks.items() if subtask.work.state == COMPLETED}
     kept = {**instance.reusable, **done}
     replaced = {name for name in instance.reusable if kept[name] is not instance.reusable[name]}
@@ -365,14 +365,14 @@ def _subtask_skipped(draft: Instance, payload: pb_event.SubtaskSkipped, time_s: 
     _set_work(draft, subtask.key, subtask.work._replace(state=SKIPPED, error=error, end_time_s=time_s))
 
 
-def _unchanged(_draft: Instance, _payload: object, _time_s: float) -> None:
+def _no_change(_draft: Instance, _payload: object, _time_s: float) -> None:
     pass
 
 
-def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
-    draft.config = _copied(payload.config)
+def _instance_retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
+    draft.config = _copy_config(payload.config)
     if draft.is_planned:
-        draft.subtasks = _reset(draft)
+        draft.subtasks = _reset_unfinished(draft)
     else:
         draft.planning = draft.planning.reset()
         draft.plan_fault = ""
@@ -381,17 +381,17 @@ def _retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> No
     draft.error = None
 
 
-def _reset(instance: Instance) -> Mapping[str, Subtask]:
+def _reset_unfinished(instance: Instance) -> Mapping[str, Subtask]:
     return {
         name: subtask if subtask.work.state == COMPLETED else subtask._replace(work=subtask.work.reset())
         for name, subtask in instance.subtasks.items()
     }
 
 
-def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -> None:
-    afresh = Instance(
+def _instance_restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -> None:
+    restarted = Instance(
         prompt=draft.prompt,
-        config=_copied(payload.config),
+        config=_copy_config(payload.config),
         labels=draft.labels,
         forked_from=draft.forked_from,
         request_id=draft.request_id,
@@ -400,21 +400,21 @@ def _restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -
         own_usage=draft.own_usage,
         copied_events=draft.copied_events,
     )
-    vars(draft).update(vars(afresh))
+    vars(draft).update(vars(restarted))
 
 
-def _errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:
+def _instance_errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:
     _interrupt_calls(draft, time_s, NO_USAGE)
     draft.error = failure_of(payload.error)
 
 
-def _terminated(draft: Instance, payload: pb_event.InstanceTerminated, time_s: float) -> None:
+def _instance_terminated(draft: Instance, payload: pb_event.InstanceTerminated, time_s: float) -> None:
     # Earlier versions did not count the interrupted calls.
     _interrupt_calls(draft, time_s, CUT_OFF if payload.cut_off_calls else NO_USAGE)
 
 
 def _interrupt_calls(draft: Instance, time_s: float, usage: Usage) -> None:
-    """Cut off whatever is under way, each call with this usage: no event of it will follow."""
+    """Mark all calls under way as interrupted, each with this usage: no event of them will follow."""
 
     def cut(work: Work) -> Work:
         if work.state != IN_PROGRESS:
@@ -437,16 +437,16 @@ _HANDLERS: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
     **{names.failed: _work_failed for names in WORK_EVENTS.values()},
     **{names.completed: _work_completed for names in WORK_EVENTS.values()},
     "plan_completed": _plan_completed,
-    "instance_created": _created,
+    "instance_created": _instance_created,
     "subtask_planned": _subtask_planned,
     "plan_reviewed": _plan_reviewed,
     "subtask_skipped": _subtask_skipped,
-    "instance_pause_requested": _unchanged,
-    "instance_paused": _unchanged,
-    "instance_resumed": _unchanged,
-    "instance_retried": _retried,
-    "instance_restarted": _restarted,
-    "instance_completed": _unchanged,
-    "instance_errored": _errored,
-    "instance_terminated": _terminated,
+    "instance_pause_requested": _no_change,
+    "instance_paused": _no_change,
+    "instance_resumed": _no_change,
+    "instance_retried": _instance_retried,
+    "instance_restarted": _instance_restarted,
+    "instance_completed": _no_change,
+    "instance_errored": _instance_errored,
+    "instance_terminated": _instance_terminated,
 }

@@ -20,14 +20,14 @@ _FIELD_BYTES: Final = 16
 
 def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
     """The resource, in VIEW_FULL or VIEW_BASIC."""
-    prompt = state.prompt if full else _beginning(state.prompt, MAX_TEXT_BYTES)
+    prompt = state.prompt if full else _truncate(state.prompt, MAX_TEXT_BYTES)
     message = pb.Instance(
         id=state.id,
         state=state.state,
         prompt=prompt,
         prompt_is_cut=len(prompt) < len(state.prompt),
         config=state.config if full else _without_instructions(state.config),
-        summary=state.summary if full else _beginning(state.summary, MAX_TEXT_BYTES),
+        summary=state.summary if full else _truncate(state.summary, MAX_TEXT_BYTES),
         subtasks=[_subtask(subtask, full=full) for subtask in state.subtasks.values()],
         usage=_usage(state.usage),
         error=_failure(state.error),
@@ -46,9 +46,9 @@ def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
 
 
 def fit(instances: Sequence[pb.Instance], max_bytes: int) -> None:
-    """Take from instances in VIEW_BASIC what keeps them from fitting into one answer.
+    """Clear fields of instances in VIEW_BASIC until they fit into one answer.
 
-    All lose the same. What cannot be taken is under 16 KiB an instance.
+    All lose the same fields. The rest is under 16 KiB an instance.
     """
     if _size(instances) > max_bytes:
         for each in instances:
@@ -122,8 +122,8 @@ def _is_short(text: str) -> bool:
     return len(text) * 4 <= MAX_TEXT_BYTES or len(text.encode()) <= MAX_TEXT_BYTES
 
 
-def _beginning(text: str, max_bytes: int) -> str:
-    """So many bytes of a text at most, without half a character."""
+def _truncate(text: str, max_bytes: int) -> str:
+    """Truncate a text to a number of bytes, at a character boundary."""
     if len(text) * 4 <= max_bytes:
         return text
     encoded = text.encode()
@@ -135,12 +135,12 @@ class _Text(NamedTuple):
 
     size: int
     """Bytes."""
-    cut: Callable[[int], None]
-    """Leave so many bytes of it."""
+    truncate: Callable[[int], None]
+    """Truncate it to a number of bytes."""
 
 
 def excerpt(event: Event, max_bytes: int) -> Event:
-    """Copy an event with its longest texts cut to one length, such that it has at most so many bytes.
+    """Copy an event with its longest texts truncated to one length, such that it has at most so many bytes.
 
     `omitted_bytes` says how many are missing; an event that fits is copied as it is.
     """
@@ -155,7 +155,7 @@ def excerpt(event: Event, max_bytes: int) -> Event:
     for number, text in enumerate(texts):
         share = left // (len(texts) - number)
         if text.size > share:
-            text.cut(share)
+            text.truncate(share)
         left -= min(text.size, share)
     # What a text's shorter length takes less in the encoding itself is not counted: it was no text.
     copy.omitted_bytes = sum(text.size for text in texts) - sum(text.size for text in _texts(copy))
@@ -175,7 +175,7 @@ def _texts(message: Message) -> Iterator[_Text]:
 
 
 def _text(message: Message, name: str, value: str) -> _Text:
-    def cut(size: int) -> None:
-        setattr(message, name, _beginning(value, size))
+    def truncate(size: int) -> None:
+        setattr(message, name, _truncate(value, size))
 
-    return _Text(len(value.encode()), cut)
+    return _Text(len(value.encode()), truncate)

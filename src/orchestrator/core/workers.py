@@ -24,7 +24,7 @@ def find(config: pb.InstanceConfig, name: str) -> pb.Worker | None:
 
 
 def sampling(worker: pb.Worker | None) -> Mapping[str, float]:
-    """How a worker wants its model to sample; what it leaves open is not there."""
+    """Return the sampling parameters that a worker sets."""
     if worker is None:
         return {}
     return {field.name: value for field, value in worker.ListFields() if field.name in _RANGES}
@@ -55,13 +55,13 @@ def faults(workers: Sequence[pb.Worker]) -> Iterator[tuple[str, str]]:
 
 def read(tables: Sequence[object]) -> Sequence[pb.Worker]:
     """Read the `[[workers]]` of the settings; raise SettingsError that names the first fault."""
-    workers = [_read(table, f"workers[{number}]") for number, table in enumerate(tables)]
+    workers = [_parse_worker(table, f"workers[{number}]") for number, table in enumerate(tables)]
     for path, fault in faults(workers):
         raise SettingsError(f"{path} in {_FILE} {fault}")
     return workers
 
 
-def _read(table: object, path: str) -> pb.Worker:
+def _parse_worker(table: object, path: str) -> pb.Worker:
     if not isinstance(table, Mapping):
         raise SettingsError(f"{path} in {_FILE} is {table!r}: it must be a table, as in [[workers]]")
     for key, value in table.items():

@@ -27,7 +27,7 @@ from orchestrator.core.instance import (
 from orchestrator.core.outcomes import (
     CallEnded,
     Outcome,
-    SubtasksRead,
+    SubtasksStreamed,
     is_in_progress,
     plan_invalid,
 )
@@ -122,7 +122,7 @@ class Run:
             if self._planning:
                 attempt, reader = self._planning
                 if reader.read():
-                    pending.append(SubtasksRead(attempt, tuple(reader.emitted), reader.summary))
+                    pending.append(SubtasksStreamed(attempt, tuple(reader.emitted), reader.summary))
             clock = self.context.clock
             instance, events = decider.apply_outcomes(self.instance, pending, clock.now_s(), clock.since_s)
             if events:
