@@ -33,7 +33,7 @@ ANSWER = "# Answer\n\none \x1b[31mtwo\n"
 
 
 @pytest.fixture
-def no_service_error(tmp_path: Path) -> Shell:
+def shell_without_service(tmp_path: Path) -> Shell:
     return Shell.without_service(tmp_path)
 
 
@@ -44,14 +44,14 @@ async def service() -> AsyncIterator[ScriptedService]:
 
 
 @pytest.fixture
-def shell(no_service_error: Shell, service: ScriptedService) -> Shell:
-    return no_service_error.on(service)
+def shell(shell_without_service: Shell, service: ScriptedService) -> Shell:
+    return shell_without_service.on(service)
 
 
 async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(
-    no_service_error: Shell,
+    shell_without_service: Shell,
 ) -> None:
-    outcomes = await asyncio.gather(*(no_service_error.run(name, "--help") for name in COMMANDS))
+    outcomes = await asyncio.gather(*(shell_without_service.run(name, "--help") for name in COMMANDS))
     for name, outcome in zip(COMMANDS, outcomes, strict=True):
         assert (outcome.code, outcome.err) == (0, "")
         assert "Examples:" in outcome.out
@@ -86,14 +86,14 @@ async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(
     ],
     ids=" ".join,
 )
-async def test_bad_usage_is_told_in_a_line(no_service_error: Shell, arguments: Sequence[str]) -> None:
-    outcome = await no_service_error.run(*arguments)
+async def test_bad_usage_is_told_in_a_line(shell_without_service: Shell, arguments: Sequence[str]) -> None:
+    outcome = await shell_without_service.run(*arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert_one_line(outcome)
 
 
-async def test_alone_it_shows_its_help(no_service_error: Shell) -> None:
-    outcome = await no_service_error.run()
+async def test_alone_it_shows_its_help(shell_without_service: Shell) -> None:
+    outcome = await shell_without_service.run()
     assert outcome.code == 2
     assert "Commands:" in outcome.err
 
@@ -104,9 +104,9 @@ async def test_alone_it_shows_its_help(no_service_error: Shell) -> None:
     ids=" ".join,
 )
 async def test_without_a_service_it_says_how_to_start_one(
-    no_service_error: Shell, arguments: Sequence[str]
+    shell_without_service: Shell, arguments: Sequence[str]
 ) -> None:
-    outcome = await no_service_error.run(*arguments)
+    outcome = await shell_without_service.run(*arguments)
     assert (outcome.code, outcome.out) == (3, "")
     assert_one_line(outcome)
     assert "orchestrator up" in outcome.err
@@ -149,22 +149,22 @@ async def test_a_byte_order_mark_is_no_part_of_what_is_read(shell: Shell, servic
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-async def test_a_file_in_utf_16_is_told_as_that(no_service_error: Shell, encoding: str) -> None:
+async def test_a_file_in_utf_16_is_told_as_that(shell_without_service: Shell, encoding: str) -> None:
     for name in ("p.md", "plan.json", "b.jsonl", "orchestrator.toml"):
-        (no_service_error.folder / name).write_text('log_level = "info"', encoding)
+        (shell_without_service.folder / name).write_text('log_level = "info"', encoding)
         arguments = {
             "p.md": ("create", "--prompt-file", "p.md"),
             "plan.json": ("create", "p", "--plan", "plan.json"),
             "b.jsonl": ("batch", "b.jsonl"),
             "orchestrator.toml": ("list",),
         }[name]
-        outcome = await no_service_error.run(*arguments)
+        outcome = await shell_without_service.run(*arguments)
         assert (outcome.code, outcome.out) == (2, "")
         assert_one_line(outcome)
         assert f"{name} is " in outcome.err
         assert "UTF-16" in outcome.err
         assert "save it as UTF-8" in outcome.err
-        (no_service_error.folder / name).unlink()
+        (shell_without_service.folder / name).unlink()
 
 
 async def test_create_passes_on_what_it_is_given_and_nothing_else(
@@ -219,8 +219,12 @@ BATCHES = {
 }
 
 
-async def test_a_batch_that_is_malformed_names_the_line_and_what_is_expected(no_service_error: Shell) -> None:
-    outcomes = await asyncio.gather(*(no_service_error.run("batch", "-", stdin=text) for text in BATCHES))
+async def test_a_batch_that_is_malformed_names_the_line_and_what_is_expected(
+    shell_without_service: Shell,
+) -> None:
+    outcomes = await asyncio.gather(
+        *(shell_without_service.run("batch", "-", stdin=text) for text in BATCHES)
+    )
     for words, outcome in zip(BATCHES.values(), outcomes, strict=True):
         assert (outcome.code, outcome.out) == (2, "")
         assert_one_line(outcome)
@@ -236,8 +240,8 @@ def test_a_batch_is_read_line_by_line(tmp_path: Path) -> None:
     assert second.config.max_subtasks == 3
 
 
-async def test_a_plan_that_is_malformed_names_the_subtask(no_service_error: Shell) -> None:
-    plan = no_service_error.folder / "plan.json"
+async def test_a_plan_that_is_malformed_names_the_subtask(shell_without_service: Shell) -> None:
+    plan = shell_without_service.folder / "plan.json"
     for text, words in (
         ("{}", "plan.json must be a JSON list of subtasks, as in [{"),
         ("[", "plan.json must be a JSON list of subtasks, as in [{"),
@@ -245,7 +249,7 @@ async def test_a_plan_that_is_malformed_names_the_subtask(no_service_error: Shel
         ('[{"id": "a", "dependOn": []}]', "dependOn is no field: did you mean dependsOn?"),
     ):
         plan.write_text(text)
-        outcome = await no_service_error.run("create", "p", "--plan", "plan.json")
+        outcome = await shell_without_service.run("create", "p", "--plan", "plan.json")
         assert outcome.code == 2
         assert_one_line(outcome)
         assert words in outcome.err
@@ -292,20 +296,20 @@ async def test_run_gives_programs_the_events(shell: Shell) -> None:
     assert outcome.events[10]["synthesisCompleted"]["finalResult"] == ANSWER.rstrip("\n")
 
 
-async def test_run_of_a_failing_instance_says_why(no_service_error: Shell) -> None:
+async def test_run_of_a_failing_instance_says_why(shell_without_service: Shell) -> None:
     async with ScriptedService(play_badly) as service:
         await service.start(rest_port=0)
-        shell = no_service_error.on(service)
+        shell = shell_without_service.on(service)
         outcome = await shell.run("run", "p")
     assert (outcome.code, outcome.out) == (1, "")
     last = outcome.err.splitlines()[-1]
     assert last == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY"
 
 
-async def test_run_does_without_rest_where_only_grpc_is_served(no_service_error: Shell) -> None:
+async def test_run_does_without_rest_where_only_grpc_is_served(shell_without_service: Shell) -> None:
     async with ScriptedService(play_well) as service:
         await service.start()
-        outcome = await no_service_error.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run(
+        outcome = await shell_without_service.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run(
             "run", "p"
         )
     assert (outcome.code, outcome.out) == (0, ANSWER)
@@ -322,11 +326,11 @@ async def test_run_survives_a_restart_of_the_service(shell: Shell, service: Scri
     ("number", "code", "options"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("-v",))]
 )
 async def test_run_detaches_when_it_is_stopped(
-    no_service_error: Shell, number: signal.Signals, code: int, options: Sequence[str]
+    shell_without_service: Shell, number: signal.Signals, code: int, options: Sequence[str]
 ) -> None:
     async with ScriptedService() as service:
         await service.start(rest_port=0)
-        shell = no_service_error.on(service)
+        shell = shell_without_service.on(service)
         process = await shell.start("run", "p", *options)
         assert process.stderr
         while b"created i1" not in await process.stderr.readline():
@@ -384,7 +388,7 @@ async def test_in_a_terminal_list_is_a_table_and_get_a_page(shell: Shell) -> Non
     assert "\x1b[31mtwo" not in page
 
 
-async def test_what_is_being_written_is_shown_and_told_to_programs(no_service_error: Shell) -> None:
+async def test_what_is_being_written_is_shown_and_told_to_programs(shell_without_service: Shell) -> None:
     async def play(service: ScriptedService, instance_id: str) -> None:
         await service.record(
             instance_id,
@@ -397,7 +401,7 @@ async def test_what_is_being_written_is_shown_and_told_to_programs(no_service_er
 
     async with ScriptedService(play) as service:
         await service.start(rest_port=0)
-        shell = no_service_error.on(service)
+        shell = shell_without_service.on(service)
         process = await shell.start("run", "p", "--live", "--json")
         assert process.stdout
         while '"delta"' not in (line := (await process.stdout.readline()).decode()):
@@ -527,8 +531,8 @@ async def test_a_stdout_that_another_program_made_non_blocking_gets_all_of_it(
     assert len(out) > 500_000
 
 
-async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service_error: Shell) -> None:
-    shell = no_service_error.with_variables(
+async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(shell_without_service: Shell) -> None:
+    shell = shell_without_service.with_variables(
         ORCHESTRATOR_BIG_MODEL="openai/gpt", ORCHESTRATOR_SMALL_MODEL="nix/x"
     )
     outcome = await shell.run("doctor", "--json")
@@ -544,13 +548,13 @@ async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(no_service_
     assert "secret-1" not in outcome.out + outcome.err
 
 
-async def test_doctor_tries_whether_the_database_can_be_written(no_service_error: Shell) -> None:
+async def test_doctor_tries_whether_the_database_can_be_written(shell_without_service: Shell) -> None:
     for path, words in (
         ("/proc/new/orchestrator.db", "its folder can be made and written, or set ORCHESTRATOR_DATABASE"),
         ("/dev/null", "set ORCHESTRATOR_DATABASE to another path"),
         ("/etc", "it is a folder: name a file in it, or set ORCHESTRATOR_DATABASE to another path"),
     ):
-        shell = no_service_error.with_variables(ORCHESTRATOR_DATABASE=path, **NO_MODELS)
+        shell = shell_without_service.with_variables(ORCHESTRATOR_DATABASE=path, **NO_MODELS)
         outcome = await shell.run("doctor", "--json")
         checks = {check["subject"]: check for check in outcome.json["checks"]}
         assert (outcome.code, checks["database"]["status"]) == (1, "broken")
@@ -582,12 +586,14 @@ async def test_a_service_that_cannot_listen_says_so_in_a_line(shell: Shell, serv
         assert "ORCHESTRATOR_GRPC_ADDRESS" in outcome.err
 
 
-async def test_run_says_when_its_own_service_cannot_start(no_service_error: Shell) -> None:
+async def test_run_says_when_its_own_service_cannot_start(shell_without_service: Shell) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        outcome = await no_service_error.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run("run", "p")
+        outcome = await shell_without_service.with_variables(ORCHESTRATOR_REST_ADDRESS=address).run(
+            "run", "p"
+        )
     assert (outcome.code, outcome.out) == (2, "")
     note, error = outcome.err.splitlines()
     assert note.startswith("no service at")
@@ -628,23 +634,23 @@ async def test_commands_and_ids_are_completed(shell: Shell, service: ScriptedSer
 
 
 async def test_ids_are_completed_of_the_service_that_the_line_names(
-    no_service_error: Shell, service: ScriptedService
+    shell_without_service: Shell, service: ScriptedService
 ) -> None:
     await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
     line = f"orchestrator get --address {service.address} r"
-    assert await complete(no_service_error, "bash", line) == ["rain"]
+    assert await complete(shell_without_service, "bash", line) == ["rain"]
 
 
-async def test_without_a_quick_answer_no_ids_are_offered(no_service_error: Shell) -> None:
-    assert await complete(no_service_error, "bash", "orchestrator get r") == []
-    assert await complete(no_service_error, "bash", "orchestrator get --address nonsense r") == []
+async def test_without_a_quick_answer_no_ids_are_offered(shell_without_service: Shell) -> None:
+    assert await complete(shell_without_service, "bash", "orchestrator get r") == []
+    assert await complete(shell_without_service, "bash", "orchestrator get --address nonsense r") == []
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         line = f"orchestrator get --address {address} r"
         async with asyncio.timeout(10):
-            assert await complete(no_service_error, "bash", line) == []
+            assert await complete(shell_without_service, "bash", line) == []
 
 
 async def test_bash_completes_by_the_script_that_is_shown_and_installed(
@@ -670,12 +676,12 @@ async def test_bash_completes_by_the_script_that_is_shown_and_installed(
 
 
 @pytest.mark.parametrize("kind", ["zsh", "fish"])
-async def test_other_shells_get_their_script(no_service_error: Shell, kind: str) -> None:
-    shell = no_service_error.with_variables(
-        HOME=str(no_service_error.folder), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+async def test_other_shells_get_their_script(shell_without_service: Shell, kind: str) -> None:
+    shell = shell_without_service.with_variables(
+        HOME=str(shell_without_service.folder), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
     )
     shown = await shell.run("--show-completion", kind)
     assert f"_ORCHESTRATOR_COMPLETE=complete_{kind}" in shown.out
     assert (await shell.run("--install-completion", kind)).code == 0
     path = {"zsh": ".zfunc/_orchestrator", "fish": ".config/fish/completions/orchestrator.fish"}[kind]
-    assert (no_service_error.folder / path).read_text().strip() == shown.out.strip()
+    assert (shell_without_service.folder / path).read_text().strip() == shown.out.strip()

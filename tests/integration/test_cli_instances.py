@@ -247,11 +247,11 @@ PRICES = {name: {"input_usd": 2000, "output_usd": 4000} for name in ("scripted/b
 async def test_the_sums_of_a_list_are_what_was_paid_for(tmp_path: Path) -> None:
     calls: list[ModelRequest] = []
 
-    def pluralize(request: ModelRequest) -> Answer:
+    def answer_with_usage(request: ModelRequest) -> Answer:
         calls.append(request)
         return ModelReply(plan_text(2) if request.prompt.role == "planning" else "x", 1, 2)
 
-    async with service(tmp_path / "log.db", Scripted(pluralize), prices=PRICES) as running:
+    async with service(tmp_path / "log.db", Scripted(answer_with_usage), prices=PRICES) as running:
         shell = shell_on(tmp_path, running)
         await finished(running, "source")
         for stage in ("plan", "subtasks", "synthesis"):

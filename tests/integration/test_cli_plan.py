@@ -94,35 +94,35 @@ def test_a_file_behind_the_flag_is_told_from_a_prompt(arguments: Sequence[str], 
     assert list(rewrite_plan_option(arguments)) == read
 
 
-class Seat:
-    """Somebody at a terminal, who reads what is asked and types."""
+class TerminalSession:
+    """A command in a pseudo-terminal, with its keyboard and screen."""
 
     def __init__(self, process: asyncio.subprocess.Process, terminal: int) -> None:
         self.process = process
         self._terminal = terminal
 
-    async def reads(self, words: bytes) -> str:
+    async def read_until_text(self, words: bytes) -> str:
         return (await asyncio.to_thread(read_until, self._terminal, words)).decode()
 
-    def types(self, line: str) -> None:
+    def type_line(self, line: str) -> None:
         os.write(self._terminal, f"{line}\n".encode())
 
-    async def leaves(self) -> str:
+    async def wait_closed(self) -> str:
         text = (await asyncio.to_thread(read_all, self._terminal)).decode()
         await self.process.wait()
         return text
 
 
-async def seat(shell: Shell, *arguments: str, **options: Any) -> Seat:
-    ours, theirs = pty.openpty()
+async def open_session(shell: Shell, *arguments: str, **options: Any) -> TerminalSession:
+    controller, terminal = pty.openpty()
     process = await shell.with_variables(TERM="xterm-256color", COLUMNS="100", LINES="40").start(
-        *arguments, **{"stdin": theirs, "stdout": theirs, "stderr": theirs, **options}
+        *arguments, **{"stdin": terminal, "stdout": terminal, "stderr": terminal, **options}
     )
-    os.close(theirs)
-    return Seat(process, ours)
+    os.close(terminal)
+    return TerminalSession(process, controller)
 
 
-def of_the_terminal() -> None:
+def set_controlling_terminal() -> None:
     """Make the terminal that a process writes to the one that it belongs to, as a login does."""
     fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
@@ -139,17 +139,17 @@ async def test_in_a_terminal_a_person_rejects_edits_and_approves(tmp_path: Path)
     async with service(tmp_path / "log.db", Scripted(script)) as running:
         shell = Shell.without_service(tmp_path).with_variables(ORCHESTRATOR_GRPC_ADDRESS=running.address)
         shell = shell.with_variables(EDITOR="sed -i s/part.1/everything/")
-        person = await seat(shell, "run", "p", "--plan", "--id", "a")
-        assert "Write part 1 of 2." in await person.reads(QUESTION)
-        person.types("what?")
-        await person.reads(QUESTION)
-        person.types("r")
-        await person.reads(b"what should be better? ")
-        person.types("smaller, please")
-        assert "2 attempts" in await person.reads(QUESTION)
+        person = await open_session(shell, "run", "p", "--plan", "--id", "a")
+        assert "Write part 1 of 2." in await person.read_until_text(QUESTION)
+        person.type_line("what?")
+        await person.read_until_text(QUESTION)
+        person.type_line("r")
+        await person.read_until_text(b"what should be better? ")
+        person.type_line("smaller, please")
+        assert "2 attempts" in await person.read_until_text(QUESTION)
         assert await state_of(running, "a") == instance_pb2.STATE_WAITING
-        person.types("e")
-        assert "2 of 2 done" in await person.leaves()
+        person.type_line("e")
+        assert "2 of 2 done" in await person.wait_closed()
         found = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
     assert person.process.returncode == 0
     assert feedbacks == [False, True]
@@ -169,12 +169,14 @@ async def test_a_plan_that_the_editor_leaves_as_it_was_or_breaks_is_asked_about_
         ("sed -i s/Write.*/x/", "must be a JSON list of subtasks"),
         ("sed -i s/t2/t1/", "t1"),  # which the service refuses
     ):
-        person = await seat(shell.with_variables(EDITOR=editor), "run", "p", "--review-plan", "--id", "a")
-        await person.reads(QUESTION)
-        person.types("e")
-        assert f"error: {words}" in (told := await person.reads(QUESTION)) or words in told
-        person.types("l")
-        assert "the plan of a waits for review" in await person.leaves()
+        person = await open_session(
+            shell.with_variables(EDITOR=editor), "run", "p", "--review-plan", "--id", "a"
+        )
+        await person.read_until_text(QUESTION)
+        person.type_line("e")
+        assert f"error: {words}" in (told := await person.read_until_text(QUESTION)) or words in told
+        person.type_line("l")
+        assert "the plan of a waits for review" in await person.wait_closed()
         assert person.process.returncode == 0
         await running.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))
         await running.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a"))
@@ -185,27 +187,27 @@ async def test_with_context_piped_in_a_person_is_asked_at_the_terminal(
 ) -> None:
     (shell.folder / "diff").write_text("-a\n+b\n")
     with (shell.folder / "diff").open("rb") as diff:
-        person = await seat(
+        person = await open_session(
             shell,
             *("run", "Review this", "--plan", "--id", "a"),
             stdin=diff,
             start_new_session=True,
-            preexec_fn=of_the_terminal,
+            preexec_fn=set_controlling_terminal,
         )
-    await person.reads(QUESTION)
-    person.types("a")
-    assert "All parts, put together." in await person.leaves()
+    await person.read_until_text(QUESTION)
+    person.type_line("a")
+    assert "All parts, put together." in await person.wait_closed()
     found = await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))
     assert found.instance.prompt == "Review this\n\n```\n-a\n+b\n```\n"
 
 
 async def test_who_is_asked_while_another_decides_is_told_and_goes_on(shell: Shell, running: Service) -> None:
-    person = await seat(shell, "run", "p", "--plan", "--id", "a")
-    await person.reads(QUESTION)
+    person = await open_session(shell, "run", "p", "--plan", "--id", "a")
+    await person.read_until_text(QUESTION)
     await running.stub.ReviewPlan(pb.ReviewPlanRequest(id="a", decision=1))
     await running.ended("a")
-    person.types("a")
-    text = await person.leaves()
+    person.type_line("a")
+    text = await person.wait_closed()
     assert person.process.returncode == 0
     assert "error: instance 'a' is complete" in text
     assert "All parts, put together." in text

@@ -15,7 +15,7 @@ from orchestrator.v1 import orchestrator_pb2
 
 
 @pytest.fixture
-def no_service_error(tmp_path: Path) -> Shell:
+def shell_without_service(tmp_path: Path) -> Shell:
     return Shell.without_service(tmp_path)
 
 
@@ -28,21 +28,21 @@ async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService
 
 @pytest.mark.parametrize("flag", ["--address", "--grpc-address"])
 async def test_run_creates_where_it_follows_whatever_answers_elsewhere(
-    no_service_error: Shell, flag: str
+    shell_without_service: Shell, flag: str
 ) -> None:
     async with two_services() as (meant, other):
-        outcome = await no_service_error.on(other).run("run", "p", flag, meant.address)
+        outcome = await shell_without_service.on(other).run("run", "p", flag, meant.address)
     assert outcome.code == 0, outcome.err
     assert (len(meant.requests), meant.created_over_rest) == (1, 1)
     assert not other.requests
     assert f"to see it: http://{meant.rest_address}/-/ui/#/instances/i1" in outcome.err
 
 
-async def test_a_rest_address_that_leads_to_another_service_is_not_used(no_service_error: Shell) -> None:
+async def test_a_rest_address_that_leads_to_another_service_is_not_used(shell_without_service: Shell) -> None:
     async with two_services() as (meant, other):  # as through a tunnel to gRPC alone
         assert meant.info
         meant.info.rest_address = other.rest_address
-        outcome = await no_service_error.run("run", "p", "--address", meant.address)
+        outcome = await shell_without_service.run("run", "p", "--address", meant.address)
     assert outcome.code == 0, outcome.err
     assert (len(meant.requests), meant.created_over_rest, len(other.requests)) == (1, 0, 0)
     assert f"another service answers at {other.rest_address}: creating the instance over gRPC" in outcome.err
@@ -51,22 +51,22 @@ async def test_a_rest_address_that_leads_to_another_service_is_not_used(no_servi
 
 @pytest.mark.parametrize("kind", ["older", "without REST", "unreachable REST"])
 async def test_without_rest_that_is_its_own_a_service_is_asked_over_grpc(
-    no_service_error: Shell, kind: str
+    shell_without_service: Shell, kind: str
 ) -> None:
     async with two_services() as (meant, other):
         assert meant.info
         meant.info.rest_address = {"without REST": "", "unreachable REST": free_address()}.get(kind, "")
         if kind == "older":
             meant.info = None
-        outcome = await no_service_error.on(other).run("run", "p", "--address", meant.address)
+        outcome = await shell_without_service.on(other).run("run", "p", "--address", meant.address)
     assert outcome.code == 0, outcome.err
     assert (len(meant.requests), meant.created_over_rest, len(other.requests)) == (1, 0, 0)
     assert "over gRPC" in outcome.err
 
 
-async def test_both_names_of_the_address_must_agree(no_service_error: Shell) -> None:
+async def test_both_names_of_the_address_must_agree(shell_without_service: Shell) -> None:
     for command in (("run", "p"), ("up",), ("serve",)):
-        outcome = await no_service_error.run(
+        outcome = await shell_without_service.run(
             *command, "--address", "127.0.0.1:1", "--grpc-address", "127.0.0.1:2"
         )
         assert outcome.code == 2
@@ -74,8 +74,8 @@ async def test_both_names_of_the_address_must_agree(no_service_error: Shell) -> 
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-async def test_a_service_listens_at_the_address(no_service_error: Shell, command: str) -> None:
-    shell = no_service_error.with_variables(OPENAI_API_KEY="none", **NO_MODELS)
+async def test_a_service_listens_at_the_address(shell_without_service: Shell, command: str) -> None:
+    shell = shell_without_service.with_variables(OPENAI_API_KEY="none", **NO_MODELS)
     address = free_address()
     process = await shell.start(command, "--address", address)
     assert process.stdout
@@ -85,7 +85,7 @@ async def test_a_service_listens_at_the_address(no_service_error: Shell, command
     assert f"gRPC on {address}" in ready
 
 
-async def test_another_product_at_the_address_is_told_as_that(no_service_error: Shell) -> None:
+async def test_another_product_at_the_address_is_told_as_that(shell_without_service: Shell) -> None:
     server = grpc.aio.server()
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -94,7 +94,7 @@ async def test_another_product_at_the_address_is_told_as_that(no_service_error: 
     await server.start()
     try:
         for command in (("get", "a"), ("list",), ("create", "p"), ("result", "a"), ("delete", "a", "b")):
-            outcome = await no_service_error.run(*command, "--address", address)
+            outcome = await shell_without_service.run(*command, "--address", address)
             assert outcome.code == 3
             assert_one_line(outcome)
             assert f"what answers at {address} is no orchestrator" in outcome.err
@@ -103,10 +103,10 @@ async def test_another_product_at_the_address_is_told_as_that(no_service_error: 
 
 
 async def test_run_says_what_this_terminal_sets_and_the_service_has_otherwise(
-    no_service_error: Shell,
+    shell_without_service: Shell,
 ) -> None:
     async with two_services() as (meant, _):
-        shell = no_service_error.with_variables(
+        shell = shell_without_service.with_variables(
             ORCHESTRATOR_BIG_MODEL="openai/mine",
             ORCHESTRATOR_SMALL_MODEL="openai/small",
             ORCHESTRATOR_MAX_OUTPUT_TOKENS="7",
@@ -128,8 +128,8 @@ async def doctor(shell: Shell, service: ScriptedService, *options: str) -> Outco
     return await shell.run("doctor", "--address", service.address, *options)
 
 
-async def test_doctor_tells_what_the_service_is_set_to(no_service_error: Shell) -> None:
-    shell = no_service_error.with_variables(
+async def test_doctor_tells_what_the_service_is_set_to(shell_without_service: Shell) -> None:
+    shell = shell_without_service.with_variables(
         ORCHESTRATOR_BIG_MODEL="openai/mine", ORCHESTRATOR_REST_ADDRESS="127.0.0.1:1"
     )
     (shell.folder / "orchestrator.toml").write_text('[[workers]]\nname = "coder"\n')
@@ -154,14 +154,14 @@ async def test_doctor_tells_what_the_service_is_set_to(no_service_error: Shell) 
 
 
 async def test_doctor_names_the_service_s_workers_and_a_version_that_is_not_this_one_s(
-    no_service_error: Shell,
+    shell_without_service: Shell,
 ) -> None:
     async with two_services() as (meant, other):
         assert meant.info
         meant.info.version = "0.0.9"
         meant.info.rest_address = other.rest_address
         meant.info.workers.append(orchestrator_pb2.ServiceWorker(name="coder", model="openai/codex"))
-        outcome = await doctor(no_service_error, meant)
+        outcome = await doctor(shell_without_service, meant)
     assert re.search(r"! service +0\.0\.9 at ", outcome.out)
     assert re.search(r"! worker coder +called with this terminal's variables: openai/codex", outcome.out)
     assert (

@@ -29,7 +29,7 @@ def shell(tmp_path: Path, service: ScriptedService) -> Shell:
     return Shell.without_service(tmp_path).on(service)
 
 
-async def stdin_input(shell: Shell, line: str) -> tuple[int | None, str]:
+async def run_line(shell: Shell, line: str) -> tuple[int | None, str]:
     """Run a line of bash, in which `$o` is the command; the exit code and what goes to stderr."""
     process = await asyncio.create_subprocess_exec(
         *("bash", "-c", line),
@@ -58,7 +58,7 @@ async def test_piped_text_is_the_prompt_s_context(
     shell: Shell, service: ScriptedService, command: str, line: str
 ) -> None:
     (shell.folder / "diff").write_text(DIFF)
-    code, err = await stdin_input(shell, line.format(command))
+    code, err = await run_line(shell, line.format(command))
     assert code == 0, err
     assert [request.prompt for request in service.requests] == [REVIEW_OF_DIFF]
     assert f"context from stdin: {len(DIFF.encode())} bytes" in err
@@ -78,7 +78,7 @@ async def test_a_dash_or_no_prompt_reads_the_prompt_from_stdin(
         outcome = await shell.run("run", *arguments, stdin="\ufeffa prompt\r\n")
         assert outcome.code == 0, outcome.err
     (shell.folder / "p").write_text("a prompt\n")
-    assert (await stdin_input(shell, "$o run < p"))[0] == 0
+    assert (await run_line(shell, "$o run < p"))[0] == 0
     assert [request.prompt for request in service.requests] == ["a prompt\n"] * 3
 
 
@@ -110,7 +110,7 @@ async def test_what_is_no_utf_8_is_told(
 async def test_a_context_that_is_too_long_names_both_sizes(
     shell: Shell, service: ScriptedService, size: int
 ) -> None:
-    code, err = await stdin_input(shell, f'head -c {size} /dev/zero | tr "\\0" x | $o run "Review this"')
+    code, err = await run_line(shell, f'head -c {size} /dev/zero | tr "\\0" x | $o run "Review this"')
     assert (code, len(err.splitlines())) == (2, 1)
     told = f"{size:,}" if size < MAX_PROMPT_BYTES else f"over {MAX_PROMPT_BYTES:,}"
     assert f"the prompt has 11 bytes and the context that is piped in {told}" in err
@@ -122,9 +122,9 @@ async def test_a_device_is_not_read_nor_a_stdin_that_is_closed(
     shell: Shell, service: ScriptedService
 ) -> None:
     for redirection in ("< /dev/null", "< /dev/zero", "<&-"):
-        code, err = await stdin_input(shell, f"$o create p {redirection}")
+        code, err = await run_line(shell, f"$o create p {redirection}")
         assert (code, err) == (0, "")
-    code, err = await stdin_input(shell, "$o create < /dev/null")
+    code, err = await run_line(shell, "$o create < /dev/null")
     assert (code, "the prompt is empty" in err) == (2, True)
     assert [request.prompt for request in service.requests] == ["p"] * 3
 
@@ -157,7 +157,7 @@ async def test_a_stdin_that_is_left_open_does_not_hang(
 async def test_a_command_in_front_may_take_as_long_as_it_likes(
     shell: Shell, service: ScriptedService
 ) -> None:
-    code, err = await stdin_input(shell, "(sleep 7; echo late) | $o create p")
+    code, err = await run_line(shell, "(sleep 7; echo late) | $o create p")
     assert (code, err.splitlines()[0]) == (0, "reading context from stdin…")
     assert [request.prompt for request in service.requests] == ["p\n\n```\nlate\n```\n"]
 
