@@ -1,4 +1,4 @@
-"""Text files as people's editors and shells write them."""
+"""Decode text files as editors and shells write them."""
 
 import codecs
 from typing import Final
@@ -8,7 +8,7 @@ _MEND: Final = "save it as UTF-8"
 
 
 def decode(data: bytes) -> str:
-    r"""The text of UTF-8 bytes, without a byte-order mark and with \n at the end of its lines.
+    r"""Decode UTF-8 bytes, without a byte-order mark and with \n at the end of its lines.
 
     Raise ValueError whose message follows the file's name: `is UTF-16 text: save it as UTF-8`.
     """

@@ -63,7 +63,7 @@ class InvalidArgumentError(RequestError):
 
 @contextmanager
 def at_field(path: str) -> Iterator[None]:
-    """Tell where in a larger request the part lies that an InvalidArgumentError is about."""
+    """Prefix the field of an InvalidArgumentError with the path of the part of the request."""
     try:
         yield
     except InvalidArgumentError as error:

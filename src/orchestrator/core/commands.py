@@ -1,4 +1,4 @@
-"""What the decider asks of the engine, and which model each piece of work is for."""
+"""Commands of the decider to the engine, and the choice of a model for a piece of work."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class WakeAfter:
-    """Ask again in so many seconds."""
+    """Decide again after a delay."""
 
     wait_s: float
 

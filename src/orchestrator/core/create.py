@@ -22,7 +22,7 @@ _LABEL_KEY: Final = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 
 @dataclass(frozen=True, slots=True)
 class NewInstance:
-    """A validated wish for an instance; `config` is resolved."""
+    """A validated request for an instance; `config` is resolved."""
 
     id: str
     prompt: str
@@ -33,7 +33,7 @@ class NewInstance:
     """SHA-256 of the request without its request_id."""
     forked_from: str = ""
     history: Sequence[Event] = ()
-    """What a fork takes over from its source, to follow InstanceCreated."""
+    """The events that a fork copies from its source, to follow InstanceCreated."""
 
     def begin(self, now_s: float) -> tuple[Instance, Sequence[Event]]:
         """The new instance and its first events."""

@@ -53,17 +53,17 @@ class Usage(NamedTuple):
     cost_usd: float = 0.0
 
     def plus(self, other: "Usage") -> "Usage":
-        """Both together."""
+        """Return the sum."""
         return Usage._make(map(add, self, other))
 
     def minus(self, other: "Usage") -> "Usage":
-        """What is more than the other, at least nothing."""
+        """Return the difference, at least zero."""
         return Usage._make(max(0, mine - theirs) for mine, theirs in zip(self, other, strict=True))
 
 
 NO_USAGE: Final = Usage()
 CUT_OFF: Final = Usage(model_calls=1)
-"""What is known of a call that was cut off: it is paid for, but nobody tells how many tokens it used."""
+"""The usage of an interrupted call: it is paid for, but its token counts are unknown."""
 
 
 class Failure(NamedTuple):
@@ -146,7 +146,7 @@ EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
 
 @dataclass
 class Instance:
-    """An instance as its events tell it. Only `fold` changes one, while nobody else has it yet."""
+    """The folded state of an instance. Only `fold` mutates one, before it is shared."""
 
     id: str = ""
     state: State = pb.STATE_UNSPECIFIED
@@ -231,7 +231,7 @@ def usage_of(message: pb.Usage) -> Usage:
 
 
 def subtask_of(message: pb.Subtask) -> Subtask:
-    """Read what a client or a planner may say of a subtask."""
+    """Read the definition of a subtask."""
     return Subtask(
         id=message.id,
         title=message.title or message.id,

@@ -1,8 +1,8 @@
-"""JSON as models write it.
+"""Parse JSON as models write it.
 
-Read is what has one reading only: trailing commas, comments, line breaks and unescaped quotation marks in
-strings, other quotation marks, bare keys, Python's literals, escapes that JSON does not know. What could be
-read in two ways, leaves something out or ends before it is whole is refused, and the message says where.
+Input with one interpretation is accepted: trailing commas, comments, line breaks and unescaped quotation
+marks in strings, other quotation marks, bare keys, Python's literals, escapes that JSON does not know.
+Ambiguous, elided or truncated input is rejected, with a message that gives the position.
 """
 
 import json
@@ -23,13 +23,13 @@ class JsonFaultError(ValueError):
         self.has_begun = has_begun
         """Whether a key or a string was there: if not, the bracket is as likely one in a sentence."""
         self.is_cut = is_cut
-        """Whether all is well but that the text ends."""
+        """Whether the only fault is that the text ends."""
 
 
 def values(text: str) -> Iterator[Any | JsonFaultError]:
-    """Each object, list, or string that may hold one, in a text's order; a fault for each that breaks.
+    """Yield each object, list, or string that may hold one, in order; a fault for each that is malformed.
 
-    After one that breaks and whose end cannot be told there are no more: they would be parts of it.
+    Nothing follows a malformed one whose end is unknown: it would be a part of that one.
     """
     position = 0
     may_be_part = _BARE_MEMBERS.match(text) is not None
@@ -76,7 +76,7 @@ def _extent(text: str, start: int) -> int | None:
 
 
 def read(text: str, start: int = 0) -> tuple[Any, int]:
-    """The value that begins at `start`, and where it ends; raise JsonFaultError."""
+    """Parse the value that begins at `start`, and return it with its end; raise JsonFaultError."""
     try:
         return _STRICT_DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
@@ -84,7 +84,7 @@ def read(text: str, start: int = 0) -> tuple[Any, int]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values; raise ValueError where a key has two."""
+    """Build an object from pairs; raise ValueError where a key has two different values."""
     value = dict(pairs)
     if len(value) < len(pairs) and any(value[key] != each for key, each in pairs):
         raise ValueError("a key has two values")
@@ -117,12 +117,12 @@ _ESCAPE: Final = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])|\\(.)|"', re.DOTAL
 
 
 class _Reader:
-    """Reads one value by recursive descent; each method is given where it begins, and gives where it ends."""
+    """A recursive descent parser of one value; each method takes a start and returns an end offset."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._path: list[str] = []
-        """Where in the value it reads, as in `subtasks`, `[1]`, `title`."""
+        """The path to the value being parsed, as in `subtasks`, `[1]`, `title`."""
         self._has_begun = False
 
     def value(self, start: int) -> tuple[Any, int]:
@@ -205,7 +205,7 @@ class _Reader:
         return key, colon + 1
 
     def _string(self, start: int) -> tuple[str, int] | None:
-        """The string that begins there, if one does."""
+        """Parse the string that begins at `start`, if there is one."""
         opening = next((each for each in _QUOTES if self._text.startswith(each, start)), None)
         if opening == '"""' and not _STRINGS[opening].match(self._text, start):
             opening = '"'
@@ -277,7 +277,7 @@ def _fault(
 
 
 def _unescape(content: str) -> str:
-    """What stands between quotation marks, read; a backslash that escapes nothing stands for itself."""
+    """Unescape the content of a string; a backslash that escapes nothing stands for itself."""
 
     def repair_escape(found: re.Match[str]) -> str:
         if found[1]:

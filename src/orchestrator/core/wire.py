@@ -1,4 +1,4 @@
-"""Small values as the wire has them, and which events tell of a piece of work."""
+"""Convert small values to protobuf, and map events to pieces of work."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ WorkCompleted: TypeAlias = event_pb2.PlanCompleted | event_pb2.SubtaskCompleted 
 
 
 class WorkEvents(NamedTuple):
-    """What the events of one kind of work are called in an Event's payload."""
+    """The payload names of the events of one kind of work."""
 
     started: str
     failed: str
@@ -48,7 +48,7 @@ STATUS: Final = {
 
 
 def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
-    """Which piece of work an event's payload tells of."""
+    """Return the piece of work that an event's payload is about."""
     kind = _KINDS[payload.DESCRIPTOR]
     return WorkKey(kind, getattr(payload, "subtask_id", ""))
 
@@ -63,7 +63,7 @@ def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
 
 
 def output_of(payload: WorkCompleted) -> str:
-    """What a piece of work has brought; empty for a plan, whose subtasks are told one by one."""
+    """Return the output of a piece of work; empty for a plan, whose subtasks have events of their own."""
     match payload:
         case event_pb2.SubtaskCompleted():
             return payload.output
@@ -73,7 +73,7 @@ def output_of(payload: WorkCompleted) -> str:
 
 
 def work_payload(event: event_pb2.Event, name: str, key: WorkKey) -> Any:
-    """Give the part of an event where `name`, one of WORK_EVENTS, is told of a piece of work."""
+    """Return the payload `name`, one of WORK_EVENTS, of an event, with the key of the piece of work set."""
     payload = getattr(event, name)
     if key.subtask_id:
         payload.subtask_id = key.subtask_id
