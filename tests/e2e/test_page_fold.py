@@ -152,6 +152,7 @@ LIVES: Mapping[str, Callable[[], Life]] = {
     "planned again": lambda: told(replanned(), A, C),
     "planned again in another order": lambda: told(replanned(), B, A),
     "planned again otherwise": lambda: told(told(replanned(), A._replace(title="More")).done("a"), B),
+    "retried in review": lambda: terminated().retried(review_plan=True),
     "retried before it was planned": lambda: replanned().terminated().retried(),
     "restarted": lambda: terminated().then(RESTARTED).planned(A).started("a"),
     "rejected": lambda: reviewed(terminated().retried(review_plan=True)).planned(A, C),

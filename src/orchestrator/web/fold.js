@@ -174,7 +174,7 @@ function fail(instance, work, payload, now) {
 
 /** The same work, to be tried afresh. */
 function renew(work) {
-  Object.assign(work, { state: 'PENDING', error: null, retryTime: 0 });
+  Object.assign(work, { state: 'PENDING', model: '', error: null, retryTime: 0 });
 }
 
 function cutOff(instance, usage, now) {
@@ -289,6 +289,7 @@ const EVOLVE = {
       if (subtask.state !== 'COMPLETED') renew(subtask);
     }
     renew(instance.synthesis);
+    if (choose(instance) === 'STATE_WAITING') instance.state = 'STATE_WAITING';
   },
   instanceRestarted(instance, payload) {
     const { id, prompt, labels, forkedFrom, createTime, ownUsage, copiedEvents } = instance;
