@@ -23,7 +23,7 @@ from orchestrator.core.events import (
     plan_calls_interrupted,
     subtasks_planned,
 )
-from orchestrator.core.instance import PLANNING, Subtask, Usage
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Subtask, Usage
 from orchestrator.core.wire import write_subtask
 from orchestrator.errors import ModelError
 from orchestrator.v1.event_pb2 import (
@@ -31,8 +31,13 @@ from orchestrator.v1.event_pb2 import (
     DECISION_REJECT,
     Event,
     InstanceErrored,
+    InstancePaused,
+    InstancePauseRequested,
     InstanceRestarted,
+    InstanceResumed,
     PlanReviewed,
+    SubtaskSkipped,
+    SynthesisFailed,
 )
 from orchestrator.v1.instance_pb2 import Failure
 
@@ -143,6 +148,18 @@ def interrupted(life: Life) -> Life:
     return life.then(*calls_interrupted(life.instance, NOW_S))
 
 
+def paused(life: Life) -> Life:
+    return life.then(
+        Event(instance_pause_requested=InstancePauseRequested()), Event(instance_paused=InstancePaused())
+    )
+
+
+def synthesis_failed(life: Life) -> Life:
+    life.then(call_started(life.instance, SYNTHESIS))
+    error = Failure(reason="MODEL_FAILED", message="no")
+    return life.then(Event(synthesis_failed=SynthesisFailed(attempt=1, error=error))).then(ERRORED)
+
+
 LIVES: Mapping[str, Callable[[], Life]] = {
     "terminated": terminated,
     "errored": lambda: Life().planned(A, C).done("a").started("c").then(ERRORED),
@@ -153,12 +170,23 @@ LIVES: Mapping[str, Callable[[], Life]] = {
     "planned again in another order": lambda: told(replanned(), B, A),
     "planned again otherwise": lambda: told(told(replanned(), A._replace(title="More")).done("a"), B),
     "retried in review": lambda: terminated().retried(review_plan=True),
+    "paused": lambda: paused(Life().planned(A)).then(Event(instance_resumed=InstanceResumed())).done("a"),
+    "paused in review": lambda: paused(Life(review_plan=True).planned(A)).then(
+        Event(instance_resumed=InstanceResumed())
+    ),
+    "skipped": lambda: Life().planned(A, B).then(Event(subtask_skipped=SubtaskSkipped(subtask_id="b"))),
+    "synthesis failed": lambda: synthesis_failed(Life().planned(A).done("a")),
     "retried before it was planned": lambda: replanned().terminated().retried(),
     "restarted": lambda: terminated().then(RESTARTED).planned(A).started("a"),
     "rejected": lambda: reviewed(terminated().retried(review_plan=True)).planned(A, C),
     "edited": lambda: reviewed(terminated().retried(review_plan=True), A, B._replace(title="More"), C),
 }
 """Lives in which something is cut off, thrown away, or kept from before."""
+
+
+def test_every_kind_of_event_is_in_a_life() -> None:
+    kinds = {event.WhichOneof("payload") for make in LIVES.values() for event in make().events}
+    assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
 
 
 @pytest.mark.parametrize("name", LIVES)
