@@ -138,7 +138,7 @@ class ModelError(OrchestratorError):
 
     `reason` is the Failure's reason. `retryable` says whether the same call may succeed later;
     `retry_after_s` is how many seconds the endpoint asked to wait. The tokens are those that the endpoint
-    said the failed call used.
+    said the failed call used, `response_id` is its own name for the answer (empty: there was none).
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class ModelError(OrchestratorError):
         retry_after_s: float | None = None,
         input_tokens: int = 0,
         output_tokens: int = 0,
+        response_id: str = "",
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -157,6 +158,7 @@ class ModelError(OrchestratorError):
         self.retry_after_s = retry_after_s
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
+        self.response_id = response_id
 
     @property
     def is_refusal(self) -> bool:

@@ -18,11 +18,12 @@ from google.protobuf.json_format import MessageToDict
 from orchestrator.core import config, create, lifecycle, view
 from orchestrator.core.fork import fork
 from orchestrator.core.instance import COMPLETE, PAUSED, TERMINAL, WAITING, Instance
+from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelReply, ModelRequest, Models
+from orchestrator.models.base import ModelRequest, Models
 from orchestrator.models.scripted import Scripted, plan_text
 from orchestrator.v1 import event_pb2
 from orchestrator.v1 import instance_pb2 as pb

@@ -19,8 +19,8 @@ from support.provider_calls import KEY, model_request
 
 from orchestrator.cli import doctor
 from orchestrator.cli.doctor import Finding
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models.base import ModelReply
 from orchestrator.models.providers import from_environment
 from orchestrator.settings import Settings
 

@@ -13,7 +13,8 @@ from support.scripted_service import ScriptedService, play_badly, play_well
 from support.service import Service, service
 from support.shell import Shell, assert_one_line, read_all, read_until, run_in_terminal
 
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.core.replies import ModelReply
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb

@@ -13,6 +13,7 @@ from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
 from orchestrator.core.instance import Instance, Usage
 from orchestrator.core.prompts import FULL
+from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import (
     AlreadyExistsError,
@@ -23,7 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelReply, ModelRequest, Models
+from orchestrator.models.base import ModelRequest, Models
 from orchestrator.models.prices import Price, Prices
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb

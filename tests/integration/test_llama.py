@@ -13,10 +13,11 @@ import pytest
 
 from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.replies import ModelReply
 from orchestrator.core.tiny import TINY
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models import llama
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.llama import MODEL, Llama
 from orchestrator.models.providers import from_environment
 from orchestrator.settings import EMBEDDED_MODEL

@@ -15,11 +15,12 @@ from support.provider_calls import chat, messages
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
 from orchestrator.core.instance import Instance
+from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText, Provider
+from orchestrator.models.base import ModelRequest, Models, OnText, Provider
 from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted
 from orchestrator.v1 import instance_pb2 as pb

@@ -18,10 +18,10 @@ from support.misbehaviour import breaking, refusing, streaming
 from support.provider_calls import ask, chat, messages, model_request
 from support.service import service
 
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError
 from orchestrator.models import endpoint as endpoint_module
 from orchestrator.models import ways
-from orchestrator.models.base import ModelReply
 from orchestrator.models.endpoint import HttpProvider
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb

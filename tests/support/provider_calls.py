@@ -9,9 +9,10 @@ from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.endpoint import completion as chat_completion
 
 from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.replies import ModelReply, failure_of
 from orchestrator.errors import ModelError
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.endpoint import HttpProvider
 
@@ -68,10 +69,15 @@ def without_streaming(script: Callable[[Call], Answer]) -> Callable[[Call], Answ
 
 
 async def ask(provider: Any, request: ModelRequest | None = None) -> ModelReply:
-    """Call the provider; assert that the emitted pieces add up to the text of the reply."""
-    recorder = TextRecorder()
-    answer: ModelReply = await provider.complete(request or model_request(), recorder)
+    """Call the provider; assert that the emitted pieces add up to the text of the reply.
+
+    Raise ModelError as a call of the service would fail: also where the core finds that it is no answer.
+    """
+    recorder, request = TextRecorder(), request or model_request()
+    answer: ModelReply = await provider.complete(request, recorder)
     assert recorder.text == answer.text
+    if failure := failure_of(answer, request.prompt, request.model):
+        raise failure
     return answer
 
 

@@ -51,7 +51,8 @@ def of_completion(body: Mapping[str, Any], asked: Mapping[str, Any]) -> list[Eve
     events.append(chunk({}, choice["finish_reason"]))
     if asked.get("stream_options", {}).get("include_usage"):
         events.append({"choices": [], "usage": body["usage"]})
-    return [*events, "[DONE]"]
+    named = {"id": body["id"]} if "id" in body else {}  # which is in every chunk
+    return [*({**named, **event} if isinstance(event, dict) else event for event in events), "[DONE]"]
 
 
 def chunk(delta: Mapping[str, Any], finish_reason: Any = None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from orchestrator.models.finish import Finish, finish_of, reason_of
+from orchestrator.core.replies import Finish
+from orchestrator.models.finish import finish_of, reason_of
 
 NORMAL = [
     "stop",

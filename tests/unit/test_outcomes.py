@@ -53,7 +53,7 @@ def test_a_text_completes_its_work(key: WorkKey) -> None:
 
 
 def test_a_failure_is_retried_after_its_delay_counted_from_when_it_is_recorded() -> None:
-    (event,) = events_of(planning().instance, CallEnded(PLANNING, 1, FLAKY, USED, 0.5), NOW_S + 100)
+    (event,) = events_of(planning().instance, CallEnded(PLANNING, 1, FLAKY, USED, jitter=0.5), NOW_S + 100)
     assert event.planning_failed.retry_time.ToMicroseconds() == int((NOW_S + 100.75) * 1e6)
     (event,) = events_of(planning().instance, CallEnded(PLANNING, 1, FATAL, USED), NOW_S)
     assert not event.planning_failed.HasField("retry_time")

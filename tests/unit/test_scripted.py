@@ -7,9 +7,10 @@ import pytest
 
 from orchestrator.core.instance import WorkKey
 from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.replies import ModelReply
 from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.scripted import Script, Scripted, in_pieces
 
 REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)

@@ -45,7 +45,9 @@ def started(key: WorkKey, attempt: int, model: str, prompts: str = "") -> pb.Eve
     return event
 
 
-def completed(key: WorkKey, attempt: int, model: str, text: str, usage: Usage) -> pb.Event:
+def completed(
+    key: WorkKey, attempt: int, model: str, text: str, usage: Usage, response_id: str = ""
+) -> pb.Event:
     """An attempt has brought the output of a subtask, or the final result."""
     event = pb.Event()
     payload = work_payload(event, WORK_EVENTS[key.kind].completed, key)
@@ -55,18 +57,26 @@ def completed(key: WorkKey, attempt: int, model: str, text: str, usage: Usage) -
         payload.final_result = text
     else:
         payload.output = text
+    payload.response_id = response_id
     write_usage(payload.usage, usage)
     return event
 
 
 def failed(
-    key: WorkKey, attempt: int, model: str, cause: Failure, usage: Usage, retry_s: float | None = None
+    key: WorkKey,
+    attempt: int,
+    model: str,
+    cause: Failure,
+    usage: Usage,
+    retry_s: float | None = None,
+    response_id: str = "",
 ) -> pb.Event:
     """An attempt failed; the next one may begin at `retry_s`, in seconds since the epoch, or none follows."""
     event = pb.Event()
     payload: WorkFailed = work_payload(event, WORK_EVENTS[key.kind].failed, key)
     payload.attempt = attempt
     payload.model = model
+    payload.response_id = response_id
     payload.error.CopyFrom(failure_message(cause._replace(subtask_id=key.subtask_id)))
     if retry_s is not None and (retry_time := timestamp(retry_s)):
         payload.retry_time.CopyFrom(retry_time)
@@ -80,10 +90,12 @@ def call_started(instance: Instance, key: WorkKey, prompts: str = "") -> pb.Even
     return started(key, instance.work(key).attempt + 1, model_for(instance, key), prompts)
 
 
-def work_completed(instance: Instance, key: WorkKey, text: str, usage: Usage) -> pb.Event:
+def work_completed(
+    instance: Instance, key: WorkKey, text: str, usage: Usage, response_id: str = ""
+) -> pb.Event:
     """The call under way has brought the output of a subtask, or the final result."""
     work = instance.work(key)
-    return completed(key, work.attempt, work.model, text, usage)
+    return completed(key, work.attempt, work.model, text, usage, response_id)
 
 
 def call_failed(
@@ -103,7 +115,8 @@ def call_failed(
             retry_after_s=error.retry_after_s,
         )
     retry_s = None if delay_s is None else now_s + delay_s
-    return failed(key, work.attempt, work.model, Failure(error.reason, str(error)), usage, retry_s)
+    cause = Failure(error.reason, str(error))
+    return failed(key, work.attempt, work.model, cause, usage, retry_s, error.response_id)
 
 
 def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
@@ -146,7 +159,7 @@ def _subtask_planned(attempt: int, subtask: Subtask, summary: str = "") -> pb.Ev
     return event
 
 
-def plan_completed(instance: Instance, plan: Plan, usage: Usage) -> Sequence[pb.Event]:
+def plan_completed(instance: Instance, plan: Plan, usage: Usage, response_id: str = "") -> Sequence[pb.Event]:
     """The planner answered: the events that are not recorded yet.
 
     Raise PlanError where it contradicts the subtasks that were streamed before.
@@ -155,11 +168,17 @@ def plan_completed(instance: Instance, plan: Plan, usage: Usage) -> Sequence[pb.
     recorded = [subtask.definition for subtask in instance.subtasks.values()]
     if recorded != [subtask.definition for subtask in plan.subtasks[: len(recorded)]]:
         raise PlanError("the answer holds two plans: write one JSON object")
-    return whole_plan(work.attempt, work.model, plan.subtasks[len(recorded) :], plan.summary, usage)
+    new = plan.subtasks[len(recorded) :]
+    return whole_plan(work.attempt, work.model, new, plan.summary, usage, response_id)
 
 
 def whole_plan(
-    attempt: int, model: str, subtasks: Iterable[Subtask], summary: str, usage: Usage | None
+    attempt: int,
+    model: str,
+    subtasks: Iterable[Subtask],
+    summary: str,
+    usage: Usage | None,
+    response_id: str = "",
 ) -> Sequence[pb.Event]:
     """A plan, subtask by subtask; attempt 0: no model made it."""
     event = pb.Event()
@@ -167,6 +186,7 @@ def whole_plan(
     payload.attempt = attempt
     payload.model = model
     payload.summary = summary
+    payload.response_id = response_id
     if usage is not None:
         write_usage(payload.usage, usage)
     return [*(_subtask_planned(attempt, subtask) for subtask in subtasks), event]

@@ -16,6 +16,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.instance import IN_PROGRESS, PLANNING, Instance, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan, PlanError
+from orchestrator.core.replies import ModelReply, plan_invalid
 from orchestrator.errors import ModelError
 from orchestrator.v1.event_pb2 import Event
 
@@ -27,6 +28,8 @@ class CallEnded(NamedTuple):
     attempt: int
     result: Plan | str | ModelError
     usage: Usage
+    response_id: str = ""
+    """The provider's own name for the answer."""
     jitter: float = 0.0
     """0 to 1: spreads retries; see `retry.delay_s`."""
 
@@ -58,21 +61,16 @@ def events_of(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Ev
             if not is_in_progress(instance, PLANNING, attempt):
                 return ()
             return subtasks_planned(instance, subtasks[len(instance.subtasks) :], summary)
-        case CallEnded(key, attempt, result, usage, jitter):
+        case CallEnded(key, attempt, result, usage, response_id, jitter):
             if not is_in_progress(instance, key, attempt):
                 return ()
             if isinstance(result, Plan):
                 try:
-                    return plan_completed(instance, result, usage)
+                    return plan_completed(instance, result, usage, response_id)
                 except PlanError as fault:
-                    result = plan_invalid(fault)
+                    result = plan_invalid(fault, ModelReply("", response_id=response_id))
             if isinstance(result, str):
-                return [work_completed(instance, key, result, usage)]
+                return [work_completed(instance, key, result, usage, response_id)]
             failure = call_failed(instance, key, result, usage, now_s=now_s, jitter=jitter)
             return [*plan_calls_interrupted(instance), failure] if key == PLANNING else [failure]
     assert_never(outcome)
-
-
-def plan_invalid(fault: PlanError) -> ModelError:
-    """The failure of a planner whose answer is no plan: the next attempt is told what to mend."""
-    return ModelError("PLAN_INVALID", str(fault), retryable=True)

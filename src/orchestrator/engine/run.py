@@ -11,29 +11,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, assert_never
 
-from orchestrator.core import budget, decider
+from orchestrator.core import budget, decider, replies
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.events import call_started, calls_interrupted
 from orchestrator.core.instance import (
     PLANNING,
     RESTING,
-    SYNTHESIS,
     TERMINAL,
     Instance,
     Usage,
     Work,
     WorkKey,
 )
-from orchestrator.core.outcomes import (
-    CallEnded,
-    Outcome,
-    SubtasksStreamed,
-    is_in_progress,
-    plan_invalid,
-)
-from orchestrator.core.plan import Plan, PlanError
+from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksStreamed, is_in_progress
+from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import Profile, prompt_for
+from orchestrator.core.replies import ModelReply
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.scheduler import CallScheduler, Slot
@@ -45,7 +39,7 @@ from orchestrator.errors import (
     UnavailableError,
 )
 from orchestrator.log.base import Entry, EventLog
-from orchestrator.models.base import ModelReply, ModelRequest, Models
+from orchestrator.models.base import ModelRequest, Models, OnText
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -273,18 +267,17 @@ class Run:
     async def _perform(self, attempt: Attempt) -> ModelError | None:
         """Make a call that has begun, and hand in what came of it; what went wrong."""
         try:
-            result, usage = await self._attempt(attempt)
+            outcome = await self._attempt(attempt)
             if attempt.work == PLANNING:
                 self._planning = None
-            jitter = self.context.jitter()
-            self._pending.append(CallEnded(attempt.work, attempt.number, result, usage, jitter))
+            self._pending.append(outcome)
             self._schedule_apply()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._halt(error)
             return None
         finally:
             self.context.live.end(self.instance.id, attempt)
-        return result if isinstance(result, ModelError) else None
+        return outcome.result if isinstance(outcome.result, ModelError) else None
 
     def _cancel_ended_calls(self) -> None:
         """Close the calls whose attempt has ended without them, as that of a plan that has failed."""
@@ -292,27 +285,26 @@ class Run:
             if not is_in_progress(self.instance, attempt.work, attempt.number):
                 task.cancel()
 
-    async def _attempt(self, attempt: Attempt) -> tuple[Plan | str | ModelError, Usage]:
-        """Make one call; what it has brought, or what went wrong, and what it used."""
-        key = attempt.work
+    async def _attempt(self, attempt: Attempt) -> CallEnded:
+        """Make one call; what came of it."""
+        key, number, _ = attempt
         work = self.instance.work(key)
+        result: Plan | str | ModelError
+        tokens, response_id = (0, 0), ""
         try:
-            profile, reply = await self._call_model(attempt, work)
-            usage = self._usage(work.model, reply.input_tokens, reply.output_tokens)
-            if key == PLANNING:
-                return profile.read_plan(self.instance, reply.text), usage
-            is_synthesis = key == SYNTHESIS
-            return profile.read_synthesis(self.instance, reply.text) if is_synthesis else reply.text, usage
-        except PlanError as fault:
-            return plan_invalid(fault), usage
-        except ModelError as fault:
-            error = fault
+            profile, request, reply = await self._call_model(attempt, work)
+            tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
+            result = replies.read(profile, self.instance, key, request.prompt, reply, request.model)
+        except ModelError as error:
+            result, response_id = error, error.response_id
+            tokens = error.input_tokens, error.output_tokens
         except Exception:
             _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, key)
-            error = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
-        return error, self._usage(work.model, error.input_tokens, error.output_tokens)
+            result = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
+        usage = self._usage(work.model, *tokens)
+        return CallEnded(key, number, result, usage, response_id, self.context.jitter())
 
-    async def _call_model(self, attempt: Attempt, work: Work) -> tuple[Profile, ModelReply]:
+    async def _call_model(self, attempt: Attempt, work: Work) -> tuple[Profile, ModelRequest, ModelReply]:
         instance, key = self.instance, attempt.work
         try:
             provider, model = self.context.models.resolve(work.model)
@@ -328,11 +320,14 @@ class Run:
             is_watched=key == PLANNING or self.context.live.is_watched(instance.id),
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
+        on_text: OnText | None
         if key == PLANNING:
             reader = profile.plan_reader(instance)
             self._planning = (work.attempt, reader) if reader else None
-            return profile, await provider.complete(request, self._on_plan_text if reader else None)
-        return profile, await provider.complete(request, self.context.live.writer(instance.id, attempt))
+            on_text = self._on_plan_text if reader else None
+        else:
+            on_text = self.context.live.writer(instance.id, attempt)
+        return profile, request, await provider.complete(request, on_text)
 
     def _on_plan_text(self, piece: str, *, is_anew: bool = False) -> None:
         """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from orchestrator.core.prompts import Prompt
+from orchestrator.core.replies import Finish
 from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import Content, HttpProvider, count
-from orchestrator.models.finish import Finish, finish_of, reason_of
+from orchestrator.models.endpoint import Content, HttpProvider, count, response_id
+from orchestrator.models.finish import finish_of, reason_of
 from orchestrator.models.streaming import Accumulator
 from orchestrator.models.structured import Dialect
 
@@ -93,6 +94,7 @@ class Anthropic(HttpProvider):
             reason,
             finish,
             refusal,
+            response_id=response_id(body),
             used=(sum(count(usage, name) for name in _INPUT_TOKENS), count(usage, "output_tokens")),
         )
 
@@ -118,6 +120,7 @@ class _Accumulator(Accumulator):
         match event:
             case {"type": "message_start", "message": {**message}}:
                 self._note_usage(message)
+                self.note_id(message.get("id"))
                 blocks = message.get("content")
                 text = "".join(map(_text, blocks)) if isinstance(blocks, list) else ""
                 self._write(text)
@@ -162,6 +165,7 @@ class _Accumulator(Accumulator):
     def body(self) -> Mapping[str, Any]:
         """The message as far as it has come."""
         return {
+            "id": self.response_id,
             "content": [{"type": "text", "text": "".join(self._texts)}],
             "usage": self.usage,
             "stop_reason": self.reason,

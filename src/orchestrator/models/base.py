@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from orchestrator.core.prompts import Profile, Prompt
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.prices import Prices
 
@@ -36,14 +37,6 @@ class ModelRequest(NamedTuple):
         return min(self.max_output_tokens, self.prompt.max_output_tokens or self.max_output_tokens)
 
 
-class ModelReply(NamedTuple):
-    """What a model answered, and what it used by the endpoint's own count (0 where it gave none)."""
-
-    text: str
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
 class Provider(Protocol):
     """A place where models run."""
 
@@ -55,8 +48,9 @@ class Provider(Protocol):
         """Raise SettingsError where it is plain beforehand that a model cannot be called."""
 
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
-        """Answer one request; raise ModelError when that fails, or when its time is over (`late`).
+        """Answer one request; raise ModelError when that fails, or when its time is over.
 
+        The reply tells how it finished: one that was cut or refused is a reply too, and no failure here.
         Cancelling closes the connection at once. The pieces that `on_text` is told, from the last one on that
         begins anew, add up to the reply's text. A call that fails may have told some pieces before.
         """

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import Content, HttpProvider, count
+from orchestrator.models.endpoint import Content, HttpProvider, count, response_id
 from orchestrator.models.finish import finish_of, reason_of
 from orchestrator.models.streaming import Accumulator
 from orchestrator.models.structured import Dialect
@@ -74,6 +74,7 @@ class ChatCompletions(HttpProvider):
             reason,
             finish_of(reason, may_call_tool=may_call_tool),
             refusal=str(message["refusal"]) if message.get("refusal") else None,
+            response_id=response_id(body),
             used=_used(usage),
         )
 
@@ -100,6 +101,7 @@ class _Accumulator(Accumulator):
     def add(self, event: Mapping[str, Any]) -> str:
         """Take in a chunk."""
         choice = _first_choice(event)
+        self.note_id(event.get("id"))
         for holder in (event, event.get("x_groq"), choice, choice.get("delta")):
             match holder:
                 case {"usage": {**usage}}:
@@ -129,7 +131,11 @@ class _Accumulator(Accumulator):
     def body(self) -> Mapping[str, Any]:
         """The completion as far as it has come."""
         message = {name: "".join(texts) for name, texts in self._written.items()} | self._calls
-        return {"choices": [{"message": message, "finish_reason": self.reason}], "usage": self.usage}
+        return {
+            "id": self.response_id,
+            "choices": [{"message": message, "finish_reason": self.reason}],
+            "usage": self.usage,
+        }
 
 
 def _first_choice(event: Mapping[str, Any]) -> Mapping[Any, Any]:

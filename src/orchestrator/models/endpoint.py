@@ -15,12 +15,12 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 
 from orchestrator.core.prompts import FULL, Profile
+from orchestrator.core.replies import Finish, ModelReply
 from orchestrator.errors import ModelError
 from orchestrator.models import error_body, token_limits
 from orchestrator.models.address import Address
-from orchestrator.models.base import ModelReply, ModelRequest, OnText, timed_out
+from orchestrator.models.base import ModelRequest, OnText, timed_out
 from orchestrator.models.failures import INVALID_ANSWER, Failures
-from orchestrator.models.finish import Finish
 from orchestrator.models.http import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
 from orchestrator.models.streaming import BYTE_ORDER_MARK, Accumulator, Event, SseDecoder
 from orchestrator.models.structured import REJECTED, Dialect
@@ -48,6 +48,8 @@ _ANSWERS: Final = frozenset({"choices", "content", "type"})
 _COMPLAINTS: Final = ("message", "detail", "msg", "error_message", "error_msg")
 """In these frameworks and gateways say what went wrong; an answer has none of them."""
 _MOST_DIGITS: Final = 15
+_LONGEST_ID: Final = 200
+"""Characters of an answer's id."""
 _BLANK: Final = BYTE_ORDER_MARK + b" \t\r\n"
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ class Content:
     """What that means."""
     refusal: str | None = None
     """Why the model will not answer, which may be empty; None: it does answer."""
+    response_id: str = ""
+    """What the endpoint calls the answer; empty: it does not say."""
     used: tuple[int, int] = (0, 0)
     """Tokens of input and of output, by the endpoint's count."""
 
@@ -113,6 +117,8 @@ class Call:
     on_text: OnText | None
     way: Way = "streamed"
     """In which way it was asked last."""
+    response_id: str = ""
+    """What the endpoint calls the answer that it gave last, as far as it has come."""
 
     def tell(self, text: str, *, is_anew: bool = False) -> None:
         """Tell whoever listens what was added to the answer."""
@@ -182,6 +188,7 @@ class HttpProvider(ABC):
             error = timed_out(f"{self._name} ({self._client.host})", request.timeout_s)
         except ModelError as failure:
             error = failure
+        error.response_id = error.response_id or call.response_id
         self._ways.note_failure(request, call.way, error)
         if call.way == "whole" and (known := self._dialects.get(_kind(request))):
             dialect, until_s = known
@@ -214,12 +221,13 @@ class HttpProvider(ABC):
                     answer = await self._ask(call, body)
             except ModelError as error:
                 if error.reason == "OUTPUT_TRUNCATED":
-                    # What cut the answer may be a limit that was misread: the endpoint is asked again.
-                    self._token_limits.pop(request.model, None)
+                    self._forget_limits(request)
                 raise
             if isinstance(answer, ModelReply):
                 if changes:
                     self._remember(terms, request)
+                if answer.finish is Finish.CUT and not request.prompt.may_be_cut:
+                    self._forget_limits(request)
                 return answer
             changed = terms.after(answer, body, request)
             if changed is None and call.way == "whole" and _asks_for_stream(answer):
@@ -246,6 +254,10 @@ class HttpProvider(ABC):
     def _remember(self, terms: "_Terms", request: ModelRequest) -> None:
         self._dialects[_kind(request)] = terms.dialect, time.monotonic() + _DIALECT_S
         self._token_limits[request.model] = terms.known
+
+    def _forget_limits(self, request: ModelRequest) -> None:
+        """An answer was cut: that may be by a limit that was misread, so that the endpoint is asked again."""
+        self._token_limits.pop(request.model, None)
 
     @contextmanager
     def _stream_parameters(self, call: Call, dialect: Dialect) -> Iterator[Mapping[str, object]]:
@@ -306,7 +318,8 @@ class HttpProvider(ABC):
         content = self._parse(body, call.request)
         if content is None:
             raise self._failures.invalid("sent JSON with no answer in it", answer.body)
-        reply = self._judge(content, self._text_of(content, call.request), call.request)
+        call.response_id = content.response_id
+        reply = self._reply(content, self._text_of(content, call.request), call.request)
         call.tell(reply.text)
         self._ways.note_reply(call.request, "whole", reply)
         return reply
@@ -314,6 +327,7 @@ class HttpProvider(ABC):
     async def _follow(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
         """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
         request = call.request
+        call.response_id = ""
         accumulator, events = self._accumulator(), SseDecoder()
         answer = AnswerText(is_held=self._is_held(request.model), is_json=_is_json(request))
         chunks = streamed.chunks()
@@ -344,6 +358,7 @@ class HttpProvider(ABC):
                     return failure
                 preludes += 1
                 added = answer.add(accumulator.add(body))
+                call.response_id = call.response_id or identifier(accumulator.response_id)
                 if answer.blank_run >= MOST_WHITE_SPACE:
                     raise self._went_blank(request, self._parse(accumulator.body(), request))
                 call.tell(added, is_anew=answer.has_restarted)
@@ -359,9 +374,10 @@ class HttpProvider(ABC):
             raise self._failures.invalid("sent a stream with no answer in it")
         call.tell(answer.end(), is_anew=answer.has_restarted)
         if not accumulator.has_text:
-            answer = self._text_of(content, request)  # which may stand where thoughts belong
-            call.tell(answer.text)
-        reply = self._judge(content, answer, request)
+            blank, answer = answer.text, self._text_of(content, request)  # it may stand where thoughts belong
+            if answer.text != blank:
+                call.tell(answer.text, is_anew=bool(blank))
+        reply = self._reply(content, answer, request)
         # Where the stream did not end as it should, the usage, which comes last, may just not have come.
         self._ways.note_reply(request, call.way, reply, is_all=broken is None)
         return reply
@@ -406,27 +422,25 @@ class HttpProvider(ABC):
         """
         return self._unopened.get(model, any(self._unopened.values()))
 
-    def _judge(self, content: Content, answer: AnswerText, request: ModelRequest) -> ModelReply:
-        """The reply in an answer that has come to its end; raise ModelError where it is no good one."""
+    def _reply(self, content: Content, answer: AnswerText, request: ModelRequest) -> ModelReply:
+        """The reply in an answer that has come to its end, be it good or not; raise ModelError at a loop."""
         if answer.has_unopened_thoughts or not _is_json(request):
             self._unopened[request.model] = answer.has_unopened_thoughts
-        model, used = request.model, content.used
-        if content.refusal is not None:
-            raise self._failures.refused(model, content.refusal, used)
-        text = answer.text.rstrip()
-        if answer.blank_run >= MOST_WHITE_SPACE:
+        if content.refusal is None and answer.blank_run >= MOST_WHITE_SPACE:
             raise self._went_blank(request, content)
-        match content.finish:
-            case Finish.FILTERED:
-                raise self._failures.refused(model, content.reason, used)
-            case Finish.FAILED:
-                raise self._failures.stopped(model, content.reason, used)
-            case Finish.CUT if not (text and request.prompt.may_be_cut):
-                raise self._failures.truncated(model, request.token_limit, used)
-        if not text:
-            what = "nothing but thoughts" if answer.has_thoughts else "an empty answer"
-            raise self._failures.invalid(f"sent {what}", used=used)
-        return ModelReply(answer.text, *used)
+        finish, why = content.finish, content.reason
+        if content.refusal is not None:
+            finish, why = Finish.FILTERED, content.refusal
+        return ModelReply(
+            answer.text,
+            *content.used,
+            finish=finish,
+            response_id=content.response_id,
+            explanation=self._failures.quote(why.encode(errors="replace")).removeprefix(". "),
+            token_limit=request.token_limit,
+            has_thoughts=answer.has_thoughts,
+            endpoint=self._failures.where,
+        )
 
     def _went_blank(self, request: ModelRequest, content: Content | None) -> ModelError:
         problem = f"sent {MOST_WHITE_SPACE} characters of white space in a row: {request.model} lost its way"
@@ -453,6 +467,17 @@ def _is_json(request: ModelRequest) -> bool:
 
 def _is_success(status: int) -> bool:
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def response_id(body: Mapping[str, Any]) -> str:
+    """What an answer is called; empty where it has no name that could be told."""
+    return identifier(body.get("id"))
+
+
+def identifier(value: object) -> str:
+    """A name as the log can hold it; empty where it is none, or an unreasonable one."""
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return text if len(text) <= _LONGEST_ID and text.isprintable() else ""
 
 
 def count(usage: object, name: str) -> int:

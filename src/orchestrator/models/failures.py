@@ -160,22 +160,6 @@ class Failures:
         message = f"{self.where} ended the stream before the answer was complete"
         return _failed("STREAM_CUT", message, used)
 
-    def stopped(self, model: str, reason: str, used: tuple[int, int]) -> ModelError:
-        """An answer that ended before it was complete, for a reason that the endpoint names."""
-        message = f"{model} stopped before its answer was complete{self.quote(reason.encode())}"
-        return _failed("OUTPUT_INCOMPLETE", message, used)
-
-    def truncated(self, model: str, limit: int, used: tuple[int, int]) -> ModelError:
-        """An answer that was cut off at so many tokens."""
-        mend = "allow more max_output_tokens, or choose a model that takes more"
-        message = f"{model} was cut off at {limit} tokens: {mend}"
-        return _failed("OUTPUT_TRUNCATED", message, used)
-
-    def refused(self, model: str, why: str, used: tuple[int, int]) -> ModelError:
-        """A model that will not answer, and what it says to that."""
-        message = f"{model} refused to answer{self.quote(why.encode()) or ' (content filter)'}"
-        return _failed("MODEL_REFUSED", message, used, retryable=False)
-
     def quote(self, body: bytes) -> str:
         """What the endpoint said, short, in one line and without our key; empty where it said nothing."""
         text = body.decode(errors="replace")

@@ -6,22 +6,9 @@ is the endpoint's comment, as in Gemini's `content_filter: RECITATION`.
 
 import re
 from collections.abc import Mapping
-from enum import Enum
 from typing import Final
 
-
-class Finish(Enum):
-    """What a reason to stop means for the answer."""
-
-    NORMAL = "normal"
-    """The model has said what it had to say."""
-    CUT = "cut"
-    """A limit of tokens was reached."""
-    FILTERED = "filtered"
-    """The model refused, or a filter stopped it."""
-    FAILED = "failed"
-    """Anything else, unknown reasons among it: what there is of the answer is no answer."""
-
+from orchestrator.core.replies import Finish
 
 _TOOL: Final = ("tool_use", "tool_call", "tool_calls", "function_call", "function_calls")
 _NORMAL: Final = (

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from orchestrator.core.prompts import Profile
+from orchestrator.core.replies import ModelReply
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.installation import WEIGHTS, how_to_install
-from orchestrator.models.base import ModelReply, ModelRequest, OnText, timed_out
+from orchestrator.models.base import ModelRequest, OnText, timed_out
 from orchestrator.models.chat_completions import ChatCompletions
 
 MODEL: Final = "smollm2-135m-instruct"

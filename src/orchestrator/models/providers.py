@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.address import Address
 from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.base import ModelReply, ModelRequest, Models, OnText, Provider
+from orchestrator.models.base import ModelRequest, Models, OnText, Provider
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.models.http import IDLE_TIMEOUT_S
 from orchestrator.models.llama import Llama

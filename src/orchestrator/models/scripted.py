@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from orchestrator.core.prompts import FULL, Profile
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest, OnText, timed_out
+from orchestrator.models.base import ModelRequest, OnText, timed_out
 
 Answer = str | ModelReply | ModelError | AsyncIterator[str]
 """What a model says: all at once, or as an iterator gives it piece by piece, until it raises a ModelError."""

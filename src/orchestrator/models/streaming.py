@@ -5,8 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from orchestrator.core.replies import Finish
 from orchestrator.errors import ModelError
-from orchestrator.models.finish import Finish, finish_of, reason_of
+from orchestrator.models.finish import finish_of, reason_of
 
 # So long a stream that says nothing more is waited for after a reason to stop.
 QUIET_S: Final = 8.0
@@ -128,6 +129,8 @@ class Accumulator(ABC):
         """Whether the API's own last event has come."""
         self.has_text = False
         self.usage: Mapping[Any, Any] = {}
+        self.response_id: object = None
+        """What the API calls the answer, as far as that is known."""
         self.changes = 0
         """How often an event brought something new, not only that the endpoint is there."""
         self._has_gone_on = False
@@ -190,6 +193,10 @@ class Accumulator(ABC):
             self.reason = reason
             self.changes += 1
         self._has_gone_on = False
+
+    def note_id(self, value: object) -> None:
+        """An event tells what the answer is called, or does not."""
+        self.response_id = self.response_id or value
 
     def note_usage(self, usage: Mapping[Any, Any]) -> None:
         """An event tells what was used: totals, of which each may be told apart, and none is taken back."""

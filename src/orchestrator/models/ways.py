@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple
 
 from orchestrator.core.prompts import Role
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelReply, ModelRequest
+from orchestrator.models.base import ModelRequest
 
 Way = Literal["streamed", "whole"]
 """How an answer comes."""

@@ -1,0 +1,104 @@
+"""What a model replied, and what that means for the work it was called for.
+
+A provider tells how a reply finished. Whether it completes its work is decided here, and nowhere else.
+"""
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, WorkKey
+from orchestrator.core.plan import Plan, PlanError
+from orchestrator.core.prompts import Profile, Prompt
+from orchestrator.errors import ModelError
+
+_MEND: Final = "allow more max_output_tokens, or choose a model that takes more"
+
+
+class Finish(Enum):
+    """Why a model stopped."""
+
+    NORMAL = "normal"
+    """It has said what it had to say."""
+    CUT = "cut"
+    """A limit of tokens was reached."""
+    FILTERED = "filtered"
+    """It refused, or a filter stopped it."""
+    FAILED = "failed"
+    """Anything else, unknown reasons among it: what there is of the answer is no answer."""
+
+
+class ModelReply(NamedTuple):
+    """What a model answered, and what it used by the endpoint's own count (0 where it gave none)."""
+
+    text: str
+    input_tokens: int = 0
+    output_tokens: int = 0
+    finish: Finish = Finish.NORMAL
+    response_id: str = ""
+    """The provider's own name for it; empty: it gave none."""
+    explanation: str = ""
+    """What the endpoint said of a finish that is not normal, as a sentence fit to show; may be empty."""
+    token_limit: int = 0
+    """How many tokens it was allowed; only where it was cut."""
+    has_thoughts: bool = False
+    """Whether the model thought aloud before the text, or in place of it."""
+    endpoint: str = ""
+    """Who answered, for messages."""
+
+
+def read(
+    profile: Profile, instance: Instance, key: WorkKey, prompt: Prompt, reply: ModelReply, model: str
+) -> Plan | str:
+    """What a reply to a prompt completes its work with: a plan, or the text of an output or a result.
+
+    `model` is the provider's own name for it. Raise ModelError where the reply completes nothing.
+    """
+    if failure := failure_of(reply, prompt, model):
+        raise failure
+    if key == SYNTHESIS:
+        return profile.read_synthesis(instance, reply.text)
+    if key != PLANNING:
+        return reply.text
+    try:
+        return profile.read_plan(instance, reply.text)
+    except PlanError as fault:
+        raise plan_invalid(fault, reply) from None
+
+
+def failure_of(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | None:
+    """Why a reply is no answer to a prompt; None: it is one."""
+    has_text = bool(reply.text.strip())
+    match reply.finish:
+        case Finish.FILTERED:
+            why = _said(reply) or " (content filter)"
+            return _failed("MODEL_REFUSED", f"{model} refused to answer{why}", reply, retryable=False)
+        case Finish.FAILED:
+            problem = f"{model} stopped before its answer was complete{_said(reply)}"
+            return _failed("OUTPUT_INCOMPLETE", problem, reply)
+        case Finish.CUT if not (has_text and prompt.may_be_cut):
+            problem = f"{model} was cut off at {reply.token_limit} tokens: {_MEND}"
+            return _failed("OUTPUT_TRUNCATED", problem, reply)
+    if not has_text:
+        what = "nothing but thoughts" if reply.has_thoughts else "an empty answer"
+        return _failed("OUTPUT_INVALID", f"{reply.endpoint or model} sent {what}", reply)
+    return None
+
+
+def plan_invalid(fault: PlanError, reply: ModelReply) -> ModelError:
+    """The failure of a planner whose reply is no plan: the next attempt is told what to mend."""
+    return _failed("PLAN_INVALID", str(fault), reply)
+
+
+def _said(reply: ModelReply) -> str:
+    return f". {reply.explanation}" if reply.explanation else ""
+
+
+def _failed(reason: str, message: str, reply: ModelReply, *, retryable: bool = True) -> ModelError:
+    return ModelError(
+        reason,
+        message,
+        retryable=retryable,
+        input_tokens=reply.input_tokens,
+        output_tokens=reply.output_tokens,
+        response_id=reply.response_id,
+    )

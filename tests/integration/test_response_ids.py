@@ -1,0 +1,130 @@
+"""The provider's own id of an answer, from its bytes to the event that records the answer."""
+
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from support import streams
+from support.endpoint import Answer, Call, Endpoint
+from support.provider_calls import (
+    AnswerMode,
+    answer_body,
+    both_modes,
+    chat,
+    failure,
+    messages,
+    model_request,
+    reply,
+)
+from support.service import service
+
+from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.scripted import plan_text
+from orchestrator.v1 import instance_pb2
+from orchestrator.v1 import orchestrator_pb2 as pb
+
+Make = Callable[..., HttpProvider]
+both_apis = pytest.mark.parametrize("make", [chat, messages])
+
+
+@both_apis
+@both_modes
+async def test_a_reply_has_the_id_that_its_provider_gave_it(make: Make, mode: AnswerMode) -> None:
+    body = answer_body(make, "hi") | {"id": "resp-7"}
+    assert (await reply(make, lambda _: body, mode=mode)).response_id == "resp-7"
+
+
+@both_apis
+@both_modes
+async def test_an_answer_that_is_none_has_its_id_too(make: Make, mode: AnswerMode) -> None:
+    body = answer_body(make, "half", is_cut=True) | {"id": "resp-8"}
+    error = await failure(make, lambda _: body, mode=mode)
+    assert (error.reason, error.response_id) == ("OUTPUT_TRUNCATED", "resp-8")
+
+
+@both_apis
+@both_modes
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        (12345, "12345"),
+        ("", ""),
+        (None, ""),
+        (["resp"], ""),
+        (True, ""),
+        ("x" * 201, ""),
+        ("resp\n7", ""),
+        ("resp-\ud800", ""),
+    ],
+)
+async def test_an_id_that_is_none_is_left_out_and_costs_no_answer(
+    make: Make, mode: AnswerMode, given: object, known: str
+) -> None:
+    body = answer_body(make, "hi") | {"id": given}
+    answer = await reply(make, lambda _: body, mode=mode)
+    assert (answer.text, answer.response_id) == ("hi", known)
+
+
+@both_apis
+async def test_an_answer_that_breaks_off_has_the_id_that_had_come(make: Make) -> None:
+    async def broken(call: Call) -> web.StreamResponse:
+        body = answer_body(make, "half of it") | {"id": "resp-9"}
+        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        return await streams.send(call.request, list(events)[:2])
+
+    error = await failure(make, lambda _: broken)
+    assert (error.reason, error.response_id) == ("STREAM_CUT", "resp-9")
+
+
+@both_apis
+async def test_the_id_of_an_earlier_call_is_not_taken_for_that_of_one_without_an_answer(make: Make) -> None:
+    answers: list[Any] = [
+        answer_body(make, "half", is_cut=True) | {"id": "resp-1"},
+        web.json_response({}, status=503),
+    ]
+    async with Endpoint(lambda _: answers.pop(0)) as endpoint, aclosing(make(endpoint)) as provider:
+        assert (await provider.complete(model_request())).response_id == "resp-1"
+        with pytest.raises(Exception, match="503") as caught:
+            await provider.complete(model_request())
+    assert getattr(caught.value, "response_id", None) == ""
+
+
+@both_apis
+async def test_every_end_of_a_call_is_recorded_with_the_id_of_its_answer(tmp_path: Path, make: Make) -> None:
+    def script(call: Call) -> Answer:
+        name = call.subtask_id or call.role
+        text = "no plan" if call.role == "planning" and call.attempt == 1 else plan_text(1)
+        is_cut = call.role != "planning" and call.attempt == 1
+        return answer_body(make, text, is_cut=is_cut) | {"id": f"{name}-{call.attempt}"}
+
+    policy = instance_pb2.RetryPolicy(max_attempts=2)
+    policy.initial_delay.nanos = 1_000_000
+    config = instance_pb2.InstanceConfig(retry=policy)
+    async with (
+        Endpoint(script) as endpoint,
+        aclosing(make(endpoint)) as provider,
+        service(tmp_path / "log.db", provider) as running,
+    ):
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
+        await running.ended("a")
+        events = [
+            event
+            async for message in running.stub.StreamEvents(pb.StreamEventsRequest(id="a"))
+            for event in message.batch.events
+        ]
+    recorded: dict[str, str] = {}
+    for event in events:
+        kind = str(event.WhichOneof("payload"))
+        if "response_id" in getattr(event, kind).DESCRIPTOR.fields_by_name:
+            recorded[kind] = getattr(event, kind).response_id
+    assert recorded == {
+        "planning_failed": "planning-1",
+        "plan_completed": "planning-2",
+        "subtask_failed": "t1-1",
+        "subtask_completed": "t1-2",
+        "synthesis_failed": "synthesis-1",
+        "synthesis_completed": "synthesis-2",
+    }

@@ -1,0 +1,106 @@
+"""What a reply means for the work that it is of: decided in one place, whichever provider it comes from."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.lives import Life, part
+
+from orchestrator.core.instance import PLANNING, SYNTHESIS, WorkKey
+from orchestrator.core.plan import Plan
+from orchestrator.core.prompts import FULL, Prompt
+from orchestrator.core.replies import Finish, ModelReply, failure_of, read
+from orchestrator.errors import ModelError
+from orchestrator.models.scripted import plan_text
+
+PROMPT = Prompt("work", ())
+MAY_BE_CUT = Prompt("work", (), may_be_cut=True)
+T1 = WorkKey("subtask", "t1")
+REPLY = ModelReply("text", 3, 4, response_id="id-1", token_limit=500, endpoint="openai (127.0.0.1:1)")
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason", "retryable", "message"),
+    [
+        (
+            REPLY._replace(finish=Finish.CUT),
+            "OUTPUT_TRUNCATED",
+            True,
+            "m was cut off at 500 tokens: allow more max_output_tokens, or choose a model that takes more",
+        ),
+        (
+            REPLY._replace(finish=Finish.FILTERED, explanation="It said: no"),
+            "MODEL_REFUSED",
+            False,
+            "m refused to answer. It said: no",
+        ),
+        (
+            REPLY._replace(finish=Finish.FILTERED),
+            "MODEL_REFUSED",
+            False,
+            "m refused to answer (content filter)",
+        ),
+        (
+            REPLY._replace(finish=Finish.FAILED, explanation="It said: error"),
+            "OUTPUT_INCOMPLETE",
+            True,
+            "m stopped before its answer was complete. It said: error",
+        ),
+        (
+            REPLY._replace(text=" \n"),
+            "OUTPUT_INVALID",
+            True,
+            "openai (127.0.0.1:1) sent an empty answer",
+        ),
+        (
+            REPLY._replace(text="", has_thoughts=True),
+            "OUTPUT_INVALID",
+            True,
+            "openai (127.0.0.1:1) sent nothing but thoughts",
+        ),
+    ],
+)
+def test_a_reply_that_is_no_answer_fails_and_says_why(
+    reply: ModelReply, reason: str, retryable: bool, message: str
+) -> None:
+    failure = failure_of(reply, PROMPT, "m")
+    assert failure is not None
+    assert (failure.reason, failure.retryable, str(failure)) == (reason, retryable, message)
+    assert (failure.input_tokens, failure.output_tokens, failure.response_id) == (3, 4, "id-1")
+
+
+@given(
+    st.sampled_from(Finish),
+    st.sampled_from(["", " ", "text"]),
+    st.sampled_from([PROMPT, MAY_BE_CUT]),
+    st.booleans(),
+)
+def test_only_text_that_came_to_its_end_or_may_be_cut_is_an_answer(
+    finish: Finish, text: str, prompt: Prompt, has_thoughts: bool
+) -> None:
+    reply = ModelReply(text, finish=finish, has_thoughts=has_thoughts)
+    is_whole = finish is Finish.NORMAL or (finish is Finish.CUT and prompt.may_be_cut)
+    assert (failure_of(reply, prompt, "m") is None) == (is_whole and text == "text")
+
+
+def test_a_planners_reply_is_read_as_a_plan_and_the_others_are_text() -> None:
+    instance = Life().planned(part("t1")).done("t1").instance
+    plan = read(FULL, instance, PLANNING, PROMPT, ModelReply(plan_text(2)), "m")
+    assert isinstance(plan, Plan)
+    assert [subtask.id for subtask in plan.subtasks] == ["t1", "t2"]
+    assert read(FULL, instance, T1, PROMPT, ModelReply(" text\n"), "m") == " text\n"
+    assert read(FULL, instance, SYNTHESIS, PROMPT, ModelReply(" text\n"), "m") == "text"
+
+
+def test_a_reply_that_is_no_plan_fails_with_what_to_mend_and_what_it_cost() -> None:
+    with pytest.raises(ModelError, match="it holds no JSON object") as caught:
+        read(FULL, Life().instance, PLANNING, PROMPT, REPLY, "m")
+    assert (caught.value.reason, caught.value.retryable) == ("PLAN_INVALID", True)
+    assert (caught.value.output_tokens, caught.value.response_id) == (4, "id-1")
+
+
+@pytest.mark.parametrize("key", [PLANNING, T1, SYNTHESIS])
+@pytest.mark.parametrize("finish", [finish for finish in Finish if finish is not Finish.NORMAL])
+def test_no_work_is_completed_by_half_an_answer(key: WorkKey, finish: Finish) -> None:
+    instance = Life().planned(part("t1")).done("t1").instance
+    with pytest.raises(ModelError):
+        read(FULL, instance, key, PROMPT, ModelReply(plan_text(2), finish=finish), "m")
