@@ -1,16 +1,20 @@
 """One address names one service: what is created there is followed there, and it tells what it is set to."""
 
+import asyncio
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
 import pytest
+from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from support.scripted_service import ScriptedService, play_well
 from support.shell import NO_MODELS, Outcome, Shell, assert_one_line, free_address
 
+from orchestrator import edge
 from orchestrator.v1 import orchestrator_pb2
 
 
@@ -167,3 +171,39 @@ async def test_doctor_names_the_service_s_workers_and_a_version_that_is_not_this
     assert (
         f"the service says {other.rest_address}, and from here another service answers there" in outcome.out
     )
+
+
+ASKING = ("list", "list --watch", "get x", "events x", "wait x", "terminate x", "run p", "create p")
+
+
+async def test_an_address_of_rest_is_named_as_that_with_the_one_of_grpc(shell_without_service: Shell) -> None:
+    async with ScriptedService(play_well) as service:
+        await service.start()
+        async with edge.running(rest_address="127.0.0.1:0", grpc_address=service.address) as envoy:
+            calls = [shell_without_service.run(*line.split(), "--address", envoy.address) for line in ASKING]
+            outcomes = await asyncio.gather(*calls)
+            examined = await shell_without_service.run("doctor", "--address", envoy.address)
+    problem = f"{envoy.address} answers HTTP/1.1 but no gRPC"
+    mend = f"it is where an orchestrator has its REST; for gRPC use --address {service.address}"
+    for line, outcome in zip(ASKING, outcomes, strict=True):
+        assert (line, outcome.code, outcome.err) == (line, 3, f"error: {problem}: {mend}\n")
+    assert re.search(rf"✗ grpc +{re.escape(problem)}\n +{re.escape(mend)}\n", examined.out)
+    assert not service.requests
+
+
+async def test_what_answers_http_alone_is_no_service(shell_without_service: Shell) -> None:
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    try:
+        site = web.SockSite(runner, sock := socket.create_server(("127.0.0.1", 0)))
+        await site.start()
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+        for line in ASKING:
+            outcome = await shell_without_service.run(*line.split(), "--address", address)
+            assert (line, outcome.code) == (line, 3)
+            assert outcome.err == (
+                f"error: {address} answers HTTP/1.1 but no gRPC: "
+                "name with --address where the service listens for gRPC\n"
+            )
+    finally:
+        await runner.cleanup()

@@ -47,7 +47,12 @@ async def connect(address: str) -> "AsyncIterator[Client]":
             yield client
         except ServiceError as error:
             if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-                raise no_service_error(address) from None
+                raise await no_service_error(address) from None
+            if error.code is grpc.StatusCode.UNKNOWN and not error.reason:
+                # Envoy closes a stream of HTTP/2 that it does not route without a status.
+                from orchestrator.cli import rest  # noqa: PLC0415
+
+                raise await rest.http_error(address) or error from None
             if error.code is grpc.StatusCode.UNIMPLEMENTED:
                 raise NoServiceError(
                     f"what answers at {address} is no orchestrator, or an older one that cannot do this: "
@@ -56,8 +61,12 @@ async def connect(address: str) -> "AsyncIterator[Client]":
             raise
 
 
-def no_service_error(address: str) -> NoServiceError:
-    """Build the error for an address where nothing answers."""
+async def no_service_error(address: str) -> NoServiceError:
+    """Return the error for an address where no gRPC answers: where to find it, or how to start a service."""
+    from orchestrator.cli import rest  # noqa: PLC0415
+
+    if error := await rest.http_error(address):
+        return error
     start = command("up" if address == Settings().grpc_address else f"up --address {address}")
     return NoServiceError(
         f"no service answers at {address}: start one with `{start}`, or name another with --address"

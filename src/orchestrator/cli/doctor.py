@@ -90,7 +90,7 @@ async def run_checks(settings: Settings, environment: Mapping[str, str] = os.env
         *models,
         _check_embedded_model(is_needed=is_needed),
         replace(database, finding=f"{_FROM_HERE}: {database.finding}") if info else database,
-        _check_port("grpc", settings.grpc_address, settings.name_of("grpc_address"), is_ours=is_serving),
+        await _check_grpc(settings, is_serving=is_serving),
         rest_finding,
     ]
 
@@ -323,6 +323,14 @@ async def _check_service_rest(info: GetServiceInfoResponse) -> Finding:
     what = "another service answers there" if found else "it does not answer there"
     finding = f"the service says {info.rest_address}, and from here {what}"
     return Finding("rest", finding, "use gRPC, or forward that port too", is_optional=True)
+
+
+async def _check_grpc(settings: Settings, *, is_serving: bool) -> Finding:
+    address = settings.grpc_address
+    if not is_serving and (error := await rest.http_error(address)):
+        finding, _, mend = str(error).partition(": ")
+        return Finding("grpc", finding, mend)
+    return _check_port("grpc", address, settings.name_of("grpc_address"), is_ours=is_serving)
 
 
 def _check_port(name: str, address: str, setting: str, *, is_ours: bool = False) -> Finding:

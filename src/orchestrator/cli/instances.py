@@ -308,7 +308,7 @@ def wait(
 
     async def call(client: "Client") -> "Instance":
         if not await client.is_serving():
-            raise no_service_error(resolve_address(address))
+            raise await no_service_error(resolve_address(address))
         full_id = (await with_full_id(client, instance_id, client.get)).instance.id
         answer = await client.wait(full_id, timeout_s=timeout, until_review=True)
         if as_json:

@@ -33,13 +33,36 @@ async def service_id(address: str) -> str | None:
     """Fetch the id of the service behind the edge at `host:port`; None where no orchestrator answers."""
     async with _client(address, _INFO_TIMEOUT_S) as client:
         try:
-            response = await client.get("/-/info")
-            if response.status_code != HTTPStatus.OK:
-                return None
-            info = json_format.Parse(response.content, GetServiceInfoResponse(), ignore_unknown_fields=True)
-        except (httpx.HTTPError, json_format.ParseError, UnicodeDecodeError):
+            info = _decode_info(await client.get("/-/info"))
+        except httpx.HTTPError:
             return None
-    return info.service_id or None
+    return (info and info.service_id) or None
+
+
+def _decode_info(response: httpx.Response) -> GetServiceInfoResponse | None:
+    """Decode the answer of `GET /-/info`; None where it is no orchestrator's."""
+    if response.status_code != HTTPStatus.OK:
+        return None
+    try:
+        return json_format.Parse(response.content, GetServiceInfoResponse(), ignore_unknown_fields=True)
+    except (json_format.ParseError, UnicodeDecodeError):
+        return None
+
+
+async def http_error(address: str) -> NoServiceError | None:
+    """Return the error for a gRPC address where HTTP/1 answers; None where it does not."""
+    async with _client(address, _INFO_TIMEOUT_S) as client:
+        try:
+            response = await client.get("/-/info")
+        except httpx.HTTPError:
+            return None
+    problem = f"{address} answers {response.http_version} but no gRPC"
+    info = _decode_info(response)
+    if not info or not info.grpc_address:
+        return NoServiceError(f"{problem}: name with --address where the service listens for gRPC")
+    return NoServiceError(
+        f"{problem}: it is where an orchestrator has its REST; for gRPC use --address {info.grpc_address}"
+    )
 
 
 async def create(address: str, request: CreateInstanceRequest) -> CreateInstanceResponse:

@@ -118,6 +118,8 @@ class Runner:
                 self._reporter.note(f"using the service at {address} and its models")
                 yield client
                 return
+        if error := await rest.http_error(address):
+            raise error
         with requires("server", f"no service answers at {address}, and to start one `orchestrator run`"):
             from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
 
