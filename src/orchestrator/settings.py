@@ -280,6 +280,12 @@ def _typed(name: str, source: str, value: object, kind: type) -> Any:
 
 def split_address(address: str, name: str) -> tuple[str, int]:
     """Split `host:port`; raise SettingsError that names the setting."""
+    if "://" in address:
+        netloc = address.partition("://")[2].strip("/").partition("/")[0]
+        example = netloc if re.fullmatch(r"[^@]+:\d+", netloc) else "127.0.0.1:8787"
+        raise SettingsError(
+            f"{name} is {address!r}: an address is host:port without a scheme, as in {example}"
+        )
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004  the last port
         raise SettingsError(f"{name} is {address!r}: it must be host:port, as in 127.0.0.1:8787")

@@ -81,6 +81,8 @@ async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(
         ("fork", "i1", "--stage", "odd"),
         ("run", " \n"),
         ("get", "i1", "--address", "nonsense"),
+        ("list", "--address", "http://127.0.0.1:50051"),
+        ("run", "p", "--address", "https://localhost:50051"),
         ("serve", "--log-level", "loud"),
         ("up", "--rest-address", "8787"),
     ],

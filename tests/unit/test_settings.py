@@ -165,3 +165,27 @@ def test_each_setting_is_called_as_it_was_given(tmp_path: Path) -> None:
     assert settings.name_of("grpc_address") == "--address"
     assert settings.name_of("database") == "ORCHESTRATOR_DATABASE"
     assert settings.name_of("workers[0].model") == "workers[0].model in orchestrator.toml"
+
+
+@pytest.mark.parametrize(
+    ("address", "example"),
+    [
+        ("http://127.0.0.1:50051", "127.0.0.1:50051"),
+        ("https://localhost:50051/", "localhost:50051"),
+        ("HTTP://[::1]:8787/-/ui/#/", "[::1]:8787"),
+        ("grpc://127.0.0.1:50051", "127.0.0.1:50051"),
+        ("dns:///127.0.0.1:50051", "127.0.0.1:50051"),
+        ("http://localhost", "127.0.0.1:8787"),
+        ("http://me:secret@localhost:1", "127.0.0.1:8787"),
+        ("://", "127.0.0.1:8787"),
+    ],
+)
+@pytest.mark.parametrize("name", ["ORCHESTRATOR_GRPC_ADDRESS", "ORCHESTRATOR_REST_ADDRESS"])
+def test_an_address_with_a_scheme_is_told_to_have_none(
+    tmp_path: Path, name: str, address: str, example: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({name: address}, tmp_path)
+    assert str(caught.value) == (
+        f"{name} is {address!r}: an address is host:port without a scheme, as in {example}"
+    )
