@@ -509,13 +509,42 @@ async def test_streams_that_are_closed_lead_nowhere(shell: Shell, service: Scrip
             *command, cwd=shell.folder, env=shell.environment, stdin=asyncio.subprocess.DEVNULL
         )
         assert await process.wait() == code
+    for closed, code in (("<&- 2>&-", 0), ("<&- >&- 2>&-", 2)):
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, "create", "p"),
+            cwd=shell.folder,
+            env=shell.environment,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await process.wait() == code
+    assert [request.prompt for request in service.requests] == ["p", "p"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--help",), ("--version",), ("create", "p"), ("get", "x"), ("list",), ("list", "--json")),
+        *(("events", "x"), ("wait", "x"), ("run", "p"), ("run", "p", "--json"), ("doctor",)),
+    ],
+    ids=" ".join,
+)
+async def test_a_closed_stdout_is_told_as_that(
+    shell: Shell, service: ScriptedService, arguments: Sequence[str]
+) -> None:
+    await service.record("x", event_pb2.InstanceCreated(prompt="p"))
+    await service.record("x", event_pb2.InstanceTerminated())
     process = await asyncio.create_subprocess_exec(
-        *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, "create", "p"),
+        *("sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *arguments),
         cwd=shell.folder,
         env=shell.environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
-    assert await process.wait() == 0
-    assert [request.prompt for request in service.requests] == ["p"]
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    last = err.decode().splitlines()[-1]
+    assert last.startswith("error: cannot write to stdout: Bad file descriptor")
+    assert b"Traceback" not in err
 
 
 async def test_a_stdout_that_another_program_made_non_blocking_gets_all_of_it(

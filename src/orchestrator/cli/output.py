@@ -44,13 +44,16 @@ class _Stderr(_BlockingFile):
 
 
 def set_up_streams() -> None:
-    """Replace the standard streams by reliable ones; open /dev/null for a closed descriptor."""
+    """Replace the standard streams by reliable ones; open /dev/null for a closed descriptor.
+
+    A closed stdout stays one that cannot be written: what a command prints is not lost in silence.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             # The next file that is opened would otherwise become stdin, stdout or stderr.
-            os.open(os.devnull, os.O_RDWR)
+            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     is_unbuffered = getattr(sys.stdout, "write_through", False)
