@@ -71,6 +71,38 @@ async def test_an_empty_pipe_adds_nothing(shell: Shell, service: ScriptedService
     assert [request.prompt for request in service.requests] == ["Review this"]
 
 
+@pytest.mark.parametrize("command", ["run", "create"])
+@pytest.mark.parametrize("flag", ["--prompt-file -", "--prompt-file=-"])
+async def test_a_dash_for_the_prompt_s_file_reads_it_from_stdin(
+    shell: Shell, service: ScriptedService, command: str, flag: str
+) -> None:
+    (shell.folder / "prompt").write_text("Review this")
+    for line in (f"cat prompt | $o {command} {flag}", f"$o {command} {flag} < prompt"):
+        code, err = await run_line(shell, line)
+        assert code == 0, err
+    assert [request.prompt for request in service.requests] == ["Review this"] * 2
+
+
+async def test_an_empty_stdin_for_the_prompt_s_file_is_an_empty_prompt(shell: Shell) -> None:
+    for line in ("$o create --prompt-file - < /dev/null", "$o create --prompt-file - <&-"):
+        code, err = await run_line(shell, line)
+        assert code == 2
+        assert err.startswith("error: the prompt is empty: ")
+
+
+async def test_a_dash_for_a_plan_s_file_reads_it_from_stdin(shell: Shell, service: ScriptedService) -> None:
+    plan = '[{"id": "mine", "instructions": "Do it."}]'
+    for arguments in (("create", "p", "--plan", "-"), ("run", "p", "--plan=-")):
+        outcome = await shell.run(*arguments, stdin=plan)
+        assert outcome.code == 0, outcome.err
+    plans = [[subtask.id for subtask in request.config.subtasks] for request in service.requests]
+    assert plans == [["mine"]] * 2
+    assert [request.prompt for request in service.requests] == ["p"] * 2
+    outcome = await shell.run("create", "p", "--plan", "-", stdin="{")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: stdin must be a JSON list of subtasks, as in ")
+
+
 async def test_a_dash_or_no_prompt_reads_the_prompt_from_stdin(
     shell: Shell, service: ScriptedService
 ) -> None:

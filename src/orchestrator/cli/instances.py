@@ -42,7 +42,9 @@ def create(
     config: opt.Config,
     plan: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A JSON list of subtasks: no model plans.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="A JSON list of subtasks: no model plans; - reads stdin.", show_default=False
+        ),
     ] = None,
     address: opt.Address = None,
     as_json: opt.Json = False,

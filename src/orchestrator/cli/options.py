@@ -40,7 +40,8 @@ Prompt: TypeAlias = Annotated[
     ),
 ]
 PromptFile: TypeAlias = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Read the prompt from a file.", show_default=False)
+    Path | None,
+    typer.Option(metavar="FILE", help="Read the prompt from a file; - reads stdin.", show_default=False),
 ]
 InstanceId: TypeAlias = Annotated[
     str,
@@ -227,9 +228,9 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
         raise UsageError("give the prompt itself or --prompt-file, not both")
     if file is None and prompt is None and sys.stdin.isatty():
         raise UsageError("there is no prompt: give one in quotes, pipe one in, or use --prompt-file")
-    is_piped = file is None and prompt in (None, "-")
+    is_piped = prompt in (None, "-") if file is None else str(file) == "-"
     if file is not None:
-        text = _read_file(file)
+        text = _read_file(file, "the prompt")
     else:
         data = (
             stdin_input.read_stdin("the prompt")
@@ -262,7 +263,10 @@ def _with_context(prompt: str) -> str:
     )
 
 
-def _read_file(file: Path) -> str:
+def _read_file(file: Path, what: str) -> str:
+    """Read a text file, or for `-` stdin; `what` names the text in a note."""
+    if str(file) == "-":
+        return _decode_text(stdin_input.read_stdin(what), "stdin")
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -282,8 +286,9 @@ def read_plan(file: Path) -> "list[Subtask]":
     from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
 
-    expected = f"{file} must be a JSON list of subtasks, {_PLAN_EXAMPLE}"
-    text = _read_file(file)
+    name = "stdin" if str(file) == "-" else str(file)
+    expected = f"{name} must be a JSON list of subtasks, {_PLAN_EXAMPLE}"
+    text = _read_file(file, "the plan")
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -297,7 +302,7 @@ def read_plan(file: Path) -> "list[Subtask]":
         try:
             subtasks.append(parse(entry, Subtask()))
         except UsageError as error:
-            raise UsageError(f"subtask {number} of {file}: {error}") from None
+            raise UsageError(f"subtask {number} of {name}: {error}") from None
     return subtasks
 
 
@@ -306,9 +311,8 @@ def read_requests(file: Path) -> "list[CreateInstanceRequest]":
     from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
 
-    is_stdin = str(file) == "-"
-    name = "stdin" if is_stdin else str(file)
-    text = _decode_text(stdin_input.read_stdin("requests"), name) if is_stdin else _read_file(file)
+    name = "stdin" if str(file) == "-" else str(file)
+    text = _read_file(file, "requests")
     requests = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

@@ -39,7 +39,10 @@ def review(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --approve: go on with the subtasks of this file instead."),
+        typer.Option(
+            metavar="FILE",
+            help="With --approve: go on with the subtasks of this file instead; - reads stdin.",
+        ),
     ] = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
