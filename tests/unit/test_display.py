@@ -151,6 +151,17 @@ def test_an_event_of_a_later_version_hinders_nothing() -> None:
     assert "later version" in progress.describe(unknown)
 
 
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [(0, "later version"), (1, "plan approved"), (2, "plan rejected"), (17, "later version")],
+)
+def test_a_decision_is_told_by_its_name_and_one_that_is_not_known_is_none_of_them(
+    decision: int, words: str
+) -> None:
+    event = payload_event("i1", 1, pb.PlanReviewed(decision=decision), START_S)
+    assert words in Progress().describe(event)
+
+
 def test_reading_from_the_middle_still_tells_each_event() -> None:
     progress = Progress()
     event = payload_event("i1", 9, subtask_started("t4", 2), START_S)

@@ -12,6 +12,9 @@ from orchestrator.v1 import instance_pb2
 UNKNOWN_COST: Final = "-"
 """A cost without a known price for the model."""
 
+_UNKNOWN: Final = "something that a later version of this command can tell"
+_DECISIONS: Final = {pb.DECISION_APPROVE: "plan approved", pb.DECISION_REJECT: "plan rejected"}
+
 _MAX_PROMPT_LENGTH: Final = 60
 _MAX_MESSAGE_LENGTH: Final = 200
 
@@ -36,7 +39,7 @@ class Progress:
     def _describe(self, event: pb.Event) -> str:
         kind = event.WhichOneof("payload")
         if kind is None:
-            return "something that a later version of this command can tell"
+            return _UNKNOWN
         match getattr(event, kind):
             case pb.InstanceCreated() as it:
                 return f"created {event.instance_id}: {one_line(it.prompt, _MAX_PROMPT_LENGTH)}"
@@ -52,7 +55,7 @@ class Progress:
                 subtasks = pluralize(len(self.instance.subtasks), "subtask")
                 return f"plan complete: {subtasks}{_usage_suffix(it.usage)}{review_note}"
             case pb.PlanReviewed() as it:
-                return "plan rejected" if it.decision == pb.DECISION_REJECT else "plan approved"
+                return _DECISIONS.get(it.decision, _UNKNOWN)
             case pb.SubtaskStarted() as it:
                 return f"{self._name(it.subtask_id)} started with {it.model}{_attempt_suffix(it.attempt)}"
             case pb.SubtaskCompleted() as it:

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.core.instance import Failure, Subtask, Usage, WorkKey, WorkKind
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Failure, Subtask, Usage, WorkKey, WorkKind
 from orchestrator.v1 import event_pb2
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -27,11 +27,6 @@ WORK_EVENTS: Final[Mapping[WorkKind, WorkEvents]] = {
     "subtask": WorkEvents("subtask_started", "subtask_failed", "subtask_completed"),
     "synthesis": WorkEvents("synthesis_started", "synthesis_failed", "synthesis_completed"),
 }
-_KINDS: Final[Mapping[object, WorkKind]] = {
-    event_pb2.Event.DESCRIPTOR.fields_by_name[name].message_type: kind
-    for kind, names in WORK_EVENTS.items()
-    for name in names
-}
 _ENDS: Final = frozenset(name for names in WORK_EVENTS.values() for name in (names.failed, names.completed))
 
 STATUS: Final = {
@@ -49,8 +44,12 @@ STATUS: Final = {
 
 def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
     """Return the piece of work that an event's payload is about."""
-    kind = _KINDS[payload.DESCRIPTOR]
-    return WorkKey(kind, getattr(payload, "subtask_id", ""))
+    match payload:
+        case event_pb2.SubtaskStarted() | event_pb2.SubtaskFailed() | event_pb2.SubtaskCompleted():
+            return WorkKey("subtask", payload.subtask_id)
+        case event_pb2.PlanningStarted() | event_pb2.PlanningFailed() | event_pb2.PlanCompleted():
+            return PLANNING
+    return SYNTHESIS
 
 
 def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:

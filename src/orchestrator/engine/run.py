@@ -117,13 +117,18 @@ class Run:
                 attempt, reader = self._planning
                 if reader.read():
                     pending.append(SubtasksStreamed(attempt, tuple(reader.emitted), reader.summary))
-            clock = self.context.clock
-            instance, events = decider.apply_outcomes(self.instance, pending, clock.now_s(), clock.since_s)
-            if events:
-                self._queue(instance, events)
-                self._cancel_ended_calls()
+            if pending:
+                self._append_outcomes(pending)
         except Exception as error:  # noqa: BLE001  as in `advance`
             self._halt(error)
+
+    def _append_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        clock, planning = self.context.clock, self.instance.planning
+        instance, events = decider.apply_outcomes(self.instance, outcomes, clock.now_s(), clock.since_s)
+        if events:
+            self._queue(instance, events)
+        if self.instance.planning is not planning:
+            self._cancel_ended_calls()
 
     def _schedule_apply(self) -> None:
         if not self._apply_handle:
