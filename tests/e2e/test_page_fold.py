@@ -202,6 +202,19 @@ async def test_the_page_folds_a_life_as_the_core_does(browser: Browser, name: st
     assert_same(shown, known)
 
 
+async def test_the_page_takes_a_decision_that_it_does_not_know_for_none(browser: Browser) -> None:
+    source = b64encode(resources.files("orchestrator").joinpath("web/fold.js").read_bytes()).decode()
+    life = Life(review_plan=True).planned(A)
+    sequence = str(life.instance.last_sequence + 1)
+    page = await browser.new_page()
+    for decision in ({}, {"decision": 17}):
+        unknown = {"instanceId": "a", "sequence": sequence, "planReviewed": decision}
+        events = [*map(MessageToDict, life.events), unknown]
+        shown = await page.evaluate(FOLD_EVENTS, [source, events])
+        assert (shown["state"], shown["lastSequence"]) == ("STATE_WAITING", int(sequence))
+    await page.close()
+
+
 def assert_same(shown: dict[str, Any], known: dict[str, Any]) -> None:
     for name in ("subtasks", "workers"):
         known["config"].pop(name)  # the transcoder prints an empty list, an event leaves it out

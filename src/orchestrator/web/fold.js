@@ -230,6 +230,8 @@ const EVOLVE = {
     if (instance.state === 'STATE_RUNNING') instance.startTime ||= now;
   },
   planReviewed(instance, payload, now) {
+    // A page that is older than its service may not know what was decided: the next events tell.
+    if (!['DECISION_APPROVE', 'DECISION_REJECT'].includes(payload.decision)) return;
     instance.state = 'STATE_RUNNING';
     instance.startTime ||= now;
     if (payload.decision === 'DECISION_REJECT') {
