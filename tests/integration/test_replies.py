@@ -1,4 +1,4 @@
-"""The provider's own id of an answer, from its bytes to the event that records the answer."""
+"""What providers tell of an answer, good or not: its text, how it finished, and their own id of it."""
 
 from collections.abc import Callable
 from contextlib import aclosing
@@ -18,26 +18,66 @@ from support.provider_calls import (
     messages,
     model_request,
     reply,
+    without_streaming,
 )
 from support.service import service
 
+from orchestrator.core.prompts import Message, Prompt
+from orchestrator.core.replies import Finish, ModelReply
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.scripted import plan_text
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 Make = Callable[..., HttpProvider]
-both_apis = pytest.mark.parametrize("make", [chat, messages])
+pytestmark = pytest.mark.parametrize("make", [chat, messages])
 
 
-@both_apis
+async def call_once(
+    make: Make, mode: AnswerMode, body: dict[str, Any], request: ModelRequest | None = None
+) -> tuple[ModelReply, Call]:
+    """The reply as the provider gives it, before anything is made of it, and the call that was made."""
+
+    def script(_: Call) -> Answer:
+        return body
+
+    async with (
+        Endpoint(without_streaming(script) if mode == "whole" else script) as endpoint,
+        aclosing(make(endpoint)) as provider,
+    ):
+        return await provider.complete(request or model_request()), endpoint.calls[-1]
+
+
+@both_modes
+async def test_a_cut_answer_is_a_reply_with_all_there_is_of_it(make: Make, mode: AnswerMode) -> None:
+    answer, _ = await call_once(make, mode, answer_body(make, "half of it", is_cut=True))
+    assert (answer.text, answer.finish, answer.token_limit) == ("half of it", Finish.CUT, 500)
+    assert answer.output_tokens == 20
+
+
+@both_modes
+async def test_thoughts_that_used_the_limit_up_are_a_reply_without_text(make: Make, mode: AnswerMode) -> None:
+    answer, _ = await call_once(make, mode, answer_body(make, "<think>hm, hm", is_cut=True))
+    assert (answer.text, answer.finish, answer.has_thoughts) == ("", Finish.CUT, True)
+
+
+@both_modes
+async def test_a_conversation_is_sent_turn_by_turn(make: Make, mode: AnswerMode) -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    prompt = Prompt("work", (Message("system", "s"), *(Message(role, text) for role, text in turns)))
+    _, call = await call_once(make, mode, answer_body(make, "hi"), ModelRequest("m", prompt, 500, 20))
+    sent = [(message["role"], message["content"]) for message in call.body["messages"]]
+    assert sent[-4:] == turns
+    assert sent[:-4] == ([] if make is messages else [("system", "s")])
+
+
 @both_modes
 async def test_a_reply_has_the_id_that_its_provider_gave_it(make: Make, mode: AnswerMode) -> None:
     body = answer_body(make, "hi") | {"id": "resp-7"}
     assert (await reply(make, lambda _: body, mode=mode)).response_id == "resp-7"
 
 
-@both_apis
 @both_modes
 async def test_an_answer_that_is_none_has_its_id_too(make: Make, mode: AnswerMode) -> None:
     body = answer_body(make, "half", is_cut=True) | {"id": "resp-8"}
@@ -45,7 +85,6 @@ async def test_an_answer_that_is_none_has_its_id_too(make: Make, mode: AnswerMod
     assert (error.reason, error.response_id) == ("OUTPUT_TRUNCATED", "resp-8")
 
 
-@both_apis
 @both_modes
 @pytest.mark.parametrize(
     ("given", "known"),
@@ -68,7 +107,6 @@ async def test_an_id_that_is_none_is_left_out_and_costs_no_answer(
     assert (answer.text, answer.response_id) == ("hi", known)
 
 
-@both_apis
 async def test_an_answer_that_breaks_off_has_the_id_that_had_come(make: Make) -> None:
     async def broken(call: Call) -> web.StreamResponse:
         body = answer_body(make, "half of it") | {"id": "resp-9"}
@@ -79,7 +117,6 @@ async def test_an_answer_that_breaks_off_has_the_id_that_had_come(make: Make) ->
     assert (error.reason, error.response_id) == ("STREAM_CUT", "resp-9")
 
 
-@both_apis
 async def test_the_id_of_an_earlier_call_is_not_taken_for_that_of_one_without_an_answer(make: Make) -> None:
     answers: list[Any] = [
         answer_body(make, "half", is_cut=True) | {"id": "resp-1"},
@@ -92,7 +129,6 @@ async def test_the_id_of_an_earlier_call_is_not_taken_for_that_of_one_without_an
     assert getattr(caught.value, "response_id", None) == ""
 
 
-@both_apis
 async def test_every_end_of_a_call_is_recorded_with_the_id_of_its_answer(tmp_path: Path, make: Make) -> None:
     def script(call: Call) -> Answer:
         name = call.subtask_id or call.role
