@@ -1,5 +1,9 @@
 """The command against the whole service: the real one, with Envoy in front."""
 
+import asyncio
+import re
+import socket
+import sys
 from pathlib import Path
 
 from support.endpoint import Endpoint
@@ -43,3 +47,59 @@ async def test_a_plan_waits_for_a_service_of_its_own_to_be_started_again(tmp_pat
             assert (await shell.run("review", "a", "--approve")).code == 0
             assert (await shell.run("wait", "a", "--timeout", "60")).out == "complete\n"
     assert endpoint.count("planning") == 1
+
+
+OTHER_DEFAULT = """
+import sys
+from orchestrator.settings import Settings
+Settings.__init__.__defaults__ = tuple(
+    sys.argv[1] if default == "127.0.0.1:8787" else default for default in Settings.__init__.__defaults__
+)
+del sys.argv[1]
+"""
+"""Makes the first argument the default address of REST: the real default is no test's own."""
+NO_ENVOY = """
+from orchestrator import edge, errors
+def find_envoy():
+    raise errors.SettingsError("no envoy")
+edge.find_envoy = find_envoy
+"""
+
+
+async def planned(folder: Path, patch: str, *arguments: str) -> tuple[str, str]:
+    """Run `run --plan` without a set REST address, patched; what it writes to stdout and stderr."""
+    async with Endpoint(subtasks=1) as endpoint:
+        shell = Shell.without_service(folder).with_variables(**on_endpoint(endpoint.url))
+        environment = {name: it for name, it in shell.environment.items() if "_REST_" not in name}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", f"{patch}\nfrom orchestrator.cli import main\nmain()", *arguments),
+            *("run", "p", "--id", "a", "--plan"),
+            cwd=folder,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode(), err.decode()
+
+
+async def test_run_takes_a_free_port_for_rest_where_the_default_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        out, err = await planned(tmp_path, OTHER_DEFAULT, address)
+    assert out.startswith("plan of a: 1 subtask\n")
+    assert f"{address} is taken: REST of this run takes a free port" in err
+    shown = re.search(r"to see it while this runs: http://(127.0.0.1:\d+)/-/ui/#/instances/a", err)
+    assert shown
+    assert shown[1] != address
+    assert " --rest-address 127.0.0.1:0" in err  # the advised `up` can start too
+
+
+async def test_run_needs_no_envoy(tmp_path: Path) -> None:
+    out, err = await planned(tmp_path, NO_ENVOY)
+    assert out.startswith("plan of a: 1 subtask\n")
+    assert "no envoy is installed: this run has no REST and no page" in err
+    assert " serve --address " in err
+    assert "--rest-address" not in err

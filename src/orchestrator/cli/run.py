@@ -27,6 +27,7 @@ from orchestrator.cli.tables import print_plan
 from orchestrator.cli.text import command, pluralize
 from orchestrator.client import Client
 from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING, Instance
+from orchestrator.errors import SettingsError
 from orchestrator.installation import requires
 from orchestrator.settings import EMBEDDED_MODEL, Settings
 from orchestrator.v1.instance_pb2 import InstanceConfig
@@ -62,6 +63,7 @@ class Runner:
         self._reporter = reporters.choose_reporter(as_json=as_json, address_option=address_option(settings))
         self._keyboard = None if as_json else plan_decision.open_keyboard()
         self._owns_service = False
+        self._has_rest = True
         self._instance_id = ""
 
     async def run(self) -> ExitCode:
@@ -92,10 +94,11 @@ class Runner:
         due = review_due_message(self._instance_id, self._settings) if state == WAITING else ""
         if not self._owns_service:
             return due or detached_message(self._instance_id, self._settings, live=self._live)
-        start = "up" + settings_options(
+        rest_option = {"rest_address": "--rest-address"} if self._has_rest else {}
+        start = ("up" if self._has_rest else "serve") + settings_options(
             self._settings,
             grpc_address="--address",
-            rest_address="--rest-address",
+            **rest_option,
             database="--database",
             big_model="--big-model",
             small_model="--small-model",
@@ -128,12 +131,39 @@ class Runner:
         app.hush_libraries()
         database = self._settings.database_told
         self._reporter.note(f"no service at {address}: starting one for this run (events in {database})")
-        async with app.running(self._settings, edge=True) as own, Client(own.grpc_address) as client:
+        self._make_rest_optional()
+        async with (
+            app.running(self._settings, edge=self._has_rest) as own,
+            Client(own.grpc_address) as client,
+        ):
             if own.recovered:
                 found = pluralize(own.recovered, "unfinished instance")
                 goes = "goes" if own.recovered == 1 else "go"
                 self._reporter.note(f"{found} of {database} {goes} on beside this one while it runs")
             yield client
+
+    def _make_rest_optional(self) -> None:
+        """Take a free port for REST where the default is taken, and no REST where there is no Envoy.
+
+        A run needs neither. An address that is set is kept: clients may expect REST there.
+        """
+        from orchestrator import edge, ports  # noqa: PLC0415
+
+        settings = self._settings
+        if "rest_address" in settings.sources:
+            return
+        try:
+            edge.find_envoy()
+        except SettingsError:
+            self._has_rest = False
+            self._reporter.note("no envoy is installed: this run has no REST and no page")
+            return
+        try:
+            ports.free_port(settings.rest_address, settings.name_of("rest_address"))
+        except SettingsError:
+            self._reporter.note(f"{settings.rest_address} is taken: REST of this run takes a free port")
+            any_port = f"{settings.rest_address.rpartition(':')[0]}:0"
+            self._settings = replace(settings, rest_address=any_port)
 
     async def _create_instance(self, client: Client) -> None:
         """Create the instance through REST where that reaches this service, else over gRPC."""
