@@ -17,16 +17,17 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 from aiohttp import web
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.instance import Instance
+from orchestrator.core.instance import Instance, WorkKey
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import FULL, Full, Message, Profile, Prompt
-from orchestrator.engine.live import LiveTexts
+from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
@@ -189,15 +190,16 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
     body, streamed_body = json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()
     bare = EndpointClient(Address.parse(url), {})
     plain, streamed = Plain("openai", url), Streamed("openai", url)
-    texts = LiveTexts()
+    texts, sequences = LiveTexts(), count(1)
 
     async def bare_call(content: bytes, idle_timeout_s: float | None = None) -> None:
         async with bare.stream("chat/completions", content, idle_timeout_s) as incoming:
             await incoming.whole()
 
     async def ask(provider: Provider) -> None:
-        with texts.writer("i", "t1", 1) as on_text:
-            await provider.complete(request, on_text)
+        attempt = Attempt(WorkKey("subtask", "t1"), 1, next(sequences))
+        await provider.complete(request, texts.writer("i", attempt))
+        texts.end("i", attempt)
 
     try:
         for name, call in (

@@ -117,6 +117,20 @@ async def test_what_a_reasoning_models_endpoint_says_of_that_is_an_answer_too(tm
     assert not (await big_model(tmp_path, lambda _: failing(400, message))).mend
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (completion("", "stop"), "sent an empty answer"),
+        (completion("no", "content_filter"), "refused to answer"),
+        (completion("half", "error"), "stopped before its answer was complete"),
+    ],
+)
+async def test_a_model_that_gives_no_answer_is_broken(tmp_path: Path, said: Answer, words: str) -> None:
+    finding = await big_model(tmp_path, lambda _: said)
+    assert finding.is_broken
+    assert words in finding.finding
+
+
 async def test_it_says_which_limit_of_tokens_an_endpoint_takes(tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
         if call.body["max_tokens"] <= 4096:

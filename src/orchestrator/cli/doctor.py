@@ -21,7 +21,7 @@ from orchestrator.cli import rest, service_settings
 from orchestrator.cli.reporters import build_console
 from orchestrator.cli.text import one_line
 from orchestrator.client import Client
-from orchestrator.core import workers
+from orchestrator.core import replies, workers
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import AddressError, ModelError, SettingsError
 from orchestrator.installation import DISTRIBUTION, WEIGHTS, how_to_install
@@ -224,7 +224,9 @@ async def _check_model(
     started_s = time.monotonic()
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await provider.complete(request, on_text)
+            reply = await provider.complete(request, on_text)
+        if failure := replies.failure_of(reply, prompt, model):
+            raise failure
     except TimeoutError:
         if pieces:
             return Finding(subject, f"{target}: it answers, slowly")
