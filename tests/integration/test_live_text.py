@@ -14,7 +14,7 @@ from support.endpoint import Call, Endpoint, Misbehaviour, completion
 from support.provider_calls import answer_body, chat, messages
 from support.service import Service, service
 
-from orchestrator.core.instance import COMPLETED
+from orchestrator.core.instance import COMPLETED, WorkKey
 from orchestrator.errors import ModelError
 from orchestrator.models import endpoint as endpoint_module
 from orchestrator.models import streaming
@@ -24,6 +24,7 @@ from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
+T1 = WorkKey("subtask", "t1")
 SECOND_TRY = instance_pb2.RetryPolicy(max_attempts=2)
 SECOND_TRY.initial_delay.nanos = 1_000_000
 
@@ -373,7 +374,7 @@ async def test_who_comes_late_is_given_no_text_after_the_event_that_ended_it(
         await has_come.wait()  # it watches, and has read nothing: t1 is still being written
         workers.let.set()
         with running.log.wakeups.watch("a") as woken:
-            while (await running.log.load("a")).subtasks["t1"].work.state != COMPLETED:
+            while (await running.log.load("a")).work(T1).state != COMPLETED:
                 await woken.wait()
                 woken.clear()
         may_read.set()
