@@ -28,6 +28,12 @@ REPLY = ModelReply("text", 3, 4, response_id="id-1", token_limit=500, endpoint="
             "m was cut off at 500 tokens: allow more max_output_tokens, or choose a model that takes more",
         ),
         (
+            REPLY._replace(finish=Finish.CUT, text="", token_limit=0),
+            "OUTPUT_TRUNCATED",
+            True,
+            "m was cut off: allow more max_output_tokens, or choose a model that takes more",
+        ),
+        (
             REPLY._replace(finish=Finish.FILTERED, explanation="It said: no"),
             "MODEL_REFUSED",
             False,

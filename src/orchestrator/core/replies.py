@@ -39,7 +39,7 @@ class ModelReply(NamedTuple):
     explanation: str = ""
     """What the endpoint said of a finish that is not normal, as a sentence fit to show; may be empty."""
     token_limit: int = 0
-    """How many tokens it was allowed; only where it was cut."""
+    """How many tokens it was allowed; 0: nobody says."""
     has_thoughts: bool = False
     """Whether the model thought aloud before the text, or in place of it."""
     endpoint: str = ""
@@ -76,7 +76,8 @@ def failure_of(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | No
             problem = f"{model} stopped before its answer was complete{_said(reply)}"
             return _failed("OUTPUT_INCOMPLETE", problem, reply)
         case Finish.CUT if not (has_text and prompt.may_be_cut):
-            problem = f"{model} was cut off at {reply.token_limit} tokens: {_MEND}"
+            where = f" at {reply.token_limit} tokens" if reply.token_limit else ""
+            problem = f"{model} was cut off{where}: {_MEND}"
             return _failed("OUTPUT_TRUNCATED", problem, reply)
     if not has_text:
         what = "nothing but thoughts" if reply.has_thoughts else "an empty answer"
