@@ -9,7 +9,7 @@ from support.endpoint import Answer, Call, Endpoint, failing, message
 from support.endpoint import completion as chat_completion
 
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.core.replies import ModelReply, failure_of
+from orchestrator.core.replies import ModelReply, find_failure
 from orchestrator.errors import ModelError
 from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.base import ModelRequest
@@ -76,7 +76,7 @@ async def ask(provider: Any, request: ModelRequest | None = None) -> ModelReply:
     recorder, request = TextRecorder(), request or model_request()
     answer: ModelReply = await provider.complete(request, recorder)
     assert recorder.text == answer.text
-    if failure := failure_of(answer, request.prompt, request.model):
+    if failure := find_failure(answer, request.prompt, request.model):
         raise failure
     return answer
 

@@ -8,7 +8,7 @@ from support.lives import Life, part
 from orchestrator.core.instance import PLANNING, SYNTHESIS, WorkKey
 from orchestrator.core.plan import Plan
 from orchestrator.core.prompts import FULL, Prompt
-from orchestrator.core.replies import Finish, ModelReply, failure_of, read
+from orchestrator.core.replies import Finish, ModelReply, find_failure, read
 from orchestrator.errors import ModelError
 from orchestrator.models.scripted import plan_text
 
@@ -68,7 +68,7 @@ REPLY = ModelReply("text", 3, 4, response_id="id-1", token_limit=500, endpoint="
 def test_a_reply_that_is_no_answer_fails_and_says_why(
     reply: ModelReply, reason: str, retryable: bool, message: str
 ) -> None:
-    failure = failure_of(reply, PROMPT, "m")
+    failure = find_failure(reply, PROMPT, "m")
     assert failure is not None
     assert (failure.reason, failure.retryable, str(failure)) == (reason, retryable, message)
     assert (failure.input_tokens, failure.output_tokens, failure.response_id) == (3, 4, "id-1")
@@ -85,7 +85,7 @@ def test_only_text_that_came_to_its_end_or_may_be_cut_is_an_answer(
 ) -> None:
     reply = ModelReply(text, finish=finish, has_thoughts=has_thoughts)
     is_whole = finish is Finish.NORMAL or (finish is Finish.CUT and prompt.may_be_cut)
-    assert (failure_of(reply, prompt, "m") is None) == (is_whole and text == "text")
+    assert (find_failure(reply, prompt, "m") is None) == (is_whole and text == "text")
 
 
 def test_a_planners_reply_is_read_as_a_plan_and_the_others_are_text() -> None:

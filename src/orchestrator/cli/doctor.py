@@ -225,7 +225,7 @@ async def _check_model(
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             reply = await provider.complete(request, on_text)
-        if failure := replies.failure_of(reply, prompt, model):
+        if failure := replies.find_failure(reply, prompt, model):
             raise failure
     except TimeoutError:
         if pieces:

@@ -36,7 +36,7 @@ from orchestrator.v1 import event_pb2 as pb
 
 
 def started(key: WorkKey, attempt: int, model: str, prompts: str = "") -> pb.Event:
-    """An attempt at a piece of work begins, with prompts of this version."""
+    """Record that an attempt at a piece of work begins, with prompts of this version."""
     event = pb.Event()
     payload: WorkStarted = work_payload(event, WORK_EVENTS[key.kind].started, key)
     payload.attempt = attempt
@@ -48,7 +48,7 @@ def started(key: WorkKey, attempt: int, model: str, prompts: str = "") -> pb.Eve
 def completed(
     key: WorkKey, attempt: int, model: str, text: str, usage: Usage, response_id: str = ""
 ) -> pb.Event:
-    """An attempt has brought the output of a subtask, or the final result."""
+    """Record that an attempt has brought the output of a subtask, or the final result."""
     event = pb.Event()
     payload = work_payload(event, WORK_EVENTS[key.kind].completed, key)
     payload.attempt = attempt
@@ -71,7 +71,7 @@ def failed(
     retry_s: float | None = None,
     response_id: str = "",
 ) -> pb.Event:
-    """An attempt failed; the next one may begin at `retry_s`, in seconds since the epoch, or none follows."""
+    """Record that an attempt failed; at `retry_s`, in seconds since the epoch, the next may begin."""
     event = pb.Event()
     payload: WorkFailed = work_payload(event, WORK_EVENTS[key.kind].failed, key)
     payload.attempt = attempt

@@ -52,7 +52,7 @@ def is_in_progress(instance: Instance, key: WorkKey, attempt: int) -> bool:
 
 
 def events_of(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Event]:
-    """What an outcome records of an instance as it is now; nothing where the attempt has ended already.
+    """Make the events that an outcome records of an instance as it is now; none where the attempt has ended.
 
     With a planning attempt that fails, the calls end that were begun on its plan.
     """

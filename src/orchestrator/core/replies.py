@@ -49,11 +49,11 @@ class ModelReply(NamedTuple):
 def read(
     profile: Profile, instance: Instance, key: WorkKey, prompt: Prompt, reply: ModelReply, model: str
 ) -> Plan | str:
-    """What a reply to a prompt completes its work with: a plan, or the text of an output or a result.
+    """Return what a reply to a prompt completes its work with: a plan, or the text of an output or a result.
 
     `model` is the provider's own name for it. Raise ModelError where the reply completes nothing.
     """
-    if failure := failure_of(reply, prompt, model):
+    if failure := find_failure(reply, prompt, model):
         raise failure
     if key == SYNTHESIS:
         return profile.read_synthesis(instance, reply.text)
@@ -65,8 +65,8 @@ def read(
         raise plan_invalid(fault, reply) from None
 
 
-def failure_of(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | None:
-    """Why a reply is no answer to a prompt; None: it is one."""
+def find_failure(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | None:
+    """Return why a reply is no answer to a prompt; None: it is one."""
     has_text = bool(reply.text.strip())
     match reply.finish:
         case Finish.FILTERED:
@@ -86,7 +86,7 @@ def failure_of(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | No
 
 
 def plan_invalid(fault: PlanError, reply: ModelReply) -> ModelError:
-    """The failure of a planner whose reply is no plan: the next attempt is told what to mend."""
+    """Return the failure of a planner whose reply is no plan: the next attempt is told what to mend."""
     return _failed("PLAN_INVALID", str(fault), reply)
 
 

@@ -53,7 +53,7 @@ def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
 
 
 def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
-    """The attempt that failed or succeeded with an event, and of which work; None: none did by itself."""
+    """Return the work and the attempt that failed or succeeded with an event; None: none did by itself."""
     name = event.WhichOneof("payload")
     if name not in _ENDS:
         return None

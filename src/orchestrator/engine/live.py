@@ -43,7 +43,7 @@ class _Text:
     """Whether nothing will be added."""
 
     def after(self, cursor: "_Cursor") -> Sequence[OutputDelta]:
-        """What a reader has not been given yet; this moves its cursor on."""
+        """Return what a reader has not been given yet, and move its cursor on."""
         text = "".join(self.pieces[cursor.piece :])
         deltas = [
             OutputDelta(
@@ -78,11 +78,11 @@ class TextReader:
         """The sequence of the last one that ended them all."""
 
     def begin(self, text: _Text, *, after: int = 0) -> None:
-        """Another text is written, of which the first pieces were in one that it replaces."""
+        """Read another text too; its first pieces, `after` of them, were in the one that it replaces."""
         self._cursors[text] = _Cursor(after, sum(map(len, text.pieces[:after])))
 
     def read(self) -> Sequence[OutputDelta]:
-        """Everything written since the last time, in order within each attempt."""
+        """Return everything written since the last time, in order within each attempt."""
         self.woken.clear()
         self._forget([text for text in self._cursors if self._has_ended(text.attempt)])
         deltas = [delta for text, cursor in self._cursors.items() for delta in text.after(cursor)]
@@ -90,7 +90,7 @@ class TextReader:
         return deltas
 
     def note(self, events: Iterable[Event]) -> None:
-        """The subscriber is given these events: of the attempts that they end it is given no more text."""
+        """Read no more of the attempts that these events end, which the subscriber is given now."""
         for event in events:
             if event.WhichOneof("payload") in _STOPS:
                 self._stop = event.sequence
@@ -136,7 +136,7 @@ class LiveTexts:
         return instance is not None and bool(instance.readers)
 
     def writer(self, instance_id: str, attempt: Attempt) -> OnText:
-        """Give what takes the text of an attempt's next call, which goes on behind that of its calls before.
+        """Return what takes the text of an attempt's next call, behind that of its calls before.
 
         It takes room only once it is told something.
         """
@@ -150,7 +150,7 @@ class LiveTexts:
         return write
 
     def end(self, instance_id: str, attempt: Attempt) -> None:
-        """The attempt has ended: its text is kept for those only who were reading it."""
+        """End an attempt's text: it is kept for those only who were reading it."""
         instance = self._instances.get(instance_id)
         if instance and (text := instance.texts.pop(attempt, None)):
             text.is_whole = True
@@ -185,7 +185,7 @@ class LiveText:
 
 
 async def merge_live_text(steps: AsyncIterator[Step], reader: TextReader) -> AsyncIterator[Step | LiveText]:
-    """A subscription's steps and, once it has caught up, what is written between them.
+    """Yield a subscription's steps and, once it has caught up, what is written between them.
 
     Text comes before the event that ends its attempt, and none after it.
     """

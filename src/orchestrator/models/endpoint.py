@@ -256,7 +256,7 @@ class HttpProvider(ABC):
         self._token_limits[request.model] = terms.known
 
     def _forget_limits(self, request: ModelRequest) -> None:
-        """An answer was cut: that may be by a limit that was misread, so that the endpoint is asked again."""
+        """Ask the endpoint again what it takes: an answer was cut, maybe by a limit that was misread."""
         self._token_limits.pop(request.model, None)
 
     @contextmanager
@@ -423,7 +423,7 @@ class HttpProvider(ABC):
         return self._unopened.get(model, any(self._unopened.values()))
 
     def _reply(self, content: Content, answer: AnswerText, request: ModelRequest) -> ModelReply:
-        """The reply in an answer that has come to its end, be it good or not; raise ModelError at a loop."""
+        """Build the reply of an answer that has ended, good or not; raise ModelError if the model looped."""
         if answer.has_unopened_thoughts or not _is_json(request):
             self._unopened[request.model] = answer.has_unopened_thoughts
         if content.refusal is None and answer.blank_run >= MOST_WHITE_SPACE:
@@ -470,12 +470,12 @@ def _is_success(status: int) -> bool:
 
 
 def response_id(body: Mapping[str, Any]) -> str:
-    """What an answer is called; empty where it has no name that could be told."""
+    """Return the id of an answer; empty where it has none that can be recorded."""
     return identifier(body.get("id"))
 
 
 def identifier(value: object) -> str:
-    """A name as the log can hold it; empty where it is none, or an unreasonable one."""
+    """Return an id as it can be recorded; empty for what is none, or is too long or unprintable."""
     text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     return text if len(text) <= _LONGEST_ID and text.isprintable() else ""
 
