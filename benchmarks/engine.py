@@ -17,14 +17,17 @@ import sqlite3
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.app import tune_garbage_collector
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.instance import COMPLETE, RUNNING, Instance, State
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.instance import COMPLETE, QUEUED, RUNNING, Instance, State
+from orchestrator.core.summary import Summary
 from orchestrator.engine.local import LocalEngine
-from orchestrator.log.base import Entry, EventLog
+from orchestrator.log.base import Append, Creation, EventLog
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import Models
@@ -52,7 +55,7 @@ async def through_engine(path: Path, instances: int) -> float:
             for number in range(instances):
                 tasks.create_task(engine.create(wish(number)))
         for number in range(instances):
-            await wait_for_end(log, f"bench-{number}", 60)
+            await wait_for_end(log, engine.states, InstanceKey("", f"bench-{number}"), 60)
         elapsed = time.perf_counter() - begin
     await log.aclose()
     return elapsed
@@ -63,20 +66,32 @@ class Bare:
 
     def __init__(self, log: EventLog, instance_id: str) -> None:
         self.log = log
-        self.id = instance_id
+        self.key = InstanceKey("", instance_id)
+        self.ref: InstanceRef
         self.sequence = 0
+        self.last: asyncio.Future[None] | None = None
 
     def append(self, *events: pb.Event, state: State = RUNNING) -> "asyncio.Future[None]":
+        append = Append(
+            self.ref, self.sequence, self.placed(events), Summary(state, 0, b""), follows=self.last
+        )
+        self.last = self.log.append(append)
+        return self.last
+
+    def placed(self, events: Sequence[pb.Event]) -> Sequence[pb.Event]:
         now_ns = time.time_ns()
         for event in events:
             self.sequence += 1
-            event.instance_id, event.sequence = self.id, self.sequence
+            event.instance_id, event.sequence = self.key.id, self.sequence
             event.event_time.FromNanoseconds(now_ns)
-        return self.log.append(Entry(events, Instance(id=self.id, state=state)))
+        return events
 
     async def run(self) -> None:
         one = Usage(model_calls=1)
-        await self.append(pb.Event(instance_created=pb.InstanceCreated(prompt=wish(0).prompt, config=CONFIG)))
+        created = pb.Event(instance_created=pb.InstanceCreated(prompt=wish(0).prompt, config=CONFIG))
+        first = Instance(id=self.key.id, state=QUEUED)
+        (outcome,) = await self.log.create([Creation(self.key, self.placed([created]), first)])
+        self.ref = outcome.ref
         self.append(pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=BIG)))
         plan = json.loads(await answer(PLAN))
         subtasks = [Subtask(**subtask) for subtask in plan["subtasks"]]
@@ -132,7 +147,7 @@ async def one_alone(path: Path, repeats: int) -> list[float]:
         for number in range(repeats):
             begin = time.perf_counter()
             await engine.create(wish(number))
-            await wait_for_end(log, f"bench-{number}", 60)
+            await wait_for_end(log, engine.states, InstanceKey("", f"bench-{number}"), 60)
             times.append(time.perf_counter() - begin)
     await log.aclose()
     return times

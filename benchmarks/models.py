@@ -24,6 +24,7 @@ from aiohttp import web
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
+from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance, WorkKey
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import FULL, Full, Message, Profile, Prompt
@@ -112,7 +113,7 @@ async def storm(instances: int = 50, subtasks: int = 8, per_s: int = 20, latency
         for number in range(instances):
             await running.create(NewInstance(id=f"i{number}", prompt="Build it.", config=CONFIG))
         for number in range(instances):
-            instance = await wait_for_end(log, f"i{number}", 600)
+            instance = (await wait_for_end(log, running.states, InstanceKey("", f"i{number}"), 600)).instance
             complete += instance.state == pb.STATE_COMPLETE
         seconds = time.perf_counter() - begin
     print(
@@ -159,7 +160,7 @@ async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.
         async with endpoint(answer) as url, engine(url, profile) as (running, log):
             begin = time.perf_counter()
             await running.create(NewInstance(id="a", prompt="Build it.", config=two))
-            instance = await wait_for_end(log, "a", 600)
+            instance = (await wait_for_end(log, running.states, InstanceKey("", "a"), 600)).instance
             seconds = time.perf_counter() - begin
             assert instance.state == pb.STATE_COMPLETE, instance.error
         print(f"  begun {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
@@ -190,7 +191,7 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
     body, streamed_body = json.dumps(asked).encode(), json.dumps({**asked, "stream": True}).encode()
     bare = EndpointClient(Address.parse(url), {})
     plain, streamed = Plain("openai", url), Streamed("openai", url)
-    texts, sequences = LiveTexts(), count(1)
+    texts, ref, sequences = LiveTexts(), InstanceRef(InstanceKey("", "i"), 1), count(1)
 
     async def bare_call(content: bytes, idle_timeout_s: float | None = None) -> None:
         async with bare.stream("chat/completions", content, idle_timeout_s) as incoming:
@@ -198,8 +199,8 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
 
     async def ask(provider: Provider) -> None:
         attempt = Attempt(WorkKey("subtask", "t1"), 1, next(sequences))
-        await provider.complete(request, texts.writer("i", attempt))
-        texts.end("i", attempt)
+        await provider.complete(request, texts.writer(ref, attempt))
+        texts.end(ref, attempt)
 
     try:
         for name, call in (

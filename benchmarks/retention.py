@@ -19,9 +19,10 @@ from orchestrator.core import config
 from orchestrator.core.create import NewInstance
 from orchestrator.core.decider import apply_with_consequences
 from orchestrator.core.events import call_started, plan_completed, work_completed
+from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan
-from orchestrator.log.base import Entry
+from orchestrator.log.base import Creation
 from orchestrator.log.retention import sweep
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.v1.event_pb2 import Event
@@ -32,7 +33,7 @@ USED = Usage(100, 20, 1)
 AT_ONCE = 500
 
 
-def finished(number: int) -> Entry:
+def finished(number: int) -> Creation:
     """A whole life: a plan, five subtasks and a synthesis."""
     instance, events = NewInstance(id=f"old-{number}", prompt="Build it.", config=CONFIG).begin(time.time())
     life = list(events)
@@ -50,17 +51,17 @@ def finished(number: int) -> Entry:
         instance = then(work_completed(instance, WorkKey("subtask", subtask.id), "The text. " * 20, USED))
     instance = then(call_started(instance, SYNTHESIS))
     instance = then(work_completed(instance, SYNTHESIS, "The result.", USED))
-    return Entry(life, instance)
+    return Creation(InstanceKey("", instance.id), life, instance)
 
 
 async def fill(path: Path, instances: int) -> int:
     """Write finished instances; how many events each has."""
     log = await SqliteEventLog.open(path)
     for start in range(0, instances, AT_ONCE):
-        entries = [finished(number) for number in range(start, min(start + AT_ONCE, instances))]
-        await asyncio.gather(*map(log.append, entries))
+        batch = [finished(number) for number in range(start, min(start + AT_ONCE, instances))]
+        await asyncio.gather(*(log.create([creation]) for creation in batch))
     await log.aclose()
-    return len(entries[-1].events)
+    return len(batch[-1].events)
 
 
 async def creations(log: SqliteEventLog, run: str, rate: float, seconds: float) -> list[float]:
@@ -71,7 +72,7 @@ async def creations(log: SqliteEventLog, run: str, rate: float, seconds: float) 
     async def create(number: int, due_s: float) -> None:
         new = NewInstance(id=f"{run}-{number}", prompt="Build it.", config=CONFIG)
         instance, events = new.begin(time.time())
-        await log.append(Entry(events, instance))
+        await log.create([Creation(InstanceKey("", new.id), events, instance)])
         times.append(loop.time() - due_s)
 
     begin_s = loop.time()

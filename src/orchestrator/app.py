@@ -64,7 +64,11 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
         stack.push_async_callback(models.aclose)
         catalogue = workers.read(settings.workers)
         defaults = config.default(
-            settings.big_model, settings.small_model, catalogue, max_output_tokens=settings.max_output_tokens
+            settings.big_model,
+            settings.small_model,
+            catalogue,
+            max_output_tokens=settings.max_output_tokens,
+            max_crashes=settings.max_crashes,
         )
         for path, name in config.models(defaults).items():
             try:

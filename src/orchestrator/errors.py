@@ -106,6 +106,19 @@ class SequenceOutOfRangeError(RequestError):
         )
 
 
+class SequenceMismatchError(RequestError):
+    """The instance has gone on since the client looked at it."""
+
+    def __init__(self, instance_id: str, expected: int, last: int) -> None:
+        super().__init__(
+            "SEQUENCE_MISMATCH",
+            f"instance {instance_id!r} was expected at event {expected} and is at event {last}: look at what "
+            "has happened, then ask again with that sequence",
+            field="expected_sequence",
+            metadata={"last_sequence": str(last)},
+        )
+
+
 class QueueFullError(RequestError):
     """Too many instances wait already: try again later."""
 

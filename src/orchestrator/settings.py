@@ -66,6 +66,9 @@ class Settings:
     """How many model calls are open at once, over all instances."""
     max_output_tokens: int = 8192
     """The most tokens of one model call's answer, unless an instance's configuration says otherwise."""
+    max_crashes: int = 3
+    """How often in a row the service may crash at one piece of an instance's work before it pauses that one,
+    unless an instance's configuration says otherwise."""
     retention: str = ""
     """How long finished instances are kept, as in 30d, 12h, 45m or 90s; empty: for ever."""
     prices: Mapping[str, object] = field(default_factory=dict)
@@ -99,6 +102,7 @@ class Settings:
             "max_queued_instances",
             "max_concurrent_calls",
             "max_output_tokens",
+            "max_crashes",
             "idle_timeout_s",
         ):
             if getattr(self, name) < 1:

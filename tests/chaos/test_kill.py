@@ -86,7 +86,7 @@ async def test_what_was_acknowledged_is_there_after_a_kill_at_once(tmp_path: Pat
     stage = Stage("planning")
     async with (
         Endpoint(stage) as endpoint,
-        process(tmp_path, **on_endpoint(endpoint.url)) as service,
+        process(tmp_path, **on_endpoint(endpoint.url), ORCHESTRATOR_MAX_CRASHES="100") as service,
     ):
         for number in range(5):
             async with Client(service.grpc_address) as client:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from support.logs import ids, load
 
 from orchestrator.core import view
 from orchestrator.log.sqlite import SqliteEventLog
@@ -30,10 +31,9 @@ async def test_a_released_log_folds_to_the_same_instances(release: str, tmp_path
     recorded = json.loads((HISTORIES / release / "instances.json").read_text())
     log = await SqliteEventLog.open(Path(shutil.copy(HISTORIES / release / "log.db", tmp_path)))
     try:
-        found = [instance_id for _, instance_id in await log.find(limit=len(recorded) + 1)]
-        assert found == list(reversed(recorded))
+        assert await ids(log) == list(reversed(recorded))
         for instance_id, resource in recorded.items():
-            folded = MessageToDict(view.instance(await log.load(instance_id), full=True))
+            folded = MessageToDict(view.instance(await load(log, instance_id), full=True))
             assert known_of(folded, resource) == resource, instance_id
     finally:
         await log.aclose()
@@ -48,11 +48,11 @@ async def test_a_released_log_is_streamed_as_it_was_written(release: str, tmp_pa
         last: dict[str, int] = {}
         while not at_end:
             page = await log.read_all(after)
-            for event in page.events():
+            for event in page.events.events():
                 assert event.sequence == last.get(event.instance_id, 0) + 1
                 last[event.instance_id] = event.sequence
                 kinds.add(str(event.WhichOneof("payload")))
-            after, at_end = page.ordinals[-1], page.at_end
+            after, at_end = page.cursor, page.events.at_end
     finally:
         await log.aclose()
     assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}

@@ -145,7 +145,7 @@ def reviewed(life: Life, *edited: Subtask) -> Life:
 
 
 def interrupted(life: Life) -> Life:
-    return life.then(*calls_interrupted(life.instance, NOW_S))
+    return life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
 
 
 def paused(life: Life) -> Life:

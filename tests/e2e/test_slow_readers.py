@@ -10,12 +10,13 @@ import grpc
 import pytest
 from support.endpoint import Endpoint
 from support.lives import Life, part
+from support.logs import key
 from support.process import Process, on_endpoint, process
 
 from orchestrator.client import Client
 from orchestrator.core.events import work_completed
 from orchestrator.core.instance import Usage, WorkKey
-from orchestrator.log.base import Entry
+from orchestrator.log.base import Creation
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -41,7 +42,7 @@ async def write_long_log(path: Path) -> int:
         life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), OUTPUT, Usage(1, 2, 1)))
     life.completed()
     log = await SqliteEventLog.open(path)
-    await log.append(Entry(life.events, life.instance))
+    await log.create([Creation(key("long"), life.events, life.instance)])
     await log.aclose()
     return len(life.events)
 

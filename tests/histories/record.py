@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from google.protobuf.json_format import MessageToDict
+from support.logs import delete, ended, ids, load, steer
 
 from orchestrator.core import config, create, lifecycle, view
 from orchestrator.core.fork import fork
@@ -22,7 +23,6 @@ from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelRequest, Models
 from orchestrator.models.scripted import Scripted, plan_text
 from orchestrator.v1 import event_pb2
@@ -66,14 +66,14 @@ async def record(folder: Path) -> None:
 
     async def until(instance_id: str, *states: int) -> Instance:
         async with asyncio.timeout(20):
-            while (instance := await log.load(instance_id)).state not in states:
+            while (instance := await load(log, instance_id)).state not in states:
                 await asyncio.sleep(0.01)
         return instance
 
     async def until_attempt(instance_id: str, subtask_id: str, attempt: int) -> None:
         async with asyncio.timeout(20):
             while True:
-                found = (await log.load(instance_id)).subtasks.get(subtask_id)
+                found = (await load(log, instance_id)).subtasks.get(subtask_id)
                 if found and found.work.attempt == attempt:
                     return
                 await asyncio.sleep(0.01)
@@ -91,7 +91,7 @@ async def record(folder: Path) -> None:
             await engine.create(create.new_instance(request, base=DEFAULTS, fallback_id=""))
 
         async def finish(instance_id: str) -> Instance:
-            return await wait_for_end(log, instance_id, 20)
+            return await ended(log, instance_id, 20)
 
         await begin("complete", "Build it, flaky=planning flaky=t2 flaky=synthesis")
         await begin("chained", "Build it, chained")
@@ -112,46 +112,48 @@ async def record(folder: Path) -> None:
         review = partial(lifecycle.review, subtasks=(), feedback="")
         for instance_id in ("reviewed", "rejected", "paused"):
             await until(instance_id, WAITING)
-        await engine.steer("reviewed", partial(review, decision=event_pb2.DECISION_APPROVE))
+        await steer(engine, "reviewed", partial(review, decision=event_pb2.DECISION_APPROVE))
         rejection = partial(review, decision=event_pb2.DECISION_REJECT, feedback="Fewer parts.")
-        await engine.steer("rejected", rejection)
-        await engine.steer("paused", lifecycle.pause)
+        await steer(engine, "rejected", rejection)
+        await steer(engine, "paused", lifecycle.pause)
         await until("rejected", WAITING)
         await until("paused", PAUSED)
         await finish("reviewed")
         await begin("retried", "Build it, fail=t1 flaky=t2")
         await finish("retried")
-        await engine.steer(
-            "retried", partial(lifecycle.retry, changes=pb.InstanceConfig(tolerated_failures=1))
+        await steer(
+            engine, "retried", partial(lifecycle.retry, changes=pb.InstanceConfig(tolerated_failures=1))
         )
         await finish("retried")
         await begin("restarted", "Build it")
         await finish("restarted")
-        await engine.steer("restarted", partial(lifecycle.restart, changes=pb.InstanceConfig(max_subtasks=5)))
+        await steer(
+            engine, "restarted", partial(lifecycle.restart, changes=pb.InstanceConfig(max_subtasks=5))
+        )
         await finish("restarted")
         await begin("resumed", "Build it", review_plan=True)
         await until("resumed", WAITING)
-        await engine.steer("resumed", lifecycle.pause)
+        await steer(engine, "resumed", lifecycle.pause)
         await until("resumed", PAUSED)
-        await engine.steer("resumed", lifecycle.resume)
-        source = await log.load("complete")
+        await steer(engine, "resumed", lifecycle.resume)
+        source = await load(log, "complete")
         for stage in (api.STAGE_PLAN, api.STAGE_SUBTASKS, api.STAGE_SYNTHESIS):
             forked = fork(source, stage, pb.InstanceConfig(), new_id=f"forked-{stage}")
             await engine.create(forked)
             await finish(f"forked-{stage}")
         await begin("deleted", "Build it")
         await finish("deleted")
-        await log.delete("deleted")
-        terminated = await log.load("terminated")
+        await delete(log, "deleted")
+        terminated = await load(log, "terminated")
         assert terminated.state not in TERMINAL
-        await engine.steer("terminated", lifecycle.terminate)
+        await steer(engine, "terminated", lifecycle.terminate)
         await begin("interrupted", "Build it, hold=t4")
         await until_attempt("interrupted", "t4", 1)
     # The service has stopped amid a call: the next start records that it was cut off.
     async with LocalEngine.running(log, models):
         await until_attempt("interrupted", "t4", 2)
-    found = await log.find(limit=1000)
-    instances = {name: await log.load(name) for _, name in reversed(found)}
+    found = await ids(log)
+    instances = {name: await load(log, name) for _, name in reversed(found)}
     assert instances["complete"].state == COMPLETE
     resources = {
         name: MessageToDict(view.instance(instance, full=True)) for name, instance in instances.items()

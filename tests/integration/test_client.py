@@ -14,7 +14,7 @@ from support.scripted_service import ScriptedService, play_well
 from support.service import service as real_service
 
 from orchestrator import client as client_module
-from orchestrator.client import Client, Event, EventBatch, OutputDelta, ServiceError, streams
+from orchestrator.client import Client, Event, OutputDelta, ServiceError, streams
 from orchestrator.models.scripted import Scripted
 from orchestrator.v1 import event_pb2, instance_pb2
 
@@ -199,7 +199,7 @@ async def test_the_real_service_streams_all_instances_from_any_position(tmp_path
 
 def test_a_position_that_goes_back_is_an_error() -> None:
     with pytest.raises(ServiceError) as failure:
-        streams.check_position(EventBatch(last_position=3), 3)
+        streams.check_position(3, 3)
     assert failure.value.code is grpc.StatusCode.DATA_LOSS
 
 

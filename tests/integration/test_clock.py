@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.lives import resolved
+from support.logs import ended, load, ref, steer
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
@@ -15,7 +16,6 @@ from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelRequest, Models
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
@@ -78,8 +78,8 @@ def has_failed(instance: Instance) -> bool:
 
 
 async def until_failed(log: SqliteEventLog) -> None:
-    with log.wakeups.watch("a") as woken:
-        while not has_failed(await log.load("a")):
+    with log.wakeups.watch(await ref(log, "a")) as woken:
+        while not has_failed(await load(log, "a")):
             await woken.wait()
             woken.clear()
 
@@ -94,7 +94,7 @@ async def test_a_retry_keeps_its_time_when_the_clock_is_set(
         await engine.create(wish())
         await until_failed(log)
         place.ahead_s = set_s
-        assert (await wait_for_end(log, "a", 30)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
     assert place.waited_s >= DELAY_S * 0.99
 
 
@@ -110,9 +110,9 @@ async def test_a_subtask_of_many_keeps_its_time_when_the_clock_is_set_again_and_
         await until_failed(log)
         for hours in (1, -1, -30):
             place.ahead_s = hours * HOUR_S
-            await engine.steer("a", lifecycle.pause)
-            await engine.steer("a", lifecycle.resume)
-        assert (await wait_for_end(log, "a", 30)).state == pb.STATE_COMPLETE
+            await steer(engine, "a", lifecycle.pause)
+            await steer(engine, "a", lifecycle.resume)
+        assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
     assert place.waited_s >= DELAY_S * 0.99
 
 
@@ -123,7 +123,7 @@ async def test_a_clock_set_back_while_the_service_is_down_adds_no_more_than_the_
         await until_failed(log)
     place.ahead_s = -HOUR_S
     async with place.engine() as (_, log):
-        assert (await wait_for_end(log, "a", 30)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
 
 
 async def test_a_clock_set_back_during_a_pause_adds_no_more_than_the_delay(tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ async def test_a_clock_set_back_during_a_pause_adds_no_more_than_the_delay(tmp_p
     async with place.engine() as (engine, log):
         await engine.create(wish())
         await until_failed(log)
-        await engine.steer("a", lifecycle.pause)
+        await steer(engine, "a", lifecycle.pause)
     async with place.engine() as (engine, log):  # so that what was known of the time before is forgotten
         place.ahead_s = -HOUR_S
-        await engine.steer("a", lifecycle.resume)
-        assert (await wait_for_end(log, "a", 30)).state == pb.STATE_COMPLETE
+        await steer(engine, "a", lifecycle.resume)
+        assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
 
 
 async def test_a_clock_set_forward_fires_no_deadline(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ async def test_a_clock_set_forward_fires_no_deadline(tmp_path: Path) -> None:
         await engine.create(wish(duration_s=HOUR_S))
         await until_failed(log)
         place.ahead_s = 2 * HOUR_S
-        assert (await wait_for_end(log, "a", 30)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
 
 
 async def test_a_clock_set_while_the_first_call_runs_changes_no_deadline(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ async def test_a_clock_set_while_the_first_call_runs_changes_no_deadline(tmp_pat
     place.sets_s = 2 * HOUR_S
     async with place.engine() as (engine, log):
         await engine.create(wish(duration_s=HOUR_S))
-        assert (await wait_for_end(log, "a", 30)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
 
 
 async def test_a_clock_set_back_postpones_no_deadline(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_a_clock_set_back_postpones_no_deadline(tmp_path: Path) -> None:
         await engine.create(wish(delay_s=60, duration_s=1))
         await until_failed(log)
         place.ahead_s = -HOUR_S
-        instance = await wait_for_end(log, "a", 30)
+        instance = await ended(log, "a", 30)
     assert instance.error
     assert instance.error.reason == "DEADLINE_EXCEEDED"
     assert len(place.called_s) == 1
@@ -184,6 +184,6 @@ async def test_what_was_created_first_begins_first_whatever_the_clock_says(tmp_p
             await engine.create(NewInstance(f"i{number}", f"Build {number}", wish().config))
             place.ahead_s -= HOUR_S
         for number in range(4):
-            await wait_for_end(log, f"i{number}", 30)
+            await ended(log, f"i{number}", 30)
     await log.aclose()
     assert order == ["0", "1", "2", "3"]

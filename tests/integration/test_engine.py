@@ -7,10 +7,12 @@ from functools import partial, reduce
 from pathlib import Path
 
 import pytest
-from support.lives import CONFIG, resolved
+from support.lives import CONFIG, NOW_S, Life, part, resolved
+from support.logs import ended, ids, key, load, read, ref, steer
 
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
+from orchestrator.core.events import calls_interrupted
 from orchestrator.core.instance import Instance, Usage
 from orchestrator.core.prompts import FULL
 from orchestrator.core.replies import ModelReply
@@ -22,10 +24,11 @@ from orchestrator.errors import (
     QueueFullError,
     StateForbidsError,
 )
+from orchestrator.log.base import Creation
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.base import ModelRequest, Models
+from orchestrator.models.base import ModelRequest, Models, Provider
 from orchestrator.models.prices import Price, Prices
+from orchestrator.models.providers import UnavailableProvider
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT
@@ -70,7 +73,7 @@ class Hall:
 
 @asynccontextmanager
 async def engine_on(
-    path: Path, provider: Scripted, **options: int
+    path: Path, provider: Provider, **options: int
 ) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
     log = await SqliteEventLog.open(path)
     try:
@@ -85,7 +88,7 @@ def wish(instance_id: str = "a", config: pb.InstanceConfig = CONFIG) -> NewInsta
 
 
 async def kinds(log: SqliteEventLog, instance_id: str = "a") -> list[str]:
-    return [str(event.WhichOneof("payload")) for event in (await log.read(instance_id, 0)).events()]
+    return [str(event.WhichOneof("payload")) for event in (await read(log, instance_id)).events()]
 
 
 async def run(
@@ -95,7 +98,7 @@ async def run(
 ) -> tuple[Instance, list[str]]:
     async with engine_on(path, Scripted(script)) as (engine, log):
         await engine.create(wish(config=config))
-        return await wait_for_end(log, "a", 20), await kinds(log)
+        return await ended(log, "a", 20), await kinds(log)
 
 
 def answering(**failures: list[Answer]) -> Callable[[ModelRequest], Answer]:
@@ -173,10 +176,10 @@ async def test_beyond_the_queue_bound_nothing_is_created(tmp_path: Path) -> None
         with pytest.raises(QueueFullError) as caught:
             await engine.create(wish("d"))
         assert caught.value.retry_after_s
-        assert len(await log.find(limit=9)) == 3
+        assert len(await ids(log)) == 3
         with pytest.raises(QueueFullError):
             await engine.create_all([wish("d"), wish("e")])
-        await engine.steer("c", lifecycle.terminate)  # who has gone keeps no place in the queue
+        await steer(engine, "c", lifecycle.terminate)  # who has gone keeps no place in the queue
         await engine.create(wish("d"))
         repeated = NewInstance("f", "Build it", CONFIG, request_id="key", request_digest=b"x")
         with pytest.raises(QueueFullError):
@@ -190,8 +193,8 @@ async def test_a_repeated_request_is_answered_though_the_queue_is_full(tmp_path:
         await engine.create(first)
         await engine.create(wish("b"))
         again = NewInstance("other", "Build it", CONFIG, request_id="key", request_digest=b"x")
-        assert (await engine.create(again)).id == "a"
-        assert [instance.id for instance in await engine.create_all([again])] == ["a"]
+        assert (await engine.create(again)).ref.id == "a"
+        assert [loaded.ref.id for loaded in await engine.create_all([again])] == ["a"]
         with pytest.raises(AlreadyExistsError):
             await engine.create(wish("b"))
 
@@ -238,7 +241,7 @@ async def test_an_unknown_model_is_refused_before_anything_is_recorded(tmp_path:
         with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
             await engine.create(wish(config=resolved(small_model="nobody/knows")))
         assert caught.value.field == "config.small_model"
-        assert await log.find(limit=1) == []
+        assert await ids(log) == []
 
 
 async def test_a_workers_model_is_checked_as_the_others_are(tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ async def test_a_workers_model_is_checked_as_the_others_are(tmp_path: Path) -> N
         with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
             await engine.create(wish(config=resolved(workers=catalogue)))
         assert caught.value.field == "config.workers[1].model"
-        assert await log.find(limit=1) == []
+        assert await ids(log) == []
 
 
 async def test_a_budget_in_dollars_needs_the_price_of_every_workers_model(tmp_path: Path) -> None:
@@ -280,7 +283,7 @@ async def test_each_worker_has_its_model_its_instructions_its_sampling_and_its_p
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, Models({"scripted": Scripted(answer)}, prices)) as engine:
         await engine.create(wish(config=resolved(workers=catalogue)))
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
     await log.aclose()
     assert instance.state == pb.STATE_COMPLETE
     assert {name: (request.model, request.prompt.sampling) for name, request in asked.items()} == {
@@ -310,8 +313,8 @@ async def test_subtasks_run_in_parallel_within_both_bounds(tmp_path: Path) -> No
         await engine.create(wish("b", resolved(max_parallel_subtasks=3)))
         await hall.until(lambda: hall.open == 5)
         hall.gate.set()
-        await wait_for_end(log, "a", 20)
-        await wait_for_end(log, "b", 20)
+        await ended(log, "a", 20)
+        await ended(log, "b", 20)
     assert hall.most_open == 5
 
 
@@ -321,11 +324,11 @@ async def test_instances_beyond_the_bound_wait_in_order(tmp_path: Path) -> None:
         for name in "abc":
             await engine.create(wish(name))
         await hall.until(lambda: hall.open == 3)
-        assert (await log.load("b")).state == pb.STATE_QUEUED
-        assert (await engine.steer("b", lifecycle.terminate)).state == pb.STATE_TERMINATED
+        assert (await load(log, "b")).state == pb.STATE_QUEUED
+        assert (await steer(engine, "b", lifecycle.terminate)).state == pb.STATE_TERMINATED
         hall.gate.set()
-        assert (await wait_for_end(log, "c", 20)).state == pb.STATE_COMPLETE
-        assert (await log.load("a")).end_time_s <= (await log.load("c")).start_time_s
+        assert (await ended(log, "c", 20)).state == pb.STATE_COMPLETE
+        assert (await load(log, "a")).end_time_s <= (await load(log, "c")).start_time_s
         assert await kinds(log, "b") == ["instance_created", "instance_terminated"]
 
 
@@ -334,12 +337,12 @@ async def test_terminating_cancels_open_calls_and_nothing_follows(tmp_path: Path
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish())
         await hall.until(lambda: hall.open == 3)
-        instance = await engine.steer("a", lifecycle.terminate)
+        instance = await steer(engine, "a", lifecycle.terminate)
         assert instance.state == pb.STATE_TERMINATED
         await hall.until(lambda: hall.open == 0)
         hall.gate.set()
         with pytest.raises(StateForbidsError, match="is terminated: it cannot be asked to terminate"):
-            await engine.steer("a", lifecycle.terminate)
+            await steer(engine, "a", lifecycle.terminate)
         assert (await kinds(log))[-1] == "instance_terminated"
     assert "synthesis" not in hall.calls
 
@@ -351,7 +354,7 @@ async def test_stopping_and_starting_repeats_only_what_was_under_way(tmp_path: P
         await engine.create(wish())
         await stuck.until(lambda: "synthesis" in stuck.calls)
     async with engine_on(tmp_path / "log.db", hall.provider) as (_, log):
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         events = await kinds(log)
     assert instance.state == pb.STATE_COMPLETE
     assert stuck.calls == ["planning", "t1", "t2", "synthesis"]
@@ -369,15 +372,15 @@ async def test_a_retry_that_is_not_yet_due_waits_across_a_restart(tmp_path: Path
     policy.initial_delay.seconds = policy.max_delay.seconds = 3600
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FLAKY)) as (engine, log):
         await engine.create(wish(config=resolved(retry=policy)))
-        with log.wakeups.watch("a") as woken:
-            while (await log.load("a")).planning.failures == 0:
+        with log.wakeups.watch(await ref(log, "a")) as woken:
+            while (await load(log, "a")).planning.failures == 0:
                 await woken.wait()
                 woken.clear()
     eager = Hall(holds="")
     async with engine_on(tmp_path / "log.db", eager.provider) as (engine, log):
         await engine.create(wish("b"))
-        await wait_for_end(log, "b", 20)
-        assert (await log.load("a")).planning.failures == 1
+        await ended(log, "b", 20)
+        assert (await load(log, "a")).planning.failures == 1
     assert eager.calls.count("planning") == 1
 
 
@@ -388,15 +391,15 @@ async def test_a_caller_who_leaves_does_not_leave_an_instance_that_never_runs(tm
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creating
-        with log.wakeups.watch("a") as woken:
-            while not await log.find(limit=1):
+        with log.wakeups.watch() as woken:
+            while not await ids(log):
                 await woken.wait()
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
 
 
 async def until(log: SqliteEventLog, state: pb.State.ValueType, instance_id: str = "a") -> Instance:
-    with log.wakeups.watch(instance_id) as woken:
-        while (instance := await log.load(instance_id)).state != state:
+    with log.wakeups.watch(await ref(log, instance_id)) as woken:
+        while (instance := await load(log, instance_id)).state != state:
             await woken.wait()
             woken.clear()
     return instance
@@ -408,15 +411,15 @@ async def test_pausing_lets_what_runs_finish_and_resuming_goes_on_across_a_resta
         await engine.create(wish())
         await engine.create(wish("b"))
         await hall.until(lambda: hall.open == 1)
-        assert (await engine.steer("a", lifecycle.pause)).state == pb.STATE_WAITING_FOR_PAUSE
+        assert (await steer(engine, "a", lifecycle.pause)).state == pb.STATE_WAITING_FOR_PAUSE
         hall.gate.set()
         await until(log, pb.STATE_PAUSED)
-        assert (await wait_for_end(log, "b", 20)).state == pb.STATE_COMPLETE  # its place was given on
+        assert (await ended(log, "b", 20)).state == pb.STATE_COMPLETE  # its place was given on
         assert hall.calls.count("t2") == 1
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
-        assert (await log.load("a")).state == pb.STATE_PAUSED
-        assert (await engine.steer("a", lifecycle.resume)).state == pb.STATE_RUNNING
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await load(log, "a")).state == pb.STATE_PAUSED
+        assert (await steer(engine, "a", lifecycle.resume)).state == pb.STATE_RUNNING
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     assert hall.calls.count("t1") == 2  # once for each instance
 
 
@@ -425,19 +428,19 @@ async def test_a_resumed_instance_waits_until_there_is_a_place_for_it(tmp_path: 
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
         await engine.create(wish())
         await hall.until(lambda: hall.open == 1)
-        await engine.steer("a", lifecycle.pause)
+        await steer(engine, "a", lifecycle.pause)
         hall.gate.set()
         await until(log, pb.STATE_PAUSED)
         hall.gate.clear()
         await engine.create(wish("b"))
         await hall.until(lambda: hall.open == 1)
-        await engine.steer("a", lifecycle.resume)
+        await steer(engine, "a", lifecycle.resume)
         begun = len(hall.calls)
         hall.gate.set()
-        assert (await wait_for_end(log, "b", 20)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "b", 20)).state == pb.STATE_COMPLETE
         assert hall.calls[begun : begun + 2] == ["t2", "synthesis"]  # both are b's: a's t2 comes after them
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
-        assert (await log.load("a")).end_time_s >= (await log.load("b")).end_time_s
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await load(log, "a")).end_time_s >= (await load(log, "b")).end_time_s
 
 
 async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goes_on(tmp_path: Path) -> None:
@@ -450,7 +453,7 @@ async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goe
     async with LocalEngine.running(log, models) as engine:
         config = resolved(budget=pb.Budget(max_cost_usd=0.5), max_parallel_subtasks=1)
         await engine.create(wish(config=config))
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         assert instance.error
         assert instance.error.reason == "BUDGET_EXCEEDED"
         assert "0.6 USD are spent and budget.max_cost_usd is 0.5" in instance.error.message
@@ -458,10 +461,10 @@ async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goe
     await log.aclose()
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, models) as engine:
-        assert (await log.load("a")).usage == instance.usage  # exact after a restart
+        assert (await load(log, "a")).usage == instance.usage  # exact after a restart
         more = pb.InstanceConfig(budget=pb.Budget(max_cost_usd=5))
-        await engine.steer("a", partial(lifecycle.retry, changes=more))
-        instance = await wait_for_end(log, "a", 20)
+        await steer(engine, "a", partial(lifecycle.retry, changes=more))
+        instance = await ended(log, "a", 20)
         assert instance.state == pb.STATE_COMPLETE
         assert (instance.usage.model_calls, round(instance.usage.cost_usd, 6)) == (5, 1.5)
         parts = [instance.planning, instance.synthesis, *(s.work for s in instance.subtasks.values())]
@@ -482,11 +485,11 @@ async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path)
 
     async with engine_on(tmp_path / "log.db", Scripted(answer)) as (engine, log):
         await engine.create(wish())
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_ERRORED
+        assert (await ended(log, "a", 20)).state == pb.STATE_ERRORED
         assert len(calls) == 9
         broken.clear()
-        await engine.steer("a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
-        instance = await wait_for_end(log, "a", 20)
+        await steer(engine, "a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+        instance = await ended(log, "a", 20)
     assert instance.state == pb.STATE_COMPLETE
     assert calls[9:] == ["t5", "synthesis"]
     assert instance.subtasks["t5"].work.attempt == 2
@@ -495,24 +498,31 @@ async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path)
 async def test_a_retry_under_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
         await engine.create(wish())
-        before = await wait_for_end(log, "a", 20)
+        before = await ended(log, "a", 20)
         changes = pb.InstanceConfig(small_model="nobody/knows")
         with pytest.raises(InvalidArgumentError):
-            await engine.steer("a", lambda instance: lifecycle.retry(instance, changes))
-        assert await log.load("a") == before
+            await steer(engine, "a", lambda instance: lifecycle.retry(instance, changes))
+        assert await load(log, "a") == before
 
 
 async def test_two_retries_at_once_reopen_an_instance_once(tmp_path: Path) -> None:
-    async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
+    hall = Hall(holds="planning")
+
+    async def fail_then_hold(request: ModelRequest) -> Answer:
+        return await hall._answer(request) if hall.calls else FATAL
+
+    async with engine_on(tmp_path / "log.db", Scripted(fail_then_hold)) as (engine, log):
         await engine.create(wish())
-        await wait_for_end(log, "a", 20)
+        await ended(log, "a", 20)
+        hall.calls.append("failed")
         retries = (
-            engine.steer("a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+            steer(engine, "a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
             for _ in range(2)
         )
         results = await asyncio.gather(*retries, return_exceptions=True)
         assert sum(isinstance(result, StateForbidsError) for result in results) == 1
-        await wait_for_end(log, "a", 20)
+        hall.gate.set()
+        await ended(log, "a", 20)
         assert (await kinds(log)).count("instance_retried") == 1
 
 
@@ -522,11 +532,11 @@ async def test_a_plan_waits_for_review_across_a_restart_and_may_be_sent_back(tmp
         await engine.create(wish(config=resolved(review_plan=True)))
         await until(log, pb.STATE_WAITING)
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
-        await engine.steer("a", lambda i: lifecycle.review(i, DECISION_REJECT, [], "smaller parts"))
+        await steer(engine, "a", lambda i: lifecycle.review(i, DECISION_REJECT, [], "smaller parts"))
         await until(log, pb.STATE_WAITING)
         edited = [pb.Subtask(id="only", instructions="do it")]
-        await engine.steer("a", lambda i: lifecycle.review(i, DECISION_APPROVE, edited, ""))
-        instance = await wait_for_end(log, "a", 20)
+        await steer(engine, "a", lambda i: lifecycle.review(i, DECISION_APPROVE, edited, ""))
+        instance = await ended(log, "a", 20)
     assert instance.state == pb.STATE_COMPLETE
     assert hall.calls == ["planning", "planning", "only", "synthesis"]
 
@@ -535,9 +545,9 @@ async def test_restarting_begins_anew_and_keeps_the_history(tmp_path: Path) -> N
     hall = Hall(plan_text(1), holds="")
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish())
-        first = await wait_for_end(log, "a", 20)
-        await engine.steer("a", lambda instance: lifecycle.restart(instance, pb.InstanceConfig()))
-        second = await wait_for_end(log, "a", 20)
+        first = await ended(log, "a", 20)
+        await steer(engine, "a", lambda instance: lifecycle.restart(instance, pb.InstanceConfig()))
+        second = await ended(log, "a", 20)
         events = await kinds(log)
     assert second.state == pb.STATE_COMPLETE
     assert hall.calls == ["planning", "t1", "synthesis"] * 2
@@ -552,18 +562,18 @@ async def test_time_goes_on_while_the_service_is_down(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish(config=resolved(budget=budget)))
         await hall.until(lambda: hall.open == 1)
-        started_s = (await log.load("a")).start_time_s
+        started_s = (await load(log, "a")).start_time_s
     hall.gate.set()
     log = await SqliteEventLog.open(tmp_path / "log.db")
     models = Models({"scripted": hall.provider})
     async with LocalEngine.running(log, models, now_s=lambda: started_s + 3601) as engine:
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         assert instance.error
         assert instance.error.reason == "DEADLINE_EXCEEDED"
         longer = pb.InstanceConfig(budget=pb.Budget())
         longer.budget.max_duration.seconds = 7200
-        await engine.steer("a", partial(lifecycle.retry, changes=longer))
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        await steer(engine, "a", partial(lifecycle.retry, changes=longer))
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     await log.aclose()
     assert hall.calls.count("planning") == 1
 
@@ -576,8 +586,8 @@ async def test_the_queue_keeps_its_order_across_a_restart(tmp_path: Path) -> Non
         await hall.until(lambda: hall.open == 3)
     hall.gate.set()
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
-        ended = [(await wait_for_end(log, name, 20)).end_time_s for name in "abcd"]
-    assert ended == sorted(ended)
+        end_times_s = [(await ended(log, name, 20)).end_time_s for name in "abcd"]
+    assert end_times_s == sorted(end_times_s)
 
 
 async def test_an_instance_with_many_subtasks_does_not_starve_the_others(tmp_path: Path) -> None:
@@ -589,8 +599,8 @@ async def test_an_instance_with_many_subtasks_does_not_starve_the_others(tmp_pat
         await engine.create(wish("small", resolved(subtasks=own)))
         await until(log, pb.STATE_RUNNING, "small")
         hall.gate.set()
-        await wait_for_end(log, "small", 20)
-        await wait_for_end(log, "big", 20)
+        await ended(log, "small", 20)
+        await ended(log, "big", 20)
     assert hall.calls.index("small") <= 4  # the planning, t1 that had its slot already, and one slot of big's
 
 
@@ -628,11 +638,73 @@ async def test_a_prompt_too_long_for_the_planner_is_not_sent_again(tmp_path: Pat
 async def test_each_call_is_recorded_with_the_version_of_its_prompts(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
         await engine.create(wish())
-        await wait_for_end(log, "a", 20)
+        await ended(log, "a", 20)
         started = [
             getattr(event, kind).prompts
-            for event in (await log.read("a", 0)).events()
+            for event in (await read(log, "a")).events()
             for kind in ("planning_started", "subtask_started", "synthesis_started")
             if event.HasField(kind)
         ]
     assert started == [FULL.version] * 7
+
+
+async def test_a_provider_that_cannot_be_called_is_waited_for_and_costs_no_attempt(tmp_path: Path) -> None:
+    hall = Hall()
+    path = tmp_path / "log.db"
+    async with engine_on(path, hall.provider) as (engine, _):
+        created = await engine.create(wish())
+        await hall.until(lambda: hall.open == 3)
+    hall.gate.set()
+    without_key = UnavailableProvider("no key for scripted: set SCRIPTED_API_KEY")
+    async with engine_on(path, without_key) as (engine, log):
+        while not (reason := engine.waiting_reason(created.ref)):  # noqa: ASYNC110  each pass of the loop
+            await asyncio.sleep(0)
+        assert reason == "no key for scripted: set SCRIPTED_API_KEY"
+        before = await load(log, "a")
+        assert before.state == pb.STATE_RUNNING
+        await asyncio.sleep(0)
+        assert await load(log, "a") == before
+    async with engine_on(path, hall.provider) as (engine, log):
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert engine.waiting_reason(created.ref) == ""
+
+
+async def test_an_orderly_stop_is_recorded_at_once_and_is_no_crash(tmp_path: Path) -> None:
+    hall = Hall()
+    path = tmp_path / "log.db"
+    for _ in range(5):
+        async with engine_on(path, hall.provider) as (engine, log):
+            if not hall.calls:
+                await engine.create(wish())
+            await hall.until(lambda: hall.open == 3)
+    log = await SqliteEventLog.open(path)
+    instance = await load(log, "a")
+    assert not instance.has_open_calls
+    assert instance.crashes == {}
+    assert instance.usage.model_calls == 1 + 5 * 3
+    failed = [e.subtask_failed for e in (await read(log, "a")).events() if e.HasField("subtask_failed")]
+    assert {failure.error.reason for failure in failed} == {"INTERRUPTED"}
+    await log.aclose()
+
+
+async def test_an_instance_that_crashes_the_service_each_time_is_paused_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log.db"
+    life = Life().planned(part("t1"), part("t2"))
+    for _ in range(2):
+        life.started("t1").then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
+    life.started("t1")  # and the process ended without another word
+    log = await SqliteEventLog.open(path)
+    await log.create([Creation(key("a"), life.events, life.instance)])
+    await log.aclose()
+    hall = Hall()
+    async with engine_on(path, hall.provider) as (engine, log):
+        instance = await until(log, pb.STATE_PAUSED)
+        assert instance.pause_cause
+        assert instance.pause_cause.reason == "CRASHED_REPEATEDLY"
+        assert instance.usage.model_calls == 1 + 3
+        assert hall.calls == []
+        hall.gate.set()
+        await steer(engine, "a", lifecycle.resume)
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE

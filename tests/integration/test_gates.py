@@ -6,12 +6,12 @@ from pathlib import Path
 from aiohttp import web
 from support.endpoint import Answer, Call, Endpoint, completion, failing
 from support.limits import Sliding
+from support.logs import ended
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import Models
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.v1 import instance_pb2 as pb
@@ -51,7 +51,7 @@ async def run(engine: LocalEngine, log: SqliteEventLog, name: str, instances: in
     for instance_id in ids:
         await engine.create(NewInstance(instance_id, "Build it", wished))
     for instance_id in ids:
-        assert (await wait_for_end(log, instance_id, 60)).state == pb.STATE_COMPLETE
+        assert (await ended(log, instance_id, 60)).state == pb.STATE_COMPLETE
 
 
 async def test_bursts_after_light_traffic_and_a_refusal_get_what_the_endpoint_allows(tmp_path: Path) -> None:

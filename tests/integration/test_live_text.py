@@ -11,10 +11,11 @@ import pytest
 from aiohttp import web
 from support import streams
 from support.endpoint import Call, Endpoint, Misbehaviour, completion
+from support.logs import ref
 from support.provider_calls import answer_body, chat, messages
 from support.service import Service, service
 
-from orchestrator.core.instance import COMPLETED, WorkKey
+from orchestrator.core.instance import WorkKey
 from orchestrator.errors import ModelError
 from orchestrator.models import endpoint as endpoint_module
 from orchestrator.models import streaming
@@ -373,8 +374,12 @@ async def test_who_comes_late_is_given_no_text_after_the_event_that_ended_it(
         reader = asyncio.create_task(follow())
         await has_come.wait()  # it watches, and has read nothing: t1 is still being written
         workers.let.set()
-        with running.log.wakeups.watch("a") as woken:
-            while (await running.log.load("a")).work(T1).state != COMPLETED:
+        instance = await ref(running.log, "a")
+        with running.log.wakeups.watch(instance) as woken:
+            while not any(
+                event.subtask_completed.subtask_id == "t1"
+                for event in (await read_page(instance, 0)).events()
+            ):
                 await woken.wait()
                 woken.clear()
         may_read.set()

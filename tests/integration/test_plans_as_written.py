@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support.endpoint import Answer, Call, Endpoint, fenced
 from support.lives import resolved
+from support.logs import ended
 
 from orchestrator.core.create import NewInstance
 from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import Models
 from orchestrator.models.chat_completions import ChatCompletions
 from orchestrator.v1 import instance_pb2 as pb
@@ -42,7 +42,7 @@ async def planned_by(path: Path, endpoint: Endpoint) -> Instance:
     config = resolved(big_model="openai/big", small_model="openai/small", retry=QUICK)
     async with running(path, endpoint) as (engine, log):
         await engine.create(NewInstance("a", "Build it", config))
-        return await wait_for_end(log, "a", 30)
+        return await ended(log, "a", 30)
 
 
 @pytest.mark.parametrize(

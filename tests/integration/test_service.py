@@ -515,7 +515,7 @@ async def test_health_is_the_standard_one(running: Service) -> None:
 
 
 async def test_two_services_do_not_share_a_port(running: Service) -> None:
-    other = OrchestratorService(None, running.log, instance_pb2.InstanceConfig())  # type: ignore[arg-type]
+    other = OrchestratorService(running.engine, running.log, instance_pb2.InstanceConfig())
     with pytest.raises(SettingsError, match=r"ORCHESTRATOR_GRPC_ADDRESS is .* cannot be had"):
         async with serving(other, running.log.wakeups, running.address):
             pass
@@ -542,3 +542,74 @@ async def test_a_foreign_client_finds_its_way_by_reflection(running: Service) ->
     streamed = await buf("-d", '{"id":"foreign"}', f"{service_url}/StreamEvents")
     assert '"instanceCompleted"' in streamed
     assert '"STATE_COMPLETE"' in streamed
+
+
+async def test_what_is_asked_of_an_instance_can_depend_on_what_the_client_has_seen_of_it(
+    stuck: Service,
+) -> None:
+    created = await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+    while (shown := (await stuck.stub.GetInstance(pb.GetInstanceRequest(id="a"))).instance).last_sequence < 2:
+        pass
+    assert shown.last_sequence == 2  # planning has begun since
+    stale = pb.TerminateInstanceRequest(id="a", expected_sequence=created.instance.last_sequence)
+    refusal = await refused(stuck.stub.TerminateInstance(stale))
+    assert (refusal.code, refusal.info.reason) == ("ABORTED", "SEQUENCE_MISMATCH")
+    assert refusal.info.metadata == {"last_sequence": "2"}
+    assert "was expected at event 1 and is at event 2" in refusal.message
+    paused = await stuck.stub.PauseInstance(pb.PauseInstanceRequest(id="a", expected_sequence=2))
+    assert paused.instance.state == instance_pb2.STATE_WAITING_FOR_PAUSE
+    for request in (
+        pb.ResumeInstanceRequest(id="a", expected_sequence=2),
+        pb.TerminateInstanceRequest(id="a", expected_sequence=2),
+        pb.RetryInstanceRequest(id="a", expected_sequence=2),
+        pb.RestartInstanceRequest(id="a", expected_sequence=2),
+        pb.ReviewPlanRequest(id="a", expected_sequence=2, decision=event_pb2.DECISION_APPROVE),
+    ):
+        method = getattr(stuck.stub, type(request).__name__.removesuffix("Request"))
+        assert (await refused(method(request))).info.reason == "SEQUENCE_MISMATCH"
+    await stuck.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))  # whatever has happened
+
+
+async def test_deletions_are_told_in_their_place_among_all_events(running: Service) -> None:
+    for name, team in (("a", "red"), ("b", "blue")):
+        await running.stub.CreateInstance(
+            pb.CreateInstanceRequest(prompt="x", id=name, labels={"team": team})
+        )
+        await running.ended(name)
+        await running.stub.DeleteInstance(pb.DeleteInstanceRequest(id=name))
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="c"))
+    last = await running.ended("c")
+
+    async def told(**options: object) -> list[tuple[str, int]]:
+        request = pb.StreamAllEventsRequest(follow=False, **options)
+        found = []
+        async for message in running.stub.StreamAllEvents(request):
+            found += [(event.instance_id, 0) for event in message.batch.events]
+            if message.HasField("deleted"):
+                found.append((message.deleted.instance_id, message.deleted.position))
+        return found
+
+    everything = await told()
+    (a, first), (b, second) = everything[:2]
+    assert (a, b) == ("a", "b")
+    assert 0 < first < second
+    assert everything[2:] == [("c", 0)] * last.instance.last_sequence
+    assert await told(after_position=first) == everything[1:]
+    assert await told(after_position=second) == everything[2:]
+    assert await told(labels=["team=blue"]) == [("b", second)]
+
+
+async def test_events_say_in_which_request_they_were_asked_for(stuck: Service) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await stuck.stub.CreateInstance(
+        pb.CreateInstanceRequest(prompt="x", id="a"),
+        metadata=(("x-request-id", "first"), ("traceparent", trace)),
+    )
+    await stuck.stub.TerminateInstance(
+        pb.TerminateInstanceRequest(id="a"),
+        metadata=(("x-request-id", "x" * 300), ("traceparent", "00-nonsense")),
+    )
+    events = events_of(await stream(stuck, "a"))
+    origins = [(event.request_id, event.trace_parent, event.actor) for event in events]
+    assert origins == [("first", trace, ""), ("", "", ""), ("", "", "")]
+    assert {event.schema for event in events} == {1}

@@ -10,6 +10,7 @@ from aiohttp import web
 from support import streams
 from support.endpoint import Call, Endpoint, Misbehaviour
 from support.lives import resolved
+from support.logs import ended, load, read, ref, steer
 from support.provider_calls import chat, messages
 
 from orchestrator.core import lifecycle
@@ -19,7 +20,6 @@ from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.log.subscription import wait_for_end
 from orchestrator.models.base import ModelRequest, Models, OnText, Provider
 from orchestrator.models.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted
@@ -89,7 +89,7 @@ class Planner:
 
 
 async def kinds(log: SqliteEventLog) -> list[str]:
-    return [str(event.WhichOneof("payload")) for event in (await log.read("a", 0)).events()]
+    return [str(event.WhichOneof("payload")) for event in (await read(log, "a")).events()]
 
 
 def wish(**changes: object) -> NewInstance:
@@ -97,9 +97,9 @@ def wish(**changes: object) -> NewInstance:
 
 
 async def done(log: SqliteEventLog, *names: str) -> None:
-    with log.wakeups.watch("a") as woken:
+    with log.wakeups.watch(await ref(log, "a")) as woken:
         while True:
-            subtasks = (await log.load("a")).subtasks
+            subtasks = (await load(log, "a")).subtasks
             if all(name in subtasks and subtasks[name].output for name in names):
                 return
             await woken.wait()
@@ -120,7 +120,7 @@ async def test_a_subtask_begins_as_soon_as_it_is_whole_and_its_dependencies_are_
         assert planner.worked.index("e") < planner.worked.index("d")
         assert "plan_completed" not in await kinds(log)
         planner.write("]}", None)
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         assert instance.state == pb.STATE_COMPLETE
         assert sorted(planner.worked) == ["a", "b", "d", "e"]
         assert (await kinds(log)).count("subtask_planned") == 4
@@ -132,8 +132,8 @@ async def test_a_plan_that_is_to_be_reviewed_is_not_begun(tmp_path: Path) -> Non
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish(review_plan=True))
         planner.write(HEAD + part("a") + "]}", None)
-        with log.wakeups.watch("a") as woken:
-            while (await log.load("a")).state != pb.STATE_WAITING:
+        with log.wakeups.watch(await ref(log, "a")) as woken:
+            while (await load(log, "a")).state != pb.STATE_WAITING:
                 await woken.wait()
                 woken.clear()
         assert planner.worked == []
@@ -151,7 +151,7 @@ async def test_when_planning_fails_what_runs_is_cut_and_what_is_done_is_kept(tmp
         planner.write(ModelError("STREAM_CUT", "cut", retryable=True))
         changed = part("c", text="do something else")
         planner.write(HEAD + part("a") + ", " + part("b", "a") + ", " + changed + "]}", None)
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         assert instance.state == pb.STATE_COMPLETE
         assert planner.cut == ["slow"]
         assert list(instance.subtasks) == ["a", "b", "c"]
@@ -176,7 +176,7 @@ async def test_a_planner_that_never_answers_validly_has_no_work_begun_but_for_it
             await planner.until_worked(name, "slow")
             planner.write(", " + part("b", "nobody") + "]}", None)
         planner.write(HEAD + part("third") + ", " + part("b", "nobody") + "]}", None)
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         assert (instance.state, instance.error.reason) == (pb.STATE_ERRORED, "PLAN_INVALID")
         assert planner.worked == ["first", "slow", "second", "slow"]
         assert list(instance.reusable) == ["first", "second"]
@@ -193,7 +193,7 @@ async def test_after_two_failed_plans_the_third_is_worked_on_once_it_is_whole(tm
             await done(log, "a")
             planner.write(ModelError("STREAM_CUT", "cut", retryable=True))
         planner.write(HEAD + part("a") + ", " + part("b") + "]}", None)
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
         assert planner.worked == ["a", "b"]
         events = await kinds(log)
         third = [place for place, kind in enumerate(events) if kind == "planning_started"][2]
@@ -210,7 +210,7 @@ async def test_calls_that_are_cut_off_by_a_termination_count(tmp_path: Path) -> 
         planner.write(HEAD + part("a") + ", " + part("slow"))
         await done(log, "a")
         await planner.until_worked("slow")
-        instance = await engine.steer("a", lifecycle.terminate)
+        instance = await steer(engine, "a", lifecycle.terminate)
         assert instance.usage.model_calls == 3  # the plan, a, and the slow one
     await log.aclose()
 
@@ -226,7 +226,7 @@ async def test_a_kept_result_survives_a_kill_amid_planning(tmp_path: Path) -> No
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models):
         planner.write(HEAD + part("a") + ", " + part("b") + "]}", None)
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
         assert planner.worked == ["a", "b"]
     await log.aclose()
 
@@ -237,11 +237,11 @@ async def test_terminating_amid_planning_and_retrying_keeps_what_is_done(tmp_pat
         await engine.create(wish())
         planner.write(HEAD + part("a"))
         await done(log, "a")
-        await engine.steer("a", lifecycle.terminate)
+        await steer(engine, "a", lifecycle.terminate)
         planner.pieces = asyncio.Queue()
-        await engine.steer("a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+        await steer(engine, "a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
         planner.write(HEAD + part("a") + "]}", None)
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
         assert planner.worked == ["a"]
     await log.aclose()
 
@@ -252,15 +252,15 @@ async def test_pausing_amid_planning_begins_nothing_more(tmp_path: Path) -> None
         await engine.create(wish())
         planner.write(HEAD + part("a"))
         await done(log, "a")
-        await engine.steer("a", lifecycle.pause)
+        await steer(engine, "a", lifecycle.pause)
         planner.write(", " + part("b") + "]}", None)
-        with log.wakeups.watch("a") as woken:
-            while (await log.load("a")).state != pb.STATE_PAUSED:
+        with log.wakeups.watch(await ref(log, "a")) as woken:
+            while (await load(log, "a")).state != pb.STATE_PAUSED:
                 await woken.wait()
                 woken.clear()
         assert planner.worked == ["a"]
-        await engine.steer("a", lifecycle.resume)
-        assert (await wait_for_end(log, "a", 20)).state == pb.STATE_COMPLETE
+        await steer(engine, "a", lifecycle.resume)
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     await log.aclose()
 
 
@@ -270,12 +270,10 @@ async def test_an_answer_that_contradicts_what_was_told_is_a_failed_attempt(tmp_
         await engine.create(wish())
         planner.write(HEAD + part("a") + ", " + part("b", "nobody") + "]}", None)
         planner.write(HEAD + part("a") + "]}", None)
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         assert instance.state == pb.STATE_COMPLETE
         assert planner.worked == ["a"]
-        failed = [
-            e.planning_failed for e in (await log.read("a", 0)).events() if e.HasField("planning_failed")
-        ]
+        failed = [e.planning_failed for e in (await read(log, "a")).events() if e.HasField("planning_failed")]
         assert failed[0].error.reason == "PLAN_INVALID"
         assert "'nobody', which is not in the plan" in failed[0].error.message
     await log.aclose()
@@ -286,7 +284,7 @@ async def completed(tmp_path: Path, provider: Provider) -> tuple[Instance, list[
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, Models({"scripted": provider})) as engine:
         await engine.create(wish())
-        instance = await wait_for_end(log, "a", 20)
+        instance = await ended(log, "a", 20)
         events = await kinds(log)
     await log.aclose()
     assert instance.state == pb.STATE_COMPLETE

@@ -25,6 +25,7 @@ class Service:
     address: str
     stub: OrchestratorStub
     log: SqliteEventLog
+    engine: LocalEngine
 
     async def ended(self, instance_id: str) -> pb.WaitInstanceResponse:
         answer = await self.stub.WaitInstance(pb.WaitInstanceRequest(id=instance_id))
@@ -56,4 +57,4 @@ async def service(
             serving(OrchestratorService(engine, log, DEFAULTS), log.wakeups, "127.0.0.1:0", grace_s=1)
         )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
-        yield Service(address, OrchestratorStub(channel), log)
+        yield Service(address, OrchestratorStub(channel), log, engine)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.lives import NOW_S, Life, at, part, states
 
+from orchestrator.core import lifecycle, view
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.decider import decide
 from orchestrator.core.events import (
@@ -17,6 +18,7 @@ from orchestrator.core.events import (
 from orchestrator.core.instance import (
     COMPLETED,
     IN_PROGRESS,
+    PAUSED,
     PLANNING,
     SYNTHESIS,
     TERMINAL,
@@ -221,12 +223,61 @@ def test_a_passed_deadline_errs() -> None:
 
 def test_a_crash_records_what_was_under_way_and_counts_no_failure() -> None:
     life = Life(retry=instance_pb2.RetryPolicy(max_attempts=1)).planned(part("a"), part("b")).started("a")
-    life.then(*calls_interrupted(life.instance, NOW_S))
+    life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
     work = life.instance.subtasks["a"].work
     assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
     assert (work.usage, life.instance.usage.model_calls) == (Usage(model_calls=1), 2)
     assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
-    assert calls_interrupted(life.instance, NOW_S) == ()
+    assert calls_interrupted(life.instance, NOW_S, by_crash=True) == ()
+
+
+def crashed(life: Life) -> Life:
+    return life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
+
+
+def test_an_instance_at_which_the_service_crashes_again_and_again_is_paused_with_the_reason() -> None:
+    life = Life().planned(part("a"), part("b"))
+    for _ in range(2):
+        crashed(life.started("a"))
+        assert CallModel(WorkKey("subtask", "a")) in what(life)
+    crashed(life.started("a"))
+    cause = recorded(life).instance_pause_requested.cause
+    assert (cause.reason, cause.subtask_id) == ("CRASHED_REPEATEDLY", "a")
+    assert "3 times in a row during subtask a" in cause.message
+    life.then(*what(life)[0].events)
+    life.then(*what(life)[0].events)
+    assert life.instance.state == PAUSED
+    assert view.instance(life.instance).waiting_reason == cause.message
+    life.then(*lifecycle.resume(life.instance))
+    assert CallModel(WorkKey("subtask", "a")) in what(life)  # a person wants it tried again: three times more
+    assert view.instance(life.instance).waiting_reason == ""
+
+
+def test_what_is_completed_between_crashes_begins_their_count_anew() -> None:
+    life = Life().planned(part("a"), part("b"), part("c"))
+    for done in ("b", "c"):
+        crashed(crashed(life.started("a")).started("a"))
+        life.done(done)
+    crashed(crashed(life.started("a")).started("a"))
+    assert what(life) == [CallModel(WorkKey("subtask", "a"))]
+
+
+def test_an_orderly_stop_and_a_failure_of_the_call_itself_are_no_crash_in_a_row() -> None:
+    life = Life().planned(part("a"))
+    for _ in range(5):
+        life.started("a").then(*calls_interrupted(life.instance, NOW_S, by_crash=False))
+    crashed(crashed(life.started("a")).started("a"))
+    life.started("a").then(
+        call_failed(life.instance, WorkKey("subtask", "a"), FLAKY, Usage(), now_s=NOW_S, jitter=0.5)
+    )
+    crashed(life.started("a"))
+    assert life.instance.crashes == {WorkKey("subtask", "a"): 1}
+
+
+def test_how_many_crashes_are_borne_is_a_matter_of_configuration() -> None:
+    life = Life(retry=instance_pb2.RetryPolicy(max_crashes=1)).planned(part("a"))
+    crashed(life.started("a"))
+    assert recorded(life).instance_pause_requested.cause.reason == "CRASHED_REPEATEDLY"
 
 
 def test_an_instance_that_ended_waits_or_rests_is_left_alone() -> None:
@@ -274,12 +325,16 @@ def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
                     running.add(call)
         at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == IN_PROGRESS]
         assert len(at_work) <= parallel
+        if life.instance.state == PAUSED:
+            assert max(life.instance.crashes.values()) == 3
+            life.then(*lifecycle.resume(life.instance))
         if not running:
             continue
         if crashes and data.draw(st.integers(0, 9), label="crash") == 9:
             crashes -= 1
             life.instance = life.refolded()
-            life.then(*calls_interrupted(life.instance, now_s))
+            by_crash = data.draw(st.booleans(), label="by_crash")
+            life.then(*calls_interrupted(life.instance, now_s, by_crash=by_crash))
             running.clear()
             continue
         call = data.draw(st.sampled_from(sorted(running, key=str)), label="ends")

@@ -29,7 +29,15 @@ once, so give `create` a `request_id` where you want to repeat it safely.
 from orchestrator.client.channel import MAX_MESSAGE_BYTES
 from orchestrator.client.errors import ServiceError
 from orchestrator.client.rpc import UNARY_TIMEOUT_S, Client
-from orchestrator.client.streams import KEEP_TRYING_S, SILENCE_S, Event, EventBatch, OnCut, OutputDelta
+from orchestrator.client.streams import (
+    KEEP_TRYING_S,
+    SILENCE_S,
+    Deletion,
+    Event,
+    EventBatch,
+    OnCut,
+    OutputDelta,
+)
 from orchestrator.client.sync import SyncClient
 
 __all__ = [
@@ -38,6 +46,7 @@ __all__ = [
     "SILENCE_S",
     "UNARY_TIMEOUT_S",
     "Client",
+    "Deletion",
     "Event",
     "EventBatch",
     "OnCut",

@@ -15,6 +15,7 @@ from orchestrator.client.channel import AsyncChannel, Channel
 from orchestrator.client.errors import ServiceError, mapping_errors
 from orchestrator.client.streams import (
     KEEP_TRYING_S,
+    Deletion,
     Event,
     EventBatch,
     OnCut,
@@ -165,43 +166,67 @@ class Client:
                 return answer
             longest_s = _REVIEW_STEP_S if until_review and instance.config.review_plan else _WAIT_STEP_S
 
-    async def pause(self, instance_id: str) -> orchestrator_pb2.PauseInstanceResponse:
+    async def pause(
+        self, instance_id: str, *, expected_sequence: int | None = None
+    ) -> orchestrator_pb2.PauseInstanceResponse:
         """Start nothing new; what runs finishes."""
         with mapping_errors():
             return await self._stub.PauseInstance(
-                orchestrator_pb2.PauseInstanceRequest(id=instance_id), timeout=self._timeout_s
+                orchestrator_pb2.PauseInstanceRequest(id=instance_id, expected_sequence=expected_sequence),
+                timeout=self._timeout_s,
             )
 
-    async def resume(self, instance_id: str) -> orchestrator_pb2.ResumeInstanceResponse:
+    async def resume(
+        self, instance_id: str, *, expected_sequence: int | None = None
+    ) -> orchestrator_pb2.ResumeInstanceResponse:
         """Let a paused instance go on."""
         with mapping_errors():
             return await self._stub.ResumeInstance(
-                orchestrator_pb2.ResumeInstanceRequest(id=instance_id), timeout=self._timeout_s
+                orchestrator_pb2.ResumeInstanceRequest(id=instance_id, expected_sequence=expected_sequence),
+                timeout=self._timeout_s,
             )
 
-    async def terminate(self, instance_id: str) -> orchestrator_pb2.TerminateInstanceResponse:
+    async def terminate(
+        self, instance_id: str, *, expected_sequence: int | None = None
+    ) -> orchestrator_pb2.TerminateInstanceResponse:
         """Stop an instance for good."""
         with mapping_errors():
             return await self._stub.TerminateInstance(
-                orchestrator_pb2.TerminateInstanceRequest(id=instance_id), timeout=self._timeout_s
+                orchestrator_pb2.TerminateInstanceRequest(
+                    id=instance_id, expected_sequence=expected_sequence
+                ),
+                timeout=self._timeout_s,
             )
 
     async def retry(
-        self, instance_id: str, config: instance_pb2.InstanceConfig | None = None
+        self,
+        instance_id: str,
+        config: instance_pb2.InstanceConfig | None = None,
+        *,
+        expected_sequence: int | None = None,
     ) -> orchestrator_pb2.RetryInstanceResponse:
         """Run again what failed, under changed config."""
         with mapping_errors():
             return await self._stub.RetryInstance(
-                orchestrator_pb2.RetryInstanceRequest(id=instance_id, config=config), timeout=self._timeout_s
+                orchestrator_pb2.RetryInstanceRequest(
+                    id=instance_id, config=config, expected_sequence=expected_sequence
+                ),
+                timeout=self._timeout_s,
             )
 
     async def restart(
-        self, instance_id: str, config: instance_pb2.InstanceConfig | None = None
+        self,
+        instance_id: str,
+        config: instance_pb2.InstanceConfig | None = None,
+        *,
+        expected_sequence: int | None = None,
     ) -> orchestrator_pb2.RestartInstanceResponse:
         """Begin anew, under changed config."""
         with mapping_errors():
             return await self._stub.RestartInstance(
-                orchestrator_pb2.RestartInstanceRequest(id=instance_id, config=config),
+                orchestrator_pb2.RestartInstanceRequest(
+                    id=instance_id, config=config, expected_sequence=expected_sequence
+                ),
                 timeout=self._timeout_s,
             )
 
@@ -234,10 +259,15 @@ class Client:
         *,
         subtasks: Sequence[instance_pb2.Subtask] = (),
         feedback: str = "",
+        expected_sequence: int | None = None,
     ) -> orchestrator_pb2.ReviewPlanResponse:
         """Decide on a plan that waits; `subtasks` replace it, `feedback` goes with a rejection."""
         request = orchestrator_pb2.ReviewPlanRequest(
-            id=instance_id, decision=decision, subtasks=subtasks, feedback=feedback
+            id=instance_id,
+            decision=decision,
+            subtasks=subtasks,
+            feedback=feedback,
+            expected_sequence=expected_sequence,
         )
         with mapping_errors():
             return await self._stub.ReviewPlan(request, timeout=self._timeout_s)
@@ -285,7 +315,7 @@ class Client:
         )
         return self._stream(request, keep_trying_s, on_cut)
 
-    def stream_all_events(
+    async def stream_all_events(
         self,
         *,
         after_position: int = 0,
@@ -299,6 +329,28 @@ class Client:
         A batch's `last_position` is what to go on after another time, once its events are dealt with. Cuts
         are overcome as in `stream_events`. With `follow` it has no end of its own.
         """
+        both = self.stream_all(
+            after_position=after_position,
+            labels=labels,
+            follow=follow,
+            keep_trying_s=keep_trying_s,
+            on_cut=on_cut,
+        )
+        async with contextlib.aclosing(both) as items:
+            async for item in items:
+                if isinstance(item, EventBatch):
+                    yield item
+
+    def stream_all(
+        self,
+        *,
+        after_position: int = 0,
+        labels: Mapping[str, str] | None = None,
+        follow: bool = True,
+        keep_trying_s: float = KEEP_TRYING_S,
+        on_cut: OnCut | None = None,
+    ) -> AsyncGenerator[EventBatch | Deletion, None]:
+        """Give events as `stream_all_events` does, and between them the deletions of instances."""
         request = orchestrator_pb2.StreamAllEventsRequest(
             after_position=after_position,
             follow=follow,

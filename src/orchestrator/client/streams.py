@@ -24,6 +24,7 @@ _LONGEST_DELAY_S: Final = 5.0
 Event: TypeAlias = event_pb2.Event
 OutputDelta: TypeAlias = orchestrator_pb2.OutputDelta
 EventBatch: TypeAlias = orchestrator_pb2.EventBatch
+Deletion: TypeAlias = orchestrator_pb2.Deletion
 
 OnCut: TypeAlias = Callable[[ServiceError | None], None]
 """Called with the failure when a stream's connection is lost and at each failed try, None once back."""
@@ -127,18 +128,24 @@ async def read_instance(
 async def read_all(
     messages: AsyncGenerator[orchestrator_pb2.StreamAllEventsResponse, None],
     request: orchestrator_pb2.StreamAllEventsRequest,
-) -> AsyncGenerator[EventBatch, None]:
-    """Give the events of all instances; the request's `after_position` moves on with the batches."""
+) -> AsyncGenerator[EventBatch | Deletion, None]:
+    """Give the events and deletions of all instances; the request's `after_position` moves on with them."""
     async with contextlib.aclosing(messages):
         async for message in messages:
             match message.WhichOneof("kind"):
                 case "batch":
-                    check_position(message.batch, request.after_position)
+                    check_position(message.batch.last_position, request.after_position)
                     request.after_position = message.batch.last_position
                     yield message.batch
+                case "deleted":
+                    check_position(message.deleted.position, request.after_position)
+                    request.after_position = message.deleted.position
+                    yield message.deleted
                 case "caught_up" if not request.follow:
                     return
-                case _:
+                case "heartbeat":  # so far everything was looked at, whether it has the labels or not
+                    request.after_position = max(request.after_position, message.heartbeat.sequence)
+                case _:  # kinds of later versions are not ours to judge
                     pass
 
 
@@ -151,12 +158,12 @@ def check_sequence(event: Event, last: int) -> None:
         )
 
 
-def check_position(batch: EventBatch, last: int) -> None:
-    """Raise DATA_LOSS where the batch does not come after the position `last`."""
-    if batch.last_position <= last:
+def check_position(position: int, last: int) -> None:
+    """Raise DATA_LOSS where a position does not come after `last`."""
+    if position <= last:
         raise ServiceError(
             grpc.StatusCode.DATA_LOSS,
-            f"position {batch.last_position} came after {last}: the service broke its promise",
+            f"position {position} came after {last}: the service broke its promise",
         )
 
 

@@ -145,3 +145,4 @@ class SyncClient:
     stream_events = _iterating(Client.stream_events)
     stream = _iterating(Client.stream)
     stream_all_events = _iterating(Client.stream_all_events)
+    stream_all = _iterating(Client.stream_all)

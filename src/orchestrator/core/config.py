@@ -21,6 +21,7 @@ _RANGES: Final = {
     "tolerated_failures": (0, 64),
     "max_input_characters": (2000, 10_000_000),
     "retry.max_attempts": (1, 100),
+    "retry.max_crashes": (1, 1000),
     "retry.multiplier": (1, 10),
     "budget.max_tokens": (1, 2**62),
     "budget.max_cost_usd": (1e-6, 1e9),
@@ -34,8 +35,17 @@ _DURATIONS_S: Final = {
 _MAX_INSTRUCTIONS_BYTES: Final = 32 * 1024
 
 
+MAX_CRASHES: Final = 3
+"""Of an instance that says nothing else; those recorded before there was such a limit have this one too."""
+
+
 def default(
-    big_model: str, small_model: str, workers: Iterable[pb.Worker] = (), *, max_output_tokens: int = 8192
+    big_model: str,
+    small_model: str,
+    workers: Iterable[pb.Worker] = (),
+    *,
+    max_output_tokens: int = 8192,
+    max_crashes: int = MAX_CRASHES,
 ) -> pb.InstanceConfig:
     """The configuration of an instance whose client asks for nothing."""
     return pb.InstanceConfig(
@@ -50,6 +60,7 @@ def default(
             max_delay=Duration(seconds=60),
             multiplier=2,
             attempt_timeout=Duration(seconds=600),
+            max_crashes=max_crashes,
         ),
         max_input_characters=DEFAULT_CHARACTERS,
         tolerated_failures=0,

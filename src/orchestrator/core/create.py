@@ -8,6 +8,7 @@ from typing import Final
 
 from orchestrator.core import config, decider, plan
 from orchestrator.core.instance import Instance
+from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event, InstanceCreated
@@ -32,6 +33,9 @@ class NewInstance:
     request_digest: bytes = b""
     """SHA-256 of the request without its request_id."""
     forked_from: str = ""
+    origin: Origin = NO_ORIGIN
+    tenant: str = ""
+    """Whose it is: ids and request ids are unique within a tenant."""
     history: Sequence[Event] = ()
     """The events that a fork copies from its source, to follow InstanceCreated."""
 
@@ -46,11 +50,15 @@ class NewInstance:
             forked_from=self.forked_from,
             copied_events=len(self.history),
         )
-        events = [Event(instance_created=created), *self.history]
+        first = Event(instance_created=created)
+        self.origin.stamp([first])
+        events = [first, *self.history]
         return decider.apply(Instance(id=self.id), events, now_s), events
 
 
-def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str) -> NewInstance:
+def new_instance(
+    request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str, origin: Origin = NO_ORIGIN
+) -> NewInstance:
     """Validate a request; raise InvalidArgumentError that names the field and the mend."""
     size = len(request.prompt.encode())
     if not request.prompt.strip():
@@ -78,6 +86,7 @@ def new_instance(request: CreateInstanceRequest, *, base: pb.InstanceConfig, fal
         labels=dict(request.labels),
         request_id=request.request_id,
         request_digest=_digest(request),
+        origin=origin,
     )
 
 

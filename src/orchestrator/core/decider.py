@@ -11,7 +11,8 @@ from typing import Final
 from orchestrator.core import budget, merging, retry
 from orchestrator.core.budget import Since
 from orchestrator.core.commands import CallModel, Command, Record, WakeAfter
-from orchestrator.core.events import subtasks_planned, whole_plan
+from orchestrator.core.config import MAX_CRASHES
+from orchestrator.core.events import pause_requested, subtasks_planned, whole_plan
 from orchestrator.core.instance import (
     COMPLETED,
     FAILED,
@@ -32,7 +33,7 @@ from orchestrator.core.instance import (
     subtask_of,
 )
 from orchestrator.core.outcomes import Outcome, events_of
-from orchestrator.core.state import fold
+from orchestrator.core.state import SCHEMA, fold
 from orchestrator.core.wire import failure_message, usage_message
 from orchestrator.v1 import event_pb2 as pb
 
@@ -53,11 +54,27 @@ def decide(instance: Instance, since_s: Since) -> tuple[Command, ...]:
         return (Record((pb.Event(instance_completed=pb.InstanceCompleted(usage=usage)),)),)
     if instance.state == WAITING_FOR_PAUSE:
         return () if instance.has_open_calls else (Record((pb.Event(instance_paused=pb.InstancePaused()),)),)
+    if crashed := _crashed_too_often(instance):
+        return (Record((pause_requested(crashed),)),)
     if not instance.is_planned:
         return _decide_planning(instance, since_s)
     if unsettled := _unsettled(instance):
         return _decide_subtasks(instance, unsettled, since_s)
     return _decide_synthesis(instance, since_s)
+
+
+def _crashed_too_often(instance: Instance) -> Failure | None:
+    most = instance.config.retry.max_crashes or MAX_CRASHES
+    for key, count in instance.crashes.items():
+        if count >= most:
+            what = f"subtask {key.subtask_id}" if key.subtask_id else f"the {key.kind}"
+            return Failure(
+                "CRASHED_REPEATEDLY",
+                f"the service crashed {count} times in a row during {what}, and nothing was completed in "
+                "between: resume it to try again",
+                key.subtask_id,
+            )
+    return None
 
 
 def _decide_planning(instance: Instance, since_s: Since) -> tuple[Command, ...]:
@@ -176,6 +193,7 @@ def apply(instance: Instance, events: Sequence[pb.Event], now_s: float) -> Insta
     for sequence, event in enumerate(events, instance.last_sequence + 1):
         event.instance_id = instance.id
         event.sequence = sequence
+        event.schema = SCHEMA
         event_time = event.event_time
         event_time.seconds = seconds
         event_time.nanos = micros * 1000

@@ -3,7 +3,7 @@
 The most frequent kinds are filled in place: protobuf copies a message that is given to another's constructor.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from orchestrator.core import merging, retry
 from orchestrator.core.commands import model_for
@@ -70,6 +70,8 @@ def failed(
     usage: Usage,
     retry_s: float | None = None,
     response_id: str = "",
+    *,
+    by_crash: bool = False,
 ) -> pb.Event:
     """Record that an attempt failed; at `retry_s`, in seconds since the epoch, the next may begin."""
     event = pb.Event()
@@ -78,6 +80,7 @@ def failed(
     payload.model = model
     payload.response_id = response_id
     payload.error.CopyFrom(failure_message(cause._replace(subtask_id=key.subtask_id)))
+    payload.by_crash = by_crash
     if retry_s is not None and (retry_time := timestamp(retry_s)):
         payload.retry_time.CopyFrom(retry_time)
     if usage.model_calls:
@@ -125,14 +128,23 @@ def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
     return bool(is_given) and merging.can_shrink(instance, instance.work(key))
 
 
-def calls_interrupted(instance: Instance, now_s: float) -> tuple[pb.Event, ...]:
-    """A crash cut off the calls under way: each is recorded as failed, and may begin again at once."""
-    cause = Failure(INTERRUPTED, "the service stopped while the call was under way")
+def calls_interrupted(
+    instance: Instance, now_s: float, *, by_crash: bool, but: Collection[WorkKey] = ()
+) -> tuple[pb.Event, ...]:
+    """The service stopped or crashed during calls, `but` some: each failed, and may begin again at once."""
+    cause = Failure(INTERRUPTED, f"the service {'crashed' if by_crash else 'stopped'} during the call")
     return tuple(
-        failed(key, work.attempt, work.model, cause, CUT_OFF, now_s)
+        failed(key, work.attempt, work.model, cause, CUT_OFF, now_s, by_crash=by_crash)
         for key, work in instance.works
-        if work.state == IN_PROGRESS
+        if work.state == IN_PROGRESS and key not in but
     )
+
+
+def pause_requested(cause: Failure) -> pb.Event:
+    """The service itself asks to pause."""
+    event = pb.Event()
+    event.instance_pause_requested.cause.CopyFrom(failure_message(cause))
+    return event
 
 
 def plan_calls_interrupted(instance: Instance) -> tuple[pb.Event, ...]:

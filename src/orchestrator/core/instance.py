@@ -115,6 +115,7 @@ class Work(NamedTuple):
 
 
 NOT_STARTED: Final = Work()
+NO_CRASHES: Final[Mapping[WorkKey, int]] = MappingProxyType({})
 
 
 class Subtask(NamedTuple):
@@ -179,6 +180,10 @@ class Instance:
     copied_events: int = 0
     """How many events behind the first one a fork copied from its source."""
     error: Failure | None = None
+    crashes: Mapping[WorkKey, int] = field(default_factory=lambda: NO_CRASHES)
+    """How often in a row the process crashed at each piece of work, since anything was completed."""
+    pause_cause: Failure | None = None
+    """Why the service itself asked to pause, if it did."""
     create_time_s: float = 0.0
     start_time_s: float = 0.0
     end_time_s: float = 0.0

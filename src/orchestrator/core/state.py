@@ -16,6 +16,7 @@ from orchestrator.core.instance import (
     FAILED,
     IN_PROGRESS,
     INTERRUPTED,
+    NO_CRASHES,
     NO_USAGE,
     NOT_STARTED,
     PAUSED,
@@ -54,6 +55,9 @@ from orchestrator.core.wire import (
 )
 from orchestrator.v1 import event_pb2 as pb_event
 from orchestrator.v1 import instance_pb2 as pb
+
+SCHEMA: Final = 1
+"""The version of the events' schema that this release writes, and the newest that it reads."""
 
 WORK_START_EVENTS = tuple(names.started for names in WORK_EVENTS.values())
 WORK_END_EVENTS = (
@@ -144,6 +148,10 @@ def _evolve(draft: Instance, event: pb_event.Event) -> None:
     kind = event.WhichOneof("payload")
     if kind is None:
         raise IllegalEventError(f"event {event.sequence} has no payload that this version knows")
+    if event.schema > SCHEMA:
+        raise IllegalEventError(
+            f"event {event.sequence} is of schema {event.schema}, and this version reads up to {SCHEMA}"
+        )
     if event.sequence != draft.last_sequence + 1:
         raise IllegalEventError(f"event {event.sequence} cannot follow event {draft.last_sequence}")
     targets = TRANSITIONS[draft.state].get(kind)
@@ -244,6 +252,10 @@ def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
     _add_usage(draft, usage)
     ended = _end_attempt(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
     interrupted = payload.error.reason == INTERRUPTED
+    if payload.by_crash:
+        draft.crashes = {**draft.crashes, key: draft.crashes.get(key, 0) + 1}
+    elif key in draft.crashes and not interrupted:
+        draft.crashes = {other: count for other, count in draft.crashes.items() if other != key}
     failed = ended._replace(
         failures=work.failures if interrupted else work.failures + 1,
         too_long=work.too_long + (payload.error.reason == TOO_LONG),
@@ -270,6 +282,7 @@ def _work_completed(draft: Instance, payload: WorkCompleted, time_s: float) -> N
     ended = _end_attempt(_work(draft, key), payload.attempt, COMPLETED, usage, time_s)
     _set_work(draft, key, ended, output_of(payload))
     _add_usage(draft, usage)
+    draft.crashes = NO_CRASHES
 
 
 def _discard_plan(draft: Instance) -> None:
@@ -369,8 +382,19 @@ def _no_change(_draft: Instance, _payload: object, _time_s: float) -> None:
     pass
 
 
+def _instance_pause_requested(draft: Instance, payload: pb_event.InstancePauseRequested, _: float) -> None:
+    draft.pause_cause = failure_of(payload.cause) if payload.HasField("cause") else None
+
+
+def _instance_resumed(draft: Instance, _payload: object, _time_s: float) -> None:
+    draft.pause_cause = None
+    draft.crashes = NO_CRASHES
+
+
 def _instance_retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
     draft.config = _copy_config(payload.config)
+    draft.crashes = NO_CRASHES
+    draft.pause_cause = None
     if draft.is_planned:
         draft.subtasks = _reset_unfinished(draft)
     else:
@@ -441,9 +465,9 @@ _HANDLERS: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
     "subtask_planned": _subtask_planned,
     "plan_reviewed": _plan_reviewed,
     "subtask_skipped": _subtask_skipped,
-    "instance_pause_requested": _no_change,
+    "instance_pause_requested": _instance_pause_requested,
     "instance_paused": _no_change,
-    "instance_resumed": _no_change,
+    "instance_resumed": _instance_resumed,
     "instance_retried": _instance_retried,
     "instance_restarted": _instance_restarted,
     "instance_completed": _no_change,

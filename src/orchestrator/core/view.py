@@ -18,8 +18,8 @@ _FIELD_BYTES: Final = 16
 """More than a message's place in another one takes, or an event's `omitted_bytes`."""
 
 
-def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
-    """The resource, in VIEW_FULL or VIEW_BASIC."""
+def instance(state: core.Instance, *, full: bool = False, waiting_reason: str = "") -> pb.Instance:
+    """The resource, in VIEW_FULL or VIEW_BASIC; only who runs it knows what it waits for."""
     prompt = state.prompt if full else _truncate(state.prompt, MAX_TEXT_BYTES)
     message = pb.Instance(
         id=state.id,
@@ -38,6 +38,7 @@ def instance(state: core.Instance, *, full: bool = False) -> pb.Instance:
         last_sequence=state.last_sequence,
         labels=dict(state.labels),
         forked_from=state.forked_from,
+        waiting_reason=state.pause_cause.message if state.pause_cause else waiting_reason,
         own_usage=usage_message(state.own_usage) if state.usage != state.own_usage else _usage(state.usage),
     )
     if state.state == core.COMPLETE and (full or _is_short(state.final_result)):

@@ -4,19 +4,28 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from orchestrator.core.create import NewInstance
-from orchestrator.core.instance import Instance
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.engine.live import LiveTexts
-from orchestrator.engine.run import Action
+from orchestrator.engine.steering import Action
+from orchestrator.log.states import Loaded, StateStore
 
 
 class Engine(Protocol):
     """Runs instances. Every answer is durable before it is given."""
 
     @property
+    def states(self) -> StateStore:
+        """The instances as they are recorded."""
+
+    @property
     def live(self) -> LiveTexts:
         """What calls under way have written so far."""
 
-    async def create(self, new: NewInstance) -> Instance:
+    def waiting_reason(self, ref: InstanceRef) -> str:
+        """Why nothing happens to an instance that is not at rest; empty: something does."""
+
+    async def create(self, new: NewInstance) -> Loaded:
         """Record an instance and see to it that it runs.
 
         A repeated request (same `request_id` and digest) gives the first instance as it is now. Raise
@@ -24,11 +33,18 @@ class Engine(Protocol):
         UnavailableError.
         """
 
-    async def create_all(self, wishes: Sequence[NewInstance]) -> Sequence[Instance]:
+    async def create_all(self, batch: Sequence[NewInstance]) -> Sequence[Loaded]:
         """Record instances in one commit, all or none; answers and errors as of `create`."""
 
-    async def steer(self, instance_id: str, action: Action) -> Instance:
+    async def steer(
+        self,
+        key: InstanceKey,
+        action: Action,
+        origin: Origin = NO_ORIGIN,
+        expected_sequence: int | None = None,
+    ) -> Loaded:
         """Do to an instance what a client asks, as core/lifecycle.py says; give it as it is then.
 
-        Raise InstanceNotFoundError, UnavailableError, and what the action raises.
+        Raise InstanceNotFoundError, SequenceMismatchError where `expected_sequence` is given and is not the
+        last one, UnavailableError, and what the action raises.
         """

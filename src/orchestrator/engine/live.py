@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import WorkKey
 from orchestrator.core.wire import ended_attempt
 from orchestrator.log.base import Page
@@ -116,49 +117,49 @@ class LiveTexts:
     """The texts of all instances that are watched or call models."""
 
     def __init__(self) -> None:
-        self._instances: dict[str, _Instance] = {}
+        self._instances: dict[InstanceRef, _Instance] = {}
 
     @contextmanager
-    def subscribe(self, instance_id: str) -> Iterator[TextReader]:
+    def subscribe(self, ref: InstanceRef) -> Iterator[TextReader]:
         """Watch an instance while the block runs."""
-        instance = self._instances.setdefault(instance_id, _Instance())
+        instance = self._instances.setdefault(ref, _Instance())
         reader = TextReader(instance.texts.values())
         instance.readers.add(reader)
         try:
             yield reader
         finally:
             instance.readers.discard(reader)
-            self._forget(instance_id)
+            self._forget(ref)
 
-    def is_watched(self, instance_id: str) -> bool:
+    def is_watched(self, ref: InstanceRef) -> bool:
         """Whether an instance has readers now."""
-        instance = self._instances.get(instance_id)
+        instance = self._instances.get(ref)
         return instance is not None and bool(instance.readers)
 
-    def writer(self, instance_id: str, attempt: Attempt) -> OnText:
+    def writer(self, ref: InstanceRef, attempt: Attempt) -> OnText:
         """Return what takes the text of an attempt's next call, behind that of its calls before.
 
         It takes room only once it is told something.
         """
-        instance = self._instances.get(instance_id)
+        instance = self._instances.get(ref)
         text = instance.texts.get(attempt) if instance else None
         call_begins = len(text.pieces) if text else 0
 
         def write(piece: str, *, is_anew: bool = False) -> None:
-            self._write(instance_id, attempt, piece, kept=call_begins if is_anew else None)
+            self._write(ref, attempt, piece, kept=call_begins if is_anew else None)
 
         return write
 
-    def end(self, instance_id: str, attempt: Attempt) -> None:
+    def end(self, ref: InstanceRef, attempt: Attempt) -> None:
         """End an attempt's text: it is kept for those only who were reading it."""
-        instance = self._instances.get(instance_id)
+        instance = self._instances.get(ref)
         if instance and (text := instance.texts.pop(attempt, None)):
             text.is_whole = True
-            self._forget(instance_id)
+            self._forget(ref)
 
-    def _write(self, instance_id: str, attempt: Attempt, piece: str, *, kept: int | None) -> None:
+    def _write(self, ref: InstanceRef, attempt: Attempt, piece: str, *, kept: int | None) -> None:
         """Add a piece to an attempt's text, of which only so many pieces are `kept`; None: all."""
-        instance = self._instances.setdefault(instance_id, _Instance())
+        instance = self._instances.setdefault(ref, _Instance())
         text = instance.texts.get(attempt)
         if text is None or kept is not None:
             kept = kept or 0
@@ -171,10 +172,10 @@ class LiveTexts:
         for reader in instance.readers:
             reader.woken.set()
 
-    def _forget(self, instance_id: str) -> None:
-        instance = self._instances.get(instance_id)
+    def _forget(self, ref: InstanceRef) -> None:
+        instance = self._instances.get(ref)
         if instance and not instance.readers and not instance.texts:
-            del self._instances[instance_id]
+            del self._instances[ref]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,25 +4,28 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Final, Self
 
 from orchestrator.core import config as core_config
 from orchestrator.core.create import NewInstance
-from orchestrator.core.instance import RESTING, TERMINAL, Instance
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.instance import RESTING, Instance
+from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import LiveTexts
-from orchestrator.engine.run import Action, Run, RunContext
+from orchestrator.engine.run import Run, RunContext
 from orchestrator.engine.scheduler import CallScheduler
+from orchestrator.engine.steering import Action, steer
 from orchestrator.errors import (
     InvalidArgumentError,
     QueueFullError,
     SettingsError,
     at_field,
 )
-from orchestrator.log.base import DuplicateRequest, Entry, EventLog
+from orchestrator.log.base import Created, Creation, Duplicate, EventLog
+from orchestrator.log.states import Loaded, StateStore
 from orchestrator.models.base import Models
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event, InstanceRestarted, InstanceRetried
@@ -37,11 +40,15 @@ class LocalEngine:
         self._context = context
         self._max_active = max_active
         self._max_queued = max_queued
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[InstanceRef, Run] = {}
+        """Those that are admitted, and those that were steered meanwhile."""
         self._active = 0
-        self._waiting: dict[str, None] = {}
-        """Ids of those that wait for a place, in order."""
-        self._stopping = False
+        self._waiting: dict[InstanceRef, Instance | None] = {}
+        """Those that wait for admission, in order; None: it is loaded when its turn comes."""
+        self._loading: dict[InstanceRef, bool] = {}
+        """Those that are loaded to be started, and whether they were steered meanwhile."""
+        self._being_created = 0
+        self._is_stopping = False
         self.recovered = 0
         """How many unfinished instances it found that go on; paused ones and those in review wait."""
 
@@ -66,94 +73,146 @@ class LocalEngine:
         async with asyncio.TaskGroup() as tasks:
             engine = cls(
                 RunContext(
-                    log, models, LiveTexts(), CallScheduler(max_calls, jitter), tasks, Clock(now_s), jitter
+                    log,
+                    StateStore(log),
+                    models,
+                    LiveTexts(),
+                    CallScheduler(max_calls, jitter),
+                    tasks,
+                    Clock(now_s),
+                    jitter,
                 ),
                 max_active=max_active,
                 max_queued=max_queued,
             )
-            for instance_id in await log.unfinished():
-                try:
-                    instance = await log.load(instance_id)
-                    engine._enqueue(instance)
-                    engine.recovered += instance.state not in RESTING
-                except Exception:  # one instance that cannot be read must not keep the others from going on
-                    _LOGGER.exception("%s cannot be taken up", instance_id)
+            goes_on = [head.ref for head in await log.unfinished() if head.state not in RESTING]
+            engine.recovered = len(goes_on)
+            engine._waiting = dict.fromkeys(goes_on)
+            engine._admit()
             try:
                 yield engine
             except Exception as error:  # noqa: BLE001  a task group would wrap what is not its own
                 failure = error
             finally:
-                engine._stopping = True
+                engine._is_stopping = True
                 engine._context.scheduler.close()
                 for run in tuple(engine._runs.values()):
-                    run.cancel_calls()
+                    run.stop()
         if failure:
             raise failure
+
+    @property
+    def states(self) -> StateStore:
+        """The instances as they are recorded; see Engine."""
+        return self._context.states
 
     @property
     def live(self) -> LiveTexts:
         """What calls under way have written; see Engine."""
         return self._context.live
 
-    async def create(self, new: NewInstance) -> Instance:
+    def waiting_reason(self, ref: InstanceRef) -> str:
+        """Why nothing happens to an instance; see Engine."""
+        if run := self._runs.get(ref):
+            return run.waiting_reason
+        if ref in self._waiting:
+            return (
+                f"{self._active} instances are at work, as many as may be at a time "
+                "(ORCHESTRATOR_MAX_ACTIVE_INSTANCES)"
+            )
+        return ""
+
+    async def create(self, new: NewInstance) -> Loaded:
         """Record an instance and see to it that it runs; see Engine."""
         self._check_models(new.config)
-        entry = self._creation(new)
-        if len(self._waiting) >= self._max_queued:
-            return await self._first_of_duplicate(entry)
-        return await self._created(entry.instance, self._context.log.append(entry))
+        return (await self._create([new]))[0]
 
-    async def create_all(self, wishes: Sequence[NewInstance]) -> Sequence[Instance]:
+    async def create_all(self, batch: Sequence[NewInstance]) -> Sequence[Loaded]:
         """Record instances, all or none; see Engine."""
-        for number, new in enumerate(wishes):
+        for number, new in enumerate(batch):
             with at_field(f"requests[{number}]"):
                 self._check_models(new.config)
-        entries = [self._creation(new) for new in wishes]
-        if len(self._waiting) + len(entries) > self._max_queued:
-            return [await self._first_of_duplicate(entry) for entry in entries]
-        durables = self._context.log.append_atomic(entries)
-        created = [
-            self._created(entry.instance, durable) for entry, durable in zip(entries, durables, strict=True)
-        ]
-        return await asyncio.gather(*created)
+        return await self._create(batch)
 
-    async def _first_of_duplicate(self, entry: Entry) -> Instance:
+    async def _create(self, batch: Sequence[NewInstance]) -> Sequence[Loaded]:
+        creations = [self._creation(new) for new in batch]
+        room = self._max_active - self._active + self._max_queued - len(self._waiting) - self._being_created
+        if len(creations) > room:
+            return [await self._created_before(creation) for creation in creations]
+        self._being_created += len(creations)
+        outcomes = self._context.log.create(creations)
+        outcomes.add_done_callback(lambda done: self._on_created(creations, done))
+        # A client that goes away does not keep them from being recorded, nor from running.
+        return [
+            Loaded(outcome.ref, creation.instance)
+            if isinstance(outcome, Created)
+            else await self.states.load(outcome.ref.key)
+            for outcome, creation in zip(await asyncio.shield(outcomes), creations, strict=True)
+        ]
+
+    def _creation(self, new: NewInstance) -> Creation:
+        instance, events = new.begin(self._context.clock.now_s())
+        return Creation(InstanceKey(new.tenant, new.id), events, instance)
+
+    async def _created_before(self, creation: Creation) -> Loaded:
         """With a full queue, give the instance that the same request has made; there can be no new one."""
-        try:
-            await self._context.log.check_new(entry.instance)
-        except DuplicateRequest as duplicate:
-            return await self._context.log.load(duplicate.instance_id)
+        if duplicate := await self._context.log.check_creation(creation):
+            return await self.states.load(duplicate.ref.key)
         raise QueueFullError(len(self._waiting))
 
-    def _creation(self, new: NewInstance) -> Entry:
-        instance, events = new.begin(self._context.clock.now_s())
-        return Entry(events, instance)
+    def _on_created(
+        self,
+        creations: Sequence[Creation],
+        done: "asyncio.Future[Sequence[Created | Duplicate]]",
+    ) -> None:
+        self._being_created -= len(creations)
+        if done.cancelled() or done.exception():
+            return
+        for creation, outcome in zip(creations, done.result(), strict=True):
+            if isinstance(outcome, Created):
+                self._waiting[outcome.ref] = creation.instance
+        self._admit()
 
-    def _created(
-        self, instance: Instance, durable: "asyncio.Future[None]"
-    ) -> Coroutine[None, None, Instance]:
-        """Wait until an instance is durable; whoever goes away does not keep it from running."""
-        durable.add_done_callback(lambda done: None if done.exception() else self._enqueue(instance))
-        return self._once_durable(instance, durable)
-
-    async def _once_durable(self, instance: Instance, durable: "asyncio.Future[None]") -> Instance:
-        try:
-            await asyncio.shield(durable)
-        except DuplicateRequest as duplicate:
-            return await self._context.log.load(duplicate.instance_id)
-        return instance
-
-    async def steer(self, instance_id: str, action: Action) -> Instance:
+    async def steer(
+        self,
+        key: InstanceKey,
+        action: Action,
+        origin: Origin = NO_ORIGIN,
+        expected_sequence: int | None = None,
+    ) -> Loaded:
         """Do to an instance what a client asks; see Engine."""
-        if instance_id not in self._runs:
-            instance = await self._context.log.load(instance_id)
-            self._runs.setdefault(instance_id, Run(instance, self._context, self._on_durable))
-        run = self._runs[instance_id]
-        try:
-            return await run.steer(partial(self._with_checked_models, action))
-        finally:
-            if run.is_at_rest:
-                self._release(run)
+
+        def checked(instance: Instance) -> Sequence[Event]:
+            events = action(instance)
+            self._check_new_models(events)
+            return events
+
+        return await steer(
+            self._context.log,
+            self.states,
+            self._context.clock,
+            key,
+            checked,
+            origin=origin,
+            expected_sequence=expected_sequence,
+            on_durable=self._on_steered,
+        )
+
+    def _on_steered(self, steered: Loaded) -> None:
+        """Let the run that has the instance go on from there, or begin one."""
+        ref, instance = steered
+        if run := self._runs.get(ref):
+            run.rebase()
+        elif ref in self._loading:
+            self._loading[ref] = True
+        elif ref in self._waiting:
+            if instance.state in RESTING:
+                del self._waiting[ref]
+            else:
+                self._waiting[ref] = instance
+        elif instance.state not in RESTING:
+            self._waiting[ref] = instance
+            self._admit()
 
     def _check_models(self, config: pb.InstanceConfig) -> None:
         models = core_config.models(config)
@@ -172,49 +231,56 @@ class LocalEngine:
                         field="config.budget.max_cost_usd",
                     )
 
-    def _with_checked_models(self, action: Action, instance: Instance) -> Sequence[Event]:
-        """Do an action unless it brings a configuration whose models cannot be called."""
-        events = action(instance)
+    def _check_new_models(self, events: Sequence[Event]) -> None:
+        """Check the models of every configuration that events bring."""
         for event in events:
             payload = getattr(event, str(event.WhichOneof("payload")))
             if isinstance(payload, InstanceRetried | InstanceRestarted):
                 self._check_models(payload.config)
-        return events
-
-    def _enqueue(self, instance: Instance) -> None:
-        known = self._runs.get(instance.id)
-        if known and known.instance.create_time_s != instance.create_time_s:
-            known.detach()  # it was another one, which was deleted
-        self._runs.setdefault(instance.id, Run(instance, self._context, self._on_durable))
-        self._waiting[instance.id] = None
-        self._admit()
-
-    def _on_durable(self, run: Run) -> None:
-        """Something that a run appended is durable: let it rest, go on, or wait until it may."""
-        if run.is_at_rest or run.is_halted:
-            self._release(run)
-        elif run.is_admitted:
-            run.advance()
-        elif run.instance.state not in RESTING and run.instance.id not in self._waiting:
-            self._waiting[run.instance.id] = None
-            self._admit()
-
-    def _release(self, run: Run) -> None:
-        if self._runs.get(run.instance.id) is run:
-            self._waiting.pop(run.instance.id, None)
-            if run.instance.state in TERMINAL or run.is_halted:
-                del self._runs[run.instance.id]
-        if run.is_admitted:
-            run.is_admitted = False
-            self._active -= 1
-            self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self._active < self._max_active and not self._stopping:
-            run = self._runs.get(instance_id := next(iter(self._waiting)))
-            del self._waiting[instance_id]
-            if run and run.instance.state not in RESTING:
-                run.is_admitted = True
-                self._active += 1
-                run.recover()
-                run.advance()
+        while self._waiting and self._active < self._max_active and not self._is_stopping:
+            ref = next(iter(self._waiting))
+            instance = self._waiting.pop(ref)
+            self._active += 1
+            if instance:
+                self._start(ref, instance)
+            else:
+                self._context.tasks.create_task(self._load_and_start(ref))
+
+    async def _load_and_start(self, ref: InstanceRef) -> None:
+        try:
+            while self._loading.get(ref, True):
+                self._loading[ref] = False
+                loaded = await self.states.load(ref.key)
+        except Exception:  # one instance that cannot be read must not keep the others from going on
+            _LOGGER.exception("%s cannot be taken up", ref.id)
+            self._release_place()
+        else:
+            self._start(loaded.ref, loaded.instance)
+        finally:
+            del self._loading[ref]
+
+    def _start(self, ref: InstanceRef, instance: Instance) -> None:
+        run = self._runs[ref] = Run(ref, instance, self._context, self._on_durable, is_admitted=True)
+        run.recover()
+        run.advance()
+        if run.is_at_rest:
+            self._release(run)
+
+    def _on_durable(self, run: Run) -> None:
+        """Something that a run appended is durable: let it rest, or go on."""
+        if run.is_at_rest or run.is_halted:
+            self._release(run)
+        else:
+            run.advance()
+
+    def _release(self, run: Run) -> None:
+        if self._runs.get(run.ref) is run:
+            del self._runs[run.ref]
+            self._context.scheduler.withdraw(run.ref)
+            self._release_place()
+
+    def _release_place(self) -> None:
+        self._active -= 1
+        self._admit()

@@ -1,52 +1,41 @@
 """One instance at work: asks the core what to do, does it, and appends what came of it.
 
-What calls bring is taken in together: all that comes in one pass of the loop is one step of the instance and
-one entry in the log.
+What calls bring is applied together: all that comes in one pass of the loop is one step of the instance and
+one append to the log. A run is not the only writer: who pauses or terminates the instance appends to it too.
+Where the log holds another event than the run expects, the run *rebases*: what it had queued was refused, so
+it loads the instance as it is recorded and records what its calls have brought against that.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from orchestrator.core import budget, decider, replies
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.events import call_started, calls_interrupted
-from orchestrator.core.instance import (
-    PLANNING,
-    RESTING,
-    TERMINAL,
-    Instance,
-    Usage,
-    Work,
-    WorkKey,
-)
+from orchestrator.core.identity import InstanceRef
+from orchestrator.core.instance import PLANNING, RESTING, Instance, Usage, Work, WorkKey
 from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksStreamed, is_in_progress
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import Profile, prompt_for
 from orchestrator.core.replies import ModelReply
+from orchestrator.core.summary import summarize
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.scheduler import CallScheduler, Slot
-from orchestrator.errors import (
-    InstanceNotFoundError,
-    ModelError,
-    SettingsError,
-    StateForbidsError,
-    UnavailableError,
-)
-from orchestrator.log.base import Entry, EventLog
+from orchestrator.errors import InstanceNotFoundError, ModelError, SettingsError, UnavailableError
+from orchestrator.log.base import Append, EventLog, FencedError, SequenceConflictError
+from orchestrator.log.states import StateStore
 from orchestrator.models.base import ModelRequest, Models, OnText
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MOST_TOKENS: Final = 2**40
-
-Action = Callable[[Instance], Sequence[Event]]
-"""What a client asks of an instance: the events that do it, or a RequestError; see core/lifecycle.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +43,7 @@ class RunContext:
     """What all runs share: the log, the models, the bound on open calls, the time and the dice."""
 
     log: EventLog
+    states: StateStore
     models: Models
     live: LiveTexts
     scheduler: CallScheduler
@@ -63,44 +53,72 @@ class RunContext:
     """A number from 0 to 1, another one each time."""
 
 
-@dataclass(slots=True)
+class _Granted(NamedTuple):
+    """A call that may start."""
+
+    work: WorkKey
+    model: str
+    slot: Slot
+
+
+class _Queued(NamedTuple):
+    """An append that is not known to be durable."""
+
+    durable: "asyncio.Future[None]"
+    instance: Instance
+    """After it."""
+    outcomes: Sequence[Outcome]
+    """What it records of calls, to be recorded anew should it be refused."""
+
+
+@dataclass(slots=True, eq=False)
 class Run:
     """Carries one instance forward. It reacts: what happens is appended, then `advance` starts what follows.
 
     `instance` is ahead of the log by what is queued there; readers see only what is durable.
     """
 
+    ref: InstanceRef
     instance: Instance
     context: RunContext
     on_durable: Callable[["Run"], None]
-    """Told whenever something that was appended has become durable: the run is to go on, or rests."""
+    """Called whenever something that was appended has become durable, and after a rebase."""
+    epoch: int | None = None
+    """Of the lease under which it writes."""
     is_admitted: bool = False
     """Whether it may make calls: only so many instances are active at once."""
+    is_halted: bool = False
+    """Whether it does nothing more: the instance was deleted, another holds its lease, or something went
+    wrong that must not happen, and only the log knows how the instance stands."""
     _calls: dict["asyncio.Task[ModelError | None]", Attempt] = field(default_factory=dict)
     """What is under way, each call for which attempt."""
     _pending: list[Outcome] = field(default_factory=list)
-    """What came of calls since the instance took it in last."""
+    """What calls have brought since it was applied last."""
+    _queue: deque[_Queued] = field(default_factory=deque)
+    _is_rebasing: bool = False
+    _is_stale: bool = False
+    """Whether another writer has appended since the run last loaded the instance."""
     _planning: tuple[int, PlanReader] | None = None
     """Which attempt is writing a plan, and what reads it meanwhile, if one is."""
     _apply_handle: asyncio.Handle | None = None
     _timer: asyncio.TimerHandle | None = None
-    is_halted: bool = False
-    """Whether it was deleted, or something went wrong that must not happen: only the log knows how the
-    instance stands."""
-    _durable: "asyncio.Future[None] | None" = None
-    """Done once everything appended so far is durable."""
+    _obstacles: list[str | Callable[[], str]] = field(default_factory=list)
+    """What kept calls from being started."""
     _dispatched: Instance | None = None
-    """The instance when everything that the core asked for it had been begun, if it has been."""
+    """The instance when everything that the core asked for it had been started, if it has been."""
 
     @property
     def is_at_rest(self) -> bool:
         """Whether the instance is finished, paused or waits for review, and that is durable."""
-        return self.instance.state in RESTING and (self._durable is None or self._durable.done())
+        return self.instance.state in RESTING and not self._queue and not self._is_rebasing
 
     def recover(self) -> None:
-        """Record that a crash cut off the calls under way."""
+        """Record as cut off the calls that are in progress in the log but not open here: a crash did that."""
         try:
-            self._append(calls_interrupted(self.instance, self.context.clock.now_s()))
+            still_open = {attempt.work for attempt in self._calls.values()}
+            self._append(
+                calls_interrupted(self.instance, self.context.clock.now_s(), by_crash=True, but=still_open)
+            )
         except Exception as error:  # noqa: BLE001  as in `advance`
             self._halt(error)
 
@@ -109,14 +127,14 @@ class Run:
         if self._apply_handle:
             self._apply_handle.cancel()
             self._apply_handle = None
-        if self.is_halted:
+        if self.is_halted or self._is_rebasing:
             return
+        if self._planning:
+            attempt, reader = self._planning
+            if reader.read():
+                self._pending.append(SubtasksStreamed(attempt, tuple(reader.emitted), reader.summary))
         pending, self._pending = self._pending, []
         try:
-            if self._planning:
-                attempt, reader = self._planning
-                if reader.read():
-                    pending.append(SubtasksStreamed(attempt, tuple(reader.emitted), reader.summary))
             if pending:
                 self._append_outcomes(pending)
         except Exception as error:  # noqa: BLE001  as in `advance`
@@ -126,9 +144,15 @@ class Run:
         clock, planning = self.context.clock, self.instance.planning
         instance, events = decider.apply_outcomes(self.instance, outcomes, clock.now_s(), clock.since_s)
         if events:
-            self._queue(instance, events)
+            self._queue_append(instance, events, outcomes)
         if self.instance.planning is not planning:
             self._cancel_ended_calls()
+
+    def _cancel_ended_calls(self) -> None:
+        """Close the calls whose attempt has ended without them, as that of a plan that has failed."""
+        for task, attempt in self._calls.items():
+            if not is_in_progress(self.instance, attempt.work, attempt.number):
+                task.cancel()
 
     def _schedule_apply(self) -> None:
         if not self._apply_handle:
@@ -138,7 +162,7 @@ class Run:
         """Start whatever is to be done now, and wake up when something is to be done later."""
         self.apply_pending()
         try:
-            if self.is_admitted and not self.is_halted:
+            if self.is_admitted and not self.is_halted and not self._is_rebasing:
                 self._advance()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._halt(error)
@@ -149,47 +173,74 @@ class Run:
             self._timer = None
         since_s = self.context.clock.since_s
         waits_s: list[float] = []
-        begun: list[tuple[WorkKey, str, Slot]] = []
+        granted: list[_Granted] = []
         self._dispatched = None
+        self._obstacles.clear()
         commands = decider.decide(self.instance, since_s)
-        for command in commands:
-            match command:
-                case Record(events):
-                    self._append(events)
-                case WakeAfter(wait_s):
-                    waits_s.append(wait_s)
-                case CallModel(key):
-                    model = model_for(self.instance, key)
-                    endpoint, _, _ = model.partition("/")
-                    if slot := self.context.scheduler.acquire(endpoint, self.instance.id, self.advance):
-                        begun.append((key, model, slot))
-                    elif (left_s := budget.left_s(self.instance, since_s)) is not None:
-                        waits_s.append(left_s)  # it may pass while the instance waits for a slot
-                case _:
-                    assert_never(command)
-        if begun:
-            self._start_calls(begun)
+        try:
+            for command in commands:
+                match command:
+                    case Record(events):
+                        self._append(events)
+                    case WakeAfter(wait_s):
+                        waits_s.append(wait_s)
+                    case CallModel(key):
+                        model = model_for(self.instance, key)
+                        if slot := self._acquire(model):
+                            granted.append(_Granted(key, model, slot))
+                        elif (left_s := budget.left_s(self.instance, since_s)) is not None:
+                            waits_s.append(left_s)  # it may pass while the instance waits
+                    case _:
+                        assert_never(command)
+            attempts = self._record_starts(granted) if granted else ()
+        except BaseException:
+            for call in granted:
+                self.context.scheduler.release(call.slot, None)
+            raise
+        for call, attempt in zip(granted, attempts, strict=True):
+            task = self.context.tasks.create_task(self._perform(attempt))
+            self._calls[task] = attempt
+            task.add_done_callback(partial(self._on_call_done, call.slot))
         if waits_s:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, min(waits_s)), self.advance)
         if not any(isinstance(command, Record) for command in commands):
             self._dispatched = self.instance
 
-    def _start_calls(self, begun: Sequence[tuple[WorkKey, str, Slot]]) -> None:
-        # Not waited for: should the service stop now, the calls will have left no trace, and no harm.
+    def _acquire(self, model: str) -> Slot | None:
+        """Acquire a slot for a call. Without one, `waiting_reason` says why, and `advance` is called again.
+
+        A model that this process cannot call at all, for want of a key say, is not called: that would be an
+        attempt. The instance waits for a process that can.
+        """
         try:
-            events = [
-                call_started(self.instance, key, self._prompt_version(model)) for key, model, _ in begun
-            ]
-            self._queue(decider.apply(self.instance, events, self.context.clock.now_s()), events)
-        except BaseException:
-            for _, _, slot in begun:
-                self.context.scheduler.release(slot, None)
-            raise
-        for (key, _, slot), event in zip(begun, events, strict=True):
-            attempt = Attempt(key, self.instance.work(key).attempt, event.sequence)
-            task = self.context.tasks.create_task(self._perform(attempt))
-            self._calls[task] = attempt
-            task.add_done_callback(partial(self._on_call_done, slot))
+            self.context.models.check(model)
+        except SettingsError as error:
+            self._obstacles.append(str(error))
+            return None
+        endpoint, _, _ = model.partition("/")
+        slot = self.context.scheduler.acquire(endpoint, self.ref, self.advance)
+        if slot is None:
+            self._obstacles.append(partial(self.context.scheduler.obstacle, endpoint))
+        return slot
+
+    @property
+    def waiting_reason(self) -> str:
+        """Why nothing happens, if nothing does though there is something to do."""
+        if self._calls or self.instance.state in RESTING or not self._obstacles:
+            return ""
+        obstacle = self._obstacles[0]
+        return obstacle if isinstance(obstacle, str) else obstacle()
+
+    def _record_starts(self, granted: Sequence[_Granted]) -> Sequence[Attempt]:
+        """Queue that attempts begin. That is not waited for: should the service end now, no harm is done."""
+        events = [
+            call_started(self.instance, call.work, self._prompt_version(call.model)) for call in granted
+        ]
+        self._queue_append(decider.apply(self.instance, events, self.context.clock.now_s()), events)
+        return [
+            Attempt(call.work, self.instance.work(call.work).attempt, event.sequence)
+            for call, event in zip(granted, events, strict=True)
+        ]
 
     def _prompt_version(self, model: str) -> str:
         try:
@@ -202,35 +253,26 @@ class Run:
         del self._calls[task]
         self.context.scheduler.release(slot, None if task.cancelled() else task.result())
 
-    async def steer(self, action: Action) -> Instance:
-        """Do what a client asks, and give the instance as it is then; raise what the action raises.
-
-        Raise UnavailableError while nothing can be recorded.
-        """
-        self.apply_pending()
-        try:
-            events = action(self.instance)
-        except StateForbidsError:
-            await self._until_durable()  # what forbids it must not be news that a crash could take back
-            raise
-        self.context.log.check_writable()
-        self._append(events)
-        instance = self.instance
-        if instance.state in TERMINAL:
-            self.cancel_calls()
-        await self._until_durable()
-        return instance
-
     def cancel_calls(self) -> None:
-        """Close every open call, having taken in what they brought."""
+        """Close every open call, having applied what they brought."""
         self.apply_pending()
         if self._timer:
             self._timer.cancel()
         for task in self._calls:
             task.cancel()
 
+    def stop(self) -> None:
+        """Close every open call because the service stops, and record that: it was no crash."""
+        self.cancel_calls()
+        try:
+            if not self._is_rebasing:
+                self._append(calls_interrupted(self.instance, self.context.clock.now_s(), by_crash=False))
+        except Exception as error:  # noqa: BLE001  as in `advance`
+            self._halt(error)
+        self.is_halted = True
+
     def _halt(self, error: BaseException) -> None:
-        _LOGGER.error("%s stands still until it is steered", self.instance.id, exc_info=error)
+        _LOGGER.error("%s does nothing more until it is steered", self.instance.id, exc_info=error)
         self.detach()
 
     def detach(self) -> None:
@@ -239,35 +281,96 @@ class Run:
         self.cancel_calls()
         self.on_durable(self)
 
+    def rebase(self) -> None:
+        """Go on from what another writer appended."""
+        self._is_stale = True
+        if not self._is_rebasing and not self.is_halted:
+            self._is_rebasing = True
+            self.context.tasks.create_task(self._rebase())
+
+    async def _rebase(self) -> None:
+        lost: list[Outcome] = []
+        try:
+            while self._is_stale and not self.is_halted:
+                self._is_stale = False
+                while self._queue:
+                    await asyncio.wait([self._queue[-1].durable])
+                    lost += self._drop_settled()
+                head = await self.context.log.head(self.ref.key)
+                if head.ref != self.ref:
+                    raise InstanceNotFoundError(self.ref.id)
+                self.instance = (await self.context.states.at(head)).instance
+        except InstanceNotFoundError:
+            self._is_rebasing = False
+            self.detach()
+        except Exception as error:  # noqa: BLE001  as in `advance`
+            self._is_rebasing = False
+            self._halt(error)
+        else:
+            self._is_rebasing = False
+            self._dispatched = None
+            self._pending[:0] = lost
+            self.apply_pending()
+            self._cancel_ended_calls()
+            if self.is_admitted:
+                self.recover()
+            self.on_durable(self)
+
+    def _drop_settled(self) -> Sequence[Outcome]:
+        """Empty the queue, all of which is settled; give the outcomes of what was refused."""
+        lost: list[Outcome] = []
+        for durable, _, outcomes in self._queue:
+            if durable.cancelled() or durable.exception():
+                lost += outcomes
+        self._queue.clear()
+        return lost
+
     def _append(self, events: Sequence[Event]) -> None:
         """Queue what happened for the log, together with whatever follows from it without a call."""
         if not events or self.is_halted:
             return
         clock = self.context.clock
-        self._queue(*decider.apply_with_consequences(self.instance, events, clock.now_s(), clock.since_s))
+        self._queue_append(
+            *decider.apply_with_consequences(self.instance, events, clock.now_s(), clock.since_s)
+        )
 
-    def _queue(self, instance: Instance, events: Sequence[Event]) -> None:
+    def _queue_append(
+        self, instance: Instance, events: Sequence[Event], outcomes: Sequence[Outcome] = ()
+    ) -> None:
         if instance.start_time_s == instance.update_time_s:
             budget.left_s(instance, self.context.clock.since_s)  # looked at before the clock can be set
+        append = Append(
+            self.ref,
+            self.instance.last_sequence,
+            events,
+            summarize(instance),
+            self.epoch,
+            waits_for_storage=True,
+            follows=self._queue[-1].durable if self._queue else None,
+        )
         self.instance = instance
-        self._durable = self.context.log.append(Entry(events, instance))
-        self._durable.add_done_callback(self._on_appended)
+        durable = self.context.log.append(append)
+        self._queue.append(_Queued(durable, instance, outcomes))
+        durable.add_done_callback(self._on_appended)
 
     def _on_appended(self, durable: "asyncio.Future[None]") -> None:
-        if durable.cancelled():
+        if self._is_rebasing or self.is_halted or durable.cancelled():
             return
-        if error := durable.exception():
-            if isinstance(error, InstanceNotFoundError):
-                self.detach()  # it was deleted
-            elif not isinstance(error, UnavailableError):  # the log tells the next start how far this came
+        match durable.exception():
+            case None:
+                queued = self._queue.popleft()
+                if queued.instance.state in RESTING:
+                    self.context.states.keep(self.ref, queued.instance)
+                if self.instance is not self._dispatched or self.is_at_rest:
+                    self.on_durable(self)
+            case SequenceConflictError():
+                self.rebase()
+            case InstanceNotFoundError() | FencedError():
+                self.detach()  # it was deleted, or runs elsewhere
+            case UnavailableError():
+                pass  # the log tells the next start how far this came
+            case error:
                 self._halt(error)
-        elif self.instance is not self._dispatched or self.is_at_rest:
-            self.on_durable(self)
-
-    async def _until_durable(self) -> None:
-        """Wait for the log; shielded, since a caller who leaves must not take the log's word away."""
-        if self._durable:
-            await asyncio.shield(self._durable)
 
     async def _perform(self, attempt: Attempt) -> ModelError | None:
         """Make a call that has begun, and hand in what came of it; what went wrong."""
@@ -281,14 +384,8 @@ class Run:
             self._halt(error)
             return None
         finally:
-            self.context.live.end(self.instance.id, attempt)
+            self.context.live.end(self.ref, attempt)
         return outcome.result if isinstance(outcome.result, ModelError) else None
-
-    def _cancel_ended_calls(self) -> None:
-        """Close the calls whose attempt has ended without them, as that of a plan that has failed."""
-        for task, attempt in self._calls.items():
-            if not is_in_progress(self.instance, attempt.work, attempt.number):
-                task.cancel()
 
     async def _attempt(self, attempt: Attempt) -> CallEnded:
         """Make one call; what came of it."""
@@ -322,7 +419,7 @@ class Run:
             prompt=prompt_for(profile, instance, key),
             max_output_tokens=instance.config.max_output_tokens,
             timeout_s=attempt_timeout.seconds + attempt_timeout.nanos / 1e9,
-            is_watched=key == PLANNING or self.context.live.is_watched(instance.id),
+            is_watched=key == PLANNING or self.context.live.is_watched(self.ref),
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
         on_text: OnText | None
@@ -331,7 +428,7 @@ class Run:
             self._planning = (work.attempt, reader) if reader else None
             on_text = self._on_plan_text if reader else None
         else:
-            on_text = self.context.live.writer(instance.id, attempt)
+            on_text = self.context.live.writer(self.ref, attempt)
         return profile, request, await provider.complete(request, on_text)
 
     def _on_plan_text(self, piece: str, *, is_anew: bool = False) -> None:

@@ -1,9 +1,11 @@
 """Who may call a model next: a bound on all open calls, a gate for each endpoint, and a queue before it."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import ModelError
 from orchestrator.models.gate import Gate
 
@@ -30,9 +32,9 @@ class CallScheduler:
         self._jitter = jitter
         self._free = limit
         self._gates: dict[str, Gate] = {}
-        self._queues: dict[str, dict[str, Callable[[], None]]] = {}
+        self._queues: dict[str, dict[InstanceRef, Callable[[], None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._offered_to = ("", "")
+        self._offered_to: tuple[str, InstanceRef] | None = None
         """The endpoint and the instance that is being asked, if one is: it comes before those that wait."""
         self._share = 0
         """How many slots it may acquire."""
@@ -43,20 +45,20 @@ class CallScheduler:
         loop: whoever comes now waits with them."""
         self._next: asyncio.Handle | None = None
 
-    def acquire(self, endpoint: str, instance_id: str, on_available: Callable[[], None]) -> Slot | None:
+    def acquire(self, endpoint: str, ref: InstanceRef, on_available: Callable[[], None]) -> Slot | None:
         """Acquire a slot if one is free; otherwise `on_available` is called, once, when one may be."""
         if endpoint not in self._gates:
             self._gates[endpoint], self._queues[endpoint] = Gate(self._limit), {}
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
-        is_offered = self._share > 0 and (endpoint, instance_id) == self._offered_to
+        is_offered = self._share > 0 and (endpoint, ref) == self._offered_to
         wait_s = gate.wait_s(now_s, has_waited=is_offered or bool(queue))
         if self._free > 0 and wait_s == 0 and (is_offered or not (queue or self._is_dispatching)):
             self._share -= is_offered
             gate.begin(now_s)
             self._free -= 1
             return Slot(endpoint, now_s)
-        queue[instance_id] = on_available
+        queue[ref] = on_available
         if wait_s:
             self._dispatch_later(endpoint, wait_s)
         return None
@@ -75,6 +77,23 @@ class CallScheduler:
         if not self._is_dispatching and any(self._queues.values()):
             self._is_dispatching = True
             self._next = asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def obstacle(self, endpoint: str) -> str:
+        """What an endpoint's calls wait for now."""
+        wait_s = self._gates[endpoint].wait_s(asyncio.get_running_loop().time(), has_waited=True)
+        if wait_s:
+            return f"{endpoint} takes no more calls for now: it is called again in {math.ceil(wait_s)} s"
+        if wait_s is None:
+            return f"{endpoint} takes no more calls at the same time: another one has to end first"
+        return (
+            f"{self._limit} model calls are under way, as many as may be at a time "
+            "(ORCHESTRATOR_MAX_CONCURRENT_CALLS)"
+        )
+
+    def withdraw(self, ref: InstanceRef) -> None:
+        """Take an instance out of every queue: it wants no slot any more."""
+        for queue in self._queues.values():
+            queue.pop(ref, None)
 
     def close(self) -> None:
         """Grant no more slots."""
@@ -108,9 +127,9 @@ class CallScheduler:
         room = gate.room(now_s)
         self._share = max(1, min(self._free // self._unoffered, room // min(self._unoffered, len(queue))))
         self._unoffered = max(1, self._unoffered - 1)
-        instance_id = next(iter(queue))
-        self._offered_to = (endpoint, instance_id)
-        queue.pop(instance_id)()
+        ref = next(iter(queue))
+        self._offered_to = (endpoint, ref)
+        queue.pop(ref)()
         self._share = 0
         return True
 

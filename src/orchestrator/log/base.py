@@ -1,16 +1,19 @@
 """What an event log is: events in order, appended durably, read in pages, watched without a buffer."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
+from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance, State
+from orchestrator.core.summary import Summary
 from orchestrator.core.view import excerpt
 from orchestrator.errors import UnavailableError
 from orchestrator.log.framing import delimited, fields, tag
+from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import EventBatch
 
@@ -20,29 +23,103 @@ PAGE_BYTES: Final = 1024 * 1024
 """A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
 
 
-class Entry(NamedTuple):
-    """Events of one instance that are appended together, and the instance as it is after them."""
+class Creation(NamedTuple):
+    """A new instance: its first events, and the state after them."""
 
+    key: InstanceKey
     events: Sequence[Event]
     instance: Instance
 
 
+class Created(NamedTuple):
+    """The creation is durable."""
+
+    ref: InstanceRef
+
+
+class Duplicate(NamedTuple):
+    """The same request has created an instance before; nothing was written."""
+
+    ref: InstanceRef
+
+
+class Append(NamedTuple):
+    """Events that go on from where their writer saw the instance."""
+
+    ref: InstanceRef
+    expected_sequence: int
+    """The last sequence that the writer knows. The events' own follow it without a gap."""
+    events: Sequence[Event]
+    summary: Summary
+    """Of the instance after the events."""
+    epoch: int | None = None
+    """Of the writer's lease on the instance; None: it acts without one, as whoever steers does."""
+    waits_for_storage: bool = False
+    """Whether it stays queued while the storage takes no writes, instead of failing."""
+    follows: "asyncio.Future[None] | None" = None
+    """The append of the same writer that it goes on from, where that one is not known to be durable: should
+    it fail, this one fails too. The sequence alone does not tell, for another writer may have used it."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the events follow the expected sequence without a gap."""
+        return [event.sequence for event in self.events] == list(
+            range(self.expected_sequence + 1, self.expected_sequence + 1 + len(self.events))
+        )
+
+
+class Head(NamedTuple):
+    """Where an instance stands in the log."""
+
+    ref: InstanceRef
+    state: State
+    last_sequence: int
+
+
+class Query(NamedTuple):
+    """Which instances to list, newest first: those that have all that is given."""
+
+    tenant: str | None = None
+    """None: of every tenant."""
+    states: Sequence[State] = ()
+    labels: Sequence[tuple[str, str]] = ()
+    id_prefix: str = ""
+    before: int = 0
+    """Only incarnations under this one; 0: from the newest."""
+    limit: int = 50
+
+
+class Row(NamedTuple):
+    """One instance of a list."""
+
+    head: Head
+    view: bytes
+    """See Summary.view: empty while the instance is at work."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Instances, newest first."""
+
+    rows: Sequence[Row]
+    before: int
+    """Where the next page goes on, matched or not; 0: there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events in order, as stored.
+    """Events of one instance in order, as stored.
 
     `data` is a serialised EventBatch: events of the wire's batch are length-prefixed, so a page is the
     concatenation of its rows and needs no decoding. `ordinals` are the events' sequences (of all instances:
-    their positions). `at_end` tells that nothing lay behind the page when it was read; `state` is the
-    instance's state at that moment (of all instances: unspecified). `key` is the instance's own in the log,
-    never given twice: another one under the same id means that the first was deleted (of all instances: 0).
+    their positions). `at_end` says that nothing lay behind the page when it was read; `state` is the
+    instance's state at that moment (of all instances: unspecified).
     """
 
     data: bytes
     ordinals: Sequence[int]
     at_end: bool
-    state: State
-    key: int = 0
+    state: State = pb.STATE_UNSPECIFIED
 
     def events(self) -> Sequence[Event]:
         """Decode the events."""
@@ -67,92 +144,117 @@ class Page:
         yield b"".join(rows), self.ordinals[start:]
 
 
+class Deletion(NamedTuple):
+    """A tombstone: the instance and its events are gone. It has a position of its own."""
+
+    ref: InstanceRef
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalPage:
+    """What happened to all instances, in commit order: events, then the deletions that follow them."""
+
+    events: Page
+    deletions: Sequence[Deletion]
+    cursor: int
+    """Everything up to this position was looked at, whether it matched or not."""
+
+
 class EventLog(Protocol):
-    """The truth. Sequences are dense per instance from 1; positions grow in commit order over all of them."""
+    """The truth. Sequences are dense per instance from 1; positions grow in commit order over all of them.
+
+    Any number of writers may append to one instance. Each says which event it saw last; where another was
+    faster it fails with SequenceConflictError, reads what happened, and decides anew.
+    """
 
     @property
     def wakeups(self) -> "Wakeups":
-        """Tells readers that something was committed."""
+        """Wakes readers when something was committed."""
 
-    def append(self, entry: Entry) -> "asyncio.Future[None]":
-        """Queue an entry; the future is done once it is durable.
+    def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
+        """Queue creations that become durable all at once or not at all; one outcome for each.
 
-        Entries become durable in the order they were queued. An entry whose first event has sequence 1
-        creates the instance; its future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS,
-        REQUEST_ID_REUSED), or with DuplicateRequest where the same request has made an instance already.
-        Any other entry is about the instance that was durable when it was queued; where that one has been
-        deleted since, it fails with InstanceNotFoundError, though another may have the same id. While the
-        storage takes no writes, creations fail with UnavailableError (STORAGE_READ_ONLY) and other entries
-        wait until it does.
+        The future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED) where one of
+        them cannot be, and with UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes: then
+        nothing is written. Creations and appends become durable in the order they are queued.
         """
 
-    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
-        """Queue entries that each create an instance and become durable all at once or not at all.
+    async def check_creation(self, creation: Creation) -> Duplicate | None:
+        """Give the instance that the same request has created; raise AlreadyExistsError as `create` would."""
 
-        Where one fails with AlreadyExistsError all do, and nothing is written; DuplicateRequest concerns its
-        own entry only.
+    def append(self, append: Append) -> "asyncio.Future[None]":
+        """Queue events; the future is done once they are durable.
+
+        It fails with SequenceConflictError where the instance's last event is not the expected one, with
+        FencedError where a newer lease than `epoch` was acquired, with InstanceNotFoundError where that life
+        is over, and with UnavailableError (STORAGE_READ_ONLY). Then nothing is written of it, nor of those
+        that follow it.
         """
 
-    async def check_new(self, instance: Instance) -> None:
-        """Raise what creating this instance would fail with now: AlreadyExistsError, DuplicateRequest."""
+    async def acquire_lease(self, ref: InstanceRef) -> int:
+        """Begin a new epoch and give its number: appends of older epochs fail from now on.
 
-    async def delete(self, instance_id: str) -> None:
-        """Remove a finished instance and its events; its positions and its key are never given again.
+        Raise InstanceNotFoundError, UnavailableError.
+        """
 
-        Raise InstanceNotFoundError, StateForbidsError while it is not finished, and UnavailableError.
+    async def delete(self, ref: InstanceRef) -> None:
+        """Remove a finished instance and its events, and leave a tombstone in the global stream.
+
+        Positions and incarnations are never given again. Raise InstanceNotFoundError, StateForbidsError while
+        it is not finished, and UnavailableError.
         """
 
     def check_writable(self) -> None:
         """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes."""
 
-    async def load(self, instance_id: str) -> Instance:
-        """Fold an instance from its durable events; raise InstanceNotFoundError."""
+    async def head(self, key: InstanceKey) -> Head:
+        """Find the life that goes by a key now; raise InstanceNotFoundError."""
 
-    async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
-        """Read events with a sequence over `after`; raise InstanceNotFoundError."""
+    async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
+        """Read events with a sequence over `after`; raise InstanceNotFoundError once that life is over."""
 
     async def read_all(
-        self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
-    ) -> Page:
-        """Read events with a position over `after`, of all instances that have all of `labels`."""
-
-    async def last_sequence(self, instance_id: str) -> int:
-        """The sequence of an instance's last event; raise InstanceNotFoundError."""
-
-    async def last_position(self) -> int:
-        """The position of the last event of all; 0: there is none."""
-
-    async def find(
         self,
+        after: int,
+        limit: int = PAGE_EVENTS,
         *,
-        states: Sequence[State] = (),
+        tenant: str | None = None,
         labels: Sequence[tuple[str, str]] = (),
-        id_prefix: str = "",
-        before: int = 0,
-        limit: int,
-    ) -> Sequence[tuple[int, str]]:
-        """Find instances, newest first: `(key, id)` with a key under `before` (0: from the newest).
+    ) -> GlobalPage:
+        """Read what has a position over `after`, in the order of positions.
 
-        Keys grow in the order of creation. An instance matches when it is in one of `states` (empty: any),
-        has all of `labels`, and its id begins with `id_prefix`.
+        Of all instances of a tenant (None: of every one) that have all of `labels`. A read looks at a bounded
+        number of positions. A page without events whose `events.at_end` is false means that none of those
+        matched: go on from its cursor.
         """
 
-    async def unfinished(self) -> Sequence[str]:
-        """Ids of all instances in no terminal state, oldest first."""
+    async def last_position(self) -> int:
+        """The position of the last event or deletion of all; 0: there is none."""
 
-    async def finished_before(self, time_s: float, limit: int) -> Sequence[str]:
-        """Ids of instances that finished before a time, in seconds since the epoch, the earliest first."""
+    async def list(self, query: Query) -> ListPage:
+        """List instances, newest first; a page may be short, or empty, though more follow."""
+
+    async def unfinished(self) -> "Sequence[Head]":
+        """All instances in no terminal state, oldest first."""
+
+    async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
+        """Instances that finished before a time, in seconds since the epoch, the earliest first."""
 
     async def aclose(self) -> None:
-        """Write what is queued, then let go of the storage."""
+        """Write what is queued, then release the storage."""
 
 
-class DuplicateRequest(Exception):  # noqa: N818  an answer rather than an error
-    """The request was made before; `instance_id` is the instance it made."""
+class SequenceConflictError(Exception):
+    """Another writer was faster."""
 
-    def __init__(self, instance_id: str) -> None:
-        super().__init__(instance_id)
-        self.instance_id = instance_id
+    def __init__(self, last_sequence: int) -> None:
+        super().__init__(f"the last event is {last_sequence}")
+        self.last_sequence = last_sequence
+
+
+class FencedError(Exception):
+    """Another writer holds the lease now: this one must not go on."""
 
 
 class Wakeups:
@@ -162,7 +264,8 @@ class Wakeups:
     """
 
     def __init__(self) -> None:
-        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._watchers: dict[int, set[asyncio.Event]] = {}
+        """By incarnation; 0: of all instances."""
         self._closed = False
 
     def check_open(self) -> None:
@@ -179,26 +282,28 @@ class Wakeups:
             for woken in watchers:
                 woken.set()
 
-    def watch(self, instance_id: str = "") -> AbstractContextManager[asyncio.Event]:
+    def watch(self, ref: InstanceRef | None = None) -> AbstractContextManager[asyncio.Event]:
         """Watch one instance, or all of them: the event is set whenever something was committed."""
-        return self._watch(instance_id)
+        return self._watch(ref.incarnation if ref else 0)
 
     @contextmanager
-    def _watch(self, instance_id: str) -> Iterator[asyncio.Event]:
+    def _watch(self, incarnation: int) -> Iterator[asyncio.Event]:
         woken = asyncio.Event()
-        watchers = self._watchers.setdefault(instance_id, set())
+        watchers = self._watchers.setdefault(incarnation, set())
         watchers.add(woken)
         try:
             yield woken
         finally:
             watchers.discard(woken)
             if not watchers:
-                self._watchers.pop(instance_id, None)
+                self._watchers.pop(incarnation, None)
 
-    def wake(self, instance_ids: Sequence[str]) -> None:
+    def wake(self, refs: Iterable[InstanceRef]) -> None:
         """Wake the watchers of these instances, and those of all."""
-        for instance_id in ("", *instance_ids) if self._watchers else ():
-            for woken in self._watchers.get(instance_id, ()):
+        if not self._watchers:
+            return
+        for incarnation in (0, *(ref.incarnation for ref in refs)):
+            for woken in self._watchers.get(incarnation, ()):
                 woken.set()
 
 

@@ -1,27 +1,29 @@
-"""What it means that an id or a request id is taken."""
+"""What it means that a key or a request id is taken."""
 
+from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import Instance
 from orchestrator.errors import AlreadyExistsError
-from orchestrator.log.base import DuplicateRequest
+from orchestrator.log.base import Duplicate
 
 
-def conflict(wanted: Instance, taken: Instance | None) -> Exception | None:
-    """Why `wanted` cannot be created beside the instance that has its id or request id; None: it can."""
-    if taken is None:
-        return None
-    if not wanted.request_id or taken.request_id != wanted.request_id:
-        return AlreadyExistsError(
+def check_duplicate(wanted: Instance, ref: InstanceRef, request_id: str, request_digest: bytes) -> Duplicate:
+    """Tell whether the instance at `ref`, which has the wanted id or request id, is of the same request.
+
+    Raise AlreadyExistsError where it is not.
+    """
+    if not wanted.request_id or request_id != wanted.request_id:
+        raise AlreadyExistsError(
             "INSTANCE_ALREADY_EXISTS",
             f"there is an instance {wanted.id!r} already: choose another id, or leave it out",
             field="id",
             metadata={"id": wanted.id},
         )
-    if taken.request_digest != wanted.request_digest:
-        return AlreadyExistsError(
+    if request_digest != wanted.request_digest:
+        raise AlreadyExistsError(
             "REQUEST_ID_REUSED",
-            f"request_id {wanted.request_id!r} made instance {taken.id!r} from another request: "
+            f"request_id {request_id!r} made instance {ref.id!r} from another request: "
             "use a new request_id for a new request",
             field="request_id",
-            metadata={"id": taken.id},
+            metadata={"id": ref.id},
         )
-    return DuplicateRequest(taken.id)
+    return Duplicate(ref)

@@ -1,175 +1,296 @@
 """An event log in memory, for tests and for trying things out: the promises of the log, less durability."""
 
 import asyncio
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from orchestrator.core.instance import TERMINAL, Instance, State
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.instance import TERMINAL, Instance
 from orchestrator.core.lifecycle import forbidden
-from orchestrator.errors import InstanceNotFoundError
-from orchestrator.log.base import PAGE_EVENTS, DuplicateRequest, Entry, Page, Wakeups, framed
-from orchestrator.log.conflict import conflict
-from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.core.summary import Summary, summarize
+from orchestrator.errors import AlreadyExistsError, InstanceNotFoundError, StorageError
+from orchestrator.log.base import (
+    PAGE_EVENTS,
+    Append,
+    Created,
+    Creation,
+    Deletion,
+    Duplicate,
+    FencedError,
+    GlobalPage,
+    Head,
+    ListPage,
+    Page,
+    Query,
+    Row,
+    SequenceConflictError,
+    Wakeups,
+    framed,
+)
+from orchestrator.log.conflict import check_duplicate
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Life:
+    """What the log holds of one instance."""
+
+    ref: InstanceRef
+    first: Instance
+    """As it was created: labels and request id never change."""
+    summary: Summary
+    epoch: int = 0
+    events: list[bytes] = field(default_factory=list)
+
+    @property
+    def head(self) -> Head:
+        return Head(self.ref, self.summary.state, len(self.events))
 
 
 class MemoryEventLog:
-    """Keeps everything in lists; an entry is "durable" as soon as it is appended."""
+    """Keeps everything in lists; what is queued is written, in order, when the loop comes round."""
 
     def __init__(self) -> None:
         self.wakeups = Wakeups()
-        self._all: dict[int, tuple[str, bytes]] = {}
+        self._lives: dict[int, _Life] = {}
+        """By incarnation, in the order of creation."""
+        self._by_key: dict[InstanceKey, _Life] = {}
+        self._requests: dict[tuple[str, str], _Life] = {}
+        """By tenant and request id."""
+        self._positions: list[int] = []
+        self._rows: list[tuple[_Life, bytes | None]] = []
+        """What happened at each of `_positions`: an event, or None for a deletion."""
         self._position = 0
-        self._events: dict[str, list[bytes]] = {}
-        self._instances: dict[str, Instance] = {}
-        self._keys: dict[str, int] = {}
-        self._key = 0
-        self._requests: dict[str, str] = {}
+        self._incarnation = 0
+        self._queue: list[Callable[[], None]] = []
 
-    def append(self, entry: Entry) -> "asyncio.Future[None]":
-        """Append at once."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if refusal := self._refusal(entry):
-            done.set_exception(refusal)
-            return done
-        instance = entry.instance
-        if entry.events[0].sequence == 1:
-            self._key += 1
-            self._keys[instance.id] = self._key
-            if instance.request_id:
-                self._requests[instance.request_id] = instance.id
-        rows = [framed(event) for event in entry.events]
-        self._events.setdefault(instance.id, []).extend(rows)
+    def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
+        """Create all of them or none; see EventLog."""
+        return self._enqueue(lambda: self._create(batch))
+
+    def append(self, append: Append) -> "asyncio.Future[None]":
+        """Append events; see EventLog."""
+        return self._enqueue(lambda: self._append(append))
+
+    def _enqueue(self, write: Callable[[], T]) -> "asyncio.Future[T]":
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[T] = loop.create_future()
+
+        def settle() -> None:
+            try:
+                result = write()
+            except Exception as error:  # noqa: BLE001  whoever waits for the future gets it
+                if not written.done():
+                    written.set_exception(error)
+                    written.exception()
+            else:
+                if not written.done():
+                    written.set_result(result)
+
+        self._queue.append(settle)
+        if len(self._queue) == 1:
+            loop.call_soon(self._drain)
+        return written
+
+    def _drain(self) -> None:
+        queued, self._queue = self._queue, []
+        for settle in queued:
+            settle()
+
+    def _create(self, batch: Sequence[Creation]) -> Sequence[Created | Duplicate]:
+        outcomes: list[Created | Duplicate] = []
+        created: list[_Life] = []
+        try:
+            for creation in batch:
+                if duplicate := self._duplicate(creation):
+                    outcomes.append(duplicate)
+                    continue
+                created.append(self._begin(creation))
+                outcomes.append(Created(created[-1].ref))
+        except AlreadyExistsError:
+            for life in created:
+                self._remove(life)
+            self._incarnation -= len(created)
+            raise
+        for life, creation in zip(created, _created_of(batch, outcomes), strict=True):
+            self._write(life, [framed(event) for event in creation.events])
+        self.wakeups.wake(life.ref for life in created)
+        return outcomes
+
+    def _duplicate(self, creation: Creation) -> Duplicate | None:
+        wanted = creation.instance
+        same_request = self._requests.get((creation.key.tenant, wanted.request_id))
+        taken = same_request or self._by_key.get(creation.key)
+        if taken is None:
+            return None
+        return check_duplicate(wanted, taken.ref, taken.first.request_id, taken.first.request_digest)
+
+    def _begin(self, creation: Creation) -> _Life:
+        self._incarnation += 1
+        ref = InstanceRef(creation.key, self._incarnation)
+        life = _Life(ref, creation.instance, summarize(creation.instance))
+        self._lives[ref.incarnation] = self._by_key[ref.key] = life
+        if life.first.request_id:
+            self._requests[ref.key.tenant, life.first.request_id] = life
+        return life
+
+    def _write(self, life: _Life, rows: Sequence[bytes | None]) -> None:
         for row in rows:
             self._position += 1
-            self._all[self._position] = (instance.id, row)
-        self._instances[instance.id] = instance
-        done.set_result(None)
-        self.wakeups.wake((instance.id,))
-        return done
+            self._positions.append(self._position)
+            self._rows.append((life, row))
+            if row is not None:
+                life.events.append(row)
 
-    def _refusal(self, entry: Entry) -> Exception | None:
-        instance = entry.instance
-        if entry.events[0].sequence > 1:
-            return None if instance.id in self._instances else InstanceNotFoundError(instance.id)
-        taken = self._requests.get(instance.request_id, instance.id)
-        return conflict(instance, self._instances.get(taken))
+    def _append(self, append: Append) -> None:
+        life = self._life(append.ref)
+        if append.epoch is not None and append.epoch < life.epoch:
+            raise FencedError
+        has_failed = append.follows is not None and append.follows.exception() is not None
+        if has_failed or append.expected_sequence != len(life.events):
+            raise SequenceConflictError(len(life.events))
+        if not append.is_dense:
+            raise StorageError(f"events for instance {append.ref.id!r} leave a gap")
+        self._write(life, [framed(event) for event in append.events])
+        life.summary = append.summary
+        self.wakeups.wake((append.ref,))
 
-    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
-        """Append all at once, or take back what was appended."""
-        futures = [self.append(entry) for entry in entries]
-        errors = [future.exception() for future in futures]
-        fault = next((error for error in errors if error and not isinstance(error, DuplicateRequest)), None)
-        if fault is None:
-            return futures
-        refused: list[asyncio.Future[None]] = []
-        for entry, error in zip(entries, errors, strict=True):
-            if error is None:
-                self._remove(entry.instance.id)
-            refused.append(asyncio.get_running_loop().create_future())
-            refused[-1].set_exception(fault)
-            refused[-1].exception()  # as with the others: whoever does not wait does not want to know
-        return refused
+    def _life(self, ref: InstanceRef) -> _Life:
+        try:
+            return self._lives[ref.incarnation]
+        except KeyError:
+            raise InstanceNotFoundError(ref.id) from None
 
-    async def check_new(self, instance: Instance) -> None:
-        """Look for what has its id or request id."""
-        taken = self._requests.get(instance.request_id, instance.id)
-        if refusal := conflict(instance, self._instances.get(taken)):
-            raise refusal
+    async def check_creation(self, creation: Creation) -> Duplicate | None:
+        """Look for what has its key or request id; see EventLog."""
+        return self._duplicate(creation)
 
-    async def delete(self, instance_id: str) -> None:
-        """Remove a finished instance."""
-        state = (await self.load(instance_id)).state
-        if state not in TERMINAL:
-            raise forbidden(instance_id, state, "delete")
-        self._remove(instance_id)
-        self.wakeups.wake((instance_id,))
+    async def acquire_lease(self, ref: InstanceRef) -> int:
+        """Begin a new epoch; see EventLog."""
 
-    def _remove(self, instance_id: str) -> None:
-        instance = self._instances.pop(instance_id)
-        self._requests.pop(instance.request_id, None)
-        del self._events[instance_id], self._keys[instance_id]
-        self._all = {place: row for place, row in self._all.items() if row[0] != instance_id}
+        def acquire() -> int:
+            life = self._life(ref)
+            life.epoch += 1
+            return life.epoch
+
+        return await self._enqueue(acquire)
+
+    async def delete(self, ref: InstanceRef) -> None:
+        """Remove a finished instance; see EventLog."""
+        await self._enqueue(lambda: self._delete(ref))
+
+    def _delete(self, ref: InstanceRef) -> None:
+        life = self._life(ref)
+        if life.summary.state not in TERMINAL:
+            raise forbidden(ref.id, life.summary.state, "delete")
+        self._remove(life)
+        kept = [
+            (position, row)
+            for position, row in zip(self._positions, self._rows, strict=True)
+            if row[0] is not life
+        ]
+        self._positions = [position for position, _ in kept]
+        self._rows = [row for _, row in kept]
+        self._write(life, [None])
+        self.wakeups.wake((ref,))
+
+    def _remove(self, life: _Life) -> None:
+        del self._lives[life.ref.incarnation], self._by_key[life.ref.key]
+        self._requests.pop((life.ref.key.tenant, life.first.request_id), None)
 
     def check_writable(self) -> None:
         """Memory always is."""
 
-    async def load(self, instance_id: str) -> Instance:
-        """Give the instance as it was handed in."""
+    async def head(self, key: InstanceKey) -> Head:
+        """Find the life that goes by a key; see EventLog."""
         try:
-            return self._instances[instance_id]
+            return self._by_key[key].head
         except KeyError:
-            raise InstanceNotFoundError(instance_id) from None
+            raise InstanceNotFoundError(key.id) from None
 
-    async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
-        """Read a page of one instance."""
-        state = (await self.load(instance_id)).state
-        rows = self._events[instance_id]
-        found = rows[after : after + limit]
+    async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
+        """Read a page of one instance; see EventLog."""
+        life = self._life(ref)
+        found = life.events[after : after + limit]
         return Page(
             b"".join(found),
             range(after + 1, after + len(found) + 1),
-            at_end=after + limit >= len(rows),
-            state=state,
-            key=self._keys[instance_id],
+            at_end=after + limit >= len(life.events),
+            state=life.summary.state,
         )
 
     async def read_all(
-        self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
-    ) -> Page:
-        """Read a page of all instances."""
-        rows = [
-            (position, row)
-            for position, (instance_id, row) in self._all.items()
-            if position > after and _has(self._instances[instance_id], labels)
-        ]
-        shown = rows[:limit]
-        data = b"".join(row for _, row in shown)
-        places = [position for position, _ in shown]
-        return Page(data, places, at_end=len(shown) == len(rows), state=pb.STATE_UNSPECIFIED)
-
-    async def last_sequence(self, instance_id: str) -> int:
-        """Count the instance's events."""
-        return (await self.load(instance_id)).last_sequence
+        self,
+        after: int,
+        limit: int = PAGE_EVENTS,
+        *,
+        tenant: str | None = None,
+        labels: Sequence[tuple[str, str]] = (),
+    ) -> GlobalPage:
+        """Read a page of all instances, looking at `limit` positions; see EventLog."""
+        start = bisect_right(self._positions, after)
+        events: list[tuple[int, bytes]] = []
+        deletions: list[Deletion] = []
+        scanned = start
+        for position, (life, row) in zip(
+            self._positions[start : start + limit], self._rows[start : start + limit], strict=True
+        ):
+            if row is not None and deletions:
+                break  # events come before deletions in a page
+            scanned += 1
+            if tenant not in (None, life.ref.key.tenant) or not _has(life.first, labels):
+                continue
+            if row is None:
+                deletions.append(Deletion(life.ref, position))
+            else:
+                events.append((position, row))
+        page = Page(
+            b"".join(row for _, row in events),
+            [position for position, _ in events],
+            at_end=scanned == len(self._positions),
+        )
+        return GlobalPage(page, deletions, self._positions[scanned - 1] if scanned > start else after)
 
     async def last_position(self) -> int:
-        """Give the last position."""
+        """Give the last position; see EventLog."""
         return self._position
 
-    async def find(
-        self,
-        *,
-        states: Sequence[State] = (),
-        labels: Sequence[tuple[str, str]] = (),
-        id_prefix: str = "",
-        before: int = 0,
-        limit: int,
-    ) -> Sequence[tuple[int, str]]:
-        """Look at every instance."""
+    async def list(self, query: Query) -> ListPage:
+        """Look at every instance; see EventLog."""
         found = [
-            (key, instance.id)
-            for instance in self._instances.values()
-            for key in (self._keys[instance.id],)
-            if (not before or key < before)
-            and (not states or instance.state in states)
-            and _has(instance, labels)
-            and instance.id.startswith(id_prefix)
+            Row(life.head, life.summary.view)
+            for life in reversed(self._lives.values())
+            if query.tenant in (None, life.ref.key.tenant)
+            and (not query.before or life.ref.incarnation < query.before)
+            and (not query.states or life.summary.state in query.states)
+            and _has(life.first, query.labels)
+            and life.ref.id.startswith(query.id_prefix)
         ]
-        return found[::-1][:limit]
+        rows = found[: query.limit]
+        return ListPage(rows, rows[-1].head.ref.incarnation if len(rows) < len(found) else 0)
 
-    async def unfinished(self) -> Sequence[str]:
-        """Look at every instance."""
-        return [instance.id for instance in self._instances.values() if instance.state not in TERMINAL]
+    async def unfinished(self) -> "Sequence[Head]":
+        """Look at every instance; see EventLog."""
+        return [life.head for life in self._lives.values() if life.summary.state not in TERMINAL]
 
-    async def finished_before(self, time_s: float, limit: int) -> Sequence[str]:
-        """Look at every instance."""
-        ended = sorted(
-            (instance.end_time_s, instance.id)
-            for instance in self._instances.values()
-            if 0 < instance.end_time_s < time_s
-        )
-        return [instance_id for _, instance_id in ended[:limit]]
+    async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
+        """Look at every instance; see EventLog."""
+        ended = [life for life in self._lives.values() if 0 < life.summary.end_time_s < time_s]
+        ended.sort(key=lambda life: life.summary.end_time_s)
+        return [life.ref for life in ended[:limit]]
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Write what is queued; see EventLog."""
+        self._drain()
+
+
+def _created_of(batch: Sequence[Creation], outcomes: Sequence[Created | Duplicate]) -> Sequence[Creation]:
+    return [
+        creation for creation, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Created)
+    ]
 
 
 def _has(instance: Instance, labels: Sequence[tuple[str, str]]) -> bool:

@@ -34,10 +34,10 @@ async def sweep(log: EventLog, before_s: float) -> int:
     removed = 0
     loop = asyncio.get_running_loop()
     while expired := await log.finished_before(before_s, _AT_A_TIME):
-        for instance_id in expired:
+        for ref in expired:
             begin_s = loop.time()
             try:
-                await log.delete(instance_id)
+                await log.delete(ref)
                 removed += 1
             except (InstanceNotFoundError, StateForbidsError):
                 continue  # a client was faster, to delete it or to let it go on

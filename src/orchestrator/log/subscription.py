@@ -5,12 +5,14 @@ it waits to be woken and reads again. The watch begins before the first read, so
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from orchestrator.core.instance import TERMINAL, Instance, State
+from orchestrator.core.identity import InstanceKey
+from orchestrator.core.instance import TERMINAL, State
 from orchestrator.errors import InstanceNotFoundError, SequenceOutOfRangeError
-from orchestrator.log.base import EventLog, Page, Wakeups
+from orchestrator.log.base import Deletion, EventLog, Head, Page
+from orchestrator.log.states import Loaded, StateStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,81 +38,26 @@ class End:
 
 
 Step = Page | CaughtUp | Idle | End
+GlobalStep = Page | Deletion | CaughtUp | Idle
 
 
 async def follow(
-    log: EventLog, instance_id: str, *, after: int = 0, live: bool = True, idle_s: float = 15.0
+    log: EventLog, head: Head, *, after: int = 0, live: bool = True, idle_s: float = 15.0
 ) -> AsyncIterator[Step]:
     """Yield an instance's events after a sequence: pages, CaughtUp once, then live pages, and End.
 
-    With `live` false it stops at CaughtUp or End. A Idle comes whenever `idle_s` seconds pass without
-    anything else. Raise InstanceNotFoundError, and SequenceOutOfRangeError when `after` is past the last
-    event, and UnavailableError when the service stops.
+    With `live` false it stops at CaughtUp or End. An Idle comes whenever `idle_s` seconds pass without
+    anything else. Raise SequenceOutOfRangeError when `after` is past `head`'s last sequence,
+    InstanceNotFoundError once the instance is deleted, and UnavailableError when the service stops.
     """
-    last_sequence = await log.last_sequence(instance_id)
-    if not 0 <= after <= last_sequence:
-        raise SequenceOutOfRangeError("after_sequence", after, last_sequence)
-
-    async def read(last: int) -> Page:
-        return await log.read(instance_id, last)
-
-    async for step in _follow(log.wakeups, instance_id, read, after, live=live, idle_s=idle_s):
-        yield step
-
-
-async def follow_all(
-    log: EventLog,
-    *,
-    after: int = 0,
-    labels: Sequence[tuple[str, str]] = (),
-    live: bool = True,
-    idle_s: float = 15.0,
-) -> AsyncIterator[Step]:
-    """Yield events after a position, of all instances that have all labels, as `follow` does; no End."""
-    last_position = await log.last_position()
-    if not 0 <= after <= last_position:
-        raise SequenceOutOfRangeError("after_position", after, last_position)
-
-    async def read(last: int) -> Page:
-        return await log.read_all(last, labels=labels)
-
-    async for step in _follow(log.wakeups, "", read, after, live=live, idle_s=idle_s):
-        yield step
-
-
-async def wait_for_end(log: EventLog, instance_id: str, timeout_s: float) -> Instance:
-    """Give the instance once it is finished, or as it is after so many seconds; errors as of `follow`."""
-    with log.wakeups.watch(instance_id) as woken:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while (await log.load(instance_id)).state not in TERMINAL:
-                    log.wakeups.check_open()
-                    await woken.wait()
-                    woken.clear()
-        except TimeoutError:
-            pass
-    return await log.load(instance_id)
-
-
-async def _follow(
-    wakeups: Wakeups,
-    instance_id: str,
-    read: Callable[[int], Awaitable[Page]],
-    last: int,
-    *,
-    live: bool,
-    idle_s: float,
-) -> AsyncIterator[Step]:
-    caught_up = False
-    key = 0
-    with wakeups.watch(instance_id) as woken:
+    if not 0 <= after <= head.last_sequence:
+        raise SequenceOutOfRangeError("after_sequence", after, head.last_sequence)
+    last, has_caught_up = after, False
+    with log.wakeups.watch(head.ref) as woken:
         while True:
-            wakeups.check_open()
+            log.wakeups.check_open()
             woken.clear()
-            page = await read(last)
-            if key and page.key != key:
-                raise InstanceNotFoundError(instance_id)  # deleted, and made anew under the same id
-            key = page.key
+            page = await log.read(head.ref, last)
             if page.ordinals:
                 last = page.ordinals[-1]
                 yield page
@@ -119,13 +66,68 @@ async def _follow(
             if page.state in TERMINAL:
                 yield End(page.state, last)
                 return
-            if not caught_up:
-                caught_up = True
+            if not has_caught_up:
+                has_caught_up = True
                 yield CaughtUp(last)
             if not live:
                 return
             while not await _set_within(woken, idle_s):
                 yield Idle(last)
+
+
+async def follow_all(
+    log: EventLog,
+    *,
+    after: int = 0,
+    tenant: str | None = None,
+    labels: Sequence[tuple[str, str]] = (),
+    live: bool = True,
+    idle_s: float = 15.0,
+) -> AsyncIterator[GlobalStep]:
+    """Yield what happened after a position, to all instances that have all labels, as `follow` does; no End.
+
+    The position of CaughtUp and Idle is how far was looked, matched or not: a reader resumes from there.
+    """
+    last_position = await log.last_position()
+    if not 0 <= after <= last_position:
+        raise SequenceOutOfRangeError("after_position", after, last_position)
+    last, has_caught_up = after, False
+    with log.wakeups.watch() as woken:
+        while True:
+            log.wakeups.check_open()
+            woken.clear()
+            page = await log.read_all(last, tenant=tenant, labels=labels)
+            last = page.cursor
+            if page.events.ordinals:
+                yield page.events
+            for deletion in page.deletions:
+                yield deletion
+            if not page.events.at_end:
+                continue
+            if not has_caught_up:
+                has_caught_up = True
+                yield CaughtUp(last)
+            if not live:
+                return
+            while not await _set_within(woken, idle_s):
+                yield Idle(last)
+
+
+async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, timeout_s: float) -> Loaded:
+    """Give the instance once it is finished, or as it is after so many seconds; errors as of `follow`."""
+    head = await log.head(key)
+    with log.wakeups.watch(head.ref) as woken:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (now := await log.head(key)).state not in TERMINAL:
+                    if now.ref != head.ref:
+                        raise InstanceNotFoundError(key.id)  # deleted, and made anew under the same key
+                    log.wakeups.check_open()
+                    await woken.wait()
+                    woken.clear()
+        except TimeoutError:
+            pass
+    return await states.load(key)
 
 
 async def _set_within(woken: asyncio.Event, timeout_s: float) -> bool:

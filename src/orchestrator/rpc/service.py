@@ -4,7 +4,7 @@ import base64
 import binascii
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, assert_never
 from zlib import crc32
@@ -14,22 +14,33 @@ from google.api.httpbody_pb2 import HttpBody
 
 from orchestrator.core import create, lifecycle, view
 from orchestrator.core.fork import fork
+from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import COMPLETE, TERMINAL
+from orchestrator.core.origin import Origin, origin
 from orchestrator.core.wire import STATUS
 from orchestrator.engine.base import Engine
 from orchestrator.engine.live import LiveText, merge_live_text
-from orchestrator.engine.run import Action
+from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
 from orchestrator.log import subscription
-from orchestrator.log.base import EventLog, Page
+from orchestrator.log.base import Deletion, EventLog, Head, Page, Query
 from orchestrator.log.framing import delimited, tag
-from orchestrator.log.subscription import Step
+from orchestrator.log.states import Loaded
+from orchestrator.log.subscription import GlobalStep, Step
 from orchestrator.rpc import sse
 from orchestrator.rpc.info import MAX_BATCH_INSTANCES, MAX_PAGE_SIZE
 from orchestrator.rpc.sizes import max_response_bytes
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
+SteeringRequest = (
+    pb.PauseInstanceRequest
+    | pb.ResumeInstanceRequest
+    | pb.TerminateInstanceRequest
+    | pb.RetryInstanceRequest
+    | pb.RestartInstanceRequest
+    | pb.ReviewPlanRequest
+)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 HEARTBEAT_S: Final = 10.0
@@ -42,6 +53,8 @@ _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
 _END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
 _MARKDOWN: Final = "text/markdown; charset=utf-8"
+_REQUEST_ID: Final = "x-request-id"
+_TRACE_PARENT: Final = "traceparent"
 _LAST_POSITION: Final = "last-position"
 """The initial metadata that tells where to follow a page's instances from."""
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
@@ -65,6 +78,7 @@ class OrchestratorService:
         self.info = info or pb.GetServiceInfoResponse()
         """What GetServiceInfo answers; whoever binds the addresses sets them here."""
         self._engine = engine
+        self._states = engine.states
         self._log = log
         self._defaults = defaults
 
@@ -72,10 +86,12 @@ class OrchestratorService:
         self, request: pb.CreateInstanceRequest, context: Context
     ) -> pb.CreateInstanceResponse:
         """Record a new instance."""
-        new = create.new_instance(request, base=self._defaults, fallback_id=str(uuid.uuid4()))
-        instance = await self._engine.create(new)
+        new = create.new_instance(
+            request, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
+        )
+        created = await self._engine.create(new)
         answer = pb.CreateInstanceResponse(
-            id=instance.id, details=view.status(instance), instance=view.instance(instance)
+            id=created.ref.id, details=view.status(created.instance), instance=self._view(created)
         )
         # A repeated request may find an instance that has its outputs.
         if answer.details.HasField("output") and answer.ByteSize() > max_response_bytes(context):
@@ -95,41 +111,47 @@ class OrchestratorService:
         wishes = []
         for number, each in enumerate(request.requests):
             with at_field(f"requests[{number}]"):
-                wishes.append(create.new_instance(each, base=self._defaults, fallback_id=str(uuid.uuid4())))
-        instances = [view.instance(each) for each in await self._engine.create_all(wishes)]
+                wishes.append(
+                    create.new_instance(
+                        each, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
+                    )
+                )
+        instances = [self._view(each) for each in await self._engine.create_all(wishes)]
         view.fit(instances, max_response_bytes(context))
         return pb.BatchCreateInstancesResponse(instances=instances)
 
-    async def ForkInstance(self, request: pb.ForkInstanceRequest, _: Context) -> pb.ForkInstanceResponse:
+    async def ForkInstance(
+        self, request: pb.ForkInstanceRequest, context: Context
+    ) -> pb.ForkInstanceResponse:
         """Record a new instance that keeps what another one has done."""
         create.check_id(request.id)
         if request.new_id:
             create.check_id(request.new_id, "new_id")
-        source = await self._log.load(request.id)
-        new = fork(source, request.stage, request.config, new_id=request.new_id or str(uuid.uuid4()))
-        return pb.ForkInstanceResponse(instance=view.instance(await self._engine.create(new)))
+        source = (await self._states.load(_key(request.id))).instance
+        new_id = request.new_id or str(uuid.uuid4())
+        new = replace(fork(source, request.stage, request.config, new_id=new_id), origin=_origin(context))
+        return pb.ForkInstanceResponse(instance=self._view(await self._engine.create(new)))
 
     async def DeleteInstance(
         self, request: pb.DeleteInstanceRequest, _: Context
     ) -> pb.DeleteInstanceResponse:
         """Remove a finished instance."""
-        create.check_id(request.id)
-        await self._log.delete(request.id)
+        ref = (await self._log.head(_key(request.id))).ref
+        await self._log.delete(ref)
+        self._states.forget(ref)
         return pb.DeleteInstanceResponse()
 
     async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> pb.GetInstanceResponse:
         """Show one instance."""
-        create.check_id(request.id)
-        instance = await self._log.load(request.id)
+        loaded = await self._states.load(_key(request.id))
         full = request.view == pb.VIEW_FULL
         return pb.GetInstanceResponse(
-            status=view.status(instance), instance=view.instance(instance, full=full)
+            status=view.status(loaded.instance), instance=self._view(loaded, full=full)
         )
 
     async def GetResult(self, request: pb.GetResultRequest, _: Context) -> HttpBody:
         """Answer with the final result alone."""
-        create.check_id(request.id)
-        instance = await self._log.load(request.id)
+        instance = (await self._states.load(_key(request.id))).instance
         if instance.state != COMPLETE:
             raise StateForbidsError(
                 request.id, state=STATUS[instance.state], action="give its result", why=": there is none yet"
@@ -144,7 +166,6 @@ class OrchestratorService:
 
     async def WaitInstance(self, request: pb.WaitInstanceRequest, _: Context) -> pb.WaitInstanceResponse:
         """Wait for an instance's end."""
-        create.check_id(request.id)
         timeout_s = _DEFAULT_WAIT_S
         if request.HasField("timeout"):
             timeout_s = request.timeout.seconds + request.timeout.nanos / 1e9
@@ -152,8 +173,10 @@ class OrchestratorService:
                 raise InvalidArgumentError(
                     "CONFIG_INVALID", f"timeout is {timeout_s:g} s: it cannot be negative", field="timeout"
                 )
-        instance = await subscription.wait_for_end(self._log, request.id, min(timeout_s, _LONGEST_WAIT_S))
-        return pb.WaitInstanceResponse(status=view.status(instance), instance=view.instance(instance))
+        key = _key(request.id)
+        timeout_s = min(timeout_s, _LONGEST_WAIT_S)
+        loaded = await subscription.wait_for_end(self._log, self._states, key, timeout_s)
+        return pb.WaitInstanceResponse(status=view.status(loaded.instance), instance=self._view(loaded))
 
     async def ListInstances(
         self, request: pb.ListInstancesRequest, context: Context
@@ -171,56 +194,75 @@ class OrchestratorService:
         labels, before = _labels(request.labels), _read_page_token(request)
         position = await self._log.last_position()  # before the page is read: nothing falls between
         await context.send_initial_metadata(((_LAST_POSITION, str(position)),))
-        found = await self._log.find(
-            states=sorted(set(request.states)),
-            labels=labels,
-            id_prefix=request.id_prefix,
-            before=before,
-            limit=size + 1,
+        found = await self._log.list(
+            Query(
+                states=sorted(set(request.states)),
+                labels=labels,
+                id_prefix=request.id_prefix,
+                before=before,
+                limit=size,
+            )
         )
         page = pb.ListInstancesResponse()
-        page_bytes, last = 0, before
-        for key, instance_id in found[:size]:
-            with suppress(InstanceNotFoundError):  # deleted since it was found
-                instance = view.instance(await self._log.load(instance_id))
-                page_bytes += instance.ByteSize()
-                if page.instances and page_bytes > _LARGEST_PAGE_BYTES:
-                    break
-                page.instances.append(instance)
-            last = key
-        if found and last != found[-1][0]:
-            page.next_page_token = _page_token(request, last)
+        page_bytes, next_before = 0, found.before
+        for head, shown in found.rows:
+            row = shown or await self._shown(head)
+            page_bytes += len(row)
+            if page.instances and page_bytes > _LARGEST_PAGE_BYTES:
+                next_before = before
+                break
+            if row:
+                page.instances.add().MergeFromString(row)
+            before = head.ref.incarnation
+        if next_before:
+            page.next_page_token = _page_token(request, next_before)
         return page
 
-    async def PauseInstance(self, request: pb.PauseInstanceRequest, _: Context) -> pb.PauseInstanceResponse:
+    async def _shown(self, head: Head) -> bytes:
+        """An instance that is at work, in VIEW_BASIC; empty: it was deleted since it was found."""
+        try:
+            loaded = await self._states.at(head)
+        except InstanceNotFoundError:
+            return b""
+        return self._view(loaded).SerializeToString()
+
+    def _view(self, loaded: Loaded, *, full: bool = False) -> instance_pb2.Instance:
+        waiting_reason = self._engine.waiting_reason(loaded.ref)
+        return view.instance(loaded.instance, full=full, waiting_reason=waiting_reason)
+
+    async def PauseInstance(
+        self, request: pb.PauseInstanceRequest, context: Context
+    ) -> pb.PauseInstanceResponse:
         """Start nothing new."""
-        return pb.PauseInstanceResponse(instance=await self._steer(request.id, lifecycle.pause))
+        return pb.PauseInstanceResponse(instance=await self._steer(request, lifecycle.pause, context))
 
     async def ResumeInstance(
-        self, request: pb.ResumeInstanceRequest, _: Context
+        self, request: pb.ResumeInstanceRequest, context: Context
     ) -> pb.ResumeInstanceResponse:
         """Let a paused instance go on."""
-        return pb.ResumeInstanceResponse(instance=await self._steer(request.id, lifecycle.resume))
+        return pb.ResumeInstanceResponse(instance=await self._steer(request, lifecycle.resume, context))
 
     async def TerminateInstance(
-        self, request: pb.TerminateInstanceRequest, _: Context
+        self, request: pb.TerminateInstanceRequest, context: Context
     ) -> pb.TerminateInstanceResponse:
         """Stop an instance."""
-        return pb.TerminateInstanceResponse(instance=await self._steer(request.id, lifecycle.terminate))
+        return pb.TerminateInstanceResponse(instance=await self._steer(request, lifecycle.terminate, context))
 
-    async def RetryInstance(self, request: pb.RetryInstanceRequest, _: Context) -> pb.RetryInstanceResponse:
+    async def RetryInstance(
+        self, request: pb.RetryInstanceRequest, context: Context
+    ) -> pb.RetryInstanceResponse:
         """Run again what failed."""
         retry = partial(lifecycle.retry, changes=request.config)
-        return pb.RetryInstanceResponse(instance=await self._steer(request.id, retry))
+        return pb.RetryInstanceResponse(instance=await self._steer(request, retry, context))
 
     async def RestartInstance(
-        self, request: pb.RestartInstanceRequest, _: Context
+        self, request: pb.RestartInstanceRequest, context: Context
     ) -> pb.RestartInstanceResponse:
         """Begin anew."""
         restart = partial(lifecycle.restart, changes=request.config)
-        return pb.RestartInstanceResponse(instance=await self._steer(request.id, restart))
+        return pb.RestartInstanceResponse(instance=await self._steer(request, restart, context))
 
-    async def ReviewPlan(self, request: pb.ReviewPlanRequest, _: Context) -> pb.ReviewPlanResponse:
+    async def ReviewPlan(self, request: pb.ReviewPlanRequest, context: Context) -> pb.ReviewPlanResponse:
         """Decide on a plan that waits."""
         review = partial(
             lifecycle.review,
@@ -228,20 +270,22 @@ class OrchestratorService:
             subtasks=request.subtasks,
             feedback=request.feedback,
         )
-        return pb.ReviewPlanResponse(instance=await self._steer(request.id, review))
+        return pb.ReviewPlanResponse(instance=await self._steer(request, review, context))
 
-    async def _steer(self, instance_id: str, action: Action) -> instance_pb2.Instance:
-        create.check_id(instance_id)
-        return view.instance(await self._engine.steer(instance_id, action))
+    async def _steer(
+        self, request: SteeringRequest, action: Action, context: Context
+    ) -> instance_pb2.Instance:
+        expected = request.expected_sequence if request.HasField("expected_sequence") else None
+        return self._view(await self._engine.steer(_key(request.id), action, _origin(context), expected))
 
     async def StreamEvents(
         self, request: pb.StreamEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamEventsResponse | bytes]:
         """Replay, then follow."""
-        create.check_id(request.id)
+        head = await self._log.head(_key(request.id))
         max_page_bytes = max_response_bytes(context) - _FRAMING_BYTES
         live = request.follow or not request.HasField("follow")
-        steps = self._follow(request.id, request.after_sequence, live=live, texts=request.include_deltas)
+        steps = self._follow(head, request.after_sequence, live=live, texts=request.include_deltas)
         async for step in steps:
             match step:
                 case LiveText(deltas):
@@ -259,15 +303,15 @@ class OrchestratorService:
                     yield pb.StreamEventsResponse(end=pb.StreamEnd(state=state, sequence=last))
 
     async def _follow(
-        self, instance_id: str, after: int, *, live: bool = True, texts: bool
+        self, head: Head, after: int, *, live: bool = True, texts: bool
     ) -> AsyncIterator[Step | LiveText]:
         """An instance's events and, where they are asked for, the texts of its calls under way."""
-        steps = subscription.follow(self._log, instance_id, after=after, live=live, idle_s=HEARTBEAT_S)
+        steps = subscription.follow(self._log, head, after=after, live=live, idle_s=HEARTBEAT_S)
         if not texts:
             async for step in steps:
                 yield step
             return
-        with self._engine.live.subscribe(instance_id) as reader:
+        with self._engine.live.subscribe(head.ref) as reader:
             async for both in merge_live_text(steps, reader):
                 yield both
 
@@ -289,6 +333,10 @@ class OrchestratorService:
                     for data, places in step.parts(max_page_bytes):
                         position = pb.EventBatch(last_position=places[-1]).SerializeToString()
                         yield delimited(_ALL_BATCH_TAG, data + position)
+                case Deletion(ref, position):
+                    yield pb.StreamAllEventsResponse(
+                        deleted=pb.Deletion(instance_id=ref.id, position=position)
+                    )
                 case subscription.CaughtUp(last):
                     yield pb.StreamAllEventsResponse(caught_up=pb.CaughtUp(sequence=last))
                 case subscription.Idle(last):
@@ -300,13 +348,13 @@ class OrchestratorService:
         """Replay, then follow, for browsers and curl."""
         seen = sse.parse_last_event_id(_header(context, sse.LAST_EVENT_ID))
         after = request.after_sequence if seen is None else seen
+        steps: AsyncIterator[Step | GlobalStep | LiveText]
         if request.id:
-            create.check_id(request.id)
-            instance = await self._log.load(request.id)
-            if instance.state in TERMINAL and after == instance.last_sequence:
+            head = await self._log.head(_key(request.id))
+            if head.state in TERMINAL and after == head.last_sequence:
                 await context.send_initial_metadata((sse.NO_CONTENT,))
                 return
-            steps = self._follow(request.id, after, texts=request.include_deltas)
+            steps = self._follow(head, after, texts=request.include_deltas)
         else:
             steps = subscription.follow_all(self._log, after=after, idle_s=HEARTBEAT_S)
         opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
@@ -318,17 +366,29 @@ class OrchestratorService:
             opening = b""
 
 
-def _sse_frames(step: Step | LiveText) -> bytes:
+def _sse_frames(step: Step | GlobalStep | LiveText) -> bytes:
     match step:
         case LiveText(deltas):
             return b"".join(map(sse.delta_frame, deltas))
         case Page():
             return b"".join(map(sse.event_frame, step.events(), step.ordinals))
+        case Deletion(ref, position):
+            return sse.deletion_frame(pb.Deletion(instance_id=ref.id, position=position))
         case subscription.CaughtUp() | subscription.Idle():
             return sse.heartbeat_line()
         case subscription.End(state, last):
             return sse.end_frame(pb.StreamEnd(state=state, sequence=last))
     assert_never(step)
+
+
+def _key(instance_id: str) -> InstanceKey:
+    """The one place where an id becomes a key; raise InvalidArgumentError (ID_INVALID)."""
+    create.check_id(instance_id)
+    return InstanceKey("", instance_id)
+
+
+def _origin(context: Context) -> Origin:
+    return origin(request_id=_header(context, _REQUEST_ID), trace_parent=_header(context, _TRACE_PARENT))
 
 
 def _header(context: Context, name: str) -> str:

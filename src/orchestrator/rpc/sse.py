@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1.event_pb2 import Event
-from orchestrator.v1.orchestrator_pb2 import OutputDelta, StreamEnd
+from orchestrator.v1.orchestrator_pb2 import Deletion, OutputDelta, StreamEnd
 
 CONTENT_TYPE: Final = "text/event-stream"
 """The first HttpBody's content type."""
@@ -39,6 +39,11 @@ def event_frame(event: Event, frame_id: int) -> bytes:
 def delta_frame(delta: OutputDelta) -> bytes:
     """Frame text as a model writes it: all fields are there, an empty `subtaskId` means the synthesis."""
     return f"event: delta\ndata: {_json(delta, complete=True)}\n\n".encode()
+
+
+def deletion_frame(deletion: Deletion) -> bytes:
+    """Frame a deletion, in the stream of all instances; its id is its position."""
+    return f"id: {deletion.position}\nevent: deleted\ndata: {_json(deletion)}\n\n".encode()
 
 
 def end_frame(end: StreamEnd) -> bytes:

@@ -19,6 +19,7 @@ _CODES: Final = {
     errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.StateForbidsError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceOutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
+    errors.SequenceMismatchError: grpc.StatusCode.ABORTED,
     errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ResponseTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,

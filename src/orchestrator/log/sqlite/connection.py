@@ -50,11 +50,20 @@ async def connect(path: Path, *, make: bool = True) -> Connection:
     connection = Connection(connect_here, iter_chunk_size=64)
     await connection
     try:
+        await connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file: others stay as they are
         await connection.execute("PRAGMA journal_mode = WAL")
         await connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
         await connection.close()
         raise
+    return connection
+
+
+async def connect_reader(path: Path) -> Connection:
+    """Open a file for reading only; raise sqlite3.Error."""
+    connection = await connect(path, make=False)
+    await connection.execute("PRAGMA query_only = ON")
+    await connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
 
 

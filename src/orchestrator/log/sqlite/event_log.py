@@ -6,31 +6,46 @@ cursor outlives a call, so the WAL can always be checkpointed.
 
 import asyncio
 import errno
+import json
 import os
 import sqlite3
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, NamedTuple, Self
 
 import aiosqlite
 
-from orchestrator.core.instance import TERMINAL, Instance, State
-from orchestrator.core.state import fold
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.instance import TERMINAL
 from orchestrator.errors import InstanceNotFoundError, StorageError
-from orchestrator.log.base import PAGE_BYTES, PAGE_EVENTS, Entry, Page, Wakeups
-from orchestrator.log.sqlite.connection import connect, fetch
+from orchestrator.log.base import (
+    PAGE_BYTES,
+    PAGE_EVENTS,
+    Append,
+    Created,
+    Creation,
+    Deletion,
+    Duplicate,
+    GlobalPage,
+    Head,
+    ListPage,
+    Page,
+    Query,
+    Row,
+    Wakeups,
+)
+from orchestrator.log.sqlite.connection import connect, connect_reader, fetch
 from orchestrator.log.sqlite.lock import DatabaseLock
 from orchestrator.log.sqlite.schema import migrate
-from orchestrator.log.sqlite.tables import find_conflict
+from orchestrator.log.sqlite.tables import find_duplicate
 from orchestrator.log.sqlite.writer import SqliteWriter
 from orchestrator.log.storage_faults import mend
-from orchestrator.v1 import instance_pb2 as pb
 
-_MOST_FINISHED_CHARACTERS: Final = 16 * 1024 * 1024
-"""How much text the finished instances may hold whose folded state is kept at hand."""
-
-_LABELLED: Final = "instance IN (SELECT instance FROM label WHERE name = ?{} AND value = ?{})"
+_SCANNED_EVENTS: Final = 2048
+"""How many events one read looks at for those of a tenant or with labels."""
+_TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
+_NO_POSITION: Final = 2**63 - 1
 
 
 class SqliteEventLog:
@@ -40,12 +55,10 @@ class SqliteEventLog:
         self.wakeups = Wakeups()
         self._path = path
         self._lock = lock
-        self._writer = SqliteWriter(path, self._publish, self._forget)
+        self._writer = SqliteWriter(path, self.wakeups.wake)
         self._reader: aiosqlite.Connection
-        self._unfinished: dict[str, Instance] = {}
-        self._finished: dict[str, Instance] = {}
-        self._finished_characters = 0
-        self._deletions = 0
+        self._scanner: aiosqlite.Connection
+        """For reads that may take long, so that none of the others waits for one."""
 
     @classmethod
     async def open(cls, path: Path, setting: str = "ORCHESTRATOR_DATABASE") -> Self:
@@ -75,30 +88,32 @@ class SqliteEventLog:
         writer = await connect(self._path)
         try:
             await migrate(writer, self._path, setting)
-            self._reader = await connect(self._path)
-            await self._reader.execute("PRAGMA query_only = ON")
-            await self._reader.execute("PRAGMA wal_autocheckpoint = 0")
+            self._reader = await connect_reader(self._path)
+            self._scanner = await connect_reader(self._path)
             await self._writer.start(writer)
         except BaseException:
             await writer.close()
             raise
 
-    def append(self, entry: Entry) -> "asyncio.Future[None]":
-        """Queue an entry; see EventLog."""
-        return self._writer.append(entry)
+    def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
+        """Queue creations; see EventLog."""
+        return self._writer.create(batch)
 
-    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
-        """Queue creations that go together; see EventLog."""
-        return self._writer.append_atomic(entries)
+    def append(self, append: Append) -> "asyncio.Future[None]":
+        """Queue events; see EventLog."""
+        return self._writer.append(append)
 
-    async def check_new(self, instance: Instance) -> None:
+    async def check_creation(self, creation: Creation) -> Duplicate | None:
         """Look for what has its id or request id; see EventLog."""
-        if refusal := await find_conflict(self._reader, instance):
-            raise refusal
+        return await find_duplicate(self._reader, creation)
 
-    async def delete(self, instance_id: str) -> None:
+    async def acquire_lease(self, ref: InstanceRef) -> int:
+        """Begin a new epoch; see EventLog."""
+        return await self._writer.acquire_lease(ref)
+
+    async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
-        await self._writer.delete(instance_id)
+        await self._writer.delete(ref)
 
     def check_writable(self) -> None:
         """Raise UnavailableError while the storage takes no writes; see EventLog."""
@@ -109,177 +124,215 @@ class SqliteEventLog:
         await self._writer.watch()
 
     async def aclose(self) -> None:
-        """Write what is queued, then close both connections and give up the lock."""
+        """Write what is queued, then close all connections and release the lock."""
         try:
             await self._reader.close()
+            await self._scanner.close()
             await self._writer.aclose()
         finally:
             self._lock.release()
 
-    def _publish(self, entries: Sequence[Entry]) -> None:
-        """These are durable: whoever asks sees them, and whoever waits is woken."""
-        for _, instance in entries:
-            self._forget_finished(instance.id)
-            if instance.state in TERMINAL:
-                self._unfinished.pop(instance.id, None)
-                self._keep_finished(instance)
-            else:
-                self._unfinished[instance.id] = instance
-        self.wakeups.wake([entry.instance.id for entry in entries])
+    async def head(self, key: InstanceKey) -> Head:
+        """Find the life that goes by a key; see EventLog."""
+        rows = await fetch(
+            self._reader, "SELECT key, state, last_sequence FROM instance WHERE tenant = ? AND id = ?", key
+        )
+        if not rows:
+            raise InstanceNotFoundError(key.id)
+        incarnation, state, last_sequence = rows[0]
+        return Head(InstanceRef(key, incarnation), state, last_sequence)
 
-    def _forget(self, instance_id: str) -> None:
-        """It was deleted: whoever asks is told so, and whoever reads is woken to see it."""
-        self._deletions += 1
-        self._forget_finished(instance_id)
-        self.wakeups.wake((instance_id,))
-
-    def _keep_finished(self, instance: Instance) -> None:
-        self._forget_finished(instance.id)
-        self._finished[instance.id] = instance
-        self._finished_characters += _characters(instance)
-        while self._finished_characters > _MOST_FINISHED_CHARACTERS:
-            self._forget_finished(next(iter(self._finished)))
-
-    def _forget_finished(self, instance_id: str) -> None:
-        if known := self._finished.pop(instance_id, None):
-            self._finished_characters -= _characters(known)
-
-    async def load(self, instance_id: str) -> Instance:
-        """Fold an instance from its durable events; see EventLog."""
-        if known := self._known(instance_id):
-            return known
-        deletions = self._deletions
-        instance = Instance()
-        at_end = False
-        while not at_end:
-            page = await self.read(instance_id, instance.last_sequence)
-            instance = fold(page.events(), instance)
-            at_end = page.at_end
-        if known := self._known(instance_id):
-            return known  # it may have gone on while it was read
-        if instance.state in TERMINAL and deletions == self._deletions:
-            self._keep_finished(instance)
-        return instance
-
-    def _known(self, instance_id: str) -> Instance | None:
-        return self._unfinished.get(instance_id) or self._finished.get(instance_id)
-
-    async def read(self, instance_id: str, after: int, limit: int = PAGE_EVENTS) -> Page:
+    async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
         rows = await fetch(
             self._reader,
             f"""
-            SELECT instance.state, page.total, page.position, page.sequence, event.data, instance.key
+            SELECT instance.state, page.total, page.position, page.sequence, event.data
             FROM instance
-            LEFT JOIN ({_page_of("instance = (SELECT key FROM instance WHERE id = ?1) AND sequence > ?2")})
-                AS page ON true
+            LEFT JOIN ({_page_of("instance = ?1 AND sequence > ?2")}) AS page ON true
             LEFT JOIN event ON event.position = page.position
-            WHERE instance.id = ?1 ORDER BY page.position
+            WHERE instance.key = ?1 ORDER BY page.position
             """,  # noqa: S608
-            (instance_id, after, limit),
+            (ref.incarnation, after, limit),
         )
         if not rows:
-            raise InstanceNotFoundError(instance_id)
+            raise InstanceNotFoundError(ref.id)
         if rows[0][1] is None:
-            return Page(b"", (), at_end=True, state=rows[0][0], key=rows[0][5])
-        return await self._page(rows, limit)
+            return Page(b"", (), at_end=True, state=rows[0][0])
+        return _page(rows, limit)
 
     async def read_all(
-        self, after: int, limit: int = PAGE_EVENTS, *, labels: Sequence[tuple[str, str]] = ()
-    ) -> Page:
+        self,
+        after: int,
+        limit: int = PAGE_EVENTS,
+        *,
+        tenant: str | None = None,
+        labels: Sequence[tuple[str, str]] = (),
+    ) -> GlobalPage:
         """Read a page of all instances; see EventLog."""
-        conditions = ["position > ?1"]
-        conditions += [_LABELLED.format(place, place + 1) for place in range(3, 3 + 2 * len(labels), 2)]
+        is_filtered = tenant is not None or bool(labels)
+        connection = self._scanner if is_filtered else self._reader
+        if after < self._writer.deletion_position:
+            deletions = await self._deletions(connection, after, limit)
+            if deletions and deletions[0].is_next:
+                return _deleted(deletions, tenant, labels)
+            before = deletions[0].position if deletions else _NO_POSITION
+        else:
+            before = _NO_POSITION
+        ((end, count),) = await fetch(
+            connection,
+            "SELECT max(position), count(*) FROM (SELECT position FROM event"
+            " WHERE position > ? AND position < ? ORDER BY position LIMIT ?)",
+            (after, before, scanned := _SCANNED_EVENTS if is_filtered else limit),
+        )
+        if not count:
+            return GlobalPage(Page(b"", (), at_end=before == _NO_POSITION), (), after)
+        conditions = ["position > ?1 AND position <= ?2"]
+        values: list[object] = [after, end, limit]
+        if tenant is not None:
+            conditions.append("EXISTS (SELECT 1 FROM instance WHERE key = event.instance AND tenant = ?4)")
+            values.append(tenant)
+        for name, value in labels:
+            conditions.append(
+                f"EXISTS (SELECT 1 FROM label WHERE label.instance = event.instance"  # noqa: S608
+                f" AND name = ?{len(values) + 1} AND value = ?{len(values) + 2})"
+            )
+            values += (name, value)
         rows = await fetch(
-            self._reader,
+            connection,
             f"""
-            SELECT 0, page.total, page.position, page.position, event.data, 0
-            FROM ({_page_of(" AND ".join(conditions), limit="?2")}) AS page
+            SELECT 0, page.total, page.position, page.position, event.data
+            FROM ({_page_of(" AND ".join(conditions))}) AS page
             JOIN event ON event.position = page.position ORDER BY page.position
             """,  # noqa: S608
-            (after, limit, *chain.from_iterable(labels)),
+            values,
         )
-        if not rows:
-            return Page(b"", (), at_end=True, state=pb.STATE_UNSPECIFIED)
-        return await self._page(rows, limit)
+        is_whole = not rows or len(rows) == rows[0][1] < limit
+        cursor = end if is_whole else rows[-1][2]
+        at_end = is_whole and count < scanned and before == _NO_POSITION
+        events = Page(b"".join([row[4] for row in rows]), [row[3] for row in rows], at_end=at_end)
+        return GlobalPage(events, (), cursor)
 
-    async def _page(self, rows: Sequence[sqlite3.Row], limit: int) -> Page:
-        # A commit is in the file a moment before the writer hears of it. Nobody is shown an event
-        # that `load` does not know yet.
-        await self._writer.wait_until_published(rows[-1][2])
-        state, total = rows[0][:2]
-        return Page(
-            data=b"".join([row[4] for row in rows]),
-            ordinals=[row[3] for row in rows],
-            at_end=len(rows) == total < limit,
-            state=state,
-            key=rows[0][5],
-        )
-
-    async def last_sequence(self, instance_id: str) -> int:
-        """Look up an instance's last sequence; see EventLog."""
+    async def _deletions(
+        self, connection: aiosqlite.Connection, after: int, limit: int
+    ) -> Sequence["_Deleted"]:
         rows = await fetch(
-            self._reader,
-            "SELECT max(sequence) FROM event WHERE instance = (SELECT key FROM instance WHERE id = ?)",
-            (instance_id,),
+            connection,
+            "SELECT position, instance, tenant, id, labels, NOT EXISTS (SELECT 1 FROM event"
+            " WHERE event.position > ?1 AND event.position < deletion.position)"
+            " FROM deletion WHERE position > ?1 ORDER BY position LIMIT ?2",
+            (after, limit),
         )
-        if rows[0][0] is None:
-            raise InstanceNotFoundError(instance_id)
-        last: int = rows[0][0]
-        return last
+        return [
+            _Deleted(
+                position, InstanceRef(InstanceKey(tenant, instance_id), key), json.loads(labels), is_next
+            )
+            for position, key, tenant, instance_id, labels, is_next in rows
+        ]
 
     async def last_position(self) -> int:
         """Give the last position; see EventLog."""
-        return self._writer.position
+        ((last,),) = await fetch(
+            self._reader,
+            "SELECT max(position, coalesce((SELECT max(position) FROM event), 0),"
+            " coalesce((SELECT max(position) FROM deletion), 0)) FROM given",
+        )
+        return int(last)
 
-    async def find(
-        self,
-        *,
-        states: Sequence[State] = (),
-        labels: Sequence[tuple[str, str]] = (),
-        id_prefix: str = "",
-        before: int = 0,
-        limit: int,
-    ) -> Sequence[tuple[int, str]]:
-        """Find instances, newest first; see EventLog."""
-        conditions = ["true"]
-        values: list[Any] = []
-        if before:
-            conditions.append("key < ?")
-            values.append(before)
-        if states:
-            conditions.append(f"state IN ({','.join('?' * len(states))})")
-            values += states
-        for name, value in labels:
-            conditions.append("key IN (SELECT instance FROM label WHERE name = ? AND value = ?)")
+    async def list(self, query: Query) -> ListPage:
+        """List instances; see EventLog."""
+        conditions, values = ["true"], list[object]()
+        source, key = "instance", "instance.key"
+        if query.labels:
+            (name, value), *more = query.labels
+            source, key = "label JOIN instance ON instance.key = label.instance", "label.instance"
+            conditions.append("label.name = ? AND label.value = ?")
             values += (name, value)
-        if id_prefix:
-            conditions.append("id >= ? AND id < ?")
-            values += (id_prefix, id_prefix[:-1] + chr(ord(id_prefix[-1]) + 1))
+            for name, value in more:
+                conditions.append(
+                    "EXISTS (SELECT 1 FROM label AS other WHERE other.instance = label.instance"
+                    " AND other.name = ? AND other.value = ?)"
+                )
+                values += (name, value)
+        if query.before:
+            conditions.append(f"{key} < ?")
+            values.append(query.before)
+        if query.tenant is not None:
+            conditions.append("instance.tenant = ?")
+            values.append(query.tenant)
+        if query.states:
+            conditions.append(f"instance.state IN ({','.join('?' * len(query.states))})")
+            values += query.states
+        if query.id_prefix:
+            conditions.append("instance.id >= ? AND instance.id < ?")
+            values += (query.id_prefix, query.id_prefix[:-1] + chr(ord(query.id_prefix[-1]) + 1))
         rows = await fetch(
-            self._reader,
-            f"SELECT key, id FROM instance WHERE {' AND '.join(conditions)} ORDER BY key DESC LIMIT ?",  # noqa: S608
-            (*values, limit),
+            self._scanner,
+            f"""
+            SELECT instance.key, tenant, id, state, last_sequence, coalesce(view, x'')
+            FROM {source} LEFT JOIN summary
+                ON summary.instance = instance.key AND summary.sequence = instance.last_sequence
+            WHERE {" AND ".join(conditions)} ORDER BY {key} DESC LIMIT ?
+            """,  # noqa: S608
+            (*values, query.limit + 1),
         )
-        return [(row[0], row[1]) for row in rows]
+        found = [
+            Row(Head(InstanceRef(InstanceKey(tenant, instance_id), key), state, last_sequence), view)
+            for key, tenant, instance_id, state, last_sequence, view in rows[: query.limit]
+        ]
+        return ListPage(found, found[-1].head.ref.incarnation if len(rows) > query.limit else 0)
 
-    async def unfinished(self) -> Sequence[str]:
-        """Ids of all instances in no terminal state; see EventLog."""
-        terminal = ",".join(str(state) for state in sorted(TERMINAL))
+    async def unfinished(self) -> "Sequence[Head]":
+        """All instances in no terminal state; see EventLog."""
         rows = await fetch(
-            self._reader,
-            f"SELECT id FROM instance WHERE state NOT IN ({terminal}) ORDER BY key",  # noqa: S608
+            self._scanner,
+            "SELECT key, tenant, id, state, last_sequence FROM instance"  # noqa: S608
+            f" WHERE state NOT IN ({_TERMINAL}) ORDER BY key",
         )
-        return [row[0] for row in rows]
+        return [
+            Head(InstanceRef(InstanceKey(tenant, instance_id), key), state, last_sequence)
+            for key, tenant, instance_id, state, last_sequence in rows
+        ]
 
-    async def finished_before(self, time_s: float, limit: int) -> Sequence[str]:
-        """Ids of instances that finished before a time; see EventLog."""
+    async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
+        """Instances that finished before a time; see EventLog."""
         rows = await fetch(
-            self._reader,
-            "SELECT id FROM instance WHERE end_time_s > 0 AND end_time_s < ? ORDER BY end_time_s LIMIT ?",
+            self._scanner,
+            "SELECT key, tenant, id FROM instance WHERE end_time_s > 0 AND end_time_s < ?"
+            " ORDER BY end_time_s LIMIT ?",
             (time_s, limit),
         )
-        return [row[0] for row in rows]
+        return [InstanceRef(InstanceKey(tenant, instance_id), key) for key, tenant, instance_id in rows]
+
+
+class _Deleted(NamedTuple):
+    position: int
+    ref: InstanceRef
+    labels: Mapping[str, str]
+    is_next: bool
+    """Whether no event lies before it."""
+
+
+def _deleted(found: Sequence[_Deleted], tenant: str | None, labels: Sequence[tuple[str, str]]) -> GlobalPage:
+    """The page of the deletions that follow each other without an event between them."""
+    run = list(takewhile(lambda deleted: deleted.is_next, found))
+    matching = [
+        Deletion(deleted.ref, deleted.position)
+        for deleted in run
+        if tenant in (None, deleted.ref.key.tenant)
+        and all(deleted.labels.get(name) == value for name, value in labels)
+    ]
+    return GlobalPage(Page(b"", (), at_end=False), matching, run[-1].position)
+
+
+def _page(rows: Sequence[sqlite3.Row], limit: int) -> Page:
+    state, total = rows[0][:2]
+    return Page(
+        data=b"".join([row[4] for row in rows]),
+        ordinals=[row[3] for row in rows],
+        at_end=len(rows) == total < limit,
+        state=state,
+    )
 
 
 def _page_of(condition: str, limit: str = "?3") -> str:
@@ -297,12 +350,6 @@ def _page_of(condition: str, limit: str = "?3") -> str:
             )
         ) WHERE before < {PAGE_BYTES}
     """  # noqa: S608
-
-
-def _characters(instance: Instance) -> int:
-    texts = sum(len(subtask.output) + len(subtask.instructions) for subtask in instance.subtasks.values())
-    whole = len(instance.prompt) + len(instance.summary) + len(instance.final_result)
-    return 4096 + whole + texts + instance.config.ByteSize()
 
 
 def _cannot_open(path: Path, error: sqlite3.Error | OSError, setting: str) -> StorageError:

@@ -6,17 +6,14 @@ from typing import Final
 
 import aiosqlite
 
-from orchestrator.core.instance import TERMINAL
 from orchestrator.errors import StorageError
 from orchestrator.v1.orchestrator_pb2 import EventBatch
-
-_TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
 
 MIGRATIONS: Final = (
     # 1: `event` is the truth; `instance` and `label` are derived from it in the same transaction, so that
     # instances can be found without folding all of them. Keys and positions grow in commit order. `data` is
     # an EventBatch that holds one event: rows joined are a page.
-    f"""
+    """
     CREATE TABLE instance (
         key INTEGER PRIMARY KEY,
         id TEXT NOT NULL UNIQUE,
@@ -24,7 +21,7 @@ MIGRATIONS: Final = (
         request_id TEXT UNIQUE,
         request_digest TEXT NOT NULL
     ) STRICT;
-    CREATE INDEX instance_unfinished ON instance (key) WHERE state NOT IN ({_TERMINAL});
+    CREATE INDEX instance_unfinished ON instance (key) WHERE state NOT IN (6,7,8);
     CREATE INDEX instance_state ON instance (state, key);
     CREATE TABLE label (
         instance INTEGER NOT NULL REFERENCES instance (key),
@@ -42,16 +39,54 @@ MIGRATIONS: Final = (
     """,
     # 2: finished instances can be deleted, and found by when they finished. `given` remembers the highest
     # numbers, so that those of deleted rows are not given again.
-    f"""
+    """
     ALTER TABLE instance ADD COLUMN end_time_s REAL NOT NULL DEFAULT 0;
     UPDATE instance SET end_time_s = event_time_s(
         (SELECT data FROM event WHERE instance = instance.key ORDER BY sequence DESC LIMIT 1)
-    ) WHERE state IN ({_TERMINAL});
+    ) WHERE state IN (6,7,8);
     CREATE INDEX instance_end ON instance (end_time_s) WHERE end_time_s > 0;
     CREATE INDEX label_instance ON label (instance);
     CREATE TABLE given (position INTEGER NOT NULL, key INTEGER NOT NULL) STRICT;
     INSERT INTO given VALUES (0, 0);
-    """,  # noqa: S608
+    """,
+    # 3: an instance belongs to a tenant, and its row says where it stands: its last sequence, which every
+    # append has to continue, and the epoch of its lease. `summary` is what lists show of an instance at rest,
+    # as of a sequence; `deletion` keeps its place in the order of positions for an instance that is gone.
+    """
+    CREATE TABLE instance_3 (
+        key INTEGER PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        id TEXT NOT NULL,
+        state INTEGER NOT NULL,
+        last_sequence INTEGER NOT NULL,
+        epoch INTEGER NOT NULL DEFAULT 0,
+        request_id TEXT,
+        request_digest TEXT NOT NULL,
+        end_time_s REAL NOT NULL,
+        UNIQUE (tenant, id),
+        UNIQUE (tenant, request_id)
+    ) STRICT;
+    INSERT INTO instance_3 (key, tenant, id, state, last_sequence, request_id, request_digest, end_time_s)
+        SELECT key, '', id, state, (SELECT max(sequence) FROM event WHERE instance = instance.key),
+            request_id, request_digest, end_time_s FROM instance;
+    DROP TABLE instance;
+    ALTER TABLE instance_3 RENAME TO instance;
+    CREATE INDEX instance_unfinished ON instance (key) WHERE state NOT IN (6,7,8);
+    CREATE INDEX instance_state ON instance (state, key);
+    CREATE INDEX instance_end ON instance (end_time_s) WHERE end_time_s > 0;
+    CREATE TABLE summary (
+        instance INTEGER PRIMARY KEY REFERENCES instance (key),
+        sequence INTEGER NOT NULL,
+        view BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE deletion (
+        position INTEGER PRIMARY KEY,
+        instance INTEGER NOT NULL,
+        tenant TEXT NOT NULL,
+        id TEXT NOT NULL,
+        labels TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 """Scripts by version: the first makes version 1 of an empty file, each next one the next version."""
 

@@ -7,49 +7,168 @@ and a busy event loop is slow to give it back.
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
-from orchestrator.core.instance import TERMINAL, Instance, State
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.instance import TERMINAL, State
 from orchestrator.core.lifecycle import forbidden
-from orchestrator.errors import InstanceNotFoundError, StorageError
-from orchestrator.log.base import DuplicateRequest, Entry, framed
-from orchestrator.log.conflict import conflict
+from orchestrator.core.summary import Summary, summarize
+from orchestrator.errors import AlreadyExistsError, InstanceNotFoundError, StorageError
+from orchestrator.log.base import (
+    Append,
+    Created,
+    Creation,
+    Duplicate,
+    FencedError,
+    SequenceConflictError,
+    framed,
+)
+from orchestrator.log.conflict import check_duplicate
 from orchestrator.log.sqlite.connection import CACHED_STATEMENTS, Connection, Statement, fetch
+from orchestrator.v1.event_pb2 import Event
 
 ROWS_PER_STATEMENT: Final = 256
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pending:
-    """An entry on its way into the log."""
+    """What is on its way into the log, and who waits for it."""
 
-    entry: Entry
-    durable: "asyncio.Future[None]"
-    newest_key: int
-    """The newest instance that was known when it was queued. It cannot be about a newer one."""
-    creates: bool
-    refusal: Exception | None = None
-    """Why the entry is left out of its group; told only once the group is durable, because the reason may
-    lie in the same group."""
+    durable: "asyncio.Future[Any]"
+    refusal: Exception | None = field(default=None, init=False)
+    """Why it is left out of its group; told only once the group is durable, because the reason may lie in the
+    same group."""
+
+    def reset(self) -> None:
+        """Forget what came of it in a transaction that was taken back."""
+        self.refusal = None
 
     def refuse(self, error: Exception) -> None:
-        """Tell whoever waits for it."""
+        """Fail those who wait for it."""
         if not self.durable.done():
             self.durable.set_exception(error)
-            self.durable.exception()  # whoever queued it without waiting does not want to know
+            self.durable.exception()  # it may have been queued without anybody waiting
 
 
-@dataclass(slots=True)
-class _Row:
-    """What the table `instance` holds of an unfinished instance."""
+@dataclass(slots=True, eq=False)
+class PendingCreations(Pending):
+    """Creations that become durable all at once or not at all."""
 
-    key: int
+    creations: Sequence[Creation]
+    outcomes: list[Created | Duplicate] = field(default_factory=list, init=False)
+
+    def reset(self) -> None:
+        """Forget what came of them; see Pending."""
+        self.refusal = None
+        self.outcomes.clear()
+
+
+@dataclass(slots=True, eq=False)
+class PendingAppend(Pending):
+    """Events for an instance that is there."""
+
+    append: Append
+
+
+class _Row(NamedTuple):
+    """What the table `instance` holds of an instance that may go on."""
+
     state: State
+    last_sequence: int
+    epoch: int
+
+
+class Group:
+    """What one transaction writes."""
+
+    def __init__(self, position: int, key: int) -> None:
+        self.position = position
+        """Of the last event, when this is durable."""
+        self.key = key
+        """Of the newest instance, when this is durable."""
+        self.rows: dict[int, _Row] = {}
+        """By the instance's key: as it is after this."""
+        self.changes: dict[int, tuple[object, ...]] = {}
+        self.refs: list[InstanceRef] = []
+        """The instances that this is about."""
+        self._labels: list[object] = []
+        self._events: list[object] = []
+        self._views: list[object] = []
+        self._failed: set[asyncio.Future[Any]] = set()
+
+    def add_creation(self, ref: InstanceRef, creation: Creation) -> None:
+        """Add the first events and the labels of an instance whose row is there."""
+        self.key = max(self.key, ref.incarnation)
+        for label in creation.instance.labels.items():
+            self._labels += (ref.incarnation, *label)
+        self._add(ref, creation.events, summarize(creation.instance), epoch=0)
+
+    def add_append(self, pending: PendingAppend) -> None:
+        """Add events, or mark them as refused."""
+        append = pending.append
+        ref, follows = append.ref, append.follows
+        row = self.rows.get(ref.incarnation)
+        if row is None:
+            pending.refusal = InstanceNotFoundError(ref.id)
+        elif append.epoch is not None and append.epoch < row.epoch:
+            pending.refusal = FencedError()
+        elif append.expected_sequence != row.last_sequence or (follows and self._has_failed(follows)):
+            pending.refusal = SequenceConflictError(row.last_sequence)
+        elif not append.is_dense:
+            pending.refusal = StorageError(f"events for instance {ref.id!r} leave a gap")
+        if pending.refusal:
+            self._failed.add(pending.durable)
+            return
+        assert row  # noqa: S101  or it would have been refused
+        self._add(ref, append.events, append.summary, row.epoch)
+        self.changes[ref.incarnation] = (
+            ref.incarnation,
+            append.summary.state,
+            append.summary.end_time_s,
+            self.rows[ref.incarnation].last_sequence,
+        )
+
+    def _has_failed(self, append: "asyncio.Future[None]") -> bool:
+        return append in self._failed or (append.done() and append.exception() is not None)
+
+    def _add(self, ref: InstanceRef, events: Sequence[Event], summary: Summary, epoch: int) -> None:
+        key = ref.incarnation
+        for event in events:
+            self.position += 1
+            self._events += (self.position, key, event.sequence, framed(event))
+        self.rows[key] = _Row(summary.state, events[-1].sequence, epoch)
+        if summary.view:
+            self._views += (key, events[-1].sequence, summary.view)
+        self.refs.append(ref)
+
+    def statements(self) -> Sequence[Statement]:
+        """What writes it, but for the instances' own rows."""
+        return [
+            *_insertions("INSERT INTO label (instance, name, value) VALUES", "(?,?,?)", self._labels),
+            *_insertions(
+                "INSERT INTO event (position, instance, sequence, data) VALUES", "(?,?,?,?)", self._events
+            ),
+            *self._updates(),
+            *_insertions(
+                "INSERT INTO summary (instance, sequence, view) VALUES",
+                "(?,?,?)",
+                self._views,
+                "ON CONFLICT DO UPDATE SET sequence = excluded.sequence, view = excluded.view",
+            ),
+        ]
+
+    def _updates(self) -> Sequence[Statement]:
+        query = (
+            "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2,"
+            " last_sequence = change.value ->> 3"
+            " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0"
+        )
+        return [(query, (json.dumps(list(self.changes.values())),))] if self.changes else []
 
 
 class SqliteTables:
@@ -58,136 +177,161 @@ class SqliteTables:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.position = 0
-        """Of the last event that is known to be durable."""
+        """Of the last event or deletion that is known to be durable."""
         self.key = 0
         """Of the newest instance that is known to be durable."""
-        self._rows: dict[str, _Row] = {}
+        self.deletion_position = 0
+        """Of the last deletion that is known to be durable."""
+        self._rows: dict[int, _Row] = {}
+        """Of instances that may go on, as they are known to be durable."""
 
     async def load_counters(self) -> None:
         """Find out which numbers have been given."""
-        self.position = await self._highest("position", "event")
+        self.position = await self._highest("position", "event", "deletion")
         self.key = await self._highest("key", "instance")
+        ((last,),) = await fetch(self.connection, "SELECT coalesce(max(position), 0) FROM deletion")
+        self.deletion_position = int(last)
 
-    async def has_new_events(self) -> bool:
-        """Whether there are events after the last one that is known to be durable."""
-        return await self._highest("position", "event") > self.position
+    async def has_new_rows(self) -> bool:
+        """Whether there is anything after the last position that is known to be durable."""
+        return await self._highest("position", "event", "deletion") > self.position
 
-    async def write(self, group: list[Pending], *, atomic: bool) -> None:
-        """Commit a group, but for what it marks as refused; `atomic`: all of it or nothing."""
-        creations = [pending for pending in group if pending.creates]
-        labels = await self._create(creations) if creations else ()
-        if atomic and (fault := _fault(group)):
-            await self.connection.rollback()
-            for pending in group:
-                self._rows.pop(pending.entry.instance.id, None)
-                pending.refusal = fault
-            return
-        await self._find_rows(group)
-        accepted = [pending.entry for pending in group if not pending.refusal]
-        await self.connection.write([*labels, *self._event_rows(accepted), *self._changed_states(accepted)])
+    async def prepare(self, pendings: Sequence[Pending]) -> Group:
+        """Begin a transaction for all that is pending, but for what it marks as refused."""
+        group = Group(self.position, self.key)
+        if creations := [pending for pending in pendings if isinstance(pending, PendingCreations)]:
+            await self._create(creations, group)
+        appends = [pending for pending in pendings if isinstance(pending, PendingAppend)]
+        await self._find_rows(appends, group)
+        for pending in appends:
+            group.add_append(pending)
+        return group
 
-    async def _create(self, creations: list[Pending]) -> Sequence[Statement]:
-        """Insert the instances, but for those it marks as refused; what inserts their labels."""
-        rows = []
-        for key, pending in enumerate(creations, self.key + 1):
-            instance = pending.entry.instance
-            digest = instance.request_digest.hex()
-            request_id = instance.request_id or None
-            rows.append((key, instance.id, instance.state, request_id, digest, instance.end_time_s))
-        keys: set[int] = set()
-        for query, values in _insertions(
-            "INSERT INTO instance (key, id, state, request_id, request_digest, end_time_s) VALUES",
-            "(?,?,?,?,?,?)",
-            list(chain.from_iterable(rows)),
+    async def commit(self, group: Group) -> None:
+        """Write the rest of a group, and commit it."""
+        await self.connection.write(group.statements())
+
+    def publish(self, group: Group) -> None:
+        """The group is durable."""
+        self.position, self.key = group.position, group.key
+        for key, row in group.rows.items():
+            if row.state in TERMINAL:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = row
+
+    async def _create(self, pendings: Sequence[PendingCreations], group: Group) -> None:
+        """Insert the rows of new instances, but for those it marks as refused."""
+        numbered = list(enumerate(chain.from_iterable(each.creations for each in pendings), self.key + 1))
+        values: list[object] = []
+        for key, creation in numbered:
+            instance = creation.instance
+            values += (
+                key,
+                *creation.key,
+                instance.state,
+                instance.last_sequence,
+                instance.request_id or None,
+                instance.request_digest.hex(),
+                instance.end_time_s,
+            )
+        inserted: set[int] = set()
+        for query, chunk in _insertions(
+            "INSERT INTO instance"
+            " (key, tenant, id, state, last_sequence, request_id, request_digest, end_time_s) VALUES",
+            "(?,?,?,?,?,?,?,?)",
+            values,
             "ON CONFLICT DO NOTHING RETURNING key",
         ):
-            keys.update(row[0] for row in await fetch(self.connection, query, values))
-        labels: list[object] = []
-        for row, pending in zip(rows, creations, strict=True):
-            instance = pending.entry.instance
-            if row[0] in keys:
-                self._rows[instance.id] = _Row(row[0], instance.state)
-                for label in instance.labels.items():
-                    labels += (row[0], *label)
-            else:
-                unknown = StorageError(f"instance {instance.id!r} could not be recorded")
-                pending.refusal = await find_conflict(self.connection, instance) or unknown
-        return _insertions("INSERT INTO label (instance, name, value) VALUES", "(?,?,?)", labels)
+            inserted.update(row[0] for row in await fetch(self.connection, query, chunk))
+        keys = iter(key for key, _ in numbered)
+        for pending in pendings:
+            for creation in pending.creations:
+                key = next(keys)
+                if key in inserted:
+                    pending.outcomes.append(Created(InstanceRef(creation.key, key)))
+                    continue
+                try:
+                    duplicate = await find_duplicate(self.connection, creation)
+                except AlreadyExistsError as error:
+                    pending.refusal = pending.refusal or error
+                else:
+                    unknown = StorageError(f"instance {creation.key.id!r} could not be recorded")
+                    pending.refusal = pending.refusal or (None if duplicate else unknown)
+                    if duplicate:
+                        pending.outcomes.append(duplicate)
+            if not pending.refusal:
+                for creation, outcome in zip(pending.creations, pending.outcomes, strict=True):
+                    if isinstance(outcome, Created):
+                        group.add_creation(outcome.ref, creation)
 
-    async def _find_rows(self, group: list[Pending]) -> None:
-        for pending in group:
-            instance_id = pending.entry.instance.id
-            if pending.creates or pending.refusal:
+    async def _find_rows(self, pendings: Sequence[PendingAppend], group: Group) -> None:
+        """Bring the rows of all instances that are appended to."""
+        unknown: set[int] = set()
+        for pending in pendings:
+            key = pending.append.ref.incarnation
+            if key in group.rows:
                 continue
-            row = self._rows.get(instance_id)
-            if row is None:
-                query = "SELECT key, state FROM instance WHERE id = ?"
-                for found in await fetch(self.connection, query, (instance_id,)):
-                    row = self._rows[instance_id] = _Row(*found)
-            if row is None or row.key > pending.newest_key:
-                pending.refusal = InstanceNotFoundError(instance_id)
+            if row := self._rows.get(key):
+                group.rows[key] = row
+            else:
+                unknown.add(key)
+        for key in unknown:
+            query = "SELECT state, last_sequence, epoch FROM instance WHERE key = ?"
+            for found in await fetch(self.connection, query, (key,)):
+                group.rows[key] = _Row(*found)
 
-    def _event_rows(self, entries: list[Entry]) -> Sequence[Statement]:
-        values: list[object] = []
-        position = self.position
-        for entry in entries:
-            key = self._rows[entry.instance.id].key
-            for event in entry.events:
-                position += 1
-                values += (position, key, event.sequence, framed(event))
-        return _insertions(
-            "INSERT INTO event (position, instance, sequence, data) VALUES", "(?,?,?,?)", values
+    async def acquire_lease(self, ref: InstanceRef) -> int:
+        """Commit a new epoch; raise InstanceNotFoundError."""
+        self._rows.pop(ref.incarnation, None)
+        rows = await fetch(
+            self.connection,
+            "UPDATE instance SET epoch = epoch + 1 WHERE key = ? RETURNING epoch",
+            (ref.incarnation,),
         )
-
-    def _changed_states(self, entries: list[Entry]) -> Sequence[Statement]:
-        changes = {}
-        for entry in entries:
-            row = self._rows[entry.instance.id]
-            if row.key in changes or row.state != entry.instance.state:
-                changes[row.key] = (row.key, entry.instance.state, entry.instance.end_time_s)
-        query = (
-            "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2"
-            " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0"
-        )
-        return [(query, (json.dumps(list(changes.values())),))] if changes else []
-
-    def publish(self, entries: Sequence[Entry]) -> None:
-        """These are durable."""
-        for entry in entries:
-            self.position += len(entry.events)
-            row = self._rows[entry.instance.id]
-            row.state = entry.instance.state
-            self.key = max(self.key, row.key)
-        for entry in entries:
-            if entry.instance.state in TERMINAL:
-                self._rows.pop(entry.instance.id, None)
-
-    def forget(self, instance_id: str) -> None:
-        """Its creation did not come about."""
-        self._rows.pop(instance_id, None)
-
-    async def remove(self, instance_id: str) -> None:
-        """Commit that a finished instance is gone; raise InstanceNotFoundError, StateForbidsError."""
-        rows = await fetch(self.connection, "SELECT key, state FROM instance WHERE id = ?", (instance_id,))
         if not rows:
-            raise InstanceNotFoundError(instance_id)
-        key, state = rows[0]
+            await self.connection.rollback()
+            raise InstanceNotFoundError(ref.id)
+        await self.connection.commit()
+        epoch: int = rows[0][0]
+        return epoch
+
+    async def remove(self, ref: InstanceRef) -> None:
+        """Commit that a finished instance is gone; raise InstanceNotFoundError, StateForbidsError."""
+        key = ref.incarnation
+        rows = await fetch(
+            self.connection,
+            "SELECT state, (SELECT json_group_object(name, value) FROM label WHERE instance = ?1)"
+            " FROM instance WHERE key = ?1",
+            (key,),
+        )
+        if not rows:
+            raise InstanceNotFoundError(ref.id)
+        state, labels = rows[0]
         if state not in TERMINAL:
-            raise forbidden(instance_id, state, "delete")
+            raise forbidden(ref.id, state, "delete")
         await self.connection.write(
             [
                 ("DELETE FROM event WHERE instance = ?", (key,)),
                 ("DELETE FROM label WHERE instance = ?", (key,)),
+                ("DELETE FROM summary WHERE instance = ?", (key,)),
                 ("DELETE FROM instance WHERE key = ?", (key,)),
-                ("UPDATE given SET position = ?, key = ?", (self.position, self.key)),
+                (
+                    "INSERT INTO deletion (position, instance, tenant, id, labels) VALUES (?, ?, ?, ?, ?)",
+                    (self.position + 1, key, *ref.key, labels),
+                ),
+                ("UPDATE given SET position = ?, key = ?", (self.position + 1, self.key)),
             ]
         )
+        self.position += 1
+        self.deletion_position = self.position
+        self._rows.pop(key, None)
 
-    async def _highest(self, number: str, table: str) -> int:
+    async def _highest(self, number: str, *tables: str) -> int:
         """The highest position or key ever given, also to what has been deleted since."""
-        query = f"SELECT max(given.{number}, coalesce((SELECT max({number}) FROM {table}), 0)) FROM given"  # noqa: S608
-        highest: int = (await fetch(self.connection, query))[0][0]
-        return highest
+        highest = ", ".join(f"coalesce((SELECT max({number}) FROM {table}), 0)" for table in tables)  # noqa: S608
+        ((found,),) = await fetch(self.connection, f"SELECT max(given.{number}, {highest}) FROM given")  # noqa: S608
+        return int(found)
 
 
 def _insertions(statement: str, row: str, values: Sequence[object], ending: str = "") -> Sequence[Statement]:
@@ -203,21 +347,18 @@ def _insertion(statement: str, row: str, count: int, ending: str) -> str:
     return f"{statement} {','.join([row] * count)} {ending}"
 
 
-def _fault(creations: Sequence[Pending]) -> Exception | None:
-    """What stands against creating them all: a repeated request does not."""
-    refusals = [pending.refusal for pending in creations]
-    return next((error for error in refusals if error and not isinstance(error, DuplicateRequest)), None)
-
-
-async def find_conflict(connection: aiosqlite.Connection, wanted: Instance) -> Exception | None:
-    """Why an instance cannot be created beside those that are there; None: it can."""
+async def find_duplicate(connection: aiosqlite.Connection, wanted: Creation) -> Duplicate | None:
+    """Find what has a new instance's key or request id; raise AlreadyExistsError as `create` would."""
+    tenant, instance_id = wanted.key
     rows = await fetch(
         connection,
-        "SELECT id, coalesce(request_id, ''), request_digest FROM instance"
-        " WHERE id = ?1 OR request_id = nullif(?2, '') ORDER BY request_id IS NOT nullif(?2, '') LIMIT 1",
-        (wanted.id, wanted.request_id),
+        "SELECT key, id, coalesce(request_id, ''), request_digest FROM instance"
+        " WHERE tenant = ?1 AND (id = ?2 OR request_id = nullif(?3, ''))"
+        " ORDER BY request_id IS NOT nullif(?3, '') LIMIT 1",
+        (tenant, instance_id, wanted.instance.request_id),
     )
     if not rows:
         return None
-    taken = Instance(id=rows[0][0], request_id=rows[0][1], request_digest=bytes.fromhex(rows[0][2]))
-    return conflict(wanted, taken)
+    key, taken_id, request_id, digest = rows[0]
+    ref = InstanceRef(InstanceKey(tenant, taken_id), key)
+    return check_duplicate(wanted.instance, ref, request_id, bytes.fromhex(digest))

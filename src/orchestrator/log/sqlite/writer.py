@@ -7,84 +7,61 @@ transaction, which pays for one fsync (group commit; DeWitt et al., SIGMOD 1984)
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import RequestError, StorageError, UnavailableError
-from orchestrator.log.base import Entry
+from orchestrator.log.base import Append, Created, Creation, Duplicate
 from orchestrator.log.sqlite.connection import Connection, connect
-from orchestrator.log.sqlite.tables import Pending, SqliteTables
+from orchestrator.log.sqlite.tables import Group, Pending, PendingAppend, PendingCreations, SqliteTables
 from orchestrator.log.storage_faults import mend
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-MOST_ENTRIES_PER_COMMIT: Final = 1000
+MAX_ENTRIES_PER_COMMIT: Final = 1000
 RETRY_S: Final = 0.5
 """How long to wait before a failed commit is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _AtomicBatch:
-    """Creations that become durable all at once or not at all."""
-
-    creations: list[Pending]
-
-    def refuse(self, error: Exception) -> None:
-        for pending in self.creations:
-            pending.refuse(error)
+@dataclass(slots=True, eq=False)
+class _Deletion(Pending):
+    ref: InstanceRef
 
 
-@dataclass(frozen=True, slots=True)
-class _Deletion:
-    instance_id: str
-    durable: "asyncio.Future[None]"
-
-    def refuse(self, error: Exception) -> None:
-        if not self.durable.done():
-            self.durable.set_exception(error)
-            self.durable.exception()
+@dataclass(slots=True, eq=False)
+class _Lease(Pending):
+    ref: InstanceRef
 
 
 class SqliteWriter:
     """Makes entries durable in the order they are queued."""
 
-    def __init__(
-        self,
-        path: Path,
-        on_durable: Callable[[Sequence[Entry]], None],
-        on_deleted: Callable[[str], None],
-    ) -> None:
-        """Both are told before anybody's future is done: of a group's entries, and of a deleted id."""
+    def __init__(self, path: Path, on_durable: Callable[[Sequence[InstanceRef]], None]) -> None:
+        """`on_durable` is called before any future is done, with the instances that a commit was about."""
         self._path = path
         self._on_durable = on_durable
-        self._on_deleted = on_deleted
         self._tables: SqliteTables
         self._task: asyncio.Task[None]
-        self._queue: list[Pending | _AtomicBatch | _Deletion] = []
+        self._queue: list[Pending] = []
         self._queued = asyncio.Event()
         self._closing = False
         self._trouble: sqlite3.Error | None = None
         self._retry_time_s = 0.0
-        self._published: asyncio.Future[None]
 
     async def start(self, connection: Connection) -> None:
         """Take over a connection to a database that is up to date, and begin."""
         self._tables = SqliteTables(connection)
         await self._tables.load_counters()
-        self._published = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name="event log writer")
 
     @property
-    def position(self) -> int:
-        """The position of the last event that readers may be shown."""
-        return self._tables.position
-
-    async def wait_until_published(self, position: int) -> None:
-        """Wait until what is in the file up to a position is known to all: a matter of a moment."""
-        while self.position < position:
-            await asyncio.shield(self._published)
+    def deletion_position(self) -> int:
+        """The position of the last deletion that is known to be durable."""
+        return self._tables.deletion_position
 
     async def watch(self) -> None:
         """Wait for as long as the writer runs; raise what ended it."""
@@ -107,40 +84,36 @@ class SqliteWriter:
         if self._trouble and asyncio.get_running_loop().time() < self._retry_time_s:
             raise self._read_only()
 
-    def append(self, entry: Entry) -> "asyncio.Future[None]":
-        """Queue an entry; see EventLog."""
-        pending = self._pending(entry)
-        self._enqueue(pending, may_wait=not pending.creates)
-        return pending.durable
+    def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
+        """Queue creations; see EventLog."""
+        return self._enqueue(PendingCreations(_future(), batch))
 
-    def append_atomic(self, entries: Sequence[Entry]) -> "Sequence[asyncio.Future[None]]":
-        """Queue creations that go together; see EventLog."""
-        atomic = _AtomicBatch([self._pending(entry) for entry in entries])
-        self._enqueue(atomic)
-        return [pending.durable for pending in atomic.creations]
+    def append(self, append: Append) -> "asyncio.Future[None]":
+        """Queue events; see EventLog."""
+        return self._enqueue(PendingAppend(_future(), append), waits=append.waits_for_storage)
 
-    async def delete(self, instance_id: str) -> None:
+    async def acquire_lease(self, ref: InstanceRef) -> int:
+        """Begin a new epoch; see EventLog."""
+        epoch: int = await self._enqueue(_Lease(_future(), ref))
+        return epoch
+
+    async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
-        deletion = _Deletion(instance_id, asyncio.get_running_loop().create_future())
-        self._enqueue(deletion)
-        await deletion.durable
+        await self._enqueue(_Deletion(_future(), ref))
 
-    def _pending(self, entry: Entry) -> Pending:
-        durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return Pending(entry, durable, self._tables.key, creates=entry.events[0].sequence == 1)
-
-    def _enqueue(self, what: Pending | _AtomicBatch | _Deletion, *, may_wait: bool = False) -> None:
-        """Queue it, or refuse it where it cannot wait until the storage takes writes."""
+    def _enqueue(self, pending: Pending, *, waits: bool = False) -> "asyncio.Future[Any]":
+        """Queue it, or refuse it where it does not wait until the storage takes writes."""
         try:
             if self._closing:
                 raise UnavailableError("SHUTTING_DOWN", "the service is stopping: call again")
-            if not may_wait:
+            if not waits:
                 self.check_writable()
         except UnavailableError as error:
-            what.refuse(error)
-            return
-        self._queue.append(what)
-        self._queued.set()
+            pending.refuse(error)
+        else:
+            self._queue.append(pending)
+            self._queued.set()
+        return pending.durable
 
     def _read_only(self) -> UnavailableError:
         return UnavailableError(
@@ -155,68 +128,64 @@ class SqliteWriter:
         return f"the event log takes no writes ({self._trouble}): {mend(self._trouble, self._path)}"
 
     async def _run(self) -> None:
-        group: Sequence[Pending | _AtomicBatch | _Deletion] = ()
+        group: Sequence[Pending] = ()
         try:
             while not self._closing or self._queue:
                 await self._queued.wait()
                 self._queued.clear()
                 while self._queue:
                     await asyncio.sleep(0)  # what this pass of the loop still brings joins the group
-                    match self._queue[0]:
-                        case Pending():
-                            group = pendings = self._drain_entries()
-                            await self._commit(pendings)
-                        case _AtomicBatch(creations):
-                            group = [self._queue.pop(0)]
-                            await self._commit(creations, atomic=True)
-                        case _Deletion() as deletion:
-                            group = [self._queue.pop(0)]
-                            await self._delete(deletion)
+                    group = self._drain()
+                    match group[0]:
+                        case _Deletion(ref=ref) as pending:
+                            await self._commit_alone(pending, self._tables.remove(ref), ref)
+                        case _Lease(ref=ref) as pending:
+                            await self._commit_alone(pending, self._tables.acquire_lease(ref), ref)
+                        case _:
+                            await self._commit(group)
         finally:
-            # Nobody must wait for a writer that has ended, whatever ended it.
+            # Nothing must wait for a writer that has ended, whatever ended it.
             self._closing = True
             for queued in (*group, *self._queue):
                 queued.refuse(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
-            if not self._published.done():
-                self._published.set_result(None)
 
-    def _drain_entries(self) -> list[Pending]:
-        group = []
-        for queued in self._queue[:MOST_ENTRIES_PER_COMMIT]:
-            if not isinstance(queued, Pending):
-                break
-            group.append(queued)
+    def _drain(self) -> Sequence[Pending]:
+        """Take from the queue what goes into one transaction."""
+        group = list(takewhile(_is_grouped, self._queue[:MAX_ENTRIES_PER_COMMIT])) or self._queue[:1]
         del self._queue[: len(group)]
         return group
 
-    async def _commit(self, group: list[Pending], *, atomic: bool = False) -> None:
+    async def _commit(self, pendings: Sequence[Pending]) -> None:
         """Make a group durable, however long the storage takes to recover, or until the log is closed."""
-        while group:
+        while pendings:
+            group = None
             try:
-                await self._tables.write(group, atomic=atomic)
+                group = await self._tables.prepare(pendings)
+                if not _is_grouped(pendings[0]) and pendings[0].refusal:
+                    await self._tables.connection.rollback()
+                    pendings[0].refuse(pendings[0].refusal)
+                    return
+                await self._tables.commit(group)
             except sqlite3.IntegrityError as error:
-                await self._commit_individually(group, error, atomic=atomic)
+                await self._commit_individually(pendings, error)
                 return
             except sqlite3.Error as error:
                 self._on_storage_error(error)
-                if not await self._is_committed():
-                    group = self._requeue(group)
+                if not await self._is_committed() or group is None:
+                    pendings = self._requeue(pendings)
                     continue
             self._on_storage_recovered()
-            self._publish_group(group)
+            self._publish(pendings, group)
             return
 
-    async def _commit_individually(
-        self, group: list[Pending], error: sqlite3.IntegrityError, *, atomic: bool
-    ) -> None:
+    async def _commit_individually(self, pendings: Sequence[Pending], error: sqlite3.IntegrityError) -> None:
         """An entry that contradicts the log is at fault, not the storage: the others go on without it."""
         await self._tables.connection.rollback()
-        if atomic or len(group) == 1:
-            for pending in group:
-                pending.refuse(StorageError(f"an entry contradicts the log: {error}"))
+        if len(pendings) == 1:
+            pendings[0].refuse(StorageError(f"an entry contradicts the log: {error}"))
             return
-        for pending in group:
-            pending.refusal = None
+        for pending in pendings:
+            pending.reset()
             await self._commit([pending])
 
     def _on_storage_error(self, error: sqlite3.Error) -> None:
@@ -242,51 +211,63 @@ class SqliteWriter:
                 reopened = await connect(self._path, make=False)
                 await self._tables.connection.close()
                 self._tables.connection = reopened
-                return await self._tables.has_new_events()
+                return await self._tables.has_new_rows()
             except sqlite3.Error as error:
                 self._on_storage_error(error)
         return False
 
-    def _requeue(self, group: list[Pending]) -> list[Pending]:
-        """What of a group that did not land is tried again: results are, creations are refused."""
+    def _requeue(self, pendings: Sequence[Pending]) -> Sequence[Pending]:
+        """What waits for the storage is tried again; all else is refused."""
         kept = []
-        for pending in group:
+        for pending in pendings:
+            pending.reset()
             if self._closing:
                 pending.refuse(UnavailableError("SHUTTING_DOWN", "the service stopped"))
-            elif pending.creates:
-                self._tables.forget(pending.entry.instance.id)
-                pending.refuse(self._read_only())
-            else:
+            elif isinstance(pending, PendingAppend) and pending.append.waits_for_storage:
                 kept.append(pending)
+            else:
+                pending.refuse(self._read_only())
         return kept
 
-    async def _delete(self, deletion: _Deletion) -> None:
+    async def _commit_alone(
+        self, pending: Pending, write: Coroutine[None, None, object], ref: InstanceRef
+    ) -> None:
         try:
-            await self._tables.remove(deletion.instance_id)
+            result = await write
         except RequestError as error:
-            deletion.refuse(error)
+            pending.refuse(error)
             return
         except sqlite3.Error as error:
             self._on_storage_error(error)
-            await (
-                self._is_committed()
-            )  # for the reopening; whether it landed shows when it is asked for again
-            deletion.refuse(self._read_only())
+            # For the reopening; whether it landed shows when it is asked for again.
+            if await self._is_committed():
+                await self._tables.load_counters()
+            pending.refuse(self._read_only())
         else:
             self._on_storage_recovered()
-            if not deletion.durable.done():
-                deletion.durable.set_result(None)
-        self._on_deleted(deletion.instance_id)
+            if not pending.durable.done():
+                pending.durable.set_result(result)
+        self._on_durable([ref])
 
-    def _publish_group(self, group: list[Pending]) -> None:
-        """The group is durable: tell those who wait for it."""
-        durable = [pending.entry for pending in group if not pending.refusal]
-        self._tables.publish(durable)
-        self._on_durable(durable)
-        self._published.set_result(None)
-        self._published = asyncio.get_running_loop().create_future()
-        for pending in group:
+    def _publish(self, pendings: Sequence[Pending], group: Group) -> None:
+        """The group is durable: wake readers, and those who wait for it."""
+        self._tables.publish(group)
+        self._on_durable(group.refs)
+        for pending in pendings:
             if pending.refusal:
                 pending.refuse(pending.refusal)
             elif not pending.durable.done():
-                pending.durable.set_result(None)
+                pending.durable.set_result(
+                    pending.outcomes if isinstance(pending, PendingCreations) else None
+                )
+
+
+def _future() -> "asyncio.Future[Any]":
+    return asyncio.get_running_loop().create_future()
+
+
+def _is_grouped(pending: Pending) -> bool:
+    """Whether it shares a transaction with others; what does not can be taken back as a whole."""
+    return isinstance(pending, PendingAppend) or (
+        isinstance(pending, PendingCreations) and len(pending.creations) == 1
+    )
