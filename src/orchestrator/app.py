@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Never
 
+from orchestrator.addresses import free_port
 from orchestrator.client import Client
 from orchestrator.core import config, workers
 from orchestrator.edge import EdgeProcess, find_envoy
@@ -22,7 +23,6 @@ from orchestrator.log.retention import retain
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
 from orchestrator.models.prices import Prices
-from orchestrator.ports import free_port
 from orchestrator.rpc.info import service_info
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
@@ -30,7 +30,7 @@ from orchestrator.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningService:
     """A service that answers, and where."""
 
     grpc_address: str
@@ -42,7 +42,7 @@ class Running:
 
     async def watch(self) -> None:
         """Wait for as long as all parts run; raise what ended one of them."""
-        await _first(self.log.watch(), *([self.envoy.watch()] if self.envoy else []))
+        await _wait_first(self.log.watch(), *([self.envoy.watch()] if self.envoy else []))
 
     @property
     def rest_address(self) -> str:
@@ -51,7 +51,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
+async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningService]:
     """Run the service while the block runs, with Envoy in front of it when `edge` is true.
 
     Raise SettingsError or StorageError when it cannot start.
@@ -59,8 +59,8 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         # Whatever can be found wrong is found before unfinished instances are taken up, which costs money.
         prices = Prices.read(settings.prices)
-        known = providers.from_environment(os.environ, settings.idle_timeout_s)
-        models = replace(known, prices=prices)
+        configured = providers.from_environment(os.environ, settings.idle_timeout_s)
+        models = replace(configured, prices=prices)
         stack.push_async_callback(models.aclose)
         catalogue = workers.read(settings.workers)
         defaults = config.default(
@@ -91,12 +91,12 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
             await stack.enter_async_context(_in_background(retain(log, settings.retention_s)))
         service = OrchestratorService(engine, log, defaults, service_info(settings, defaults))
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
-        outside = await stack.enter_async_context(AsyncExitStack())
+        edge_stack = await stack.enter_async_context(AsyncExitStack())
         address = await stack.enter_async_context(serving(service, log.wakeups, settings.grpc_address))
         service.info.grpc_address = address
         envoy = None
         if edge:
-            envoy = await outside.enter_async_context(
+            envoy = await edge_stack.enter_async_context(
                 envoy_running(
                     rest_address=settings.rest_address,
                     grpc_address=address,
@@ -105,7 +105,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[Running]:
                 )
             )
             service.info.rest_address = envoy.address
-        yield Running(address, log, envoy, engine.recovered)
+        yield RunningService(address, log, envoy, engine.recovered)
 
 
 async def _check_addresses(settings: Settings, *, edge: bool) -> None:
@@ -148,7 +148,7 @@ def tune_garbage_collector() -> None:
     gc.set_threshold(20_000, 10, 100)
 
 
-def hush_libraries() -> None:
+def quiet_library_loggers() -> None:
     """Let no library write down what passes through it: prompts, and what is secret in an address."""
     for chatty in ("aiosqlite", "httpx", "httpcore", "asyncio", "grpc"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -168,7 +168,7 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    hush_libraries()
+    quiet_library_loggers()
     tune_garbage_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -178,16 +178,16 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
         address, models = service.rest_address, dict.fromkeys((settings.big_model, settings.small_model))
         rest = f"REST on http://{address}, the page on http://{address}/-/ui/, " if address else ""
         sys.stdout.write(
-            f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_told}, "
+            f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_description}, "
             f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
         )
         if service.recovered:
             sys.stdout.write(f"going on with what is unfinished there: {service.recovered}\n")
         sys.stdout.flush()
-        await _first(stop.wait(), service.watch())
+        await _wait_first(stop.wait(), service.watch())
 
 
-async def _first(*waits: Coroutine[None, None, object]) -> None:
+async def _wait_first(*waits: Coroutine[None, None, object]) -> None:
     """Wait for whatever ends first, and raise what it raises."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     try:

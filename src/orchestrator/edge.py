@@ -18,9 +18,9 @@ from typing import Any, Final, NoReturn
 
 import yaml
 
+from orchestrator.addresses import free_port
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.installation import how_to_install
-from orchestrator.ports import free_port
 from orchestrator.settings import PREFIX, split_address
 
 READY_TIMEOUT_S: Final = 15.0

@@ -17,9 +17,11 @@ from orchestrator.errors import SettingsError
 
 PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
-_NOT_YET: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
+_UNSUPPORTED: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 """Settings that must not be passed over in silence: who sets them relies on what they do."""
-_FOREIGN: Final = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_KUBERNETES_VARIABLE: Final = re.compile(
+    r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+)
 """What Kubernetes sets, behind the prefix, in every container beside a service called orchestrator…."""
 _FLAGS: Final = {"address": "grpc_address"}
 """Flags that are not called as the setting that they set."""
@@ -134,14 +136,14 @@ class Settings:
         return self.sources.get(path, PREFIX + path.upper())
 
     @property
-    def has_found_database(self) -> bool:
+    def uses_earlier_database(self) -> bool:
         """Whether the event log is one that an earlier version made in the working folder."""
         return self.database.endswith(_EARLIER_DATABASE) and "database" not in self.sources
 
     @property
-    def database_told(self) -> str:
+    def database_description(self) -> str:
         """Where the event log is, for people."""
-        return f"{self.database} (found in this folder)" if self.has_found_database else self.database
+        return f"{self.database} (found in this folder)" if self.uses_earlier_database else self.database
 
     @property
     def retention_s(self) -> float | None:
@@ -188,16 +190,16 @@ class Settings:
         known = [field.name for field in fields(cls) if field.name != "sources"]
         file = folder / FILE
         given: dict[str, tuple[str, object]] = {}
-        for name, setting in _table(file, known).items():
+        for name, setting in _read_file(file, known).items():
             given[name] = (f"{name} in {file}", setting)
-        for name, value in _variables(environment, known).items():
+        for name, value in _read_environment(environment, known).items():
             given[name] = (PREFIX + name.upper(), value)
         for flag, setting in flags.items():
             if setting is not None:
                 given[_FLAGS.get(flag, flag)] = (f"--{flag.replace('_', '-')}", setting)
         defaults = cls()
         typed = {
-            name: _typed(name, source, value, type(getattr(defaults, name)))
+            name: _coerce(name, source, value, type(getattr(defaults, name)))
             for name, (source, value) in given.items()
         }
         typed.setdefault("database", default_database(folder))
@@ -217,7 +219,7 @@ def default_database(folder: Path) -> str:
     return str(data / "orchestrator.db" if data.is_absolute() else found)
 
 
-def _variables(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[str, str]:
+def _read_environment(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[str, str]:
     """The settings that variables hold; an empty variable counts as not set."""
     names = {PREFIX + name.upper(): name for name in known}
     found = {}
@@ -225,16 +227,18 @@ def _variables(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[
         name, value = variable.removeprefix(PREFIX), environment[variable]
         if name == variable or not value:
             continue
-        if name in _NOT_YET:
+        if name in _UNSUPPORTED:
             raise SettingsError(f"{variable} is set, and this version does not have it: unset it")
         if variable in names:
             found[names[variable]] = value
-        elif not _FOREIGN.fullmatch(name) and not value.startswith(("tcp://", "udp://", "sctp://")):
+        elif not _KUBERNETES_VARIABLE.fullmatch(name) and not value.startswith(
+            ("tcp://", "udp://", "sctp://")
+        ):
             raise SettingsError(f"{variable} is set, and is no setting: {suggestion(variable, [*names])}")
     return found
 
 
-def _table(file: Path, known: Sequence[str]) -> Mapping[str, object]:
+def _read_file(file: Path, known: Sequence[str]) -> Mapping[str, object]:
     """The settings that the file holds, where it is there."""
     if not file.exists():
         return {}
@@ -270,7 +274,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _typed(name: str, source: str, value: object, kind: type) -> Any:
+def _coerce(name: str, source: str, value: object, kind: type) -> Any:
     if kind is int and not isinstance(value, int):
         try:
             return int(str(value))

@@ -179,7 +179,7 @@ class Life:
         self.kills = 0
 
     @property
-    def is_held(self) -> bool:
+    def is_buffered(self) -> bool:
         """Whether a call is under way that does not end by itself."""
         found = re.search(r"hold (\w+)", self.request.prompt)
         model = self.ledger.open.get(found[1], "") if found else ""
@@ -496,7 +496,7 @@ class Lives(RuleBasedStateMachine):
                 assert message.end.state in TERMINAL
                 assert message.end.sequence == last
             elif (resting and (kind != "batch" or last == len(life.seen))) or (
-                life.is_held and self._hangs(name)
+                life.is_buffered and self._hangs(name)
             ):
                 return
         assert kind == "end"

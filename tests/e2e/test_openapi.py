@@ -35,13 +35,13 @@ async def test_the_description_is_true(tmp_path: Path) -> None:
         output, _ = await run.communicate()
     told = output.decode()
     assert run.returncode == 0, told
-    left_out = sum(
+    omitted = sum(
         len(each["include-operation-id"])
         for each in tomllib.loads(CONFIG.read_text()).get("operations", ())
         if not each.get("enabled", True)
     )
     description = json.loads(DESCRIPTION.read_text())
     every = sum(len(operations) for operations in description["paths"].values())
-    assert f"{every - left_out} selected / {every} total" in told, (
+    assert f"{every - omitted} selected / {every} total" in told, (
         "no filter of the tool's own leaves more out"
     )

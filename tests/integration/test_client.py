@@ -106,7 +106,9 @@ async def test_a_stream_tells_when_it_is_cut_and_when_it_is_back(
     await play_well(service, await created(service))
     service.cut_after = 4
     told: list[str] = []
-    events = client.stream_events("i1", on_cut=lambda error: told.append(error.reason if error else "back"))
+    events = client.stream_events(
+        "i1", on_disconnect=lambda error: told.append(error.reason if error else "back")
+    )
     assert len([event async for event in events]) == PLAYED
     assert told == ["SHUTTING_DOWN", "back"]
 
@@ -213,7 +215,7 @@ async def test_without_follow_a_stream_ends_where_live_begins(
 async def test_a_silent_connection_counts_as_cut(
     service: ScriptedService, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "SILENCE_S", 0.05)
+    monkeypatch.setattr(streams, "SILENCE_TIMEOUT_S", 0.05)
     await created(service)
     with pytest.raises(ServiceError, match="silent"):
         async for _ in client.stream_events("i1", keep_trying_s=0.2):

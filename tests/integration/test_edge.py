@@ -229,7 +229,7 @@ async def test_the_service_is_told_that_rest_takes_64_mib_whatever_a_client_says
 ) -> None:
     headers = {"max-response-bytes": said} if said else {}
     assert (await client.get("/a", headers=headers)).status_code == 200
-    assert service.metadata["max-response-bytes"] == str(sizes.MOST_BYTES)
+    assert service.metadata["max-response-bytes"] == str(sizes.LIMIT_BYTES)
 
 
 # Errors

@@ -19,7 +19,7 @@ from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 from orchestrator.v1.orchestrator_pb2_grpc import OrchestratorStub
 
-USUAL_BYTES = 4 * 1024 * 1024
+DEFAULT_MAX_BYTES = 4 * 1024 * 1024
 MOST = (("max-response-bytes", str(64 * 1024 * 1024)),)
 OUTPUT = "🦙" * (5 * 256 * 1024)
 """5 MiB, in characters of four bytes."""
@@ -92,8 +92,8 @@ async def test_what_is_too_large_is_refused_and_told_how_to_be_had(
 ) -> None:
     code, message, info = await refused(READS[name](large.stub)())
     assert (code, info.reason) == ("RESOURCE_EXHAUSTED", "RESPONSE_TOO_LARGE")
-    assert int(info.metadata["size_bytes"]) > USUAL_BYTES
-    assert info.metadata["max_response_bytes"] == str(USUAL_BYTES)
+    assert int(info.metadata["size_bytes"]) > DEFAULT_MAX_BYTES
+    assert info.metadata["max_response_bytes"] == str(DEFAULT_MAX_BYTES)
     for way in ("max-response-bytes", "REST"):
         assert way in message
     assert ("GetResult" in message) == (name != "GetResult")
@@ -108,7 +108,7 @@ async def test_a_result_that_fits_is_read_where_the_status_does_not_fit(tmp_path
     async with service(tmp_path / "log.db", Scripted(small_result)) as running:
         await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="large"))
         async for message in running.stub.StreamEvents(pb.StreamEventsRequest(id="large")):
-            assert message.ByteSize() <= USUAL_BYTES
+            assert message.ByteSize() <= DEFAULT_MAX_BYTES
         assert (await refused(READS["GetInstance"](running.stub)()))[2].reason == "RESPONSE_TOO_LARGE"
         assert (await READS["GetResult"](running.stub)()).data == b"# Short"
 
@@ -138,7 +138,7 @@ async def test_a_repeated_creation_answers_without_the_outputs_that_do_not_fit(
 async def test_an_event_that_is_too_large_comes_cut_and_blocks_no_stream(large: Service, after: int) -> None:
     events: list[event_pb2.Event] = []
     async for message in large.stub.StreamEvents(pb.StreamEventsRequest(id="large", after_sequence=after)):
-        assert message.ByteSize() <= USUAL_BYTES
+        assert message.ByteSize() <= DEFAULT_MAX_BYTES
         events += message.batch.events
     assert [event.sequence for event in events] == list(range(after + 1, events[-1].sequence + 1))
     cut = {event.WhichOneof("payload"): event for event in events if event.omitted_bytes}
@@ -146,7 +146,7 @@ async def test_an_event_that_is_too_large_comes_cut_and_blocks_no_stream(large: 
     output = cut["subtask_completed"].subtask_completed.output
     assert OUTPUT.startswith(output)
     assert cut["subtask_completed"].omitted_bytes == len(OUTPUT.encode()) - len(output.encode())
-    assert cut["subtask_completed"].ByteSize() > USUAL_BYTES - 100, "no more is missing than has to"
+    assert cut["subtask_completed"].ByteSize() > DEFAULT_MAX_BYTES - 100, "no more is missing than has to"
     result = cut["synthesis_completed"].synthesis_completed.final_result
     assert cut["synthesis_completed"].omitted_bytes == len(RESULT) - len(result)
     assert events[-1].WhichOneof("payload") == "instance_completed"
@@ -156,7 +156,7 @@ async def test_the_stream_of_all_goes_on_behind_an_event_that_is_too_large(large
     seen: list[tuple[str, int]] = []
     position = 0
     async for message in large.stub.StreamAllEvents(pb.StreamAllEventsRequest(follow=False)):
-        assert message.ByteSize() <= USUAL_BYTES
+        assert message.ByteSize() <= DEFAULT_MAX_BYTES
         if message.HasField("batch"):
             seen += [(event.instance_id, event.sequence) for event in message.batch.events]
             assert message.batch.last_position == position + len(message.batch.events)
@@ -196,7 +196,7 @@ async def test_text_of_a_call_under_way_comes_in_pieces_that_fit(tmp_path: Path)
         call = running.stub.StreamEvents(pb.StreamEventsRequest(id="a", include_deltas=True))
         said = ""
         async for message in call:
-            assert message.ByteSize() <= USUAL_BYTES
+            assert message.ByteSize() <= DEFAULT_MAX_BYTES
             assert not message.HasField("delta") or message.delta.offset == len(said)
             said += message.delta.text
             if len(said) == len(OUTPUT):
@@ -208,7 +208,7 @@ async def test_text_of_a_call_under_way_comes_in_pieces_that_fit(tmp_path: Path)
 async def test_server_sent_events_are_whole_whatever_a_client_takes(large: Service) -> None:
     said = b""
     async for message in large.stub.StreamServerSentEvents(pb.StreamServerSentEventsRequest(id="large")):
-        assert message.ByteSize() <= USUAL_BYTES
+        assert message.ByteSize() <= DEFAULT_MAX_BYTES
         said += message.data
     assert said.endswith(b"\n\n")
     assert OUTPUT.encode() in said
@@ -230,7 +230,7 @@ async def test_a_batch_of_large_plans_answers_that_it_was_created(tmp_path: Path
     async with service(tmp_path / "log.db", Scripted(), max_active=1) as running:
         batch = pb.BatchCreateInstancesRequest(requests=wishes)
         answered = await running.stub.BatchCreateInstances(batch)
-        assert answered.ByteSize() <= USUAL_BYTES
+        assert answered.ByteSize() <= DEFAULT_MAX_BYTES
         assert [each.id for each in answered.instances] == [wish.id for wish in wishes]
         shown = [instance.id async for page in pages(running.stub) for instance in page.instances]
         assert shown == [wish.id for wish in reversed(wishes)]
@@ -259,7 +259,7 @@ async def pages(stub: OrchestratorStub) -> AsyncIterator[pb.ListInstancesRespons
     request = pb.ListInstancesRequest(page_size=1000)
     while True:
         page = await stub.ListInstances(request)
-        assert page.ByteSize() <= USUAL_BYTES
+        assert page.ByteSize() <= DEFAULT_MAX_BYTES
         yield page
         request.page_token = page.next_page_token
         if not page.next_page_token:
@@ -282,9 +282,9 @@ async def test_a_page_ends_before_it_is_too_large(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "takes"),
     [
-        ("0", USUAL_BYTES),
-        ("1", USUAL_BYTES),
-        ("4194304", USUAL_BYTES),
+        ("0", DEFAULT_MAX_BYTES),
+        ("1", DEFAULT_MAX_BYTES),
+        ("4194304", DEFAULT_MAX_BYTES),
         ("5000000", 5_000_000),
         ("9" * 5000, 64 * 1024 * 1024),
     ],
@@ -296,7 +296,7 @@ async def test_a_client_says_how_much_it_takes(roomy: OrchestratorStub, said: st
         async for message in roomy.StreamEvents(pb.StreamEventsRequest(id="large"), metadata=metadata)
         if any(event.omitted_bytes for event in message.batch.events)
     ]
-    if takes > 2 * USUAL_BYTES:
+    if takes > 2 * DEFAULT_MAX_BYTES:
         assert cut == []
         return
     assert cut

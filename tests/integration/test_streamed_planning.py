@@ -340,7 +340,7 @@ async def test_what_was_read_before_a_plan_began_anew_is_not_gone_on_with(tmp_pa
             real = HEAD + part("real") + "]}"
             if on_text is not None:
                 on_text(HEAD)
-                on_text(HEAD + part("real"), is_anew=True)
+                on_text(HEAD + part("real"), is_restart=True)
                 on_text("]}")
             return ModelReply(real)
 

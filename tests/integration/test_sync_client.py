@@ -109,7 +109,7 @@ async def test_a_stream_survives_a_restart_of_the_service(
 
     def read() -> list[int]:
         sequences = []
-        for event in client.stream_events("i1", on_cut=lambda error: told.append(error is None)):
+        for event in client.stream_events("i1", on_disconnect=lambda error: told.append(error is None)):
             sequences.append(event.sequence)
             has_one.set()
         return sequences
@@ -138,7 +138,7 @@ async def test_wait_survives_a_restart(service: ScriptedService, client: SyncCli
 async def test_a_silent_connection_counts_as_cut(
     service: ScriptedService, client: SyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "SILENCE_S", 0.05)
+    monkeypatch.setattr(streams, "SILENCE_TIMEOUT_S", 0.05)
     with pytest.raises(ServiceError, match="silent"):
         await blocking(lambda: list(client.stream_events("i1", keep_trying_s=0.2)))
     assert len(service.streams_opened) > 1

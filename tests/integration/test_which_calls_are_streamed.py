@@ -20,8 +20,8 @@ from support.service import service
 
 from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError
+from orchestrator.models import delivery
 from orchestrator.models import endpoint as endpoint_module
-from orchestrator.models import ways
 from orchestrator.models.endpoint import HttpProvider
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -258,7 +258,7 @@ async def test_the_whole_is_asked_for_again_after_a_time(monkeypatch: pytest.Mon
         await ask(provider)
         with pytest.raises(ModelError):
             await ask(provider)
-        monkeypatch.setattr(ways, "REMEMBERED_S", 0.0)
+        monkeypatch.setattr(delivery, "REMEMBERED_S", 0.0)
         with pytest.raises(ModelError):
             await ask(provider)
     assert are_streamed(endpoint) == [True, False, False]

@@ -92,8 +92,8 @@ class TextRecorder:
     def text(self) -> str:
         return "".join(self.pieces)
 
-    def __call__(self, piece: str, *, is_anew: bool = False) -> None:
-        if is_anew:
+    def __call__(self, piece: str, *, is_restart: bool = False) -> None:
+        if is_restart:
             self.pieces.clear()
             self.restarts += 1
         self.pieces.append(piece)

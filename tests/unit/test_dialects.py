@@ -82,7 +82,7 @@ def test_a_rejection_that_may_be_about_the_system_role_is_tried_without_it(words
     ],
 )
 def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: str) -> None:
-    assert Dialect().after(words, PLANNING) == Dialect(rungs=("json_object", "prompt"))
+    assert Dialect().after(words, PLANNING) == Dialect(json_modes=("json_object", "prompt"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: st
 @pytest.mark.parametrize("is_rejection", [True, False])
 def test_a_format_that_fails_is_left_for_the_next_rung(words: str, is_rejection: bool) -> None:
     changed = Dialect().after(words, PLANNING, is_rejection=is_rejection)
-    assert changed == Dialect(rungs=("json_object", "prompt"))
+    assert changed == Dialect(json_modes=("json_object", "prompt"))
     assert Dialect().after(words, SENT, is_rejection=is_rejection) is None
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.core.events import completed, failed
 from orchestrator.core.instance import RUNNING, SYNTHESIS, Failure, Usage, WorkKey
 from orchestrator.engine.live import Attempt, LiveText, LiveTexts, TextReader, merge_live_text
-from orchestrator.log.base import Page, framed
+from orchestrator.log.base import Page, encode_row
 from orchestrator.log.subscription import CaughtUp, Step
 from orchestrator.v1.event_pb2 import Event, InstanceTerminated
 
@@ -24,7 +24,7 @@ def end_of(attempt: Attempt, sequence: int) -> Event:
 
 
 def page(event: Event) -> Page:
-    return Page(framed(event), [event.sequence], at_end=True, state=RUNNING)
+    return Page(encode_row(event), [event.sequence], at_end=True, state=RUNNING)
 
 
 def given_by(reader: TextReader) -> list[tuple[str, int, int, str]]:
@@ -52,7 +52,7 @@ def test_thoughts_of_a_later_call_are_replaced_from_where_that_call_began() -> N
         write = texts.writer("i", attempt)
         write("hm, ")
         assert given_by(reader) == [("t1", 1, 0, "One hm, ")]
-        write("two", is_anew=True)
+        write("two", is_restart=True)
         write("!")
         assert given_by(reader) == [("t1", 1, 4, "two!")]
         with texts.subscribe("i") as late:
@@ -143,7 +143,7 @@ def test_whoever_comes_when_and_reads_how_often_puts_together_the_same_text(step
                 case "call":
                     write, begins = texts.writer("i", attempt), len(whole)
                 case "anew":
-                    write("anew", is_anew=True)
+                    write("anew", is_restart=True)
                     whole = whole[:begins] + "anew"
                 case "read":
                     read_all()

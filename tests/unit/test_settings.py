@@ -102,7 +102,11 @@ def test_the_database_is_the_users_own_whatever_the_working_folder(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
     settings = Settings.load({}, tmp_path)
-    assert settings.database == settings.database_told == str(tmp_path / "share/orchestrator/orchestrator.db")
+    assert (
+        settings.database
+        == settings.database_description
+        == str(tmp_path / "share/orchestrator/orchestrator.db")
+    )
     assert Settings().database == settings.database
 
 
@@ -112,11 +116,11 @@ def test_a_database_in_the_working_folder_is_used_and_named_as_found(tmp_path: P
     found.touch()
     settings = Settings.load({}, tmp_path)
     assert settings.database == str(found)
-    assert settings.database_told == f"{found} (found in this folder)"
+    assert settings.database_description == f"{found} (found in this folder)"
     (tmp_path / "orchestrator.toml").write_text('database = "mine.db"')
-    assert Settings.load({}, tmp_path).database_told == "mine.db"
+    assert Settings.load({}, tmp_path).database_description == "mine.db"
     chosen = Settings.load({"ORCHESTRATOR_DATABASE": str(found)}, tmp_path)
-    assert chosen.database_told == str(found)
+    assert chosen.database_description == str(found)
 
 
 def test_without_a_home_folder_the_database_lies_in_the_working_folder(

@@ -13,7 +13,7 @@ def data(events: object) -> list[bytes]:
 
 def read(sent: bytes) -> list[bytes]:
     events = SseDecoder()
-    return data([*events.feed(sent), *events.rest()])
+    return data([*events.feed(sent), *events.flush()])
 
 
 def test_an_event_is_given_when_its_blank_line_has_come() -> None:
@@ -21,7 +21,7 @@ def test_an_event_is_given_when_its_blank_line_has_come() -> None:
     assert data(events.feed(b"data: a\n\ndata: b\n")) == [b"a"]
     assert data(events.feed(b"data: c\r\n\r\nda")) == [b"b\nc"]
     assert data(events.feed(b"ta: d\n")) == []
-    assert data(events.rest()) == [b"d"]
+    assert data(events.flush()) == [b"d"]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -53,8 +53,8 @@ def test_the_last_event_counts_if_its_json_is_whole_and_half_an_event_does_not(e
 )
 def test_nothing_counts_after_the_last_event(last: bytes) -> None:
     events = SseDecoder()
-    assert data([*events.feed(b"data: a\n\ndata: " + last), *events.rest()]) == [b"a"]
-    assert events.have_ended
+    assert data([*events.feed(b"data: a\n\ndata: " + last), *events.flush()]) == [b"a"]
+    assert events.has_ended
 
 
 def test_an_event_has_the_type_that_it_names_and_only_that_one() -> None:
@@ -71,7 +71,7 @@ def test_the_last_event_is_noticed_however_it_comes(cuts: list[int]) -> None:
         found += events.feed(sent[:cut])
         sent = sent[cut:]
     assert data([*found, *events.feed(sent)]) == [b"a"]
-    assert events.have_ended
+    assert events.has_ended
 
 
 @given(st.binary(), st.lists(st.integers(1, 9)))
@@ -81,10 +81,10 @@ def test_events_are_the_same_however_they_come(sent: bytes, cuts: list[int]) -> 
     ):
         sent = sent.replace(bytes([byte]), stands_for)
     whole, pieces = SseDecoder(), SseDecoder()
-    expected = [*whole.feed(sent), *whole.rest()]
+    expected = [*whole.feed(sent), *whole.flush()]
     found: list[Event] = []
     for cut in cuts:
         found += pieces.feed(sent[:cut])
         sent = sent[cut:]
-    assert [*found, *pieces.feed(sent), *pieces.rest()] == expected
-    assert pieces.have_ended == whole.have_ended
+    assert [*found, *pieces.feed(sent), *pieces.flush()] == expected
+    assert pieces.has_ended == whole.has_ended

@@ -12,9 +12,9 @@ CHANNEL = "<|channel|>analysis<|message|>"
 FINAL = "<|channel|>final<|message|>"
 
 
-def told(pieces: list[str], *, is_held: bool = False, is_json: bool = False) -> tuple[str, AnswerText]:
+def told(pieces: list[str], *, is_buffered: bool = False, is_json: bool = False) -> tuple[str, AnswerText]:
     """What whoever listens has in the end, and what made it."""
-    answer, text = AnswerText(is_held=is_held, is_json=is_json), ""
+    answer, text = AnswerText(is_buffered=is_buffered, is_json=is_json), ""
     for step in [*(partial(answer.add, piece) for piece in pieces), answer.end]:
         given = step()
         text = given if answer.has_restarted else text + given
@@ -121,7 +121,7 @@ def test_json_at_the_beginning_may_be_a_draft_in_thoughts(draft: str) -> None:
 
 
 def test_json_is_held_where_thoughts_are_expected() -> None:
-    text, answer = told(['{"a": 1} ', 'is a draft</think>{"b"', ": 2}"], is_held=True, is_json=True)
+    text, answer = told(['{"a": 1} ', 'is a draft</think>{"b"', ": 2}"], is_buffered=True, is_json=True)
     assert (text, answer.text) == ('{"b": 2}', '{"b": 2}')
 
 
@@ -148,13 +148,13 @@ def test_thoughts_that_were_given_are_taken_back_when_they_end() -> None:
 
 
 def test_what_is_held_is_given_when_thoughts_have_ended_and_then_as_it_comes() -> None:
-    answer = AnswerText(is_held=True)
+    answer = AnswerText(is_buffered=True)
     assert [answer.add(piece) for piece in ("Hm. ", "So.\n</think>\n\nFo", "ur")] == ["", "Fo", "ur"]
     assert not answer.has_restarted
 
 
 def test_what_is_held_is_given_at_the_end_where_there_were_no_thoughts() -> None:
-    answer = AnswerText(is_held=True)
+    answer = AnswerText(is_buffered=True)
     assert (answer.add("Fo"), answer.add("ur"), answer.end()) == ("", "", "Four")
 
 
@@ -217,11 +217,11 @@ WORDS = [
     st.booleans(),
 )
 def test_the_answer_is_the_same_however_it_comes(
-    text: str, cuts: list[int], is_held: bool, is_json: bool
+    text: str, cuts: list[int], is_buffered: bool, is_json: bool
 ) -> None:
     pieces, rest = [], text
     for cut in cuts:
         pieces.append(rest[:cut])
         rest = rest[cut:]
-    given, answer = told([*pieces, rest], is_held=is_held, is_json=is_json)
+    given, answer = told([*pieces, rest], is_buffered=is_buffered, is_json=is_json)
     assert given == answer.text == answer_in(text, is_json=is_json)

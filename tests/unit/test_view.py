@@ -9,11 +9,11 @@ from support.lives import Life
 
 from orchestrator.core import config, create, plan, view, workers
 from orchestrator.core.instance import Failure, Instance, Subtask, Work
-from orchestrator.log.base import Page, framed
+from orchestrator.log.base import Page, encode_row
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.orchestrator_pb2 import EventBatch
 
-USUAL_BYTES = 4 * 1024 * 1024
+DEFAULT_MAX_BYTES = 4 * 1024 * 1024
 WIDEST = "😀"
 """A character of four bytes."""
 LONG = "x" * 5 * 1024 * 1024
@@ -75,7 +75,7 @@ def largest() -> Instance:
 
 def test_the_largest_instance_is_small_in_the_basic_view() -> None:
     shown = view.instance(largest())
-    assert shown.ByteSize() < USUAL_BYTES / 2
+    assert shown.ByteSize() < DEFAULT_MAX_BYTES / 2
     assert (shown.prompt, shown.prompt_is_cut) == ("x" * 4096, True)
     assert shown.summary == "x" * 4096
     assert shown.final_result == ""
@@ -130,8 +130,8 @@ def test_a_prompt_is_cut_between_two_characters(prompt: str, shown: str, *, is_c
 
 def test_a_hundred_of_the_largest_fit_into_one_answer() -> None:
     instances = [view.instance(largest()) for _ in range(100)]
-    view.fit(instances, USUAL_BYTES)
-    assert sum(each.ByteSize() for each in instances) < USUAL_BYTES
+    view.fit(instances, DEFAULT_MAX_BYTES)
+    assert sum(each.ByteSize() for each in instances) < DEFAULT_MAX_BYTES
     assert {each.id for each in instances} == {"i" * 100}
     assert {each.state for each in instances} == {instance_pb2.STATE_COMPLETE}
 
@@ -139,7 +139,7 @@ def test_a_hundred_of_the_largest_fit_into_one_answer() -> None:
 def test_a_batch_that_fits_loses_nothing() -> None:
     instances = [view.instance(Life(f"i{number}").instance) for number in range(100)]
     before = list(instances)
-    view.fit(instances, USUAL_BYTES)
+    view.fit(instances, DEFAULT_MAX_BYTES)
     assert instances == before
     assert all(each.HasField("config") for each in instances)
 
@@ -188,9 +188,9 @@ def test_an_event_of_the_largest_instance_fits() -> None:
     event.instance_created.prompt = instance.prompt
     event.instance_created.config.CopyFrom(instance.config)
     event.instance_created.labels.update(instance.labels)
-    assert event.ByteSize() > USUAL_BYTES
-    shown = view.excerpt(event, USUAL_BYTES)
-    assert USUAL_BYTES - 4096 < shown.ByteSize() <= USUAL_BYTES
+    assert event.ByteSize() > DEFAULT_MAX_BYTES
+    shown = view.excerpt(event, DEFAULT_MAX_BYTES)
+    assert DEFAULT_MAX_BYTES - 4096 < shown.ByteSize() <= DEFAULT_MAX_BYTES
     assert shown.omitted_bytes > 0
 
 
@@ -201,18 +201,18 @@ def test_a_pages_parts_are_its_events_in_order_none_too_large(texts: list[str], 
     for place, event in enumerate(events, 7):
         event.sequence = place
     page = Page(
-        b"".join(map(framed, events)),
+        b"".join(map(encode_row, events)),
         range(7, 7 + len(events)),
         at_end=True,
         state=instance_pb2.STATE_RUNNING,
     )
-    parts = list(page.parts(max_bytes))
+    parts = list(page.split(max_bytes))
     assert all(0 < len(data) <= max_bytes for data, _ in parts)
     shown = [event for data, _ in parts for event in EventBatch.FromString(data).events]
     assert [event.sequence for event in shown] == [event.sequence for event in events]
     for event, copy in zip(events, shown, strict=True):
         assert copy == event or copy.omitted_bytes > 0
-        assert len(framed(event)) <= max_bytes or copy.omitted_bytes > 0
+        assert len(encode_row(event)) <= max_bytes or copy.omitted_bytes > 0
     ends = [places[-1] for _, places in parts]
     assert ends == list(accumulate((len(places) for _, places in parts), initial=6))[1:]
     sizes = [len(data) for data, _ in parts]

@@ -218,7 +218,7 @@ async def _check_model(
     request = ModelRequest(model, prompt, settings.max_output_tokens, timeout_s=2 * CALL_TIMEOUT_S)
     pieces: list[str] = []
 
-    def on_text(piece: str, *, is_anew: bool = False) -> None:  # noqa: ARG001  any piece is a sign of life
+    def on_text(piece: str, *, is_restart: bool = False) -> None:  # noqa: ARG001  any piece is a sign of life
         pieces.append(piece)
 
     started_s = time.monotonic()
@@ -311,7 +311,7 @@ def _check_database(settings: Settings) -> Finding:
         return Finding("database", f"{path} cannot be written: {error.strerror}", mend)
     if not is_file:
         return Finding("database", f"{path} is no file", other)
-    found = " (found in this folder)" if settings.has_found_database else ""
+    found = " (found in this folder)" if settings.uses_earlier_database else ""
     return Finding("database", f"{path}{found}{'' if path.exists() else ', to be made'}")
 
 

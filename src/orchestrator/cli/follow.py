@@ -31,7 +31,9 @@ async def follow(
     waits for review.
     """
     open_stream = client.stream if live else client.stream_events
-    items = open_stream(instance_id, after_sequence=after, follow=until_end, on_cut=reporter.on_connection)
+    items = open_stream(
+        instance_id, after_sequence=after, follow=until_end, on_disconnect=reporter.on_connection
+    )
     async with contextlib.aclosing(items):
         with reporter:
             async for item in items:

@@ -34,7 +34,7 @@ class Reporter(Protocol):
         """Report a piece of text that a model has just written."""
 
     def on_connection(self, error: ServiceError | None) -> None:
-        """Report a lost connection, and with None its return: the `on_cut` of a client."""
+        """Report a lost connection, and with None its return: the `on_disconnect` of a client."""
 
     def __enter__(self) -> Self: ...
 

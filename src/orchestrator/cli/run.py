@@ -128,8 +128,8 @@ class Runner:
 
         self._owns_service = True
         logging.basicConfig(level=self._settings.log_level.upper(), handlers=[_NotingHandler(self._reporter)])
-        app.hush_libraries()
-        database = self._settings.database_told
+        app.quiet_library_loggers()
+        database = self._settings.database_description
         self._reporter.note(f"no service at {address}: starting one for this run (events in {database})")
         self._make_rest_optional()
         async with (
@@ -147,7 +147,7 @@ class Runner:
 
         A run needs neither. An address that is set is kept: clients may expect REST there.
         """
-        from orchestrator import edge, ports  # noqa: PLC0415
+        from orchestrator import addresses, edge  # noqa: PLC0415
 
         settings = self._settings
         if "rest_address" in settings.sources:
@@ -159,7 +159,7 @@ class Runner:
             self._reporter.note("no envoy is installed: this run has no REST and no page")
             return
         try:
-            ports.free_port(settings.rest_address, settings.name_of("rest_address"))
+            addresses.free_port(settings.rest_address, settings.name_of("rest_address"))
         except SettingsError:
             self._reporter.note(f"{settings.rest_address} is taken: REST of this run takes a free port")
             any_port = f"{settings.rest_address.rpartition(':')[0]}:0"

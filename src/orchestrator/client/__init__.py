@@ -31,11 +31,11 @@ from orchestrator.client.errors import ServiceError
 from orchestrator.client.rpc import UNARY_TIMEOUT_S, Client
 from orchestrator.client.streams import (
     KEEP_TRYING_S,
-    SILENCE_S,
+    SILENCE_TIMEOUT_S,
     Deletion,
     Event,
     EventBatch,
-    OnCut,
+    OnDisconnect,
     OutputDelta,
 )
 from orchestrator.client.sync import SyncClient
@@ -43,13 +43,13 @@ from orchestrator.client.sync import SyncClient
 __all__ = [
     "KEEP_TRYING_S",
     "MAX_MESSAGE_BYTES",
-    "SILENCE_S",
+    "SILENCE_TIMEOUT_S",
     "UNARY_TIMEOUT_S",
     "Client",
     "Deletion",
     "Event",
     "EventBatch",
-    "OnCut",
+    "OnDisconnect",
     "OutputDelta",
     "ServiceError",
     "SyncClient",

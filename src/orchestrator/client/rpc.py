@@ -18,12 +18,12 @@ from orchestrator.client.streams import (
     Deletion,
     Event,
     EventBatch,
-    OnCut,
+    OnDisconnect,
     OutputDelta,
     ReconnectPolicy,
     read_all,
     read_instance,
-    resume,
+    read_resuming,
 )
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
@@ -279,7 +279,7 @@ class Client:
         after_sequence: int = 0,
         follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
-        on_cut: OnCut | None = None,
+        on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Give each event after `after_sequence` once and in order, until the instance has ended.
 
@@ -290,7 +290,7 @@ class Client:
         request = orchestrator_pb2.StreamEventsRequest(
             id=instance_id, after_sequence=after_sequence, follow=follow
         )
-        async with contextlib.aclosing(self._stream(request, keep_trying_s, on_cut)) as items:
+        async with contextlib.aclosing(self._stream(request, keep_trying_s, on_disconnect)) as items:
             async for item in items:
                 if isinstance(item, Event):
                     yield item
@@ -302,7 +302,7 @@ class Client:
         after_sequence: int = 0,
         follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
-        on_cut: OnCut | None = None,
+        on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[Event | OutputDelta, None]:
         """Give events as `stream_events` does, and between them text as models write it.
 
@@ -313,7 +313,7 @@ class Client:
         request = orchestrator_pb2.StreamEventsRequest(
             id=instance_id, after_sequence=after_sequence, follow=follow, include_deltas=True
         )
-        return self._stream(request, keep_trying_s, on_cut)
+        return self._stream(request, keep_trying_s, on_disconnect)
 
     async def stream_all_events(
         self,
@@ -322,7 +322,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
-        on_cut: OnCut | None = None,
+        on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[EventBatch, None]:
         """Give the events of all instances that have all of the labels, in commit order, in batches.
 
@@ -334,7 +334,7 @@ class Client:
             labels=labels,
             follow=follow,
             keep_trying_s=keep_trying_s,
-            on_cut=on_cut,
+            on_disconnect=on_disconnect,
         )
         async with contextlib.aclosing(both) as items:
             async for item in items:
@@ -348,7 +348,7 @@ class Client:
         labels: Mapping[str, str] | None = None,
         follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
-        on_cut: OnCut | None = None,
+        on_disconnect: OnDisconnect | None = None,
     ) -> AsyncGenerator[EventBatch | Deletion, None]:
         """Give events as `stream_all_events` does, and between them the deletions of instances."""
         request = orchestrator_pb2.StreamAllEventsRequest(
@@ -356,13 +356,20 @@ class Client:
             follow=follow,
             labels=[f"{key}={value}" for key, value in (labels or {}).items()],
         )
-        messages = resume(self._channel, lambda: self._stub.StreamAllEvents(request), keep_trying_s, on_cut)
+        messages = read_resuming(
+            self._channel, lambda: self._stub.StreamAllEvents(request), keep_trying_s, on_disconnect
+        )
         return read_all(messages, request)
 
     def _stream(
-        self, request: orchestrator_pb2.StreamEventsRequest, keep_trying_s: float, on_cut: OnCut | None
+        self,
+        request: orchestrator_pb2.StreamEventsRequest,
+        keep_trying_s: float,
+        on_disconnect: OnDisconnect | None,
     ) -> AsyncGenerator[Event | OutputDelta, None]:
-        messages = resume(self._channel, lambda: self._stub.StreamEvents(request), keep_trying_s, on_cut)
+        messages = read_resuming(
+            self._channel, lambda: self._stub.StreamEvents(request), keep_trying_s, on_disconnect
+        )
         return read_instance(messages, request)
 
 

@@ -15,7 +15,7 @@ from orchestrator.v1 import event_pb2, orchestrator_pb2
 
 KEEP_TRYING_S: Final = 60.0
 """How long reading goes on trying to reconnect before it gives up."""
-SILENCE_S: Final = 45.0
+SILENCE_TIMEOUT_S: Final = 45.0
 """Three heartbeats missed: the connection is dead though nobody closed it."""
 
 _FIRST_DELAY_S: Final = 0.1
@@ -26,7 +26,7 @@ OutputDelta: TypeAlias = orchestrator_pb2.OutputDelta
 EventBatch: TypeAlias = orchestrator_pb2.EventBatch
 Deletion: TypeAlias = orchestrator_pb2.Deletion
 
-OnCut: TypeAlias = Callable[[ServiceError | None], None]
+OnDisconnect: TypeAlias = Callable[[ServiceError | None], None]
 """Called with the failure when a stream's connection is lost and at each failed try, None once back."""
 
 _Message = TypeVar(
@@ -44,29 +44,29 @@ class ReconnectPolicy:
 
     def reset(self) -> None:
         """Begin anew: there was a sign of life."""
-        self._tries = 0
-        self._end: float | None = None
+        self._attempts = 0
+        self._deadline_s: float | None = None
 
     async def wait(self, error: ServiceError) -> None:
         """Pause before the next try; raise the error when the connection was not lost or the time is up."""
         now = time.monotonic()
-        self._end = self._end or now + self._keep_trying_s
-        if not error.is_connection_loss or now >= self._end:
+        self._deadline_s = self._deadline_s or now + self._keep_trying_s
+        if not error.is_connection_loss or now >= self._deadline_s:
             raise error
-        longest = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._tries)
-        self._tries += 1
+        longest = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**self._attempts)
+        self._attempts += 1
         jittered = longest * random.uniform(0.5, 1)  # noqa: S311  spreads clients out, keeps no secret
-        await self._channel.sleep(min(jittered, self._end - now))
+        await self._channel.sleep(min(jittered, self._deadline_s - now))
 
 
-async def resume(
+async def read_resuming(
     channel: Channel,
     open_call: "Callable[[], grpc.aio.UnaryStreamCall[Any, _Message]]",
     keep_trying_s: float,
-    on_cut: OnCut | None,
+    on_disconnect: OnDisconnect | None,
 ) -> AsyncGenerator[_Message, None]:
     """Give messages for as long as somebody reads, with a new call after each loss of the connection."""
-    notify = on_cut or (lambda _: None)
+    notify = on_disconnect or (lambda _: None)
     policy = ReconnectPolicy(channel, keep_trying_s)
     is_lost = False
     while True:
@@ -94,9 +94,9 @@ async def _messages(
     while True:
         try:
             with mapping_errors():
-                message = await channel.read(call, SILENCE_S)
+                message = await channel.read(call, SILENCE_TIMEOUT_S)
         except TimeoutError:
-            raise _connection_loss(f"the service has been silent for {SILENCE_S:.0f} s") from None
+            raise _connection_loss(f"the service has been silent for {SILENCE_TIMEOUT_S:.0f} s") from None
         if message is None:
             raise _connection_loss("the stream closed before its end")
         yield message

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-_REMEMBERED: Final = 2**16
+_CACHED_TIMES: Final = 2**16
 """Recorded times: some for each instance that waits or has a deadline."""
 
 
@@ -20,12 +20,12 @@ class Clock:
     def __init__(self, now_s: Callable[[], float]) -> None:
         """`now_s` gives the time of day, in seconds since the epoch."""
         self.now_s = now_s
-        self._placed_s = lru_cache(_REMEMBERED)(self._place_s)
+        self._monotonic_s = lru_cache(_CACHED_TIMES)(self._to_monotonic_s)
 
     def since_s(self, time_s: float) -> float:
         """How many seconds ago something was recorded at a time since the epoch; never below 0."""
-        placed_s = self._placed_s(time_s)
+        placed_s = self._monotonic_s(time_s)
         return asyncio.get_running_loop().time() - placed_s
 
-    def _place_s(self, time_s: float) -> float:
+    def _to_monotonic_s(self, time_s: float) -> float:
         return asyncio.get_running_loop().time() - max(0.0, self.now_s() - time_s)

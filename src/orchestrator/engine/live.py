@@ -145,8 +145,8 @@ class LiveTexts:
         text = instance.texts.get(attempt) if instance else None
         call_begins = len(text.pieces) if text else 0
 
-        def write(piece: str, *, is_anew: bool = False) -> None:
-            self._write(ref, attempt, piece, kept=call_begins if is_anew else None)
+        def write(piece: str, *, is_restart: bool = False) -> None:
+            self._write(ref, attempt, piece, kept=call_begins if is_restart else None)
 
         return write
 

@@ -431,9 +431,9 @@ class Run:
             on_text = self.context.live.writer(self.ref, attempt)
         return profile, request, await provider.complete(request, on_text)
 
-    def _on_plan_text(self, piece: str, *, is_anew: bool = False) -> None:
+    def _on_plan_text(self, piece: str, *, is_restart: bool = False) -> None:
         """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""
-        if is_anew:
+        if is_restart:
             self._planning = None  # it may have read thoughts: only the whole plan can be trusted
         if self._planning:
             _, reader = self._planning

@@ -34,16 +34,16 @@ class CallScheduler:
         self._gates: dict[str, Gate] = {}
         self._queues: dict[str, dict[InstanceRef, Callable[[], None]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._offered_to: tuple[str, InstanceRef] | None = None
+        self._offer: tuple[str, InstanceRef] | None = None
         """The endpoint and the instance that is being asked, if one is: it comes before those that wait."""
-        self._share = 0
+        self._offered_slots = 0
         """How many slots it may acquire."""
-        self._unoffered = 0
+        self._waiting_count = 0
         """How many wait that have not been asked this time."""
         self._is_dispatching = False
         """Whether those who wait are being asked, or will be once all has ended that ends in this pass of the
         loop: whoever comes now waits with them."""
-        self._next: asyncio.Handle | None = None
+        self._dispatch_handle: asyncio.Handle | None = None
 
     def acquire(self, endpoint: str, ref: InstanceRef, on_available: Callable[[], None]) -> Slot | None:
         """Acquire a slot if one is free; otherwise `on_available` is called, once, when one may be."""
@@ -51,16 +51,16 @@ class CallScheduler:
             self._gates[endpoint], self._queues[endpoint] = Gate(self._limit), {}
         gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
-        is_offered = self._share > 0 and (endpoint, ref) == self._offered_to
+        is_offered = self._offered_slots > 0 and (endpoint, ref) == self._offer
         wait_s = gate.wait_s(now_s, has_waited=is_offered or bool(queue))
         if self._free > 0 and wait_s == 0 and (is_offered or not (queue or self._is_dispatching)):
-            self._share -= is_offered
+            self._offered_slots -= is_offered
             gate.begin(now_s)
             self._free -= 1
             return Slot(endpoint, now_s)
         queue[ref] = on_available
         if wait_s:
-            self._dispatch_later(endpoint, wait_s)
+            self._schedule_dispatch(endpoint, wait_s)
         return None
 
     def release(self, slot: Slot, error: ModelError | None) -> None:
@@ -76,7 +76,7 @@ class CallScheduler:
             gate.end()
         if not self._is_dispatching and any(self._queues.values()):
             self._is_dispatching = True
-            self._next = asyncio.get_running_loop().call_soon(self._dispatch)
+            self._dispatch_handle = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def obstacle(self, endpoint: str) -> str:
         """What an endpoint's calls wait for now."""
@@ -98,7 +98,7 @@ class CallScheduler:
     def close(self) -> None:
         """Grant no more slots."""
         self._free = -self._limit
-        for pending in (*self._timers.values(), self._next):
+        for pending in (*self._timers.values(), self._dispatch_handle):
             if pending:
                 pending.cancel()
 
@@ -108,7 +108,7 @@ class CallScheduler:
         The endpoint that was served last comes last the next time.
         """
         self._is_dispatching = True
-        self._unoffered = sum(map(len, self._queues.values()))
+        self._waiting_count = sum(map(len, self._queues.values()))
         while [endpoint for endpoint in tuple(self._queues) if self._dispatch_one(endpoint)]:
             pass
         self._is_dispatching = False
@@ -120,20 +120,22 @@ class CallScheduler:
         now_s = asyncio.get_running_loop().time()
         wait_s = gate.wait_s(now_s, has_waited=True)
         if wait_s:
-            self._dispatch_later(endpoint, wait_s)
+            self._schedule_dispatch(endpoint, wait_s)
         if wait_s != 0:
             return False
         self._queues[endpoint] = self._queues.pop(endpoint)
         room = gate.room(now_s)
-        self._share = max(1, min(self._free // self._unoffered, room // min(self._unoffered, len(queue))))
-        self._unoffered = max(1, self._unoffered - 1)
+        self._offered_slots = max(
+            1, min(self._free // self._waiting_count, room // min(self._waiting_count, len(queue)))
+        )
+        self._waiting_count = max(1, self._waiting_count - 1)
         ref = next(iter(queue))
-        self._offered_to = (endpoint, ref)
+        self._offer = (endpoint, ref)
         queue.pop(ref)()
-        self._share = 0
+        self._offered_slots = 0
         return True
 
-    def _dispatch_later(self, endpoint: str, wait_s: float) -> None:
+    def _schedule_dispatch(self, endpoint: str, wait_s: float) -> None:
         if timer := self._timers.get(endpoint):
             timer.cancel()
         self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._dispatch)

@@ -12,7 +12,7 @@ from orchestrator.core.instance import Instance, State
 from orchestrator.core.summary import Summary
 from orchestrator.core.view import excerpt
 from orchestrator.errors import UnavailableError
-from orchestrator.log.framing import delimited, fields, tag
+from orchestrator.log.framing import encode_field, split_fields, tag
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import EventBatch
@@ -125,7 +125,7 @@ class Page:
         """Decode the events."""
         return EventBatch.FromString(self.data).events
 
-    def parts(self, max_bytes: int) -> "Iterator[tuple[bytes, Sequence[int]]]":
+    def split(self, max_bytes: int) -> "Iterator[tuple[bytes, Sequence[int]]]":
         """Divide `data` and `ordinals` so that no part's data has more bytes: as few parts as possible.
 
         A page that fits is not decoded. An event that does not fit by itself comes with its texts cut.
@@ -135,7 +135,7 @@ class Page:
             return
         rows: list[bytes] = []
         size = start = 0
-        for end, row in enumerate(map(partial(_within, max_bytes), fields(self.data))):
+        for end, row in enumerate(map(partial(_fit_row, max_bytes), split_fields(self.data))):
             if rows and size + len(row) > max_bytes:
                 yield b"".join(rows), self.ordinals[start:end]
                 rows, size, start = [], 0, end
@@ -307,17 +307,17 @@ class Wakeups:
                 woken.set()
 
 
-def framed(event: Event) -> bytes:
+def encode_row(event: Event) -> bytes:
     """Serialise an event as an EventBatch that holds only it."""
-    return delimited(_EVENTS_TAG, event.SerializeToString())
+    return encode_field(_EVENTS_TAG, event.SerializeToString())
 
 
-def _within(max_bytes: int, row: bytes) -> bytes:
+def _fit_row(max_bytes: int, row: bytes) -> bytes:
     """A row of a page as it is, or with the event's texts cut so that it has no more bytes."""
     if len(row) <= max_bytes:
         return row
     (event,) = EventBatch.FromString(row).events
-    return framed(excerpt(event, max_bytes - _PREFIX_BYTES))
+    return encode_row(excerpt(event, max_bytes - _PREFIX_BYTES))
 
 
 _EVENTS_TAG: Final = tag(EventBatch, "events")

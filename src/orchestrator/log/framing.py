@@ -6,42 +6,42 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-_MORE: Final = 0x80
+_CONTINUATION_BIT: Final = 0x80
 """The bit of a varint's byte that says another byte follows."""
 _LENGTH_DELIMITED: Final = 2
 
 
 def tag(message: type[Message], field: str) -> bytes:
-    """The tag of a message's length-delimited field with a number under 16."""
+    """The tag of a message's length-encode_field field with a number under 16."""
     return bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED,))
 
 
-def delimited(field_tag: bytes, data: bytes) -> bytes:
-    """One length-delimited field: its tag, the data's size, the data."""
+def encode_field(field_tag: bytes, data: bytes) -> bytes:
+    """One length-encode_field field: its tag, the data's size, the data."""
     return _prefix(field_tag, len(data)) + data
 
 
 @lru_cache(4096)
 def _prefix(field_tag: bytes, size: int) -> bytes:
     prefix = bytearray(field_tag)
-    while size >= _MORE:
-        prefix.append(size & (_MORE - 1) | _MORE)
+    while size >= _CONTINUATION_BIT:
+        prefix.append(size & (_CONTINUATION_BIT - 1) | _CONTINUATION_BIT)
         size >>= 7
     prefix.append(size)
     return bytes(prefix)
 
 
-def fields(data: bytes) -> Iterator[bytes]:
-    """Take apart a message that has only length-delimited fields with numbers under 16: each as it is."""
+def split_fields(data: bytes) -> Iterator[bytes]:
+    """Take apart a message that has only length-encode_field fields with numbers under 16: each as it is."""
     start = 0
     while start < len(data):
-        place, size, shift = start + 1, 0, 0
+        offset, size, shift = start + 1, 0, 0
         while True:
-            byte = data[place]
-            place += 1
-            size |= (byte & (_MORE - 1)) << shift
+            byte = data[offset]
+            offset += 1
+            size |= (byte & (_CONTINUATION_BIT - 1)) << shift
             shift += 7
-            if byte < _MORE:
+            if byte < _CONTINUATION_BIT:
                 break
-        yield data[start : place + size]
-        start = place + size
+        yield data[start : offset + size]
+        start = offset + size

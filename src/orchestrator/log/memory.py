@@ -27,7 +27,7 @@ from orchestrator.log.base import (
     Row,
     SequenceConflictError,
     Wakeups,
-    framed,
+    encode_row,
 )
 from orchestrator.log.conflict import check_duplicate
 
@@ -116,7 +116,7 @@ class MemoryEventLog:
             self._incarnation -= len(created)
             raise
         for life, creation in zip(created, _created_of(batch, outcomes), strict=True):
-            self._write(life, [framed(event) for event in creation.events])
+            self._write(life, [encode_row(event) for event in creation.events])
         self.wakeups.wake(life.ref for life in created)
         return outcomes
 
@@ -154,7 +154,7 @@ class MemoryEventLog:
             raise SequenceConflictError(len(life.events))
         if not append.is_dense:
             raise StorageError(f"events for instance {append.ref.id!r} leave a gap")
-        self._write(life, [framed(event) for event in append.events])
+        self._write(life, [encode_row(event) for event in append.events])
         life.summary = append.summary
         self.wakeups.wake((append.ref,))
 

@@ -15,15 +15,15 @@ _AT_A_TIME: Final = 100
 _LONGEST_SLEEP_S: Final = 3600.0
 
 
-async def retain(log: EventLog, kept_s: float, now_s: Callable[[], float] = time.time) -> Never:
-    """Remove what finished over `kept_s` seconds ago, now and then, until cancelled."""
+async def retain(log: EventLog, retention_s: float, now_s: Callable[[], float] = time.time) -> Never:
+    """Remove what finished over `retention_s` seconds ago, now and then, until cancelled."""
     while True:
         try:
-            if removed := await sweep(log, now_s() - kept_s):
-                _LOGGER.info("removed %d instances that finished over %g s ago", removed, kept_s)
+            if removed := await sweep(log, now_s() - retention_s):
+                _LOGGER.info("removed %d instances that finished over %g s ago", removed, retention_s)
         except (UnavailableError, sqlite3.Error) as error:
             _LOGGER.warning("retention waits: %s", error)
-        await asyncio.sleep(min(kept_s / 10, _LONGEST_SLEEP_S))
+        await asyncio.sleep(min(retention_s / 10, _LONGEST_SLEEP_S))
 
 
 async def sweep(log: EventLog, before_s: float) -> int:

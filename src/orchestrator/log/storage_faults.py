@@ -8,30 +8,30 @@ from pathlib import Path
 from typing import Final
 
 _FULL: Final = "free disk space"
-_NOT_OURS: Final = "make it and its folder writable for this user"
+_NO_PERMISSION: Final = "make it and its folder writable for this user"
 _LOCKED: Final = (
     "another program holds it: close that program, which may be a sqlite3 shell with an open transaction "
     "or a backup"
 )
-_DAMAGED: Final = "restore a backup of it"
+_CORRUPT: Final = "restore a backup of it"
 
 _PRIMARY: Final = 0xFF  # SQLite's extended error codes hold the primary one in their low byte
 _BY_CODE: Final[Mapping[int, str]] = {
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
     sqlite3.SQLITE_FULL: _FULL,
-    sqlite3.SQLITE_READONLY: _NOT_OURS,
-    sqlite3.SQLITE_PERM: _NOT_OURS,
-    sqlite3.SQLITE_CANTOPEN: f"see that the file is there, and {_NOT_OURS}",
-    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_READONLY: _NO_PERMISSION,
+    sqlite3.SQLITE_PERM: _NO_PERMISSION,
+    sqlite3.SQLITE_CANTOPEN: f"see that the file is there, and {_NO_PERMISSION}",
+    sqlite3.SQLITE_CORRUPT: _CORRUPT,
     sqlite3.SQLITE_NOTADB: "it is some other file: leave that one alone",
 }
 _MOVED: Final = "it was moved or deleted while it was in use: put it back, and start again"
 _BY_ERRNO: Final[Mapping[int, str]] = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: f"{_FULL}, or raise this user's quota",
-    errno.EACCES: _NOT_OURS,
-    errno.EPERM: _NOT_OURS,
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
     errno.EROFS: "mount its file system for writing",
     errno.ENOTDIR: "a part of its path is a file and no folder",
     errno.EEXIST: "a part of its path is a file and no folder",

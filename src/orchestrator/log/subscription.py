@@ -71,7 +71,7 @@ async def follow(
                 yield CaughtUp(last)
             if not live:
                 return
-            while not await _set_within(woken, idle_s):
+            while not await _is_set_within(woken, idle_s):
                 yield Idle(last)
 
 
@@ -109,7 +109,7 @@ async def follow_all(
                 yield CaughtUp(last)
             if not live:
                 return
-            while not await _set_within(woken, idle_s):
+            while not await _is_set_within(woken, idle_s):
                 yield Idle(last)
 
 
@@ -130,7 +130,7 @@ async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, time
     return await states.load(key)
 
 
-async def _set_within(woken: asyncio.Event, timeout_s: float) -> bool:
+async def _is_set_within(woken: asyncio.Event, timeout_s: float) -> bool:
     try:
         async with asyncio.timeout(timeout_s):
             return await woken.wait()

@@ -37,7 +37,7 @@ class Anthropic(HttpProvider):
     """A Provider for one endpoint."""
 
     path: ClassVar[str] = "v1/messages"
-    first_dialect: ClassVar[Dialect] = Dialect(rungs=("json_schema", "tool", "prompt"))
+    first_dialect: ClassVar[Dialect] = Dialect(json_modes=("json_schema", "tool", "prompt"))
 
     # Some write the address with the version, as other APIs want it.
     endings: ClassVar[Sequence[str]] = ("v1/messages", "v1")
@@ -55,13 +55,13 @@ class Anthropic(HttpProvider):
                 for message in prompt.messages
                 if message.role != "system"
             ],
-            **{name: value for name, value in prompt.sampling.items() if name not in dialect.left_out},
+            **{name: value for name, value in prompt.sampling.items() if name not in dialect.omitted},
         }
         if system := _system(prompt):
             body["system"] = system
         if prompt.schema is None:
             return body
-        match dialect.rungs[0]:
+        match dialect.json_modes[0]:
             case "json_schema":
                 body["output_config"] = {
                     "format": {"type": "json_schema", "schema": _supported(prompt.schema)}

@@ -13,8 +13,8 @@ from orchestrator.models.prices import Prices
 class OnText(Protocol):
     """Is told each piece of an answer's text as it comes, in order. It must not raise."""
 
-    def __call__(self, piece: str, *, is_anew: bool = False) -> None:
-        """Take a piece; `is_anew`: all before it were thoughts, and the answer begins with it."""
+    def __call__(self, piece: str, *, is_restart: bool = False) -> None:
+        """Take a piece; `is_restart`: all before it were thoughts, and the answer begins with it."""
 
 
 class ModelRequest(NamedTuple):

@@ -42,9 +42,9 @@ class ChatCompletions(HttpProvider):
             "model": request.model,
             "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
             dialect.token_limit: request.token_limit,
-            **{name: value for name, value in prompt.sampling.items() if name not in dialect.left_out},
+            **{name: value for name, value in prompt.sampling.items() if name not in dialect.omitted},
         }
-        match dialect.rungs[0]:
+        match dialect.json_modes[0]:
             case "json_schema" if prompt.schema is not None:
                 named = {"name": "plan", "schema": prompt.schema, "strict": True}
                 body["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -107,7 +107,7 @@ class _Accumulator(Accumulator):
                 case {"usage": {**usage}}:
                     self.note_usage(usage)
                     # It comes last, in a chunk that has no choice, or in each that has one.
-                    self.has_said_all = bool(self.reason) and not choice
+                    self.is_complete = bool(self.reason) and not choice
         text = self._write(self._delta(choice))
         self.note_reason(choice.get("finish_reason") or _finish_in(choice.get("delta")))
         return text

@@ -20,32 +20,32 @@ from orchestrator.errors import ModelError
 from orchestrator.models import error_body, token_limits
 from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest, OnText, timed_out
+from orchestrator.models.delivery import Delivery, DeliveryChooser
 from orchestrator.models.failures import INVALID_ANSWER, Failures
 from orchestrator.models.http import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
 from orchestrator.models.streaming import BYTE_ORDER_MARK, Accumulator, Event, SseDecoder
 from orchestrator.models.structured import REJECTED, Dialect
 from orchestrator.models.thoughts import AnswerText
 from orchestrator.models.token_limits import TokenLimits
-from orchestrator.models.ways import Way, Ways
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
 
 _MOST_CHANGES: Final = 16
 """So many refusals are learnt from in one call: an endpoint that goes on refusing means something else."""
-_ABOUT_OTHERS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
+_UNFIXABLE_STATUSES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND})
 """Statuses of refusals that no other request would mend."""
-_TIMED_OUT: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599})
+_GATEWAY_TIMEOUTS: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599})
 """Statuses with which gateways end a call that takes them too long."""
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _DIALECT_S: Final = 3600.0
 """How long a dialect is remembered: what an endpoint refuses today it may know tomorrow."""
 
-_SIGNS_OF_LIFE: Final = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
+_KEEPALIVE_EVENTS: Final = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
 """Types of events that say nothing."""
 _ANSWERS: Final = frozenset({"choices", "content", "type"})
 """Of these an answer or an event of one has at least one."""
-_COMPLAINTS: Final = ("message", "detail", "msg", "error_message", "error_msg")
+_ERROR_FIELDS: Final = ("message", "detail", "msg", "error_message", "error_msg")
 """In these frameworks and gateways say what went wrong; an answer has none of them."""
 _MOST_DIGITS: Final = 15
 _LONGEST_ID: Final = 200
@@ -74,11 +74,11 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class _Terms:
+class _RequestTerms:
     """How a call is made: what the endpoint has not refused so far."""
 
     dialect: Dialect
-    known: TokenLimits
+    learnt_limits: TokenLimits
     """What is known of the model's limits."""
     limit: int
     """How many tokens this call asks for."""
@@ -90,22 +90,22 @@ class _Terms:
 
     def after(
         self, answer: HttpResponse, sent: Mapping[str, object], request: ModelRequest
-    ) -> "_Terms | None":
+    ) -> "_RequestTerms | None":
         """The terms to try next after a refusal; None: it is about something else."""
         words = error_body.words(answer.body)
-        if answer.status in _ABOUT_OTHERS or INVALID_ANSWER.search(words):
+        if answer.status in _UNFIXABLE_STATUSES or INVALID_ANSWER.search(words):
             return None
         if answer.status == HTTPStatus.TOO_MANY_REQUESTS and not token_limits.PER_TIME.search(words):
             return None
         if refusal := token_limits.refusal(words, self.limit, request.token_limit):
-            known = self.known.learn(refusal, _characters(request))
-            return replace(self, known=known, limit=refusal.limit)
+            learnt_limits = self.learnt_limits.learn(refusal, _characters(request))
+            return replace(self, learnt_limits=learnt_limits, limit=refusal.limit)
         is_rejection = answer.status in REJECTED
         if dialect := self.dialect.after(words, sent, is_rejection=is_rejection):
             return replace(self, dialect=dialect)
         if is_rejection and (guessed := token_limits.guess(words, self.limit)):
-            known = self.known.learn(guessed, _characters(request))
-            return replace(self, known=known, limit=guessed.limit)
+            learnt_limits = self.learnt_limits.learn(guessed, _characters(request))
+            return replace(self, learnt_limits=learnt_limits, limit=guessed.limit)
         return None
 
 
@@ -115,17 +115,17 @@ class Call:
 
     request: ModelRequest
     on_text: OnText | None
-    way: Way = "streamed"
-    """In which way it was asked last."""
+    delivery: Delivery = "streamed"
+    """How its answer was asked for last."""
     response_id: str = ""
     """What the endpoint calls the answer that it gave last, as far as it has come."""
 
-    def tell(self, text: str, *, is_anew: bool = False) -> None:
+    def emit(self, text: str, *, is_restart: bool = False) -> None:
         """Tell whoever listens what was added to the answer."""
         if self.on_text is None:
             return
-        if is_anew:
-            self.on_text(text, is_anew=True)
+        if is_restart:
+            self.on_text(text, is_restart=True)
         elif text:
             self.on_text(text)
 
@@ -166,8 +166,8 @@ class HttpProvider(ABC):
         self._dialects: dict[tuple[str, bool], tuple[Dialect, float]] = {}
         """With the time, in seconds, until which each is remembered."""
         self._token_limits: dict[str, TokenLimits] = {}
-        self._ways = Ways(self.most_unwatched_streams)
-        self._unopened: dict[str, bool] = {}
+        self._deliveries = DeliveryChooser(self.most_unwatched_streams)
+        self._had_unopened_thoughts: dict[str, bool] = {}
         """Whether a model's last answer began with thoughts that nothing had opened."""
 
     @property
@@ -189,10 +189,10 @@ class HttpProvider(ABC):
         except ModelError as failure:
             error = failure
         error.response_id = error.response_id or call.response_id
-        self._ways.note_failure(request, call.way, error)
-        if call.way == "whole" and (known := self._dialects.get(_kind(request))):
-            dialect, until_s = known
-            self._dialects[_kind(request)] = dialect.with_stream(), until_s
+        self._deliveries.note_failure(request, call.delivery, error)
+        if call.delivery == "whole" and (remembered := self._dialects.get(_dialect_key(request))):
+            dialect, until_s = remembered
+            self._dialects[_dialect_key(request)] = dialect.with_stream(), until_s
         raise error
 
     def token_limit(self, request: ModelRequest) -> int:
@@ -218,7 +218,7 @@ class HttpProvider(ABC):
             try:
                 with self._stream_parameters(call, terms.dialect) as parameters:
                     body = {**self._body(call.request, terms.dialect), **parameters}
-                    answer = await self._ask(call, body)
+                    answer = await self._post(call, body)
             except ModelError as error:
                 if error.reason == "OUTPUT_TRUNCATED":
                     self._forget_limits(request)
@@ -230,30 +230,30 @@ class HttpProvider(ABC):
                     self._forget_limits(request)
                 return answer
             changed = terms.after(answer, body, request)
-            if changed is None and call.way == "whole" and _asks_for_stream(answer):
-                self._ways.note_death(request, "whole")
+            if changed is None and call.delivery == "whole" and _asks_for_stream(answer):
+                self._deliveries.mark_failed(request, "whole")
                 changed = replace(terms, dialect=terms.dialect.with_stream())
             if changed is None or changes == _MOST_CHANGES:
-                if call.way == "whole" and answer.status in _TIMED_OUT:
-                    self._ways.note_death(request, "whole")
+                if call.delivery == "whole" and answer.status in _GATEWAY_TIMEOUTS:
+                    self._deliveries.mark_failed(request, "whole")
                 raise self._failures.of_status(answer, request.model)
             logger.info("%s/%s refused %s: trying %s", self._name, request.model, terms, changed)
             terms = changed
             changes += 1
 
-    def _terms(self, request: ModelRequest) -> "_Terms":
+    def _terms(self, request: ModelRequest) -> "_RequestTerms":
         """On which terms the endpoint answered such a request the last time."""
-        dialect, until_s = self._dialects.get(_kind(request), (self.first_dialect, float("inf")))
-        known = self._token_limits.get(request.model, TokenLimits())
-        return _Terms(
+        dialect, until_s = self._dialects.get(_dialect_key(request), (self.first_dialect, float("inf")))
+        learnt_limits = self._token_limits.get(request.model, TokenLimits())
+        return _RequestTerms(
             dialect if time.monotonic() < until_s else self.first_dialect,
-            known,
-            known.fit(request.token_limit, _characters(request)),
+            learnt_limits,
+            learnt_limits.fit(request.token_limit, _characters(request)),
         )
 
-    def _remember(self, terms: "_Terms", request: ModelRequest) -> None:
-        self._dialects[_kind(request)] = terms.dialect, time.monotonic() + _DIALECT_S
-        self._token_limits[request.model] = terms.known
+    def _remember(self, terms: "_RequestTerms", request: ModelRequest) -> None:
+        self._dialects[_dialect_key(request)] = terms.dialect, time.monotonic() + _DIALECT_S
+        self._token_limits[request.model] = terms.learnt_limits
 
     def _forget_limits(self, request: ModelRequest) -> None:
         """Ask the endpoint again what it takes: an answer was cut, maybe by a limit that was misread."""
@@ -262,9 +262,11 @@ class HttpProvider(ABC):
     @contextmanager
     def _stream_parameters(self, call: Call, dialect: Dialect) -> Iterator[Mapping[str, object]]:
         """What is posted besides, for a stream that is open while the block runs; nothing: for no stream."""
-        with self._ways.choose(call.request, can_stream="stream" not in dialect.left_out) as call.way:
-            parameters = self._streaming() if call.way == "streamed" else {}
-            yield {name: it for name, it in parameters.items() if name not in dialect.left_out}
+        with self._deliveries.choose(
+            call.request, can_stream="stream" not in dialect.omitted
+        ) as call.delivery:
+            parameters = self._streaming() if call.delivery == "streamed" else {}
+            yield {name: it for name, it in parameters.items() if name not in dialect.omitted}
 
     @abstractmethod
     def _headers(self, api_key: str, address: Address) -> Mapping[str, str]:
@@ -286,14 +288,14 @@ class HttpProvider(ABC):
         """The error in what came with a 200, be it a whole answer or an event; nothing: there is none."""
         error = body.get("error") or body.get("errors")
         is_error = body.get("object") == "error" or body.get("type") == "error"  # the first as vLLM writes it
-        is_error |= not body.keys() & _ANSWERS and any(isinstance(body.get(it), str) for it in _COMPLAINTS)
+        is_error |= not body.keys() & _ANSWERS and any(isinstance(body.get(it), str) for it in _ERROR_FIELDS)
         return error or (body if is_error else None)
 
     @abstractmethod
     def _accumulator(self) -> Accumulator:
         """An empty answer, for a stream's events."""
 
-    async def _ask(self, call: Call, body: Mapping[str, object]) -> ModelReply | HttpResponse:
+    async def _post(self, call: Call, body: Mapping[str, object]) -> ModelReply | HttpResponse:
         """Make one HTTP call. An answer that is no success is given back as it is."""
         # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
         content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
@@ -305,37 +307,37 @@ class HttpProvider(ABC):
             is_asked = "stream" in body
             is_stream = "json" not in kind and "html" not in kind if is_asked else "event-stream" in kind
             if is_stream and _is_success(streamed.status):
-                return await self._follow(streamed, call)
-            return self._read(await streamed.whole(), call)
+                return await self._reply_from_stream(streamed, call)
+            return self._reply_from_body(await streamed.read_all(), call)
 
-    def _read(self, answer: HttpResponse, call: Call) -> ModelReply | HttpResponse:
+    def _reply_from_body(self, answer: HttpResponse, call: Call) -> ModelReply | HttpResponse:
         """The reply in an answer in one piece; raise ModelError where a success holds none."""
         if not _is_success(answer.status):
             return answer
         body = self._object(answer.body)
         if error := self._error(body):
-            return self._failures.in_answer(error, answer.headers)
+            return self._failures.as_error_response(error, answer.headers)
         content = self._parse(body, call.request)
         if content is None:
             raise self._failures.invalid("sent JSON with no answer in it", answer.body)
         call.response_id = content.response_id
         reply = self._reply(content, self._text_of(content, call.request), call.request)
-        call.tell(reply.text)
-        self._ways.note_reply(call.request, "whole", reply)
+        call.emit(reply.text)
+        self._deliveries.note_reply(call.request, "whole", reply)
         return reply
 
-    async def _follow(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
+    async def _reply_from_stream(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
         """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
         request = call.request
         call.response_id = ""
         accumulator, events = self._accumulator(), SseDecoder()
-        answer = AnswerText(is_held=self._is_held(request.model), is_json=_is_json(request))
+        answer = AnswerText(is_buffered=self._buffers_until_answer(request.model), is_json=_is_json(request))
         chunks = streamed.chunks()
         broken: ModelError | None = None
         has_begun = False
         preludes = 0
         quiet_until_s: float | None = None
-        while not (events.have_ended or accumulator.has_ended):
+        while not (events.has_ended or accumulator.has_ended):
             try:
                 async with asyncio.timeout_at(quiet_until_s):
                     chunk = await anext(chunks, None)
@@ -346,13 +348,13 @@ class HttpProvider(ABC):
             if chunk and not has_begun and (begun := chunk.lstrip(_BLANK)):
                 has_begun = True
                 if begun.startswith((b"{", b"<")):
-                    others = await streamed.whole()  # no stream, whatever its type says
-                    return self._read(replace(others, body=begun + others.body), call)
+                    others = await streamed.read_all()  # no stream, whatever its type says
+                    return self._reply_from_body(replace(others, body=begun + others.body), call)
             changes = accumulator.changes
-            for event in events.rest() if chunk is None else events.feed(chunk):
+            for event in events.flush() if chunk is None else events.feed(chunk):
                 body, problem = self._decode(event)
                 if problem:
-                    failure = self._failures.in_answer(problem, streamed.headers)
+                    failure = self._failures.as_error_response(problem, streamed.headers)
                     if accumulator.has_text or preludes > _MOST_PRELUDES:
                         raise self._failures.of_status(failure, request.model)
                     return failure
@@ -360,31 +362,36 @@ class HttpProvider(ABC):
                 added = answer.add(accumulator.add(body))
                 call.response_id = call.response_id or identifier(accumulator.response_id)
                 if answer.blank_run >= MOST_WHITE_SPACE:
-                    raise self._went_blank(request, self._parse(accumulator.body(), request))
-                call.tell(added, is_anew=answer.has_restarted)
+                    raise self._blank_run_error(request, self._parse(accumulator.body(), request))
+                call.emit(added, is_restart=answer.has_restarted)
             if chunk is None:
                 break
-            if accumulator.changes != changes and (quiet_s := accumulator.quiet_s) is not None:
+            if (
+                accumulator.changes != changes
+                and (silence_limit_s := accumulator.silence_limit_s) is not None
+            ):
                 # Never so long that the attempt's time is over before.
-                quiet_until_s = asyncio.get_running_loop().time() + min(quiet_s, request.timeout_s / 2)
+                quiet_until_s = asyncio.get_running_loop().time() + min(
+                    silence_limit_s, request.timeout_s / 2
+                )
         content = self._parse(accumulator.body(), request)
-        if not (events.have_ended or accumulator.is_whole(broken)):
+        if not (events.has_ended or accumulator.is_whole(broken)):
             raise broken or self._failures.cut(content.used if content else (0, 0))
         if content is None:
             raise self._failures.invalid("sent a stream with no answer in it")
-        call.tell(answer.end(), is_anew=answer.has_restarted)
+        call.emit(answer.end(), is_restart=answer.has_restarted)
         if not accumulator.has_text:
             blank, answer = answer.text, self._text_of(content, request)  # it may stand where thoughts belong
             if answer.text != blank:
-                call.tell(answer.text, is_anew=bool(blank))
+                call.emit(answer.text, is_restart=bool(blank))
         reply = self._reply(content, answer, request)
         # Where the stream did not end as it should, the usage, which comes last, may just not have come.
-        self._ways.note_reply(request, call.way, reply, is_all=broken is None)
+        self._deliveries.note_reply(request, call.delivery, reply, is_complete=broken is None)
         return reply
 
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
         """What an event holds, and the error that it tells of, if it does."""
-        if event.name in _SIGNS_OF_LIFE or event.data.strip().lower() in (*_SIGNS_OF_LIFE, b"null"):
+        if event.name in _KEEPALIVE_EVENTS or event.data.strip().lower() in (*_KEEPALIVE_EVENTS, b"null"):
             return {}, None
         if event.name != b"error":
             body = self._object(event.data)
@@ -414,20 +421,20 @@ class HttpProvider(ABC):
         answer.end()
         return answer
 
-    def _is_held(self, model: str) -> bool:
+    def _buffers_until_answer(self, model: str) -> bool:
         """Whether a text is to be told only once it is known to be no thought.
 
         Thoughts that nothing opens look like an answer until they end, and most models have none. So a model
         is waited for that had such before, or one that is not known yet beside others that do.
         """
-        return self._unopened.get(model, any(self._unopened.values()))
+        return self._had_unopened_thoughts.get(model, any(self._had_unopened_thoughts.values()))
 
     def _reply(self, content: Content, answer: AnswerText, request: ModelRequest) -> ModelReply:
         """Build the reply of an answer that has ended, good or not; raise ModelError if the model looped."""
         if answer.has_unopened_thoughts or not _is_json(request):
-            self._unopened[request.model] = answer.has_unopened_thoughts
+            self._had_unopened_thoughts[request.model] = answer.has_unopened_thoughts
         if content.refusal is None and answer.blank_run >= MOST_WHITE_SPACE:
-            raise self._went_blank(request, content)
+            raise self._blank_run_error(request, content)
         finish, why = content.finish, content.reason
         if content.refusal is not None:
             finish, why = Finish.FILTERED, content.refusal
@@ -442,12 +449,12 @@ class HttpProvider(ABC):
             endpoint=self._failures.where,
         )
 
-    def _went_blank(self, request: ModelRequest, content: Content | None) -> ModelError:
+    def _blank_run_error(self, request: ModelRequest, content: Content | None) -> ModelError:
         problem = f"sent {MOST_WHITE_SPACE} characters of white space in a row: {request.model} lost its way"
         return self._failures.invalid(problem, used=content.used if content else (0, 0))
 
 
-def _kind(request: ModelRequest) -> tuple[str, bool]:
+def _dialect_key(request: ModelRequest) -> tuple[str, bool]:
     """What a dialect is remembered for: some endpoints cannot stream JSON, and some refuse a format."""
     return request.model, request.prompt.schema is not None
 

@@ -15,7 +15,7 @@ from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import AddressError, ModelError, SettingsError
 from orchestrator.models import error_body, token_limits, waits, web_page
 from orchestrator.models.address import Address
-from orchestrator.models.http import PROXY_LOGIN, HttpResponse, speaks_tls
+from orchestrator.models.http import PROXY_LOGIN, HttpResponse, tls_required_error
 
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""
@@ -28,7 +28,7 @@ INVALID_ANSWER: Final = re.compile(
 
 _QUOTED_CHARACTERS: Final = 300
 _BUSY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
-_SPENT: Final = ("insufficient_quota", "enforced_spend_limit_reached")
+_QUOTA_EXHAUSTED: Final = ("insufficient_quota", "enforced_spend_limit_reached")
 _BAD_KEY: Final = ("api_key_invalid", "api key not valid", "api key expired")
 _NO_MODEL: Final = ("no such model", "not a valid model")
 _NOT_THERE: Final = re.compile(
@@ -50,7 +50,7 @@ _NO_PATH: Final = re.compile(
 """How a server says that there is nothing at a path."""
 _FEWEST_SECRET_CHARACTERS: Final = 8
 """What is shorter is no secret, as the `x` or `EMPTY` that local servers are given for a key."""
-_CUT: Final = "max completion tokens reached"
+_TRUNCATED_JSON: Final = "max completion tokens reached"
 """What it says of one that came to no end."""
 
 _STATUSES: Final[Mapping[str, int]] = {
@@ -94,7 +94,7 @@ class Failures:
             case _ if status in _REDIRECTS and "Location" in answer.headers:
                 return self._redirected(answer, said)
             case _ if is_bad_request and _TLS_IS_SPOKEN.search(body):
-                return speaks_tls(where, self.address.called, said)
+                return tls_required_error(where, self.address.called, said)
             case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
                 problem = f"the system's proxy lets no call through to {where}"
                 return AddressError("REQUEST_REJECTED", problem, PROXY_LOGIN.format(scheme="HTTP"), said)
@@ -103,14 +103,14 @@ class Failures:
             case _ if is_bad_request and any(words in body for words in _BAD_KEY):
                 return self._unauthenticated(status, model, said)
             case HTTPStatus.NOT_FOUND | HTTPStatus.METHOD_NOT_ALLOWED:
-                return self._nothing_there(answer, model, body, said)
+                return self._not_found(answer, model, body, said)
             case _ if is_bad_request and any(words in body for words in _NO_MODEL):
                 return self._no_model(model, said)
-            case _ if token_limits.SPENT_ON_THINKING.search(body):
+            case _ if token_limits.THINKING_EXHAUSTED.search(body):
                 message = f"{model} used all its tokens up for thinking: allow more max_output_tokens{said}"
                 return _failed("OUTPUT_TRUNCATED", message)
             case _ if INVALID_ANSWER.search(body):
-                if _CUT in body:
+                if _TRUNCATED_JSON in body:
                     message = f"{model} was cut off before its JSON ended: allow more max_output_tokens{said}"
                     return _failed("OUTPUT_TRUNCATED", message)
                 return self.invalid("says that the answer was not the JSON that was asked for", answer.body)
@@ -118,7 +118,7 @@ class Failures:
                 status < HTTPStatus.INTERNAL_SERVER_ERROR and token_limits.PER_TIME.search(body)
             ):
                 # An empty account is told as a rate limit, but no waiting fills it.
-                retryable = not any(word in body for word in _SPENT)
+                retryable = not any(word in body for word in _QUOTA_EXHAUSTED)
                 message = f"{where} limits the rate of calls{said}"
                 wait_s = _believed_wait_s(answer)
                 return ModelError("RATE_LIMITED", message, retryable=retryable, retry_after_s=wait_s)
@@ -138,7 +138,7 @@ class Failures:
                 message = f"{where} rejected the request with {status}{said}"
                 return ModelError("REQUEST_REJECTED", message, retryable=False)
 
-    def in_answer(self, error: object, headers: Mapping[str, str]) -> HttpResponse:
+    def as_error_response(self, error: object, headers: Mapping[str, str]) -> HttpResponse:
         """Give an error that came after a 200, whole or in a stream, as the answer that should have come."""
         body = json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
         return HttpResponse(_status_in(error, error_body.words(body)), headers, body)
@@ -200,7 +200,7 @@ class Failures:
         message = f"{self.where} has no model {model!r}, or the address is wrong: check both{said}"
         return ModelError("MODEL_NOT_FOUND", message, retryable=False)
 
-    def _nothing_there(self, answer: HttpResponse, model: str, words: str, said: str) -> ModelError:
+    def _not_found(self, answer: HttpResponse, model: str, words: str, said: str) -> ModelError:
         """No such path, or no such model: only the words can tell."""
         is_page = web_page.is_page(answer.body.decode(errors="replace"))
         named = rf"(?<!\w){re.escape(model.lower())}(?!\w)"

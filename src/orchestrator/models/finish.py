@@ -37,12 +37,12 @@ _FILTERED: Final = (
 )
 
 
-def _spelled(word: str) -> str:
+def _normalized(word: str) -> str:
     return re.sub(r"[^a-z0-9]", "", word.lower()).removeprefix("finishreason").removeprefix("stopreason")
 
 
 _FINISHES: Final[Mapping[str, Finish]] = {
-    _spelled(word): finish
+    _normalized(word): finish
     for finish, words in (
         (Finish.NORMAL, (*_TOOL, *_NORMAL)),
         (Finish.CUT, _CUT),
@@ -62,7 +62,7 @@ _PATTERNS: Final = (
     ),
 )
 """How words that are not listed are known: there are more names of the two than anybody lists."""
-_TOOL_CALLS: Final = frozenset(map(_spelled, _TOOL))
+_TOOL_CALLS: Final = frozenset(map(_normalized, _TOOL))
 
 
 def reason_of(value: object) -> str:
@@ -80,7 +80,7 @@ def finish_of(reason: str, *, may_call_tool: bool = True) -> Finish:
     """
     if not reason:
         return Finish.NORMAL
-    word = _spelled(reason.partition(":")[0])
+    word = _normalized(reason.partition(":")[0])
     if word in _TOOL_CALLS and not may_call_tool:
         return Finish.FAILED
     if word in _FINISHES:

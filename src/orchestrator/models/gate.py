@@ -21,19 +21,21 @@ from typing import Final, NamedTuple
 FIRST_LIMIT: Final = 8
 """How many calls may be open before anything is known of the endpoint."""
 _DOUBLING_S: Final = 0.18  # in which that grows twofold
-_AGAIN_S: Final = 0.1  # in which one call more grows to two, after a refusal
+_REOPEN_DOUBLING_S: Final = 0.1  # in which one call more grows to two, after a refusal
 _SLACK_S: Final = 0.05  # the gate was open for so long and nobody came: nobody waits
 
 _PAUSE_S: Final = 0.25  # after a refusal that does not say when to come again, or says sooner
-_LONGER: Final = 1.5  # times that, if nothing has gone well since the last one
+_PAUSE_GROWTH: Final = 1.5  # times that, if nothing has gone well since the last one
 _LONGEST_PAUSE_S: Final = 30.0
-_LATER: Final = 0.1  # of the wait, at most, so that those who were refused together do not come back together
-_LATER_S: Final = 1.0  # and at most so much
+_JITTER_SHARE: Final = (
+    0.1  # of the wait, at most, so that those who were refused together do not come back together
+)
+_MAX_JITTER_S: Final = 1.0  # and at most so much
 _FAULTS: Final = 5  # in a row are no longer the calls' own
 
 _EVIDENCE: Final = 32  # calls of one second make a pace
-_SOME: Final = 4  # calls have to go well after one refusal for the next to say anything new
-_BELOW: Final = 0.94  # of what went well
+_MIN_SUCCESSES: Final = 4  # calls have to go well after one refusal for the next to say anything new
+_BACKOFF_FACTOR: Final = 0.94  # of what went well
 _ROUNDED_S: Final = 1.0  # so much of a wait may be there only because it is told in whole seconds
 _LONG_S: Final = 2.0  # a wait that is part of the pace: the endpoint counts in minutes
 _HORIZON_S: Final = 120.0  # what was longer ago says nothing
@@ -116,11 +118,11 @@ class Gate:
     _closed_until_s: float = 0.0
     _closings: int = 0
     """How often it has been closed since a call went well that began before the refused one."""
-    _stuck_s: float = 0.0
+    _first_closed_s: float = 0.0
     """When it was closed first of these."""
     _is_refused: bool = False
     """Whether it was closed by a refusal; otherwise by faults."""
-    _taken: int = 0
+    _open_at_close: int = 0
     """How many calls were open when it was closed that went well, or still may."""
     _faults: int = 0
     """How many calls the endpoint has failed at since it has answered one."""
@@ -174,7 +176,7 @@ class Gate:
 
         The gate closes where the endpoint says for how long, as in `refuse`, or has failed often in a row.
         """
-        self._take_back(begun_s)
+        self._uncount(begun_s)
         self._faults += 1
         if begun_s > self._closed_s and (retry_after_s or self._faults >= _FAULTS):
             self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
@@ -186,14 +188,14 @@ class Gate:
         The gate closes for as long as the endpoint says and, by `jitter` from 0 to 1, a little longer: other
         services may have been told the same.
         """
-        self._take_back(begun_s)
+        self._uncount(begun_s)
         if begun_s > self._closed_s:
             self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
             self._is_refused = True
         else:
-            self._taken -= 1
+            self._open_at_close -= 1
 
-    def _take_back(self, begun_s: float) -> None:
+    def _uncount(self, begun_s: float) -> None:
         self._open -= 1
         self._count -= begun_s >= self._first_s
         if begun_s in self._recent_s:
@@ -203,12 +205,12 @@ class Gate:
         if any(self._ramp.since_s <= earlier_s < begun_s for earlier_s in self._recent_s):
             self._closings = 0
         if not self._closings:
-            self._stuck_s = now_s
-        wait_s = max(wait_s, min(_PAUSE_S * _LONGER**self._closings, _LONGEST_PAUSE_S))
+            self._first_closed_s = now_s
+        wait_s = max(wait_s, min(_PAUSE_S * _PAUSE_GROWTH**self._closings, _LONGEST_PAUSE_S))
         self._closings += 1
-        self._taken = self._open
+        self._open_at_close = self._open
         self._closed_s = now_s
-        self._closed_until_s = now_s + wait_s + jitter * min(_LATER * wait_s, _LATER_S)
+        self._closed_until_s = now_s + wait_s + jitter * min(_JITTER_SHARE * wait_s, _MAX_JITTER_S)
 
     def _forget(self, now_s: float) -> None:
         self._width = self._pace = None
@@ -221,34 +223,41 @@ class Gate:
     def _open_if_due(self, now_s: float) -> None:
         if self._closed_s < self._ramp.since_s or now_s < self._closed_until_s:
             return
-        if now_s - self._stuck_s > _HORIZON_S:
+        if now_s - self._first_closed_s > _HORIZON_S:
             self._width = self._pace = None
         elif self._is_refused and self._has_waited and self._count > 0:
             self._learn(now_s)
         if self._closings <= 1 and now_s - self._first_s > _HORIZON_S:
             self._first_s, self._count = now_s, 0
-        self._ramp = _Ramp(now_s, self._open, 1, _AGAIN_S)
+        self._ramp = _Ramp(now_s, self._open, 1, _REOPEN_DOUBLING_S)
         self._next_s = now_s
 
     def _learn(self, now_s: float) -> None:
         """Take up what went well until the gate was closed: by now it is known which calls did."""
         closed_s, opened_s, pace, width = self._closed_s, self._ramp.since_s, self._pace, self._width
         per_s = max(1, sum(begun_s > closed_s - 1 for begun_s in self._recent_s))
-        if now_s - self._stuck_s > _LONG_S:
+        if now_s - self._first_closed_s > _LONG_S:
             rounded_s = min(self._closed_until_s - closed_s, _ROUNDED_S)
-            average = _BELOW * self._count / (now_s - self._first_s - rounded_s)
+            average = _BACKOFF_FACTOR * self._count / (now_s - self._first_s - rounded_s)
             self._width, self._pace = None, _Pace(min(pace.level, average) if pace else average, now_s)
         elif pace and closed_s - opened_s >= 1:
             # The pace was right, but for what it had grown since; or something else bounded the calls.
             trust = min(2 * pace.trust, _MOST_TRUST) if pace.at(closed_s) > pace.level else 1
             self._pace = _Pace(0.95 * min(pace.at(closed_s), per_s), now_s, trust)
         elif pace:
-            if sum(begun_s >= opened_s for begun_s in self._recent_s) >= _SOME:
-                level = _BELOW * per_s if _BELOW * per_s <= 1.1 * pace.level else 0.9 * pace.at(closed_s)
+            if sum(begun_s >= opened_s for begun_s in self._recent_s) >= _MIN_SUCCESSES:
+                level = (
+                    _BACKOFF_FACTOR * per_s
+                    if _BACKOFF_FACTOR * per_s <= 1.1 * pace.level
+                    else 0.9 * pace.at(closed_s)
+                )
                 self._pace = _Pace(max(0.6 * pace.at(closed_s), level), now_s, pace.trust)
-        elif width is None and per_s < min(_EVIDENCE, 6 * self._taken):
-            self._width = _Width(self._taken, now_s, per_s)
+        elif width is None and per_s < min(_EVIDENCE, 6 * self._open_at_close):
+            self._width = _Width(self._open_at_close, now_s, per_s)
         elif width and (self._closings > 1 or width.at(closed_s) > width.calls):
             self._width = width._replace(since_s=now_s)  # one call more was too many, or nothing is new
         else:
-            self._width, self._pace = None, _Pace(_BELOW * max(per_s, width.per_s if width else 0), now_s)
+            self._width, self._pace = (
+                None,
+                _Pace(_BACKOFF_FACTOR * max(per_s, width.per_s if width else 0), now_s),
+            )

@@ -35,7 +35,7 @@ _PROBE_S: Final = 3.0  # the longest that a look for TLS may take
 PROXY_LOGIN: Final = "it wants a login, as in {scheme}_PROXY=http://user:password@proxy:3128"
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG")
 """What OpenSSL makes of an answer that is no TLS."""
-_NOT_NOW: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+_VALIDITY_CODES: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 _FOR_ANOTHER_HOST: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 _END_S: Final = 0.2  # the longest that the end of a stream may come after its last event
 
@@ -75,7 +75,7 @@ class StreamingResponse:
                     raise ModelError("OUTPUT_INVALID", problem, retryable=True)
                 yield chunk
 
-    async def whole(self) -> HttpResponse:
+    async def read_all(self) -> HttpResponse:
         """Wait for the rest."""
         body = bytearray()
         async for chunk in self.chunks():
@@ -103,14 +103,14 @@ def mapped_errors(
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError) as error:
         # The transport calls a refused connection a timeout; what aiohttp raised says it better.
         cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        raise _broken(cause, host, idle_timeout_s, called) from None
+        raise _to_model_error(cause, host, idle_timeout_s, called) from None
 
 
 class _BrokenOffError(ModelError):
     """A connection that there was, and that ended."""
 
 
-def _broken(error: BaseException, host: str, idle_timeout_s: float | None, called: str) -> ModelError:
+def _to_model_error(error: BaseException, host: str, idle_timeout_s: float | None, called: str) -> ModelError:
     reason = "CONNECTION_FAILED"
     match error:
         case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
@@ -126,7 +126,7 @@ def _broken(error: BaseException, host: str, idle_timeout_s: float | None, calle
             problem = f"{host} is not an address that can be called ({type(error).__name__})"
             return AddressError("REQUEST_REJECTED", problem, f"correct {called}")
         case aiohttp.ClientConnectorCertificateError():
-            return _distrusted(getattr(error, "certificate_error", None), host, called)
+            return _certificate_error(getattr(error, "certificate_error", None), host, called)
         case aiohttp.ClientConnectorSSLError():
             cause = error.os_error
             said = getattr(cause, "reason", None) or cause.strerror or cause
@@ -154,7 +154,7 @@ def _broken(error: BaseException, host: str, idle_timeout_s: float | None, calle
     return ModelError(reason, problem, retryable=True)
 
 
-def _distrusted(error: object, host: str, called: str) -> AddressError:
+def _certificate_error(error: object, host: str, called: str) -> AddressError:
     """What is wrong with a certificate, and what to do about that."""
     variable, place = trust.chosen()
     authorities = f"{variable}, which is {place}" if variable else "the system"
@@ -162,14 +162,14 @@ def _distrusted(error: object, host: str, called: str) -> AddressError:
     mend = "set SSL_CERT_FILE to a PEM file with the certificate of the authority that issued it"
     if isinstance(error, ssl.SSLCertVerificationError):
         problem += f" ({error.verify_message}), by the authorities of {authorities}"
-        if error.verify_code in _NOT_NOW:
+        if error.verify_code in _VALIDITY_CODES:
             mend = "is this machine's clock right? Otherwise whoever runs the endpoint has to renew it"
         elif error.verify_code in _FOR_ANOTHER_HOST:
             mend = f"correct {called}, which must have the name that is in the certificate"
     return AddressError("CONNECTION_FAILED", problem, mend)
 
 
-def speaks_tls(where: str, called: str, said: str = "") -> AddressError:
+def tls_required_error(where: str, called: str, said: str = "") -> AddressError:
     """Plain HTTP was sent where TLS is spoken."""
     problem, mend = f"{where} speaks TLS at that port", f"begin {called} with https://"
     return AddressError("CONNECTION_FAILED", problem, mend, said)
@@ -220,8 +220,8 @@ class EndpointClient:
         )
         # Unless asked to, llama.cpp hangs up after a stream though it says that it will not, and the next
         # call on the same connection breaks. Another connection costs nothing where there is no TLS.
-        is_kept = self._scheme != "http" or idle_timeout_s is None
-        headers = None if is_kept else {"Connection": "close"}
+        is_reusable = self._scheme != "http" or idle_timeout_s is None
+        headers = None if is_reusable else {"Connection": "close"}
         try:
             with mapped_errors(self.host, idle_timeout_s, self._address.called):
                 async with client.stream(
@@ -230,14 +230,14 @@ class EndpointClient:
                     self._has_answered = True
                     streamed = StreamingResponse(response, self.host, idle_timeout_s)
                     yield streamed
-                    if is_kept:
+                    if is_reusable:
                         await streamed.end()  # a connection in the midst of an answer cannot be used again
         except ModelError as error:
-            if not isinstance(error, _BrokenOffError) or not await self._has_met_tls():
+            if not isinstance(error, _BrokenOffError) or not await self._peer_speaks_tls():
                 raise
-            raise speaks_tls(self.host, self._address.called) from None
+            raise tls_required_error(self.host, self._address.called) from None
 
-    async def _has_met_tls(self) -> bool:
+    async def _peer_speaks_tls(self) -> bool:
         """Whether a plain HTTP call broke because the other side speaks TLS, which it does not say."""
         if self._scheme != "http" or self._has_proxy or self._has_answered:
             return False

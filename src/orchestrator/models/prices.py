@@ -14,7 +14,7 @@ from orchestrator.errors import SettingsError
 
 _PER: Final = 1_000_000  # prices are per million tokens
 _FREE: Final = frozenset({"llama", "ollama", "vllm"})
-_THEIR_NAMES: Final = {"gemini": "google"}
+_PROVIDER_IDS: Final = {"gemini": "google"}
 _MOST_UNKNOWN: Final = 1000
 
 
@@ -67,7 +67,7 @@ class Prices:
             return None
         used = genai_prices.Usage(input_tokens=input_tokens, output_tokens=output_tokens)
         try:
-            found = genai_prices.calc_price(used, model, provider_id=_THEIR_NAMES.get(provider, provider))
+            found = genai_prices.calc_price(used, model, provider_id=_PROVIDER_IDS.get(provider, provider))
         except LookupError:
             if len(self._unknown) < _MOST_UNKNOWN:  # clients choose the names
                 self._unknown.add(name)

@@ -51,7 +51,7 @@ class Endpoint:
                 return key, variable
         return "", self.key_variables[-1] if self.key_variables else ""
 
-    def unset_in(self, environment: Mapping[str, str]) -> str:
+    def missing_variables(self, environment: Mapping[str, str]) -> str:
         """The variables that have to be set before it can be called, for people; empty: none."""
         if environment.get(self.url_variable, "").strip() or self.is_keyless:
             return ""
@@ -63,7 +63,7 @@ class Endpoint:
     def provider(self, environment: Mapping[str, str], idle_timeout_s: float) -> Provider:
         """Set it up, as far as the variables allow."""
         key, key_variable = self.key_in(environment)
-        if unset := self.unset_in(environment):
+        if unset := self.missing_variables(environment):
             return UnavailableProvider(
                 f"no key for {self.name}: set {unset}, or choose a model of another provider; "
                 "the service reads keys when it starts"

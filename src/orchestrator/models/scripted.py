@@ -49,18 +49,18 @@ class Scripted:
         """Answer one request; raise the script's ModelError where it gives one."""
         answer = self._canned(request) if self._script is None else self._script(request)
         if isinstance(answer, str):
-            return _told(ModelReply(answer), on_text)
+            return _emit_reply(ModelReply(answer), on_text)
         try:
             async with asyncio.timeout(request.timeout_s):
                 if isinstance(answer, Awaitable):
                     answer = await answer
                 if isinstance(answer, AsyncIterator):
-                    return ModelReply(await _whole(answer, on_text))
+                    return ModelReply(await _collect(answer, on_text))
         except TimeoutError:
             raise timed_out("the script", request.timeout_s) from None
         if isinstance(answer, ModelError):
             raise answer
-        return _told(ModelReply(answer) if isinstance(answer, str) else answer, on_text)
+        return _emit_reply(ModelReply(answer) if isinstance(answer, str) else answer, on_text)
 
     async def aclose(self) -> None:
         """There is nothing to let go of."""
@@ -75,13 +75,13 @@ class Scripted:
                 return "# The result\n\nAll parts, put together."
 
 
-def _told(reply: ModelReply, on_text: OnText | None) -> ModelReply:
+def _emit_reply(reply: ModelReply, on_text: OnText | None) -> ModelReply:
     if on_text is not None:
         on_text(reply.text)
     return reply
 
 
-async def _whole(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
+async def _collect(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
     said = []
     async for piece in pieces:
         said.append(piece)

@@ -34,7 +34,7 @@ class SseDecoder:
     """
 
     def __init__(self) -> None:
-        self.have_ended = False
+        self.has_ended = False
         """Whether the event has come after which none follows: not every endpoint closes the stream then."""
         self._name = b""
         self._data: list[bytes] = []
@@ -53,21 +53,21 @@ class SseDecoder:
         self._line += chunk
         if b"\n" not in chunk:
             return ()
-        *lines, rest = bytes(self._line).split(b"\n")
-        self._line = bytearray(rest)
+        *lines, flush = bytes(self._line).split(b"\n")
+        self._line = bytearray(flush)
         events: list[Event] = []
         for line in lines:
-            events += self._take(line)
+            events += self._process_line(line)
         return events
 
-    def rest(self) -> Sequence[Event]:
+    def flush(self) -> Sequence[Event]:
         """What is left when the stream has ended, though neither line nor event were ended; no half event."""
         line, self._line = bytes(self._line), bytearray()
         field = _value(line, b"data:") or b""
         is_whole = _is_object(field) or _is_last(field)
-        return [*(self._take(line) if is_whole else ()), *self._dispatch()]
+        return [*(self._process_line(line) if is_whole else ()), *self._dispatch()]
 
-    def _take(self, line: bytes) -> Sequence[Event]:
+    def _process_line(self, line: bytes) -> Sequence[Event]:
         if not line:
             return self._dispatch()
         events: Sequence[Event] = ()
@@ -86,8 +86,8 @@ class SseDecoder:
     def _dispatch(self) -> Sequence[Event]:
         data, self._data = b"\n".join(self._data), []
         name, self._name = self._name, b""
-        self.have_ended |= _is_last(data)
-        return [Event(data, name)] if data and not self.have_ended else []
+        self.has_ended |= _is_last(data)
+        return [Event(data, name)] if data and not self.has_ended else []
 
 
 def _value(line: bytes, field: bytes) -> bytes | None:
@@ -123,7 +123,7 @@ class Accumulator(ABC):
         """Why the model stopped, as far as it is known; empty: it was not said."""
         self.is_contradicted = False
         """Whether text has come after a reason to stop: then such a reason is no sign of the end here."""
-        self.has_said_all = False
+        self.is_complete = False
         """Whether all has come that an answer is made of, its usage too."""
         self.has_ended = False
         """Whether the API's own last event has come."""
@@ -133,12 +133,12 @@ class Accumulator(ABC):
         """What the API calls the answer, as far as that is known."""
         self.changes = 0
         """How often an event brought something new, not only that the endpoint is there."""
-        self._has_gone_on = False
+        self._has_text_after_reason = False
         self._meaningless: set[str] = set()
         """Reasons to stop behind which the model went on, as `in_progress` in every chunk."""
 
     @property
-    def quiet_s(self) -> float | None:
+    def silence_limit_s(self) -> float | None:
         """After how many seconds with nothing new the answer is whole; None: it is not yet known to be.
 
         Some gateways send a reason to stop with every chunk, and some never close a stream.
@@ -148,7 +148,7 @@ class Accumulator(ABC):
             return None
         if self.is_contradicted:
             return LONG_QUIET_S
-        return SHORT_QUIET_S if self.has_said_all else QUIET_S
+        return SHORT_QUIET_S if self.is_complete else QUIET_S
 
     def is_whole(self, broken: ModelError | None) -> bool:
         """Whether the answer is complete though the stream did not say so, but ended, fell silent or broke.
@@ -179,7 +179,7 @@ class Accumulator(ABC):
         self.changes += 1
         self.has_text |= not is_thought and not text.isspace()
         if self.reason:
-            self.is_contradicted = self._has_gone_on = True
+            self.is_contradicted = self._has_text_after_reason = True
             self._meaningless.add(self.reason)
 
     def note_reason(self, value: object) -> None:
@@ -189,10 +189,10 @@ class Accumulator(ABC):
             return
         is_weaker = finish_of(reason) is Finish.NORMAL and finish_of(self.reason) is not Finish.NORMAL
         is_weaker &= self.reason not in self._meaningless
-        if reason != self.reason and (self._has_gone_on or not is_weaker):
+        if reason != self.reason and (self._has_text_after_reason or not is_weaker):
             self.reason = reason
             self.changes += 1
-        self._has_gone_on = False
+        self._has_text_after_reason = False
 
     def note_id(self, value: object) -> None:
         """An event tells what the answer is called, or does not."""

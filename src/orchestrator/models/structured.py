@@ -71,10 +71,10 @@ _NEEDED: Final = frozenset(
 class Dialect:
     """The parameters that a model at an endpoint understands; the default is what most of them do."""
 
-    rungs: tuple[Rung, ...] = ("json_schema", "json_object", "prompt")
+    json_modes: tuple[Rung, ...] = ("json_schema", "json_object", "prompt")
     """How JSON is asked for, from the top of the ladder that is left: the first one is used."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # noqa: S105  no password
-    left_out: frozenset[str] = frozenset()
+    omitted: frozenset[str] = frozenset()
     """Parameters that are not sent, `stream` among them where the endpoint will not stream."""
     has_system_role: bool = True
     """Whether there may be a system message; otherwise its text stands in front of the user's."""
@@ -85,7 +85,7 @@ class Dialect:
 
     def with_stream(self) -> "Dialect":
         """The dialect in which the endpoint is asked to stream again."""
-        return replace(self, left_out=self.left_out - {"stream"})
+        return replace(self, omitted=self.omitted - {"stream"})
 
     def after(self, words: str, sent: Mapping[str, Any], *, is_rejection: bool = True) -> "Dialect | None":
         """The dialect to try next, given a refusal's words and the body that was refused.
@@ -99,10 +99,10 @@ class Dialect:
             return changed
         is_asked_for_json = bool(sent.keys() & {"response_format", "output_config", "tools"})
         if is_asked_for_json and (
-            (is_rejection and any(word in words for word in _WORDS[self.rungs[0]]))
+            (is_rejection and any(word in words for word in _WORDS[self.json_modes[0]]))
             or _BROKEN_FORMAT.search(words)
         ):
-            return replace(self, rungs=self.rungs[1:])
+            return replace(self, json_modes=self.json_modes[1:])
         may_be_role = is_rejection and _ABOUT_ROLES.search(words) and not is_too_long(words)
         if may_be_role and self.has_system_role and _has_system_message(sent):
             return replace(self, has_system_role=False)
@@ -115,7 +115,7 @@ class Dialect:
             return replace(self, token_limit="max_completion_tokens")  # noqa: S106
         for name in sorted(sent.keys() - _NEEDED):
             if re.search(rf"\b{re.escape(name)}\b", words) or (name == "stream" and "streaming" in words):
-                return replace(self, left_out=self.left_out | {name})
+                return replace(self, omitted=self.omitted | {name})
         return None
 
 

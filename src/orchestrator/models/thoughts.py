@@ -31,18 +31,18 @@ _LONGEST: Final = max(map(len, _CLOSINGS.values()))
 
 # gpt-oss where a server takes its special tokens out: only a capital letter tells this from an answer, so
 # that it was one if the end never comes.
-_BARE: Final = "analysis"
+_UNTAGGED: Final = "analysis"
 _BARE_CLOSING: Final = "assistantfinal"
 
-_OPENING: Final = re.compile(f"(?i:{'|'.join(map(re.escape, _CLOSINGS))})|{_BARE}(?=[A-Z])")
+_OPENING: Final = re.compile(f"(?i:{'|'.join(map(re.escape, _CLOSINGS))})|{_UNTAGGED}(?=[A-Z])")
 _CLOSING: Final = re.compile("|".join(map(re.escape, set(_CLOSINGS.values()))), re.IGNORECASE)
 
-_SIGN: Final = re.compile("[<\\[◁]")
+_TAG_START: Final = re.compile("[<\\[◁]")
 """With what each of them begins."""
 
-_AMID: Final = ",-|=/"
+_CONTINUES_AFTER: Final = ",-|=/"
 """Signs after which a sentence, or a cell of a table, goes on."""
-_GOES_ON: Final = ".,;:!?)]}|/="
+_CONTINUES_BEFORE: Final = ".,;:!?)]}|/="
 """Signs before which it does."""
 _FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)", re.MULTILINE)
 _CODE_INDENT: Final = 4
@@ -57,7 +57,7 @@ class AnswerText:
     What comes out does not depend on how the text is cut into pieces, but for `has_restarted`.
     """
 
-    def __init__(self, *, is_held: bool = False, is_json: bool = False) -> None:
+    def __init__(self, *, is_buffered: bool = False, is_json: bool = False) -> None:
         """`is_held`: give nothing until it is known to be no thought. `is_json`: JSON was asked for.
 
         JSON is held too unless the text begins with it, for it may be a draft in thoughts.
@@ -69,7 +69,7 @@ class AnswerText:
         """Whether thoughts ended that nothing had opened."""
         self.blank_run = 0
         """How many characters of white space the text ends in so far."""
-        self._is_held = is_held
+        self._buffers_until_answer = is_buffered
         self._is_json = is_json
         self._begins_with_json = False
         self._stage: Stage = "opening"
@@ -93,22 +93,22 @@ class AnswerText:
         self.blank_run = len(piece) - len(written) + (0 if written else self.blank_run)
         piece = self._half + piece
         self._half = piece[-1:] if "\ud800" <= piece[-1:] <= "\udbff" else ""
-        return self._take(well_formed(piece[: len(piece) - len(self._half)]), is_end=False)
+        return self._process(well_formed(piece[: len(piece) - len(self._half)]), is_end=False)
 
     def end(self) -> str:
         """Give the rest of the answer: no more will be written."""
         half, self._half = self._half, ""
-        rest = self._take(well_formed(half), is_end=True)
-        return self.text if self._is_held else rest
+        rest = self._process(well_formed(half), is_end=True)
+        return self.text if self._buffers_until_answer else rest
 
-    def _take(self, piece: str, *, is_end: bool) -> str:
+    def _process(self, piece: str, *, is_end: bool) -> str:
         self.has_restarted = False
         self._pending += piece
         added: list[str] = []
         while self._step(added, is_end=is_end):
             pass
         self._answer += added
-        return "" if self._is_held else "".join(added)
+        return "" if self._buffers_until_answer else "".join(added)
 
     def _step(self, added: list[str], *, is_end: bool) -> bool:
         """Go on by one stage; whether there may be more to do."""
@@ -137,7 +137,7 @@ class AnswerText:
             return False
         if self._is_json and not self.has_thoughts:
             self._begins_with_json = begun[:1] in ("{", "[")
-            self._is_held |= begun[:1] not in ("{", "[", "`")
+            self._buffers_until_answer |= begun[:1] not in ("{", "[", "`")
         self._stage = "answering"
         return True
 
@@ -166,7 +166,7 @@ class AnswerText:
     def _answer_on(self, added: list[str], *, is_end: bool) -> bool:
         found = _CLOSING.search(self._pending)
         if not found:
-            certain = len(self._pending) if is_end else _certain(self._pending)
+            certain = len(self._pending) if is_end else _safe_length(self._pending)
             added.append(self._pending[:certain])
             self._pending = self._pending[certain:]
             return False
@@ -179,7 +179,7 @@ class AnswerText:
         can_close = not self._begins_with_json or (bool(after.strip()) and _begins_with_whole_json(before))
         if can_close and _closes(before, found[0], after):
             self.has_unopened_thoughts = True
-            self.has_restarted |= not self._is_held and any(self._answer)
+            self.has_restarted |= not self._buffers_until_answer and any(self._answer)
             self._answer.clear()
             added.clear()
             self._conclude(after)
@@ -191,7 +191,7 @@ class AnswerText:
     def _conclude(self, after: str) -> None:
         self.has_thoughts = True
         self._stage = "concluding"
-        self._is_held = self._begins_with_json = False
+        self._buffers_until_answer = self._begins_with_json = False
         self._pending = after
 
 
@@ -207,13 +207,13 @@ def _begins_with_whole_json(text: str) -> bool:
 def _may_open(begun: str) -> bool:
     """Whether the beginning of a text may still become that of thoughts."""
     lower = begun.lower()
-    return any(opening.startswith(lower) for opening in _CLOSINGS) or _BARE.startswith(begun)
+    return any(opening.startswith(lower) for opening in _CLOSINGS) or _UNTAGGED.startswith(begun)
 
 
-def _certain(text: str) -> int:
+def _safe_length(text: str) -> int:
     """How many characters of a text cannot belong to a closing tag that has not come in full."""
     tail = text[-_LONGEST:]
-    for sign in _SIGN.finditer(tail):
+    for sign in _TAG_START.finditer(tail):
         begun = tail[sign.start() :]
         if any(closing.startswith(begun.lower()) for closing in _CLOSINGS.values()):
             return len(text) - len(begun)
@@ -223,7 +223,7 @@ def _certain(text: str) -> int:
 def _closes(before: str, tag: str, after: str) -> bool:
     """Whether a closing tag in a text ends thoughts that nothing has opened; see above."""
     openings = [opening for opening, closing in _CLOSINGS.items() if closing == tag.lower()]
-    if _is_quoted(before, after) or _is_amid(before, after) or _is_in_code(before):
+    if _is_quoted(before, after) or _is_mid_sentence(before, after) or _is_in_code(before):
         return False
     return not any(_opens(opening, before.lower()) for opening in openings)
 
@@ -232,7 +232,7 @@ def _opens(opening: str, text: str) -> bool:
     """Whether a text opens thoughts that are still open, and does not only mention how that is done."""
     for found in re.finditer(re.escape(opening), text):
         before, after = text[: found.start()], text[found.end() :]
-        is_amid = "\n" in after and _is_amid(before, after)
+        is_amid = "\n" in after and _is_mid_sentence(before, after)
         if not (is_amid or _is_quoted(before, after) or _is_in_code(before)):
             return True
     return False
@@ -256,12 +256,14 @@ def _last_line(text: str) -> str:
     return text[text.rfind("\n") + 1 :]
 
 
-def _is_amid(before: str, after: str) -> bool:
+def _is_mid_sentence(before: str, after: str) -> bool:
     """Whether a sentence, or a row of a table, goes on around something between two texts."""
     line = _last_line(before)
     last, follows = line.rstrip()[-1:], after.lstrip(" \t")[:1]
-    is_amid = line.endswith((" ", "\t")) and bool(last) and (last.isalnum() or last in _AMID)
-    goes_on = bool(follows) and (follows in _GOES_ON or (follows.isalpha() and not follows.isupper()))
+    is_amid = line.endswith((" ", "\t")) and bool(last) and (last.isalnum() or last in _CONTINUES_AFTER)
+    goes_on = bool(follows) and (
+        follows in _CONTINUES_BEFORE or (follows.isalpha() and not follows.isupper())
+    )
     return is_amid and goes_on
 
 

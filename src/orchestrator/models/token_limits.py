@@ -25,7 +25,7 @@ PER_TIME: Final = re.compile(
     r"|(?:in the last|within an?) (?:min|hour|day|sec)|\brate[ _-]?limit|\brequest rate\b"
 )
 """By which words a refusal is known to be about a rate."""
-SPENT_ON_THINKING: Final = re.compile(
+THINKING_EXHAUSTED: Final = re.compile(
     r"could not finish the message because max_tokens|output limit was reached"
 )
 """How a reasoning model's endpoint says that the limit was used up before the first word of the answer."""
@@ -139,7 +139,7 @@ class TokenLimits:
         more = (prompt_characters - known_characters) * share
         template = _TEMPLATE_TOKENS if more < 0 else 0
         room = tokens - known_tokens - round(more) - template
-        return min(limit, room) if room >= _least(wanted) else limit
+        return min(limit, room) if room >= _min_tokens(wanted) else limit
 
     def learn(self, refusal: Refusal, prompt_characters: int) -> "TokenLimits":
         """What is known after a refusal; nothing that holds for that prompt alone."""
@@ -169,21 +169,21 @@ def refusal(words: str, sent: int, wanted: int) -> Refusal | None:
         found = _PER_MINUTE.search(words)
         if found is None or (requested := _int(found[2])) <= (most := _int(found[1])):
             return None
-        return _give_way(most, requested - sent if requested > sent else None, sent, wanted)
-    if not _ABOUT_OUTPUT.search(words) or SPENT_ON_THINKING.search(words):
+        return _shrink_to_fit(most, requested - sent if requested > sent else None, sent, wanted)
+    if not _ABOUT_OUTPUT.search(words) or THINKING_EXHAUSTED.search(words):
         return None
     if found := _AFFORDABLE.search(words):
         # For now, of what is left of the account: it says nothing of the next call.
-        return Refusal(_int(found[1])) if _least(wanted) <= _int(found[1]) < sent else None
+        return Refusal(_int(found[1])) if _min_tokens(wanted) <= _int(found[1]) < sent else None
     if added := _SUM.search(words):
-        return _give_way(_int(added[2]), _int(added[1]), sent, wanted)
+        return _shrink_to_fit(_int(added[2]), _int(added[1]), sent, wanted)
     if found := _WINDOW.search(words):
-        return _give_way(_int(found[1]), _prompt_tokens(words, sent), sent, wanted)
+        return _shrink_to_fit(_int(found[1]), _prompt_tokens(words, sent), sent, wanted)
     is_about_limit = _LIMIT.search(words) is not None
     if is_about_limit and (cap := _named_cap(words, sent)):
         return Refusal(cap, is_cap=True)
     if is_too_long(words):
-        return _give_way(None, None, sent, wanted) if _WITHOUT_NUMBERS.search(words) else None
+        return _shrink_to_fit(None, None, sent, wanted) if _WITHOUT_NUMBERS.search(words) else None
     if is_about_limit and _TOO_MUCH.search(words) and sent >= 2 * _LEAST_CAP:
         return Refusal(_other_number(words, sent) or sent // 2, is_cap=True)
     return None
@@ -193,17 +193,17 @@ def guess(words: str, sent: int) -> Refusal | None:
     """Guess that a rejection which names the limit, and is about nothing else, refuses it as too large."""
     if not _LIMIT.search(words) or _TOO_SMALL.search(words) or is_too_long(words):
         return None
-    if SPENT_ON_THINKING.search(words):
+    if THINKING_EXHAUSTED.search(words):
         return None
     return Refusal(_other_number(words, sent) or sent // 2, is_cap=True) if sent >= 2 * _LEAST_CAP else None
 
 
-def _least(wanted: int) -> int:
+def _min_tokens(wanted: int) -> int:
     return max(min(LEAST, wanted // _LEAST_SHARE), 1)
 
 
-def _give_way(window: int | None, prompt: int | None, sent: int, wanted: int) -> Refusal | None:
-    least = _least(wanted)
+def _shrink_to_fit(window: int | None, prompt: int | None, sent: int, wanted: int) -> Refusal | None:
+    least = _min_tokens(wanted)
     room = window - prompt if window is not None and prompt is not None else None
     if sent <= least or (room is not None and room < least):
         return None

@@ -13,9 +13,9 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from orchestrator.addresses import free_port
 from orchestrator.errors import InvalidArgumentError, RequestError, SettingsError
 from orchestrator.log.base import Wakeups
-from orchestrator.ports import free_port
 from orchestrator.rpc import sizes, status
 from orchestrator.rpc.service import Context, OrchestratorService
 from orchestrator.settings import PREFIX
@@ -30,8 +30,8 @@ _MOST_METADATA_BYTES: Final = 128 * 1024
 _OPTIONS: Final = (
     # On by default: two servers would share one port without a word.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", sizes.MOST_BYTES),
-    ("grpc.max_send_message_length", sizes.MOST_BYTES),
+    ("grpc.max_receive_message_length", sizes.LIMIT_BYTES),
+    ("grpc.max_send_message_length", sizes.LIMIT_BYTES),
     # As much as Envoy takes, which hands a request's path on as a header; 64 labels are over 8 KiB.
     ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
@@ -88,29 +88,29 @@ def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
 def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.RpcMethodHandler[Any, Any]":
     # For gRPC each request is a stream: one without a message would be left without an answer otherwise.
     make, wrap = (
-        (grpc.stream_stream_rpc_method_handler, _stream)
+        (grpc.stream_stream_rpc_method_handler, _wrap_stream)
         if method.server_streaming
-        else (grpc.stream_unary_rpc_method_handler, _unary)
+        else (grpc.stream_unary_rpc_method_handler, _wrap_unary)
     )
     request = GetMessageClass(method.input_type)
     return make(wrap(getattr(service, method.name), request))
 
 
-def _unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
+def _wrap_unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
     async def call(_: object, context: Context) -> object:
         async with mapping_errors(context):
             max_bytes = sizes.max_response_bytes(context)  # before anything is done
-            answer = await method(_parsed(await context.read(), request), context)
-            return sizes.checked(answer.SerializeToString(), max_bytes, method.__name__)
+            answer = await method(_parse_request(await context.read(), request), context)
+            return sizes.check_size(answer.SerializeToString(), max_bytes, method.__name__)
 
     return call
 
 
-def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
+def _wrap_stream(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
     async def call(_: object, context: Context) -> AsyncIterator[object]:
         async with (
             mapping_errors(context),
-            aclosing(method(_parsed(await context.read(), request), context)) as messages,
+            aclosing(method(_parse_request(await context.read(), request), context)) as messages,
         ):
             async for message in messages:
                 # Bytes are a message that is serialised already.
@@ -119,7 +119,7 @@ def _stream(method: Callable[..., Any], request: type[Message]) -> Callable[...,
     return call
 
 
-def _parsed(data: Any, request: type[Message]) -> Message:
+def _parse_request(data: Any, request: type[Message]) -> Message:
     """Read a request here and not in gRPC, which would answer UNKNOWN with Python's words."""
     if data is grpc.aio.EOF:
         raise InvalidArgumentError(

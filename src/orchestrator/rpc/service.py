@@ -24,7 +24,7 @@ from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
 from orchestrator.log import subscription
 from orchestrator.log.base import Deletion, EventLog, Head, Page, Query
-from orchestrator.log.framing import delimited, tag
+from orchestrator.log.framing import encode_field, tag
 from orchestrator.log.states import Loaded
 from orchestrator.log.subscription import GlobalStep, Step
 from orchestrator.rpc import sse
@@ -108,15 +108,15 @@ class OrchestratorService:
                 f"there are {len(request.requests)} requests: there must be 1 to {MAX_BATCH_INSTANCES}",
                 field="requests",
             )
-        wishes = []
+        batch = []
         for number, each in enumerate(request.requests):
             with at_field(f"requests[{number}]"):
-                wishes.append(
+                batch.append(
                     create.new_instance(
                         each, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
                     )
                 )
-        instances = [self._view(each) for each in await self._engine.create_all(wishes)]
+        instances = [self._view(each) for each in await self._engine.create_all(batch)]
         view.fit(instances, max_response_bytes(context))
         return pb.BatchCreateInstancesResponse(instances=instances)
 
@@ -293,8 +293,8 @@ class OrchestratorService:
                         yield pb.StreamEventsResponse(delta=delta)
                 case Page():
                     # A message made around the stored bytes: they are not decoded.
-                    for data, _ in step.parts(max_page_bytes):
-                        yield delimited(_BATCH_TAG, data)
+                    for data, _ in step.split(max_page_bytes):
+                        yield encode_field(_BATCH_TAG, data)
                 case subscription.CaughtUp(last):
                     yield pb.StreamEventsResponse(caught_up=pb.CaughtUp(sequence=last))
                 case subscription.Idle(last):
@@ -312,8 +312,8 @@ class OrchestratorService:
                 yield step
             return
         with self._engine.live.subscribe(head.ref) as reader:
-            async for both in merge_live_text(steps, reader):
-                yield both
+            async for item in merge_live_text(steps, reader):
+                yield item
 
     async def StreamAllEvents(
         self, request: pb.StreamAllEventsRequest, context: Context
@@ -330,9 +330,9 @@ class OrchestratorService:
         async for step in steps:
             match step:
                 case Page():
-                    for data, places in step.parts(max_page_bytes):
-                        position = pb.EventBatch(last_position=places[-1]).SerializeToString()
-                        yield delimited(_ALL_BATCH_TAG, data + position)
+                    for data, positions in step.split(max_page_bytes):
+                        position = pb.EventBatch(last_position=positions[-1]).SerializeToString()
+                        yield encode_field(_ALL_BATCH_TAG, data + position)
                 case Deletion(ref, position):
                     yield pb.StreamAllEventsResponse(
                         deleted=pb.Deletion(instance_id=ref.id, position=position)
@@ -346,8 +346,8 @@ class OrchestratorService:
         self, request: pb.StreamServerSentEventsRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
         """Replay, then follow, for browsers and curl."""
-        seen = sse.parse_last_event_id(_header(context, sse.LAST_EVENT_ID))
-        after = request.after_sequence if seen is None else seen
+        last_event_id = sse.parse_last_event_id(_header(context, sse.LAST_EVENT_ID))
+        after = request.after_sequence if last_event_id is None else last_event_id
         steps: AsyncIterator[Step | GlobalStep | LiveText]
         if request.id:
             head = await self._log.head(_key(request.id))

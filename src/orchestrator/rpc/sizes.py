@@ -6,9 +6,9 @@ import grpc.aio
 
 from orchestrator.errors import InvalidArgumentError, ResponseTooLargeError
 
-USUAL_BYTES: Final = 4 * 1024 * 1024
+DEFAULT_MAX_BYTES: Final = 4 * 1024 * 1024
 """What gRPC's clients take unless they are told otherwise; less than this nobody is given."""
-MOST_BYTES: Final = 64 * 1024 * 1024
+LIMIT_BYTES: Final = 64 * 1024 * 1024
 """More than this is sent to nobody."""
 MAX_RESPONSE_BYTES: Final = "max-response-bytes"
 """The metadata by which a client says that it takes more than usual."""
@@ -19,7 +19,7 @@ def max_response_bytes(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
     for key, value in context.invocation_metadata() or ():
         if key == MAX_RESPONSE_BYTES:
             return _parse(value if isinstance(value, str) else value.decode(errors="replace"))
-    return USUAL_BYTES
+    return DEFAULT_MAX_BYTES
 
 
 def _parse(value: str) -> int:
@@ -27,24 +27,24 @@ def _parse(value: str) -> int:
         raise InvalidArgumentError(
             "CONFIG_INVALID",
             f"the metadata {MAX_RESPONSE_BYTES} is {value[:40]!r}: it must be a whole number of bytes, "
-            f"as in {MOST_BYTES}",
+            f"as in {LIMIT_BYTES}",
             field=MAX_RESPONSE_BYTES,
         )
-    size = int(value) if len(value) <= len(str(MOST_BYTES)) else MOST_BYTES
-    return min(max(size, USUAL_BYTES), MOST_BYTES)
+    size = int(value) if len(value) <= len(str(LIMIT_BYTES)) else LIMIT_BYTES
+    return min(max(size, DEFAULT_MAX_BYTES), LIMIT_BYTES)
 
 
-def checked(data: bytes, max_bytes: int, method: str) -> bytes:
+def check_size(data: bytes, max_bytes: int, method: str) -> bytes:
     """Give the method's answer back, or raise ResponseTooLargeError: its client takes so many bytes."""
     if len(data) <= max_bytes:
         return data
-    mends = [] if method == "GetResult" else [_IN_PIECES]
-    mends += _AT_ONCE if max_bytes < MOST_BYTES else []
-    raise ResponseTooLargeError(len(data), max_bytes, mends or ["more cannot be sent"])
+    remedies = [] if method == "GetResult" else [_IN_PIECES]
+    remedies += _AT_ONCE if max_bytes < LIMIT_BYTES else []
+    raise ResponseTooLargeError(len(data), max_bytes, remedies or ["more cannot be sent"])
 
 
 _IN_PIECES: Final = "read the result with GetResult and each output with StreamEvents"
 _AT_ONCE: Final = (
     "ask over REST",
-    f"send the metadata {MAX_RESPONSE_BYTES} with as many as the client takes, up to {MOST_BYTES}",
+    f"send the metadata {MAX_RESPONSE_BYTES} with as many as the client takes, up to {LIMIT_BYTES}",
 )

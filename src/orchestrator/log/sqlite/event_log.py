@@ -149,7 +149,7 @@ class SqliteEventLog:
             f"""
             SELECT instance.state, page.total, page.position, page.sequence, event.data
             FROM instance
-            LEFT JOIN ({_page_of("instance = ?1 AND sequence > ?2")}) AS page ON true
+            LEFT JOIN ({_page_sql("instance = ?1 AND sequence > ?2")}) AS page ON true
             LEFT JOIN event ON event.position = page.position
             WHERE instance.key = ?1 ORDER BY page.position
             """,  # noqa: S608
@@ -202,7 +202,7 @@ class SqliteEventLog:
             connection,
             f"""
             SELECT 0, page.total, page.position, page.position, event.data
-            FROM ({_page_of(" AND ".join(conditions))}) AS page
+            FROM ({_page_sql(" AND ".join(conditions))}) AS page
             JOIN event ON event.position = page.position ORDER BY page.position
             """,  # noqa: S608
             values,
@@ -335,7 +335,7 @@ def _page(rows: Sequence[sqlite3.Row], limit: int) -> Page:
     )
 
 
-def _page_of(condition: str, limit: str = "?3") -> str:
+def _page_sql(condition: str, limit: str = "?3") -> str:
     """SQL for the rows of a page: no more than its limit and not much more than its bytes.
 
     The sizes are looked at before any data is read; the first row is there whatever its size.

@@ -26,7 +26,7 @@ from orchestrator.log.base import (
     Duplicate,
     FencedError,
     SequenceConflictError,
-    framed,
+    encode_row,
 )
 from orchestrator.log.conflict import check_duplicate
 from orchestrator.log.sqlite.connection import CACHED_STATEMENTS, Connection, Statement, fetch
@@ -40,15 +40,15 @@ class Pending:
     """What is on its way into the log, and who waits for it."""
 
     durable: "asyncio.Future[Any]"
-    refusal: Exception | None = field(default=None, init=False)
+    rejection: Exception | None = field(default=None, init=False)
     """Why it is left out of its group; told only once the group is durable, because the reason may lie in the
     same group."""
 
     def reset(self) -> None:
         """Forget what came of it in a transaction that was taken back."""
-        self.refusal = None
+        self.rejection = None
 
-    def refuse(self, error: Exception) -> None:
+    def reject(self, error: Exception) -> None:
         """Fail those who wait for it."""
         if not self.durable.done():
             self.durable.set_exception(error)
@@ -64,7 +64,7 @@ class PendingCreations(Pending):
 
     def reset(self) -> None:
         """Forget what came of them; see Pending."""
-        self.refusal = None
+        self.rejection = None
         self.outcomes.clear()
 
 
@@ -114,14 +114,14 @@ class Group:
         ref, follows = append.ref, append.follows
         row = self.rows.get(ref.incarnation)
         if row is None:
-            pending.refusal = InstanceNotFoundError(ref.id)
+            pending.rejection = InstanceNotFoundError(ref.id)
         elif append.epoch is not None and append.epoch < row.epoch:
-            pending.refusal = FencedError()
+            pending.rejection = FencedError()
         elif append.expected_sequence != row.last_sequence or (follows and self._has_failed(follows)):
-            pending.refusal = SequenceConflictError(row.last_sequence)
+            pending.rejection = SequenceConflictError(row.last_sequence)
         elif not append.is_dense:
-            pending.refusal = StorageError(f"events for instance {ref.id!r} leave a gap")
-        if pending.refusal:
+            pending.rejection = StorageError(f"events for instance {ref.id!r} leave a gap")
+        if pending.rejection:
             self._failed.add(pending.durable)
             return
         assert row  # noqa: S101  or it would have been refused
@@ -140,7 +140,7 @@ class Group:
         key = ref.incarnation
         for event in events:
             self.position += 1
-            self._events += (self.position, key, event.sequence, framed(event))
+            self._events += (self.position, key, event.sequence, encode_row(event))
         self.rows[key] = _Row(summary.state, events[-1].sequence, epoch)
         if summary.view:
             self._views += (key, events[-1].sequence, summary.view)
@@ -254,13 +254,13 @@ class SqliteTables:
                 try:
                     duplicate = await find_duplicate(self.connection, creation)
                 except AlreadyExistsError as error:
-                    pending.refusal = pending.refusal or error
+                    pending.rejection = pending.rejection or error
                 else:
                     unknown = StorageError(f"instance {creation.key.id!r} could not be recorded")
-                    pending.refusal = pending.refusal or (None if duplicate else unknown)
+                    pending.rejection = pending.rejection or (None if duplicate else unknown)
                     if duplicate:
                         pending.outcomes.append(duplicate)
-            if not pending.refusal:
+            if not pending.rejection:
                 for creation, outcome in zip(pending.creations, pending.outcomes, strict=True):
                     if isinstance(outcome, Created):
                         group.add_creation(outcome.ref, creation)

@@ -49,7 +49,7 @@ class SqliteWriter:
         self._queue: list[Pending] = []
         self._queued = asyncio.Event()
         self._closing = False
-        self._trouble: sqlite3.Error | None = None
+        self._storage_error: sqlite3.Error | None = None
         self._retry_time_s = 0.0
 
     async def start(self, connection: Connection) -> None:
@@ -81,7 +81,7 @@ class SqliteWriter:
 
         Now and then it lets one through nonetheless, which finds out whether that is still so.
         """
-        if self._trouble and asyncio.get_running_loop().time() < self._retry_time_s:
+        if self._storage_error and asyncio.get_running_loop().time() < self._retry_time_s:
             raise self._read_only()
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
@@ -109,7 +109,7 @@ class SqliteWriter:
             if not waits:
                 self.check_writable()
         except UnavailableError as error:
-            pending.refuse(error)
+            pending.reject(error)
         else:
             self._queue.append(pending)
             self._queued.set()
@@ -118,14 +118,16 @@ class SqliteWriter:
     def _read_only(self) -> UnavailableError:
         return UnavailableError(
             "STORAGE_READ_ONLY",
-            f"{self._told()}; it goes on by itself",
+            f"{self._describe_fault()}; it goes on by itself",
             retry_after_s=RETRY_S,
         )
 
-    def _told(self) -> str:
-        if self._trouble is None:
+    def _describe_fault(self) -> str:
+        if self._storage_error is None:
             return "the event log takes no writes"
-        return f"the event log takes no writes ({self._trouble}): {mend(self._trouble, self._path)}"
+        return (
+            f"the event log takes no writes ({self._storage_error}): {mend(self._storage_error, self._path)}"
+        )
 
     async def _run(self) -> None:
         group: Sequence[Pending] = ()
@@ -147,7 +149,7 @@ class SqliteWriter:
             # Nothing must wait for a writer that has ended, whatever ended it.
             self._closing = True
             for queued in (*group, *self._queue):
-                queued.refuse(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
+                queued.reject(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
 
     def _drain(self) -> Sequence[Pending]:
         """Take from the queue what goes into one transaction."""
@@ -161,9 +163,9 @@ class SqliteWriter:
             group = None
             try:
                 group = await self._tables.prepare(pendings)
-                if not _is_grouped(pendings[0]) and pendings[0].refusal:
+                if not _is_grouped(pendings[0]) and pendings[0].rejection:
                     await self._tables.connection.rollback()
-                    pendings[0].refuse(pendings[0].refusal)
+                    pendings[0].reject(pendings[0].rejection)
                     return
                 await self._tables.commit(group)
             except sqlite3.IntegrityError as error:
@@ -182,22 +184,22 @@ class SqliteWriter:
         """An entry that contradicts the log is at fault, not the storage: the others go on without it."""
         await self._tables.connection.rollback()
         if len(pendings) == 1:
-            pendings[0].refuse(StorageError(f"an entry contradicts the log: {error}"))
+            pendings[0].reject(StorageError(f"an entry contradicts the log: {error}"))
             return
         for pending in pendings:
             pending.reset()
             await self._commit([pending])
 
     def _on_storage_error(self, error: sqlite3.Error) -> None:
-        is_new = self._trouble is None
-        self._trouble = error
+        is_new = self._storage_error is None
+        self._storage_error = error
         if is_new:
-            _LOGGER.warning("%s; trying again", self._told())
+            _LOGGER.warning("%s; trying again", self._describe_fault())
         self._retry_time_s = asyncio.get_running_loop().time() + RETRY_S
 
     def _on_storage_recovered(self) -> None:
-        if self._trouble:
-            self._trouble = None
+        if self._storage_error:
+            self._storage_error = None
             _LOGGER.warning("the event log takes writes again")
 
     async def _is_committed(self) -> bool:
@@ -222,11 +224,11 @@ class SqliteWriter:
         for pending in pendings:
             pending.reset()
             if self._closing:
-                pending.refuse(UnavailableError("SHUTTING_DOWN", "the service stopped"))
+                pending.reject(UnavailableError("SHUTTING_DOWN", "the service stopped"))
             elif isinstance(pending, PendingAppend) and pending.append.waits_for_storage:
                 kept.append(pending)
             else:
-                pending.refuse(self._read_only())
+                pending.reject(self._read_only())
         return kept
 
     async def _commit_alone(
@@ -235,14 +237,14 @@ class SqliteWriter:
         try:
             result = await write
         except RequestError as error:
-            pending.refuse(error)
+            pending.reject(error)
             return
         except sqlite3.Error as error:
             self._on_storage_error(error)
             # For the reopening; whether it landed shows when it is asked for again.
             if await self._is_committed():
                 await self._tables.load_counters()
-            pending.refuse(self._read_only())
+            pending.reject(self._read_only())
         else:
             self._on_storage_recovered()
             if not pending.durable.done():
@@ -254,8 +256,8 @@ class SqliteWriter:
         self._tables.publish(group)
         self._on_durable(group.refs)
         for pending in pendings:
-            if pending.refusal:
-                pending.refuse(pending.refusal)
+            if pending.rejection:
+                pending.reject(pending.rejection)
             elif not pending.durable.done():
                 pending.durable.set_result(
                     pending.outcomes if isinstance(pending, PendingCreations) else None
