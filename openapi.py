@@ -127,7 +127,7 @@ class _Description:
         return options.Extensions[self._pool.FindExtensionByName(name)]
 
     def _rules(self, method: MethodDescriptor) -> list[Any]:
-        """The method's bindings; none: it is for gRPC only."""
+        """Return the method's bindings; none: it is for gRPC only."""
         rule = self._option(method, "MethodOptions", "google.api.http")
         return [rule, *rule.additional_bindings] if rule.WhichOneof("pattern") else []
 
@@ -400,7 +400,7 @@ def _int64(limits: Any) -> str:
 
 
 def _duration(limits: Any) -> str:
-    """A pattern can bound the seconds' digits; the comment says the rest."""
+    """Return a pattern that bounds the seconds' digits; the comment says the rest."""
     if limits is None:
         return r"^-?[0-9]+(\.[0-9]{1,9})?s$"
     digits = len(str(int(limits.maximum))) if limits.HasField("maximum") else _DURATION_DIGITS
@@ -413,7 +413,7 @@ def _whole(value: Any) -> Any:
 
 
 def _reachable(messages: Iterable[Descriptor]) -> frozenset[str]:
-    """The full names of the messages and of all that they hold."""
+    """Return the full names of the messages and of all that they hold."""
     found: set[str] = set()
     waiting = list(messages)
     while waiting:
@@ -425,7 +425,7 @@ def _reachable(messages: Iterable[Descriptor]) -> frozenset[str]:
 
 
 def _comments(file: Any) -> Iterator[tuple[str, str]]:
-    """The leading comment of each element of a file, by its full name; of the file, by its package's."""
+    """Yield the leading comment of each element of a file, by its full name."""
     said = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
     yield file.package, said.get((_tag(file, "package"),), "")
     yield from _commented(file, said, file.package, ())

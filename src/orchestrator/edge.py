@@ -243,7 +243,7 @@ def _joined(host: str, port: int) -> str:
 
 
 async def _status(address: str, path: str) -> int:
-    """Ask for `path`; give the HTTP status, or 0 when nobody answers."""
+    """Request `path` and return the HTTP status, or 0 without an answer."""
     host, port = split_address(address, _REST)
     try:
         reader, writer = await asyncio.open_connection(host, port)

@@ -18,12 +18,12 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 def is_checkout() -> bool:
-    """Whether the program runs from a clone of its repository, where `make` installs everything."""
+    """Return whether the program runs from a clone of its repository, where `make` installs everything."""
     return (_ROOT / "Makefile").is_file() and (_ROOT / "hatch_build.py").is_file()
 
 
 def how_to_install(extra: str, *alone: str) -> str:
-    """The commands that add an extra, and packages that are to come alone, for people."""
+    """Return the commands that add an extra, and packages that are to come alone, for people."""
     install = _install()
     commands = [f"{install} '{DISTRIBUTION}[{extra}]'"]
     commands += [f"{install} --no-deps {package}" for package in alone]
@@ -48,12 +48,12 @@ def requires(extra: str, what: str) -> Iterator[None]:
 
 
 def example(prompt: str) -> str:
-    """The command that runs a prompt, for people."""
+    """Return the command that runs a prompt, for people."""
     return f'make run PROMPT="{prompt}"' if is_checkout() else f'orchestrator run "{prompt}"'
 
 
 def _install() -> str:
-    """What installs for this Python and no other."""
+    """Return what installs for this Python and no other."""
     if importlib.util.find_spec("pip") is None:
         return f"uv pip install --python {sys.executable}"
     on_path = shutil.which("pip")

@@ -127,7 +127,7 @@ class Settings:
         _ = self.origins, self.hosts
 
     def name_of(self, path: str) -> str:
-        """What a person changes to change a setting: a flag, a key of the file, or a variable.
+        """Return what a person changes to change a setting: a flag, a key of the file, or a variable.
 
         `path` may lead into a setting, as in `workers[0].model`: only the file has such.
         """
@@ -207,7 +207,7 @@ class Settings:
 
 
 def default_database(folder: Path) -> str:
-    """The event log where none is set: the user's own, whatever folder one works in.
+    """Return the event log where none is set: the user's own, whatever folder one works in.
 
     Earlier versions made one in the working folder: where it is there, it is used.
     """
@@ -220,7 +220,7 @@ def default_database(folder: Path) -> str:
 
 
 def _read_environment(environment: Mapping[str, str], known: Sequence[str]) -> Mapping[str, str]:
-    """The settings that variables hold; an empty variable counts as not set."""
+    """Return the settings that variables hold; an empty variable counts as not set."""
     names = {PREFIX + name.upper(): name for name in known}
     found = {}
     for variable in sorted(environment):
@@ -239,7 +239,7 @@ def _read_environment(environment: Mapping[str, str], known: Sequence[str]) -> M
 
 
 def _read_file(file: Path, known: Sequence[str]) -> Mapping[str, object]:
-    """The settings that the file holds, where it is there."""
+    """Return the settings that the file holds, where it is there."""
     if not file.exists():
         return {}
     try:
@@ -260,7 +260,7 @@ def _read_file(file: Path, known: Sequence[str]) -> Mapping[str, object]:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """What a name that nobody knows was perhaps to be; else all that there are."""
+    """Suggest a known name for an unknown one; else list all."""
     # Without the prefix, which all of them share and which would make any two alike.
     short = {each.removeprefix(PREFIX): each for each in known}
     near = difflib.get_close_matches(name.removeprefix(PREFIX), short, n=1)

@@ -343,7 +343,7 @@ def _why_failed(instance: "Instance") -> str:
 
 
 def _address_option(address: str | None) -> str:
-    """The flag that leads another command to the service of this one."""
+    """Return the flag that leads another command to the service of this one."""
     from orchestrator.cli.follow import address_option  # noqa: PLC0415
 
     return address_option(Settings.load(address=address))

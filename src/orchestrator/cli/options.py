@@ -307,7 +307,7 @@ def read_plan(file: Path) -> "list[Subtask]":
 
 
 def read_requests(file: Path) -> "list[CreateInstanceRequest]":
-    """Requests from a file of JSON lines; raise UsageError that names the line at fault."""
+    """Read requests from a file of JSON lines; raise UsageError that names the line at fault."""
     from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
 

@@ -30,5 +30,5 @@ def rewrite_plan_option(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _is_plan_file(following: Sequence[str]) -> bool:
-    """Whether the next argument is a plan file rather than the prompt."""
+    """Return whether the next argument is a plan file rather than the prompt."""
     return bool(following) and (following[0].endswith(".json") or Path(following[0]).is_file())

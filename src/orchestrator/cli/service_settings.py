@@ -58,7 +58,7 @@ def setting_differences(settings: Settings, info: GetServiceInfoResponse) -> Ite
 
 
 def _is_same_port(ours: str, theirs: str) -> bool:
-    """Whether two addresses of this machine have the same port; port 0 matches any."""
+    """Return whether two addresses of this machine have the same port; port 0 matches any."""
     if not theirs:
         return False
     port = split_address(ours, "")[1]

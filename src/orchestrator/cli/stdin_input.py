@@ -74,12 +74,12 @@ def _read_chunks(what: str, *, is_announced: bool = False) -> Iterator[bytes]:
 
 
 def _is_ready(timeout_s: float) -> bool:
-    """Whether stdin has bytes or has ended, within so many seconds."""
+    """Return whether stdin has bytes or has ended, within so many seconds."""
     return bool(select.select([sys.stdin], [], [], timeout_s)[0])
 
 
 def _has_writer() -> bool:
-    """Whether a process other than an ancestor can write to stdin; known on Linux only."""
+    """Return whether a process other than an ancestor can write to stdin; known on Linux only."""
     try:
         pipe = Path(f"/proc/self/fd/{sys.stdin.fileno()}").readlink()
         ancestors = set(_ancestors())

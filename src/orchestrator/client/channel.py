@@ -30,15 +30,15 @@ class Channel(Protocol):
     def __init__(self, address: str) -> None: ...
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
-        """As grpc.aio's: what is returned is called with a request, and its result awaited."""
+        """Return a callable as of grpc.aio, whose result is awaited."""
         ...
 
     def unary_stream(self, *arguments: Any, **named: Any) -> Any:
-        """As grpc.aio's: what is returned is called with a request, and its result given to `read`."""
+        """Return a callable as of grpc.aio, whose result is passed to `read`."""
         ...
 
     async def read(self, call: Any, timeout_s: float) -> Any:
-        """The next message of a stream, or None where it ends; raise TimeoutError after so many seconds."""
+        """Return the next message of a stream, None at its end; raise TimeoutError after so many seconds."""
         ...
 
     async def sleep(self, seconds: float) -> None:

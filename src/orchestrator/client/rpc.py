@@ -58,7 +58,7 @@ class Client:
         await self._channel.close()
 
     async def is_serving(self) -> bool:
-        """Whether a service answers here and says that it serves: gRPC's standard health check."""
+        """Return whether a service answers here and says that it serves: gRPC's standard health check."""
         try:
             answer = await health_pb2_grpc.HealthStub(self._channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT_S

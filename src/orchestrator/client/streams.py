@@ -16,7 +16,7 @@ from orchestrator.v1 import event_pb2, orchestrator_pb2
 KEEP_TRYING_S: Final = 60.0
 """How long reading goes on trying to reconnect before it gives up."""
 SILENCE_TIMEOUT_S: Final = 45.0
-"""Three heartbeats missed: the connection is dead though nobody closed it."""
+"""Three heartbeats missed: the connection is dead though it was not closed."""
 
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
@@ -65,7 +65,7 @@ async def read_resuming(
     keep_trying_s: float,
     on_disconnect: OnDisconnect | None,
 ) -> AsyncGenerator[_Message, None]:
-    """Give messages for as long as somebody reads, with a new call after each loss of the connection."""
+    """Yield messages for as long as they are read, with a new call after each loss of the connection."""
     notify = on_disconnect or (lambda _: None)
     policy = ReconnectPolicy(channel, keep_trying_s)
     is_lost = False

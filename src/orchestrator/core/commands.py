@@ -32,7 +32,7 @@ Command = CallModel | Record | WakeAfter
 
 
 def model_for(instance: Instance, work: WorkKey) -> str:
-    """The `provider/model` that does a piece of work: a worker without one of its own has the small model."""
+    """Return the `provider/model` for a piece of work: the small model for a worker without its own."""
     subtask = instance.subtasks.get(work.subtask_id)
     if subtask is None or subtask.merges:
         return instance.config.big_model

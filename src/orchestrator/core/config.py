@@ -47,7 +47,7 @@ def default(
     max_output_tokens: int = 8192,
     max_crashes: int = MAX_CRASHES,
 ) -> pb.InstanceConfig:
-    """The configuration of an instance whose client asks for nothing."""
+    """Return the configuration of an instance whose client asks for nothing."""
     return pb.InstanceConfig(
         big_model=big_model,
         small_model=small_model,
@@ -70,7 +70,7 @@ def default(
 
 
 def models(config: pb.InstanceConfig) -> Mapping[str, str]:
-    """Each `provider/model` that an instance may call, by the path of the field that names it."""
+    """Return each `provider/model` that an instance may call, by the path of the field that names it."""
     own = {f"workers[{number}].model": worker.model for number, worker in enumerate(config.workers)}
     named = {path: model for path, model in own.items() if model}
     return {"big_model": config.big_model, "small_model": config.small_model, **named}

@@ -40,7 +40,7 @@ class NewInstance:
     """The events that a fork copies from its source, to follow InstanceCreated."""
 
     def begin(self, now_s: float) -> tuple[Instance, Sequence[Event]]:
-        """The new instance and its first events."""
+        """Return the new instance and its first events."""
         created = InstanceCreated(
             prompt=self.prompt,
             config=self.config,

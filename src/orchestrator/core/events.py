@@ -89,14 +89,14 @@ def failed(
 
 
 def call_started(instance: Instance, key: WorkKey, prompts: str = "") -> pb.Event:
-    """The next call for a piece of work begins, with prompts of this version."""
+    """Record that the next call for a piece of work begins, with prompts of this version."""
     return started(key, instance.work(key).attempt + 1, model_for(instance, key), prompts)
 
 
 def work_completed(
     instance: Instance, key: WorkKey, text: str, usage: Usage, response_id: str = ""
 ) -> pb.Event:
-    """The call under way has brought the output of a subtask, or the final result."""
+    """Record that the call under way has brought the output of a subtask, or the final result."""
     work = instance.work(key)
     return completed(key, work.attempt, work.model, text, usage, response_id)
 
@@ -104,7 +104,7 @@ def work_completed(
 def call_failed(
     instance: Instance, key: WorkKey, error: ModelError, usage: Usage, *, now_s: float, jitter: float
 ) -> pb.Event:
-    """The call under way failed: it is tried again at the time in the event, or not at all.
+    """Record that the call under way failed: it is tried again at the time in the event, or never.
 
     `jitter`, 0 to 1, spreads retries; see `retry.delay_s`.
     """
@@ -123,7 +123,7 @@ def call_failed(
 
 
 def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
-    """Whether a piece of work is made from outputs, and can be given less of them than it was."""
+    """Return whether a piece of work is made from outputs, and can be given less of them than it was."""
     is_given = key == SYNTHESIS or (key != PLANNING and instance.subtasks[key.subtask_id].depends_on)
     return bool(is_given) and merging.can_shrink(instance, instance.work(key))
 
@@ -131,7 +131,7 @@ def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
 def calls_interrupted(
     instance: Instance, now_s: float, *, by_crash: bool, but: Collection[WorkKey] = ()
 ) -> tuple[pb.Event, ...]:
-    """The service stopped or crashed during calls, `but` some: each failed, and may begin again at once."""
+    """Record that the service stopped or crashed during calls, `but` some; each may begin again at once."""
     cause = Failure(INTERRUPTED, f"the service {'crashed' if by_crash else 'stopped'} during the call")
     return tuple(
         failed(key, work.attempt, work.model, cause, CUT_OFF, now_s, by_crash=by_crash)
@@ -141,14 +141,14 @@ def calls_interrupted(
 
 
 def pause_requested(cause: Failure) -> pb.Event:
-    """The service itself asks to pause."""
+    """Record that the service itself asks to pause."""
     event = pb.Event()
     event.instance_pause_requested.cause.CopyFrom(failure_message(cause))
     return event
 
 
 def plan_calls_interrupted(instance: Instance) -> tuple[pb.Event, ...]:
-    """The plan failed while it was being worked on: its calls under way are cut off with it."""
+    """Record that the calls under way for a plan are cut off because it failed."""
     cause = Failure(INTERRUPTED, "the plan that it belongs to failed")
     return tuple(
         failed(key, work.attempt, work.model, cause, CUT_OFF)
@@ -158,7 +158,7 @@ def plan_calls_interrupted(instance: Instance) -> tuple[pb.Event, ...]:
 
 
 def subtasks_planned(instance: Instance, subtasks: Iterable[Subtask], summary: str) -> Sequence[pb.Event]:
-    """The planner has streamed these subtasks, and continues."""
+    """Record the subtasks that the planner has streamed so far."""
     return [_subtask_planned(instance.planning.attempt, subtask, summary) for subtask in subtasks]
 
 
@@ -172,7 +172,7 @@ def _subtask_planned(attempt: int, subtask: Subtask, summary: str = "") -> pb.Ev
 
 
 def plan_completed(instance: Instance, plan: Plan, usage: Usage, response_id: str = "") -> Sequence[pb.Event]:
-    """The planner answered: the events that are not recorded yet.
+    """Record what is not recorded yet of a plan that is complete.
 
     Raise PlanError where it contradicts the subtasks that were streamed before.
     """
@@ -192,7 +192,7 @@ def whole_plan(
     usage: Usage | None,
     response_id: str = "",
 ) -> Sequence[pb.Event]:
-    """A plan, subtask by subtask; attempt 0: no model made it."""
+    """Record a plan, subtask by subtask; attempt 0: no model made it."""
     event = pb.Event()
     payload = event.plan_completed
     payload.attempt = attempt

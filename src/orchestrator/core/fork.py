@@ -61,7 +61,7 @@ def fork(
 
 
 def _planned_subtasks(source: Instance) -> Sequence[Subtask]:
-    """The plan's subtasks: merges belong to the synthesis."""
+    """Return the plan's subtasks: merges belong to the synthesis."""
     return [subtask for subtask in source.subtasks.values() if not subtask.merges]
 
 

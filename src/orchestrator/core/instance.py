@@ -110,7 +110,7 @@ class Work(NamedTuple):
     usage: Usage = NO_USAGE
 
     def reset(self) -> "Work":
-        """The same work, to be tried afresh: attempts go on counting, failures begin anew."""
+        """Return the same work, to be tried afresh: attempts go on counting, failures begin anew."""
         return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long)
 
 
@@ -191,7 +191,7 @@ class Instance:
     last_sequence: int = 0
 
     def work(self, key: WorkKey) -> Work:
-        """How a piece of work stands; one that is not known has not begun."""
+        """Return how a piece of work stands; one that is not known has not begun."""
         if key == PLANNING:
             return self.planning
         if key == SYNTHESIS:

@@ -167,7 +167,7 @@ class _Reader:
         return members, position + 1
 
     def _is_next_member(self, end: int, position: int) -> bool:
-        """Whether nothing but a comma is missing, at the end of a line."""
+        """Return whether nothing but a comma is missing, at the end of a line."""
         between = self._text[end:position]
         return "\n" in between and between.isspace() and _KEY.match(self._text, position) is not None
 
@@ -218,7 +218,7 @@ class _Reader:
         return _unescape(found[1]), found.end()
 
     def _extend_to_member_end(self, value: str, start: int, end: int) -> tuple[str, int]:
-        """A member's text up to where JSON goes on: quotation marks before that are the text's own.
+        """Return a member's text up to where JSON goes on: quotation marks before that are the text's own.
 
         They are not where one of them could as well end the next member's key.
         """
@@ -236,7 +236,7 @@ class _Reader:
         return value, end
 
     def _is_member_end(self, end: int) -> bool:
-        """Whether a member's text ends here: valid JSON follows."""
+        """Return whether a member's text ends here: valid JSON follows."""
         position = self._skip_whitespace(end)
         is_in_doubt = self._text[end - 1] in self._text[end:position]
         if position == len(self._text):

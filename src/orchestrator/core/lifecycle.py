@@ -27,7 +27,7 @@ _ACTIONS: Final = {
 
 
 def allows(state: State, action: str) -> bool:
-    """Whether an instance in this state may be paused, resumed, terminated, retried, restarted, reviewed."""
+    """Return whether a state allows to pause, resume, terminate, retry, restart or review."""
     return _ACTIONS[action] in TRANSITIONS[state]
 
 

@@ -23,7 +23,7 @@ def limit(instance: Instance, work: Work) -> int:
 
 
 def can_shrink(instance: Instance, work: Work) -> bool:
-    """Whether the input of a call can be reduced further."""
+    """Return whether the input of a call can be reduced further."""
     return limit(instance, work) > _LEAST_CHARACTERS
 
 

@@ -14,7 +14,7 @@ class Origin(NamedTuple):
     """A client's request, as far as it is recorded with the events that it causes."""
 
     actor: str = ""
-    """Who asked; empty: the service itself, or nobody in particular while there is no authentication."""
+    """Who asked; empty: the service itself, or unknown without authentication."""
     request_id: str = ""
     """The id of the request, by which logs of different services find together."""
     trace_parent: str = ""

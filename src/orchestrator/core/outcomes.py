@@ -46,7 +46,7 @@ Outcome: TypeAlias = CallEnded | SubtasksStreamed
 
 
 def is_in_progress(instance: Instance, key: WorkKey, attempt: int) -> bool:
-    """Whether an attempt at a piece of work is under way: only then anything can come of it."""
+    """Return whether an attempt at a piece of work is under way: only then anything can come of it."""
     work = instance.work(key)
     return work.state == IN_PROGRESS and work.attempt == attempt
 

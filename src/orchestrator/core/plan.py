@@ -29,7 +29,7 @@ class Plan:
 
 
 def schema(max_subtasks: int) -> Mapping[str, object]:
-    """The JSON schema of a plan with at most so many subtasks."""
+    """Return the JSON schema of a plan with at most so many subtasks."""
     text = {"type": "string"}
     subtask = {
         "id": text,
@@ -105,7 +105,7 @@ def check(subtask: Subtask, known: Container[str]) -> None:
 
 
 def well_formed(text: str) -> str:
-    """The text with what has no UTF-8 replaced: JSON can hold half of an emoji, the log cannot.
+    """Return the text with what has no UTF-8 replaced: JSON can hold half of an emoji, the log cannot.
 
     Two halves that follow each other are the whole.
     """

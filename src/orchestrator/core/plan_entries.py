@@ -133,7 +133,7 @@ def normalize_fields(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def looks_like_a_subtask(value: object) -> bool:
-    """Whether a value is an object with a title or instructions."""
+    """Return whether a value is an object with a title or instructions."""
     return isinstance(value, dict) and not _DEFINING_KEYS.isdisjoint(normalize_fields(value))
 
 

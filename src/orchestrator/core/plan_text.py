@@ -46,7 +46,7 @@ def parse(text: str, max_subtasks: int) -> Plan:
 
 
 def _matches_streamed_subtasks(text: str, plan: Plan) -> bool:
-    """Whether a plan begins with the subtasks that were emitted while the text was streamed."""
+    """Return whether a plan begins with the subtasks that were emitted while the text was streamed."""
     reader = PlanReader(len(plan.subtasks))
     reader.add(text)
     emitted = reader.read()
@@ -68,7 +68,7 @@ def _parse_bare_object(text: str) -> Outline | None:
 
 
 def outlines(text: str) -> Sequence[Outline]:
-    """Every plan that a text holds, at least one; raise PlanError that says why there is none."""
+    """Return every plan that a text holds, at least one; raise PlanError that says why there is none."""
     found: list[Outline] = []
     others: list[Any] = []
     fault: JsonFaultError | None = None
@@ -109,7 +109,7 @@ def _fallback_outline(others: Sequence[Any]) -> Outline | None:
 
 
 def _unescape(text: str) -> str:
-    """What a text says that is written as if it stood in a JSON string; empty: it is not."""
+    """Return what a text says that is written as if it stood in a JSON string; empty: it is not."""
     text = text.strip()
     try:
         value = json.loads(text if text.startswith('"') else f'"{text}"', strict=False)
@@ -119,7 +119,7 @@ def _unescape(text: str) -> str:
 
 
 def _complete_with_braces(text: str) -> Sequence[Outline]:
-    """The plan of a text that ends where its list of subtasks does: but for closing braces, all is there."""
+    """Return the plan of a text that lacks nothing but closing braces."""
     text = text.rstrip().removesuffix("```").rstrip()
     if text.endswith("]"):
         for closing in ("}", "}}"):
@@ -130,7 +130,7 @@ def _complete_with_braces(text: str) -> Sequence[Outline]:
 
 
 def _outlines(value: object, depth: int) -> Iterator[Outline]:
-    """The plans that a JSON value is or holds."""
+    """Return the plans that a JSON value is or holds."""
     if depth and isinstance(value, str):
         yield from _outlines(_decode_nested_json(value), depth - 1)
     elif depth and isinstance(value, list):
@@ -158,7 +158,7 @@ def _outlines_of(fields: Mapping[str, Any], depth: int) -> Sequence[Outline]:
 
 
 def _list(value: object, depth: int) -> Sequence[object] | None:
-    """What a member that is called a list of subtasks lists, be it in a string or by id; None: nothing."""
+    """Return the entries of a member with subtasks, be they in a string or by id; None: it has none."""
     if isinstance(value, str):
         value = _decode_nested_json(value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What each role is told, and how its answer is read.
+"""The prompt of each role, and how its answer is parsed.
 
 A *profile* fits the roles to a kind of model: `FULL`, here, for models that follow instructions and a JSON
 schema, `TINY`, in tiny.py, for one that can only fill in a few short strings.
@@ -41,7 +41,7 @@ class Message(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What a model is told, the JSON schema its answer must fit (None: plain text), and how it samples."""
+    """A conversation, the JSON schema its answer must fit (None: plain text), and how to sample."""
 
     role: Role
     messages: tuple[Message, ...]
@@ -66,7 +66,7 @@ class Profile(Protocol):
         """Ask for a plan."""
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:
-        """What reads the planner's answer as it is written; None: it can only be read as a whole."""
+        """Return what reads the planner's answer as it is written; None: it can only be read as a whole."""
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
         """Read the planner's answer; raise PlanError that tells the planner what to mend."""
@@ -82,7 +82,7 @@ class Profile(Protocol):
 
 
 def prompt_for(profile: Profile, instance: Instance, key: WorkKey) -> Prompt:
-    """What the model that does a piece of work is told."""
+    """Build the prompt for a piece of work."""
     if key == PLANNING:
         return profile.plan(instance)
     if key == SYNTHESIS:
@@ -159,7 +159,7 @@ the final answer together with others like it.
 
 
 def version_of(name: str, *wording: str) -> str:
-    """A version that changes with the wording, so that nobody has to remember to change it."""
+    """Derive a version from the wording, so that it changes by itself."""
     return f"{name}-{sha256(chr(0).join(wording).encode()).hexdigest()[:8]}"
 
 
@@ -234,7 +234,7 @@ class Full:
         return _prompt("synthesis", _SYNTHESISER_SYSTEM, parts)
 
     def read_synthesis(self, instance: Instance, text: str) -> str:  # noqa: ARG002  other profiles need it
-        """The answer is the result."""
+        """Return the answer as the result."""
         return text.strip()
 
 
@@ -286,13 +286,13 @@ def _planner(max_subtasks: int, worker: str) -> str:
 
 
 def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
-    """Each worker in a line, so that none can pose as several."""
+    """Return each worker in a line, so that none can pose as several."""
     lines = (f"{worker.name}: {' '.join(worker.use.split())}" for worker in catalogue)
     return "\n".join(line.removesuffix(": ") for line in lines)
 
 
 def _block(tag: str, text: str) -> str:
-    """The text between tags that it does not contain, so that it cannot close them."""
+    """Put the text between tags that it does not contain, so that it cannot close them."""
     name, number = tag, 1
     while f"</{name}>" in text:
         number += 1
@@ -305,14 +305,14 @@ def _if_given(tag: str, text: str, heading: str) -> str:
 
 
 def _shorter(error: Failure | None) -> str:
-    """What to tell a model whose last answer was cut off; otherwise nothing."""
+    """Return what to tell a model whose last answer was cut off; otherwise nothing."""
     if error is None or error.reason != "OUTPUT_TRUNCATED":
         return ""
     return "Your last answer was longer than allowed and was cut off: write a shorter one that is complete."
 
 
 def _outputs(subtasks: Iterable[Subtask], characters: int) -> list[str]:
-    """Each subtask with its output, or with why there is none; long outputs are cut to fit together."""
+    """Return each subtask with its output, or why there is none; long outputs are cut to fit together."""
     subtasks = tuple(subtasks)
     limit = fair_limit([len(subtask.output) for subtask in subtasks], characters)
     return [_output(subtask, limit) for subtask in subtasks]
@@ -327,7 +327,7 @@ def _output(subtask: Subtask, limit: int) -> str:
 
 
 def fair_limit(lengths: Iterable[int], total: int) -> int:
-    """The greatest length to cut texts at so that they fit into a total: short ones leave room to long."""
+    """Return the greatest length to cut texts at so that all fit: short ones leave room to long ones."""
     ascending = sorted(lengths)
     for index, length in enumerate(ascending):
         share = total // (len(ascending) - index)
@@ -338,7 +338,7 @@ def fair_limit(lengths: Iterable[int], total: int) -> int:
 
 
 def cut(text: str, limit: int) -> str:
-    """At most so many characters of a text, its beginning and its end, with a mark in between."""
+    """Return at most so many characters of a text, its beginning and its end, with a mark in between."""
     if len(text) <= limit:
         return text
     tail = limit // 3

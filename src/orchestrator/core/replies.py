@@ -39,7 +39,7 @@ class ModelReply(NamedTuple):
     explanation: str = ""
     """What the endpoint said of a finish that is not normal, as a sentence fit to show; may be empty."""
     token_limit: int = 0
-    """How many tokens it was allowed; 0: nobody says."""
+    """How many tokens it was allowed; 0: unknown."""
     has_thoughts: bool = False
     """Whether the model thought aloud before the text, or in place of it."""
     endpoint: str = ""
@@ -86,7 +86,7 @@ def find_failure(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | 
 
 
 def plan_invalid(fault: PlanError, reply: ModelReply) -> ModelError:
-    """Return the failure of a planner whose reply is no plan: the next attempt is told what to mend."""
+    """Return the failure of a planner whose reply is no plan: the next attempt's prompt says what to mend."""
     return _failed("PLAN_INVALID", str(fault), reply)
 
 

@@ -30,5 +30,5 @@ def delay_s(
 
 
 def longest_delay_s(policy: pb.RetryPolicy) -> float:
-    """The longest delay that there can be, in seconds."""
+    """Return the longest delay that there can be, in seconds."""
     return max(policy.max_delay.ToTimedelta().total_seconds(), MAX_RETRY_AFTER_S)

@@ -140,7 +140,7 @@ def _copy(instance: Instance) -> Instance:
 
 
 def evolve(instance: Instance, event: pb_event.Event) -> Instance:
-    """The instance after one more event; raise IllegalEventError where it cannot follow."""
+    """Apply one more event; raise IllegalEventError where it cannot follow."""
     return fold((event,), instance)
 
 
@@ -319,7 +319,7 @@ def _subtask_planned(draft: Instance, payload: pb_event.SubtaskPlanned, _: float
 
 
 def _is_reusable(kept: Mapping[str, Subtask], subtasks: Mapping[str, Subtask], name: str) -> bool:
-    """Whether a subtask that has not started is one whose result is kept, made from the same results."""
+    """Return whether a subtask that has not started has a retained result, made from the same results."""
     subtask, done = subtasks[name], kept.get(name)
     return (
         done is not None

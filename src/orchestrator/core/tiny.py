@@ -141,7 +141,7 @@ class Tiny:
         )
 
     def read_synthesis(self, instance: Instance, text: str) -> str:
-        """The opening, then each subtask's output verbatim under its title, then what is missing."""
+        """Return the opening, then each subtask's output verbatim under its title, then what is missing."""
         sections = [_complete_sentences(text)]
         missing = []
         for subtask in instance.subtasks.values():
@@ -179,7 +179,7 @@ def _schema(most: int) -> dict[str, object]:
 
 
 def _clean_title(title: object) -> str:
-    """A title in one line that ends where a phrase may end; empty where there is none."""
+    """Return a title in one line that ends where a phrase may end; empty where there is none."""
     words = title.split() if isinstance(title, str) else []
     if len(" ".join(words)) >= _TITLE_CHARACTERS - len("Configure"):  # the grammar may have cut the last word
         words.pop()

@@ -19,7 +19,7 @@ _FIELD_BYTES: Final = 16
 
 
 def instance(state: core.Instance, *, full: bool = False, waiting_reason: str = "") -> pb.Instance:
-    """The resource, in VIEW_FULL or VIEW_BASIC; only who runs it knows what it waits for."""
+    """Return the resource, in VIEW_FULL or VIEW_BASIC; only who runs it knows what it waits for."""
     prompt = state.prompt if full else _truncate(state.prompt, MAX_TEXT_BYTES)
     message = pb.Instance(
         id=state.id,
@@ -65,7 +65,7 @@ def _size(instances: Sequence[pb.Instance]) -> int:
 
 
 def status(state: core.Instance) -> pb.InstanceStatus:
-    """The status in the shape of Cloudflare Workflows."""
+    """Return the status in the shape of Cloudflare Workflows."""
     message = pb.InstanceStatus(status=STATUS[state.state])
     if state.error:
         message.error.name = state.error.reason
@@ -164,7 +164,7 @@ def excerpt(event: Event, max_bytes: int) -> Event:
 
 
 def _texts(message: Message) -> Iterator[_Text]:
-    """Every single text of a message and of all that it holds; those in lists of texts and maps are short."""
+    """Yield every text of a message and of all that it holds, but for lists and maps, which are short."""
     for field, value in message.ListFields():
         if field.message_type and field.message_type.GetOptions().map_entry:
             continue

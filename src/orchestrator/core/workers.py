@@ -19,7 +19,7 @@ _KEYS: Final = ("name", "use", "model", "instructions", *_RANGES)
 
 
 def find(config: pb.InstanceConfig, name: str) -> pb.Worker | None:
-    """The worker of that name; None: the small model works, as it would without a catalogue."""
+    """Return the worker of that name; None: the small model works, as it would without a catalogue."""
     return next((worker for worker in config.workers if worker.name == name), None) if name else None
 
 
@@ -31,7 +31,7 @@ def sampling(worker: pb.Worker | None) -> Mapping[str, float]:
 
 
 def faults(workers: Sequence[pb.Worker]) -> Iterator[tuple[str, str]]:
-    """The path of each field that may not be as it is, as in `workers[0].name`, and what is wrong with it."""
+    """Yield the path of each invalid field, as in `workers[0].name`, and what is wrong with it."""
     if len(workers) > MAX_WORKERS:
         yield "workers", f"has {len(workers)} workers: there may be {MAX_WORKERS}"
     names: set[str] = set()

@@ -23,7 +23,7 @@ class Engine(Protocol):
         """What calls under way have written so far."""
 
     def waiting_reason(self, ref: InstanceRef) -> str:
-        """Why nothing happens to an instance that is not at rest; empty: something does."""
+        """Return why nothing happens to an instance that is not at rest; empty: something does."""
 
     async def create(self, new: NewInstance) -> Loaded:
         """Record an instance and see to it that it runs.

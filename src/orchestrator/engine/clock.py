@@ -10,7 +10,7 @@ _CACHED_TIMES: Final = 2**16
 
 
 class Clock:
-    """Tells the time of day, which may be set, and how much time has gone by, which nobody can set.
+    """Gives the time of day, which may be set, and how much time has passed, which cannot.
 
     A recorded time is laid on the event loop's clock when it is looked at first, and stays there. So waits
     hold while the process lives; after a restart the time of day is all there is to go by, but for what it
@@ -23,7 +23,7 @@ class Clock:
         self._monotonic_s = lru_cache(_CACHED_TIMES)(self._to_monotonic_s)
 
     def since_s(self, time_s: float) -> float:
-        """How many seconds ago something was recorded at a time since the epoch; never below 0."""
+        """Return how many seconds ago something was recorded at a time since the epoch; never below 0."""
         placed_s = self._monotonic_s(time_s)
         return asyncio.get_running_loop().time() - placed_s
 

@@ -1,4 +1,4 @@
-"""The text of attempts under way, for whoever watches: kept until the attempt ends, never in the log.
+"""The text of attempts under way, for readers: kept until the attempt ends, never in the log.
 
 A reader holds no buffer. It remembers how much of each text it has given, is woken without data, and reads on
 from there; one that comes late reads from the beginning. Until it is read a text is left in the pieces in
@@ -132,14 +132,14 @@ class LiveTexts:
             self._forget(ref)
 
     def is_watched(self, ref: InstanceRef) -> bool:
-        """Whether an instance has readers now."""
+        """Return whether an instance has readers now."""
         instance = self._instances.get(ref)
         return instance is not None and bool(instance.readers)
 
     def writer(self, ref: InstanceRef, attempt: Attempt) -> OnText:
         """Return what takes the text of an attempt's next call, behind that of its calls before.
 
-        It takes room only once it is told something.
+        It takes room only once there is text.
         """
         instance = self._instances.get(ref)
         text = instance.texts.get(attempt) if instance else None

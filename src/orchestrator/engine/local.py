@@ -112,7 +112,7 @@ class LocalEngine:
         return self._context.live
 
     def waiting_reason(self, ref: InstanceRef) -> str:
-        """Why nothing happens to an instance; see Engine."""
+        """Return why nothing happens to an instance; see Engine."""
         if run := self._runs.get(ref):
             return run.waiting_reason
         if ref in self._waiting:

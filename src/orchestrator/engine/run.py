@@ -432,7 +432,7 @@ class Run:
         return profile, request, await provider.complete(request, on_text)
 
     def _on_plan_text(self, piece: str, *, is_restart: bool = False) -> None:
-        """Each subtask is recorded as soon as the planner has told of it, so that it can begin."""
+        """Record each subtask as soon as the planner has written it, so that it can begin."""
         if is_restart:
             self._planning = None  # it may have read thoughts: only the whole plan can be trusted
         if self._planning:
@@ -441,7 +441,7 @@ class Run:
             self._schedule_apply()
 
     def _usage(self, model: str, input_tokens: int, output_tokens: int) -> Usage:
-        """One call's usage; an endpoint's impossible count must not be what fails an instance."""
+        """Return one call's usage; an endpoint's impossible count must not fail an instance."""
         sent = min(max(input_tokens, 0), _MOST_TOKENS)
         received = min(max(output_tokens, 0), _MOST_TOKENS)
         cost_usd = self.context.models.prices.cost_usd(model, sent, received)

@@ -42,7 +42,7 @@ class CallScheduler:
         """How many wait that have not been asked this time."""
         self._is_dispatching = False
         """Whether those who wait are being asked, or will be once all has ended that ends in this pass of the
-        loop: whoever comes now waits with them."""
+        loop: a request that comes now waits with them."""
         self._dispatch_handle: asyncio.Handle | None = None
 
     def acquire(self, endpoint: str, ref: InstanceRef, on_available: Callable[[], None]) -> Slot | None:
@@ -79,7 +79,7 @@ class CallScheduler:
             self._dispatch_handle = asyncio.get_running_loop().call_soon(self._dispatch)
 
     def obstacle(self, endpoint: str) -> str:
-        """What an endpoint's calls wait for now."""
+        """Return what an endpoint's calls wait for now."""
         wait_s = self._gates[endpoint].wait_s(asyncio.get_running_loop().time(), has_waited=True)
         if wait_s:
             return f"{endpoint} takes no more calls for now: it is called again in {math.ceil(wait_s)} s"

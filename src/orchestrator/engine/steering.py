@@ -1,4 +1,4 @@
-"""How a client's wish for an instance becomes events, whoever runs it and wherever."""
+"""Steering: a client's request about an instance becomes events, wherever the instance runs."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -53,7 +53,7 @@ class Append(NamedTuple):
     summary: Summary
     """Of the instance after the events."""
     epoch: int | None = None
-    """Of the writer's lease on the instance; None: it acts without one, as whoever steers does."""
+    """Of the writer's lease on the instance; None: it has none, as in steering."""
     waits_for_storage: bool = False
     """Whether it stays queued while the storage takes no writes, instead of failing."""
     follows: "asyncio.Future[None] | None" = None
@@ -230,13 +230,13 @@ class EventLog(Protocol):
         """
 
     async def last_position(self) -> int:
-        """The position of the last event or deletion of all; 0: there is none."""
+        """Return the position of the last event or deletion of all; 0: there is none."""
 
     async def list(self, query: Query) -> ListPage:
         """List instances, newest first; a page may be short, or empty, though more follow."""
 
     async def unfinished(self) -> "Sequence[Head]":
-        """All instances in no terminal state, oldest first."""
+        """Return all instances in no terminal state, oldest first."""
 
     async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
         """Instances that finished before a time, in seconds since the epoch, the earliest first."""
@@ -258,7 +258,7 @@ class FencedError(Exception):
 
 
 class Wakeups:
-    """Tells readers that there is something new, not what: whoever wakes up reads the log.
+    """Wakes readers when there is something new; what it is they read in the log.
 
     A wake-up carries no data, so nothing is lost when several fall together and a slow reader costs nothing.
     """
@@ -313,7 +313,7 @@ def encode_row(event: Event) -> bytes:
 
 
 def _fit_row(max_bytes: int, row: bytes) -> bytes:
-    """A row of a page as it is, or with the event's texts cut so that it has no more bytes."""
+    """Return a row of a page as it is, or with the event's texts cut so that it has no more bytes."""
     if len(row) <= max_bytes:
         return row
     (event,) = EventBatch.FromString(row).events

@@ -12,12 +12,12 @@ _LENGTH_DELIMITED: Final = 2
 
 
 def tag(message: type[Message], field: str) -> bytes:
-    """The tag of a message's length-encode_field field with a number under 16."""
+    """Return the tag of a message's length-delimited field with a number under 16."""
     return bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED,))
 
 
 def encode_field(field_tag: bytes, data: bytes) -> bytes:
-    """One length-encode_field field: its tag, the data's size, the data."""
+    """Return one length-delimited field: its tag, the data's size, the data."""
     return _prefix(field_tag, len(data)) + data
 
 
@@ -32,7 +32,7 @@ def _prefix(field_tag: bytes, size: int) -> bytes:
 
 
 def split_fields(data: bytes) -> Iterator[bytes]:
-    """Take apart a message that has only length-encode_field fields with numbers under 16: each as it is."""
+    """Take apart a message that has only length-delimited fields with numbers under 16: each as it is."""
     start = 0
     while start < len(data):
         offset, size, shift = start + 1, 0, 0

@@ -82,7 +82,7 @@ class MemoryEventLog:
         def settle() -> None:
             try:
                 result = write()
-            except Exception as error:  # noqa: BLE001  whoever waits for the future gets it
+            except Exception as error:  # noqa: BLE001  it belongs to the future
                 if not written.done():
                     written.set_exception(error)
                     written.exception()

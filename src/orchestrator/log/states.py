@@ -1,6 +1,6 @@
 """Folded instances over any log: kept at hand, and topped up with what was appended since.
 
-What is given is durable, and at least as new as the log was when it was asked for, whoever appended.
+A state that is returned is durable, and at least as new as the log was when it was asked for.
 """
 
 from collections import OrderedDict

@@ -42,7 +42,7 @@ _BY_ERRNO: Final[Mapping[int, str]] = {
 
 
 def mend(error: sqlite3.Error | OSError, path: Path) -> str:
-    """What a person does about an error of the database at `path`."""
+    """Return what a person does about an error of the database at `path`."""
     if isinstance(error, OSError):
         return _BY_ERRNO.get(error.errno or 0, "see that its folder can be made and written")
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
@@ -54,7 +54,7 @@ def mend(error: sqlite3.Error | OSError, path: Path) -> str:
 
 
 def _is_full(path: Path) -> bool:
-    """Whether the disk has no room left: SQLite calls some of what comes of that an I/O error."""
+    """Return whether the disk has no room left: SQLite calls some of what comes of that an I/O error."""
     try:
         return shutil.disk_usage(path.parent).free == 0
     except OSError:

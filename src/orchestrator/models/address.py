@@ -61,11 +61,11 @@ class Address:
         return f"{self.scheme}://{self.netloc}{self.path}"
 
     def url(self, operation: str) -> str:
-        """What is called; the login is not part of it."""
+        """Return what is called; the login is not part of it."""
         return f"{self.base}/{operation}{f'?{self.query}' if self.query else ''}"
 
     def shown(self, operation: str = "") -> str:
-        """The address for people: no login, and of the query no value that may be a secret."""
+        """Return the address for people: no login, and of the query no value that may be a secret."""
         pairs = parse_qsl(self.query, keep_blank_values=True)
         query = "&".join(f"{name}={value if name in _PUBLIC_PARAMETERS else '***'}" for name, value in pairs)
         return f"{self.base}{f'/{operation}' if operation else ''}{f'?{query}' if query else ''}"
@@ -132,13 +132,13 @@ def _split(text: str) -> SplitResult:
 
 
 def _without_secrets(text: str) -> str:
-    """As much of a text as can be shown that may be no address at all."""
+    """Return as much of a text as can be shown that may be no address at all."""
     text, at, rest = text.rpartition("@")
     return re.split("[?#]", f"…{at}{rest}" if at else rest)[0]
 
 
 def _guess(text: str, shown: str) -> str:
-    """What was perhaps meant by an address without a scheme."""
+    """Return what was perhaps meant by an address without a scheme."""
     if "://" in text or re.match("https?[:/]", text):
         return ""
     rest = shown.lstrip("/")
@@ -147,7 +147,7 @@ def _guess(text: str, shown: str) -> str:
 
 
 def _is_near(host: str) -> bool:
-    """Whether a host is this machine or a neighbour, which mostly have no certificates."""
+    """Return whether a host is this machine or a neighbour, which mostly have no certificates."""
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:

@@ -146,7 +146,7 @@ class _Accumulator(Accumulator):
         return text
 
     def _begin(self, block: Mapping[Any, Any]) -> str:
-        """A block begins, with some of its text where an endpoint does not wait for the first delta."""
+        """Begin a block, with the text that an endpoint may send before the first delta."""
         is_tool = block.get("type") in ("tool_use", "server_tool_use")
         self._is_other_tool = is_tool and block.get("name") != _TOOL
         self._tool_input = _text(block) if is_tool and block.get("input") else ""
@@ -163,7 +163,7 @@ class _Accumulator(Accumulator):
                 self.note_usage(usage)
 
     def body(self) -> Mapping[str, Any]:
-        """The message as far as it has come."""
+        """Return the message as far as it has come."""
         return {
             "id": self.response_id,
             "content": [{"type": "text", "text": "".join(self._texts)}],
@@ -188,7 +188,7 @@ def _text(block: Any) -> str:
 
 
 def _supported(schema: Any) -> Any:
-    """A schema without what structured outputs refuse: lengths and patterns, which are checked here too."""
+    """Return a schema without what structured outputs refuse: lengths and patterns."""
     if not isinstance(schema, Mapping):
         return schema
     kept = {name: value for name, value in schema.items() if name in _SUPPORTED}

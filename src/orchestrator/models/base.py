@@ -27,7 +27,7 @@ class ModelRequest(NamedTuple):
     timeout_s: float
     """The longest the whole call may take; the provider sees to it."""
     is_watched: bool = False
-    """Whether somebody reads the answer as it is written; if not, it may come in one piece."""
+    """Whether the answer is read as it is written; if not, it may come in one piece."""
     is_last_attempt: bool = False
     """Whether no other attempt would follow: then nothing is risked that others would make good."""
 
@@ -51,7 +51,7 @@ class Provider(Protocol):
         """Answer one request; raise ModelError when that fails, or when its time is over.
 
         The reply tells how it finished: one that was cut or refused is a reply too, and no failure here.
-        Cancelling closes the connection at once. The pieces that `on_text` is told, from the last one on that
+        Cancelling closes the connection at once. The pieces passed to `on_text`, from the last one on that
         begins anew, add up to the reply's text. A call that fails may have told some pieces before.
         """
 
@@ -60,7 +60,7 @@ class Provider(Protocol):
 
 
 def timed_out(whom: str, timeout_s: float) -> ModelError:
-    """No whole answer came in all the time that an attempt has."""
+    """Return no whole answer came in all the time that an attempt has."""
     message = f"{whom} did not answer within {timeout_s:g} s: see the attempt_timeout of the retry policy"
     return ModelError("TIMEOUT", message, retryable=True)
 

@@ -113,7 +113,7 @@ class _Accumulator(Accumulator):
         return text
 
     def _delta(self, choice: Mapping[Any, Any]) -> Mapping[str, Any]:
-        """What a chunk adds; some gateways send all as one message."""
+        """Return what a chunk adds; some gateways send all as one message."""
         delta, message = choice.get("delta"), choice.get("message")
         if isinstance(delta, dict) and (delta or not isinstance(message, dict)):
             return delta
@@ -129,7 +129,7 @@ class _Accumulator(Accumulator):
         return added["content"]
 
     def body(self) -> Mapping[str, Any]:
-        """The completion as far as it has come."""
+        """Return the completion as far as it has come."""
         message = {name: "".join(texts) for name, texts in self._written.items()} | self._calls
         return {
             "id": self.response_id,
@@ -163,7 +163,7 @@ def _json_in(thoughts: str) -> str:
 
 
 def _text(content: Any) -> str:
-    """The text of a message's content: a string, a list of parts, or JSON that the endpoint parsed for us."""
+    """Return the text of a message's content: a string, a list of parts, or JSON that was parsed already."""
     match content:
         case str():
             return content

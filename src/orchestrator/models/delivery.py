@@ -71,7 +71,7 @@ class DeliveryChooser:
         )
 
     def _failure_time_s(self, work: _Workload, delivery: Delivery) -> float:
-        """When calls last failed in a delivery; minus infinity: never, or that is forgotten."""
+        """Return when calls last failed in a delivery; minus infinity: never, or that is forgotten."""
         failed_at_s = self._failed_at_s.get((work, delivery), float("-inf"))
         return failed_at_s if time.monotonic() < failed_at_s + REMEMBERED_S else float("-inf")
 

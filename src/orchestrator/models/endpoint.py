@@ -84,14 +84,14 @@ class _RequestTerms:
     """How many tokens this call asks for."""
 
     def adapt(self, request: ModelRequest) -> ModelRequest:
-        """The request on these terms."""
+        """Return the request on these terms."""
         prompt = self.dialect.adapt(request.prompt)
         return request._replace(prompt=prompt, max_output_tokens=self.limit)
 
     def after(
         self, answer: HttpResponse, sent: Mapping[str, object], request: ModelRequest
     ) -> "_RequestTerms | None":
-        """The terms to try next after a refusal; None: it is about something else."""
+        """Return the terms to try next after a refusal; None: it is about something else."""
         words = error_body.words(answer.body)
         if answer.status in _UNFIXABLE_STATUSES or INVALID_ANSWER.search(words):
             return None
@@ -121,7 +121,7 @@ class Call:
     """What the endpoint calls the answer that it gave last, as far as it has come."""
 
     def emit(self, text: str, *, is_restart: bool = False) -> None:
-        """Tell whoever listens what was added to the answer."""
+        """Pass on what was added to the answer."""
         if self.on_text is None:
             return
         if is_restart:
@@ -139,7 +139,7 @@ class HttpProvider(ABC):
     """What a base address may end in that is no part of it: `path`, and what people take for it."""
     first_dialect: ClassVar[Dialect] = Dialect()
     most_unwatched_streams: ClassVar[int] = 64
-    """So many answers that nobody watches are streamed at once: each piece costs CPU time, watched or not."""
+    """How many unwatched answers are streamed at once: each piece costs CPU time, watched or not."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class HttpProvider(ABC):
         return self._profile
 
     def check(self, model: str) -> None:  # noqa: B027  there is nothing to override
-        """Which models there are, only the endpoint knows."""
+        """Accept every name: only the endpoint knows its models."""
 
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
@@ -261,7 +261,7 @@ class HttpProvider(ABC):
 
     @contextmanager
     def _stream_parameters(self, call: Call, dialect: Dialect) -> Iterator[Mapping[str, object]]:
-        """What is posted besides, for a stream that is open while the block runs; nothing: for no stream."""
+        """Return the additional parameters of a stream, which is open while the block runs."""
         with self._deliveries.choose(
             call.request, can_stream="stream" not in dialect.omitted
         ) as call.delivery:
@@ -270,22 +270,22 @@ class HttpProvider(ABC):
 
     @abstractmethod
     def _headers(self, api_key: str, address: Address) -> Mapping[str, str]:
-        """What is sent in every call's head: the key, where there is one."""
+        """Return what is sent in every call's head: the key, where there is one."""
 
     @abstractmethod
     def _body(self, request: ModelRequest, dialect: Dialect) -> dict[str, object]:
-        """What is posted for an answer in one piece."""
+        """Return what is posted for an answer in one piece."""
 
     @abstractmethod
     def _streaming(self) -> Mapping[str, object]:
-        """What is posted besides for a stream."""
+        """Return what is posted besides for a stream."""
 
     @abstractmethod
     def _parse(self, body: Mapping[str, Any], request: ModelRequest) -> Content | None:
-        """What an answer holds; None: no answer at all."""
+        """Return what an answer holds; None: no answer at all."""
 
     def _error(self, body: Mapping[str, Any]) -> object:
-        """The error in what came with a 200, be it a whole answer or an event; nothing: there is none."""
+        """Return the error in a body or an event that came with a 200; empty: there is none."""
         error = body.get("error") or body.get("errors")
         is_error = body.get("object") == "error" or body.get("type") == "error"  # the first as vLLM writes it
         is_error |= not body.keys() & _ANSWERS and any(isinstance(body.get(it), str) for it in _ERROR_FIELDS)
@@ -293,7 +293,7 @@ class HttpProvider(ABC):
 
     @abstractmethod
     def _accumulator(self) -> Accumulator:
-        """An empty answer, for a stream's events."""
+        """Return an empty answer, for a stream's events."""
 
     async def _post(self, call: Call, body: Mapping[str, object]) -> ModelReply | HttpResponse:
         """Make one HTTP call. An answer that is no success is given back as it is."""
@@ -311,7 +311,7 @@ class HttpProvider(ABC):
             return self._reply_from_body(await streamed.read_all(), call)
 
     def _reply_from_body(self, answer: HttpResponse, call: Call) -> ModelReply | HttpResponse:
-        """The reply in an answer in one piece; raise ModelError where a success holds none."""
+        """Return the reply in an answer in one piece; raise ModelError where a success holds none."""
         if not _is_success(answer.status):
             return answer
         body = self._object(answer.body)
@@ -327,7 +327,7 @@ class HttpProvider(ABC):
         return reply
 
     async def _reply_from_stream(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
-        """The reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
+        """Return the reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
         request = call.request
         call.response_id = ""
         accumulator, events = self._accumulator(), SseDecoder()
@@ -390,7 +390,7 @@ class HttpProvider(ABC):
         return reply
 
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
-        """What an event holds, and the error that it tells of, if it does."""
+        """Return what an event holds, and the error that it tells of, if it does."""
         if event.name in _KEEPALIVE_EVENTS or event.data.strip().lower() in (*_KEEPALIVE_EVENTS, b"null"):
             return {}, None
         if event.name != b"error":
@@ -403,7 +403,7 @@ class HttpProvider(ABC):
         return {}, self._error(body) or body or event.data.decode(errors="replace")
 
     def _object(self, data: bytes) -> dict[str, Any]:
-        """A JSON object; raise ModelError where it is none."""
+        """Return a JSON object; raise ModelError where it is none."""
         try:
             value = json.loads(data)
         except ValueError:
@@ -415,14 +415,14 @@ class HttpProvider(ABC):
         return value
 
     def _text_of(self, content: Content, request: ModelRequest) -> AnswerText:
-        """The answer in all that a model has written."""
+        """Return the answer in all that a model has written."""
         answer = AnswerText(is_json=_is_json(request))
         answer.add(content.text)
         answer.end()
         return answer
 
     def _buffers_until_answer(self, model: str) -> bool:
-        """Whether a text is to be told only once it is known to be no thought.
+        """Return whether a text is to be told only once it is known to be no thought.
 
         Thoughts that nothing opens look like an answer until they end, and most models have none. So a model
         is waited for that had such before, or one that is not known yet beside others that do.
@@ -455,7 +455,7 @@ class HttpProvider(ABC):
 
 
 def _dialect_key(request: ModelRequest) -> tuple[str, bool]:
-    """What a dialect is remembered for: some endpoints cannot stream JSON, and some refuse a format."""
+    """Return the key of a dialect: some endpoints cannot stream JSON, and some refuse a format."""
     return request.model, request.prompt.schema is not None
 
 
@@ -464,7 +464,7 @@ def _characters(request: ModelRequest) -> int:
 
 
 def _asks_for_stream(answer: HttpResponse) -> bool:
-    """Whether an endpoint refuses to answer for the whole."""
+    """Return whether an endpoint refuses to answer for the whole."""
     return answer.status in REJECTED and "stream" in error_body.words(answer.body)
 
 
@@ -488,7 +488,7 @@ def identifier(value: object) -> str:
 
 
 def count(usage: object, name: str) -> int:
-    """A number of tokens in an endpoint's usage; 0 where it gives none that makes sense."""
+    """Return a number of tokens in an endpoint's usage; 0 where it gives none that makes sense."""
     value = usage.get(name) if isinstance(usage, dict) else None
     if isinstance(value, str) and value.isdecimal():
         value = int(value[:_MOST_DIGITS])

@@ -11,7 +11,7 @@ _MAX_DEPTH: Final = 16
 
 
 def fields(body: bytes) -> Iterator[tuple[str, object]]:
-    """Each value of a JSON body with its key, in order; a string that holds JSON is opened too.
+    """Return each value of a JSON body with its key, in order; a string that holds JSON is opened too.
 
     A body that is no JSON is one value without a key.
     """
@@ -19,7 +19,7 @@ def fields(body: bytes) -> Iterator[tuple[str, object]]:
 
 
 def words(body: bytes) -> str:
-    """All that a body says, in lower case: its keys and values, a line for each and none twice.
+    """Return all that a body says, in lower case: its keys and values, a line for each and none twice.
 
     A key stands on a line of its own, for it may be the name of a parameter, and is part of no sentence.
     """
@@ -44,7 +44,7 @@ def _fields(key: str, value: Any, depth: int) -> Iterator[tuple[str, object]]:
 
 
 def opened(text: str) -> Any:
-    """The JSON that a string holds; None: it holds none."""
+    """Return the JSON that a string holds; None: it holds none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -86,7 +86,7 @@ class Failures:
         return f"{self.name} ({self.address.netloc})"
 
     def of_status(self, answer: HttpResponse, model: str) -> ModelError:
-        """What an answer that is no success means."""
+        """Return what an answer that is no success means."""
         status, body = answer.status, error_body.words(answer.body)
         said, where = self.quote(answer.body), self.where
         is_bad_request = status == HTTPStatus.BAD_REQUEST
@@ -117,7 +117,7 @@ class Failures:
             case _ if status == HTTPStatus.TOO_MANY_REQUESTS or (
                 status < HTTPStatus.INTERNAL_SERVER_ERROR and token_limits.PER_TIME.search(body)
             ):
-                # An empty account is told as a rate limit, but no waiting fills it.
+                # An empty account is reported as a rate limit, but no waiting fills it.
                 retryable = not any(word in body for word in _QUOTA_EXHAUSTED)
                 message = f"{where} limits the rate of calls{said}"
                 wait_s = _believed_wait_s(answer)
@@ -144,24 +144,24 @@ class Failures:
         return HttpResponse(_status_in(error, error_body.words(body)), headers, body)
 
     def invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
-        """An answer that cannot be read. `used`: the tokens it cost, of input and of output."""
+        """Return an answer that cannot be read. `used`: the tokens it cost, of input and of output."""
         message = f"{self.where} {problem}{self.quote(body)}"
         return _failed("OUTPUT_INVALID", message, used)
 
     def no_json(self, body: bytes) -> ModelError:
-        """An answer that is not JSON, which may be a page that somebody else sent."""
+        """Return an answer that is not JSON: perhaps a page of a proxy in between."""
         if not web_page.is_page(body.decode(errors="replace")):
             return self.invalid("sent what is not JSON", body)
         doubts = f"is {self.address.called} right, or is it a proxy's page, or one to log in on?"
         return self.invalid(f"sent a web page in place of an answer: {doubts}", body)
 
     def cut(self, used: tuple[int, int]) -> ModelError:
-        """A stream that ended before the answer did."""
+        """Return a stream that ended before the answer did."""
         message = f"{self.where} ended the stream before the answer was complete"
         return _failed("STREAM_CUT", message, used)
 
     def quote(self, body: bytes) -> str:
-        """What the endpoint said, short, in one line and without our key; empty where it said nothing."""
+        """Quote what the endpoint said, in one short line without our key; empty where it said nothing."""
         text = body.decode(errors="replace")
         with contextlib.suppress(ValueError, RecursionError):
             text = _explanation(json.loads(text)) or text
@@ -201,7 +201,7 @@ class Failures:
         return ModelError("MODEL_NOT_FOUND", message, retryable=False)
 
     def _not_found(self, answer: HttpResponse, model: str, words: str, said: str) -> ModelError:
-        """No such path, or no such model: only the words can tell."""
+        """Return no such path, or no such model: only the words can tell."""
         is_page = web_page.is_page(answer.body.decode(errors="replace"))
         named = rf"(?<!\w){re.escape(model.lower())}(?!\w)"
         is_about_model = _ABOUT_MODELS.search(words) or re.search(named, words)
@@ -216,7 +216,7 @@ class Failures:
         return AddressError("MODEL_NOT_FOUND", problem, mend, said)
 
     def _redirected(self, answer: HttpResponse, said: str) -> ModelError:
-        """It is not followed: the key would go to whatever host it names."""
+        """Return the failure of a redirect, which is not followed: the key would go to another host."""
         called = self.address.called
         location = urljoin(self.address.url(self.path), answer.headers["Location"]).partition("#")[0]
         try:
@@ -235,7 +235,7 @@ class Failures:
 
 
 def _status_in(error: object, words: str) -> int:
-    """The status that an error would have had."""
+    """Return the status that an error would have had."""
     match error:
         case {"code": int(code)} if HTTPStatus.BAD_REQUEST <= code < 600:  # noqa: PLR2004  no status beyond
             return code
@@ -260,7 +260,7 @@ def _failed(
 
 
 def _explanation(body: Any) -> str:
-    """The sentence for people in an error body of any common shape; empty: none found."""
+    """Return the sentence for people in an error body of any common shape; empty: none found."""
     match body:
         case str():
             return body

@@ -66,7 +66,7 @@ _TOOL_CALLS: Final = frozenset(map(_normalized, _TOOL))
 
 
 def reason_of(value: object) -> str:
-    """The reason to stop that an answer or an event gives; empty: it gives none."""
+    """Return the reason to stop that an answer or an event gives; empty: it gives none."""
     if isinstance(value, Mapping):
         value = value.get("type")
     reason = "" if value is None else str(value).strip()
@@ -74,7 +74,7 @@ def reason_of(value: object) -> str:
 
 
 def finish_of(reason: str, *, may_call_tool: bool = True) -> Finish:
-    """What a reason to stop means; none at all is a normal one.
+    """Return what a reason to stop means; none at all is a normal one.
 
     A model that stops to call a tool has said all only where it may call one.
     """

@@ -1,8 +1,8 @@
 """How many calls an endpoint takes, found out by calling it.
 
-A gate is a controller without a clock: it is told when calls begin and how they end, and says when the next
-may begin. It learns only while calls wait for it, since what an endpoint was asked for when nobody waited is
-not what it takes, and forgets what it has learnt once nobody waits.
+A gate is a controller without a clock: it is notified when calls begin and how they end, and says when the
+next may begin. It learns only while calls wait for it, since the load without a queue is not the capacity,
+and forgets what it has learnt once none wait.
 
 While nothing is known, more and more calls may be open. When one is refused for coming too often, the gate
 closes, opens again with one call more at a time, and has learnt one of two things:
@@ -22,7 +22,7 @@ FIRST_LIMIT: Final = 8
 """How many calls may be open before anything is known of the endpoint."""
 _DOUBLING_S: Final = 0.18  # in which that grows twofold
 _REOPEN_DOUBLING_S: Final = 0.1  # in which one call more grows to two, after a refusal
-_SLACK_S: Final = 0.05  # the gate was open for so long and nobody came: nobody waits
+_SLACK_S: Final = 0.05  # the gate was open for so long without a call: none wait
 
 _PAUSE_S: Final = 0.25  # after a refusal that does not say when to come again, or says sooner
 _PAUSE_GROWTH: Final = 1.5  # times that, if nothing has gone well since the last one
@@ -36,7 +36,7 @@ _FAULTS: Final = 5  # in a row are no longer the calls' own
 _EVIDENCE: Final = 32  # calls of one second make a pace
 _MIN_SUCCESSES: Final = 4  # calls have to go well after one refusal for the next to say anything new
 _BACKOFF_FACTOR: Final = 0.94  # of what went well
-_ROUNDED_S: Final = 1.0  # so much of a wait may be there only because it is told in whole seconds
+_ROUNDED_S: Final = 1.0  # so much of a wait may be rounding to whole seconds
 _LONG_S: Final = 2.0  # a wait that is part of the pace: the endpoint counts in minutes
 _HORIZON_S: Final = 120.0  # what was longer ago says nothing
 _REMEMBERED: Final = 1024  # calls
@@ -103,7 +103,7 @@ class Gate:
     """When the pace lets a call begin."""
 
     _wanted_s: float = -inf
-    """Until when there was somebody who would have called."""
+    """Until when calls were wanted."""
     _first_s: float = 0.0
     """Since when there always was."""
     _has_waited: bool = False
@@ -128,11 +128,11 @@ class Gate:
     """How many calls the endpoint has failed at since it has answered one."""
 
     def room(self, now_s: float) -> int:
-        """How many calls more may be open."""
+        """Return how many calls more may be open."""
         return int(min(self._widest(now_s), inf if self._pace else self._ramp.width(now_s))) - self._open
 
     def wait_s(self, now_s: float, *, has_waited: bool = False) -> float | None:
-        """How long until a call may begin, 0: now; None: as soon as an open one has ended.
+        """Return how long until a call may begin, 0: now; None: as soon as an open one has ended.
 
         To ask is to have a call that wants to; `has_waited` tells whether it had to wait until now.
         """
@@ -156,7 +156,7 @@ class Gate:
         return min(self._width.at(now_s), self.most) if self._width else self.most
 
     def begin(self, now_s: float) -> None:
-        """A call begins."""
+        """Record that a call begins."""
         self._open_if_due(now_s)
         self._wanted_s = now_s
         self._count += 1
@@ -167,12 +167,12 @@ class Gate:
         self._open += 1
 
     def end(self) -> None:
-        """The endpoint has answered a call, or the call was given up."""
+        """Record that a call was answered, or given up."""
         self._open -= 1
         self._faults = 0
 
     def fail(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
-        """The endpoint failed at a call that began at a time.
+        """Record that the endpoint failed at a call that began at a time.
 
         The gate closes where the endpoint says for how long, as in `refuse`, or has failed often in a row.
         """
@@ -183,7 +183,7 @@ class Gate:
             self._is_refused = False
 
     def refuse(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
-        """A call that began at a time was refused: there are too many.
+        """Record that a call that began at a time was refused: there are too many.
 
         The gate closes for as long as the endpoint says and, by `jitter` from 0 to 1, a little longer: other
         services may have been told the same.

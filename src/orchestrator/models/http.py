@@ -63,7 +63,7 @@ class StreamingResponse:
         self._idle_timeout_s = idle_timeout_s
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; raise ModelError where it breaks off or is longer than any model's answer."""
+        """Yield the body as it comes; raise ModelError where it breaks off or is longer than any answer."""
         received = 0
         with mapped_errors(self._host, self._idle_timeout_s):
             async for chunk in self._body:
@@ -155,7 +155,7 @@ def _to_model_error(error: BaseException, host: str, idle_timeout_s: float | Non
 
 
 def _certificate_error(error: object, host: str, called: str) -> AddressError:
-    """What is wrong with a certificate, and what to do about that."""
+    """Return what is wrong with a certificate, and what to do about that."""
     variable, place = trust.chosen()
     authorities = f"{variable}, which is {place}" if variable else "the system"
     problem = f"the certificate of {host} is not trusted"
@@ -238,7 +238,7 @@ class EndpointClient:
             raise tls_required_error(self.host, self._address.called) from None
 
     async def _peer_speaks_tls(self) -> bool:
-        """Whether a plain HTTP call broke because the other side speaks TLS, which it does not say."""
+        """Return whether a plain HTTP call broke because the other side speaks TLS, which it does not say."""
         if self._scheme != "http" or self._has_proxy or self._has_answered:
             return False
         unverified = ssl.create_default_context()  # nothing is sent over it
@@ -284,7 +284,7 @@ class EndpointClient:
 
 
 def _proxy(scheme: str, host: str) -> str | None:
-    """The system's proxy for a host; never for loopback. Raise ModelError where we cannot use it."""
+    """Return the system's proxy for a host; never for loopback. Raise ModelError where we cannot use it."""
     if _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urllib.request.getproxies().get(scheme)

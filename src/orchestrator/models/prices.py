@@ -57,7 +57,7 @@ class Prices:
         return cls({model: Price.parse(model, table) for model, table in tables.items()})
 
     def cost_usd(self, name: str, input_tokens: int, output_tokens: int) -> float | None:
-        """What a call of `provider/model` costs that used so many tokens; None: no price is known."""
+        """Return what a call of `provider/model` costs that used so many tokens; None: no price is known."""
         provider, _, model = name.partition("/")
         if price := self.overrides.get(name):
             return (input_tokens * price.input_usd + output_tokens * price.output_usd) / _PER

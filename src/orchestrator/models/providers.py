@@ -39,20 +39,20 @@ class Endpoint:
     kind: type[ChatCompletions] | type[Anthropic] = ChatCompletions
 
     def url_in(self, environment: Mapping[str, str]) -> str:
-        """The base address to call."""
+        """Return the base address to call."""
         if url := environment.get(self.url_variable, "").strip():
             return self.address(url)
         return self.url.format(**{ACCOUNT_VARIABLE: environment.get(ACCOUNT_VARIABLE, "").strip()})
 
     def key_in(self, environment: Mapping[str, str]) -> tuple[str, str]:
-        """The key, which may be empty, and the variable that holds it or is to hold it."""
+        """Return the key, which may be empty, and the variable that holds it or is to hold it."""
         for variable in self.key_variables:
             if key := environment.get(variable, "").strip():
                 return key, variable
         return "", self.key_variables[-1] if self.key_variables else ""
 
     def missing_variables(self, environment: Mapping[str, str]) -> str:
-        """The variables that have to be set before it can be called, for people; empty: none."""
+        """Return the variables that have to be set before it can be called, for people; empty: none."""
         if environment.get(self.url_variable, "").strip() or self.is_keyless:
             return ""
         key, variable = self.key_in(environment)
@@ -83,7 +83,7 @@ class Endpoint:
             return UnavailableProvider(f"{self.url_variable}: {error}")
 
     def address_in(self, environment: Mapping[str, str]) -> Address:
-        """The address to call, which can be shown; raise SettingsError where it is none."""
+        """Return the address to call, which can be shown; raise SettingsError where it is none."""
         return Address.parse(self.url_in(environment), self.url_variable, self.kind.endings)
 
 
@@ -108,11 +108,11 @@ class UnavailableProvider:
         raise ModelError("MODEL_UNAUTHENTICATED", self.problem, retryable=False)
 
     async def aclose(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
 
 def ollama_address(host: str) -> str:
-    """The base address of what OLLAMA_HOST holds: `host`, `host:port` or a whole address, as Ollama reads it.
+    """Return the base address that OLLAMA_HOST names: `host`, `host:port` or a whole address.
 
     It is also where its server listens, and 0.0.0.0 is no address to call.
     """
@@ -161,7 +161,7 @@ ENDPOINTS: Final = (
 
 
 def from_environment(environment: Mapping[str, str], idle_timeout_s: float = IDLE_TIMEOUT_S) -> Models:
-    """Every provider, set up from the variables; nothing is opened or started.
+    """Return every provider, set up from the variables; nothing is opened or started.
 
     One without its key, or with an address that is none, is there too: only calling it fails. A streamed call
     fails when the endpoint is silent for `idle_timeout_s`.

@@ -43,7 +43,7 @@ class Scripted:
         return FULL
 
     def check(self, model: str) -> None:
-        """Every model is there."""
+        """Accept every model."""
 
     async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
         """Answer one request; raise the script's ModelError where it gives one."""
@@ -63,7 +63,7 @@ class Scripted:
         return _emit_reply(ModelReply(answer) if isinstance(answer, str) else answer, on_text)
 
     async def aclose(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is nothing to release."""
 
     def _canned(self, request: ModelRequest) -> str:
         match request.prompt.role:
@@ -91,14 +91,14 @@ async def _collect(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
 
 
 async def in_pieces(text: str, *, per_s: float, characters: int = 4) -> AsyncIterator[str]:
-    """A text as a model writes it: so many pieces a second, of as many characters as a token has."""
+    """Return a text as a model writes it: so many pieces a second, of as many characters as a token has."""
     for start in range(0, len(text), characters):
         await asyncio.sleep(1 / per_s)
         yield text[start : start + characters]
 
 
 def plan_text(subtasks: int, *, chained: bool = False) -> str:
-    """A planner's answer with subtasks `t1`, `t2`, …; chained: each depends on the one before it."""
+    """Return a planner's answer with subtasks `t1`, `t2`, …; chained: each depends on the one before it."""
     return json.dumps(
         {
             "summary": SUMMARY,

@@ -44,7 +44,7 @@ class SseDecoder:
         """Whether the last byte was a carriage return: a line feed after it ends no other line."""
 
     def feed(self, chunk: bytes) -> Sequence[Event]:
-        """The events that are whole with this chunk."""
+        """Return the events that are whole with this chunk."""
         if self._ended_in_return:
             chunk = chunk.removeprefix(b"\n")
         self._ended_in_return = chunk.endswith(b"\r")
@@ -61,7 +61,7 @@ class SseDecoder:
         return events
 
     def flush(self) -> Sequence[Event]:
-        """What is left when the stream has ended, though neither line nor event were ended; no half event."""
+        """Return the events that are left at the end of the stream; no half event."""
         line, self._line = bytes(self._line), bytearray()
         field = _value(line, b"data:") or b""
         is_whole = _is_object(field) or _is_last(field)
@@ -91,7 +91,7 @@ class SseDecoder:
 
 
 def _value(line: bytes, field: bytes) -> bytes | None:
-    """The value of a field in a line; None: it is another field."""
+    """Return the value of a field in a line; None: it is another field."""
     line = line.removeprefix(BYTE_ORDER_MARK)
     return line[len(field) :].strip() if line.startswith(field) else None
 
@@ -101,7 +101,7 @@ def _is_last(data: bytes) -> bool:
 
 
 def _is_object(data: bytes) -> bool:
-    """Whether a JSON object is whole."""
+    """Return whether a JSON object is whole."""
     if not data.startswith(b"{"):
         return False
     try:
@@ -151,7 +151,7 @@ class Accumulator(ABC):
         return SHORT_QUIET_S if self.is_complete else QUIET_S
 
     def is_whole(self, broken: ModelError | None) -> bool:
-        """Whether the answer is complete though the stream did not say so, but ended, fell silent or broke.
+        """Return whether the answer is complete although the stream just ended, fell silent or broke.
 
         A reason to stop says that all was written, but not on a broken connection where text has followed
         such a reason before.
@@ -170,7 +170,7 @@ class Accumulator(ABC):
 
     @abstractmethod
     def body(self) -> Mapping[str, Any]:
-        """The body that an answer in one piece would have had, as far as it has come."""
+        """Return the body that an answer in one piece would have had, as far as it has come."""
 
     def note_text(self, text: str, *, is_thought: bool = False) -> None:
         """Something was written."""
@@ -183,7 +183,7 @@ class Accumulator(ABC):
             self._meaningless.add(self.reason)
 
     def note_reason(self, value: object) -> None:
-        """An event says why the model stopped, or does not."""
+        """Record why the model stopped, if an event says so."""
         reason = reason_of(value)
         if not reason:
             return
@@ -195,11 +195,11 @@ class Accumulator(ABC):
         self._has_text_after_reason = False
 
     def note_id(self, value: object) -> None:
-        """An event tells what the answer is called, or does not."""
+        """Record the id of the answer, if an event holds it."""
         self.response_id = self.response_id or value
 
     def note_usage(self, usage: Mapping[Any, Any]) -> None:
-        """An event tells what was used: totals, of which each may be told apart, and none is taken back."""
+        """Record the usage that an event holds: totals, each of which may come alone."""
         usage = {**self.usage, **{name: value for name, value in usage.items() if value}}
         self.changes += usage != self.usage
         self.usage = usage

@@ -80,15 +80,15 @@ class Dialect:
     """Whether there may be a system message; otherwise its text stands in front of the user's."""
 
     def adapt(self, prompt: Prompt) -> Prompt:
-        """The prompt in the roles that there are."""
+        """Return the prompt in the roles that there are."""
         return prompt if self.has_system_role else _without_system_role(prompt)
 
     def with_stream(self) -> "Dialect":
-        """The dialect in which the endpoint is asked to stream again."""
+        """Return the dialect in which the endpoint is asked to stream again."""
         return replace(self, omitted=self.omitted - {"stream"})
 
     def after(self, words: str, sent: Mapping[str, Any], *, is_rejection: bool = True) -> "Dialect | None":
-        """The dialect to try next, given a refusal's words and the body that was refused.
+        """Return the dialect to try next, given a refusal's words and the body that was refused.
 
         `is_rejection`: by its status it is about the request; otherwise only what can be nothing else is
         read out of it. None where the refusal is about another thing.

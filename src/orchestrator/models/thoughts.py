@@ -196,7 +196,7 @@ class AnswerText:
 
 
 def _begins_with_whole_json(text: str) -> bool:
-    """Whether the JSON with which a text begins has ended: else what follows stands in one of its strings."""
+    """Return whether the JSON at the beginning of a text has ended, so that what follows is outside of it."""
     try:
         read(text.lstrip())
     except JsonFaultError:
@@ -205,13 +205,13 @@ def _begins_with_whole_json(text: str) -> bool:
 
 
 def _may_open(begun: str) -> bool:
-    """Whether the beginning of a text may still become that of thoughts."""
+    """Return whether the beginning of a text may still become that of thoughts."""
     lower = begun.lower()
     return any(opening.startswith(lower) for opening in _CLOSINGS) or _UNTAGGED.startswith(begun)
 
 
 def _safe_length(text: str) -> int:
-    """How many characters of a text cannot belong to a closing tag that has not come in full."""
+    """Return how many characters of a text cannot belong to a closing tag that has not come in full."""
     tail = text[-_LONGEST:]
     for sign in _TAG_START.finditer(tail):
         begun = tail[sign.start() :]
@@ -221,7 +221,7 @@ def _safe_length(text: str) -> int:
 
 
 def _closes(before: str, tag: str, after: str) -> bool:
-    """Whether a closing tag in a text ends thoughts that nothing has opened; see above."""
+    """Return whether a closing tag in a text ends thoughts that nothing has opened; see above."""
     openings = [opening for opening, closing in _CLOSINGS.items() if closing == tag.lower()]
     if _is_quoted(before, after) or _is_mid_sentence(before, after) or _is_in_code(before):
         return False
@@ -229,7 +229,7 @@ def _closes(before: str, tag: str, after: str) -> bool:
 
 
 def _opens(opening: str, text: str) -> bool:
-    """Whether a text opens thoughts that are still open, and does not only mention how that is done."""
+    """Return whether a text opens thoughts that are still open, and does not only mention the tag."""
     for found in re.finditer(re.escape(opening), text):
         before, after = text[: found.start()], text[found.end() :]
         is_amid = "\n" in after and _is_mid_sentence(before, after)
@@ -239,7 +239,7 @@ def _opens(opening: str, text: str) -> bool:
 
 
 def _is_in_code(before: str) -> bool:
-    """Whether what follows a text stands in code, as Markdown marks it."""
+    """Return whether what follows a text stands in code, as Markdown marks it."""
     fence = ""
     for found in _FENCE.finditer(before):
         marks = found[1]
@@ -257,7 +257,7 @@ def _last_line(text: str) -> str:
 
 
 def _is_mid_sentence(before: str, after: str) -> bool:
-    """Whether a sentence, or a row of a table, goes on around something between two texts."""
+    """Return whether a sentence, or a row of a table, goes on around something between two texts."""
     line = _last_line(before)
     last, follows = line.rstrip()[-1:], after.lstrip(" \t")[:1]
     is_amid = line.endswith((" ", "\t")) and bool(last) and (last.isalnum() or last in _CONTINUES_AFTER)
@@ -268,7 +268,7 @@ def _is_mid_sentence(before: str, after: str) -> bool:
 
 
 def _is_quoted(before: str, after: str) -> bool:
-    """Whether something is only mentioned: it stands in quotes, brackets or Markdown's emphasis."""
+    """Return whether something is only mentioned: it stands in quotes, brackets or Markdown's emphasis."""
     return _is_quote(before[-1:], ("Ps", "Pi", "Pf")) and _is_quote(after[:1], ("Pe", "Pi", "Pf"))
 
 

@@ -118,13 +118,13 @@ class _Window(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenLimits:
-    """What an endpoint's refusals have told of a model."""
+    """What an endpoint's refusals say of a model's limits."""
 
     cap: int | None = None
     _window: _Window | None = None
 
     def fit(self, wanted: int, prompt_characters: int) -> int:
-        """The limit to ask with: as much of what is wanted as a prompt of that length leaves room for.
+        """Return the limit to ask with: as much of what is wanted as a prompt of that length leaves room for.
 
         The prompt's tokens are reckoned by the longest prompt of which they are known. Where that leaves no
         room, it may be wrong, and the endpoint is asked.
@@ -142,7 +142,7 @@ class TokenLimits:
         return min(limit, room) if room >= _min_tokens(wanted) else limit
 
     def learn(self, refusal: Refusal, prompt_characters: int) -> "TokenLimits":
-        """What is known after a refusal; nothing that holds for that prompt alone."""
+        """Return what is known after a refusal; nothing that holds for that prompt alone."""
         if refusal.is_cap:
             return replace(self, cap=refusal.limit)
         if refusal.window is None:
@@ -155,7 +155,7 @@ class TokenLimits:
 
 
 def is_too_long(words: str) -> bool:
-    """Whether an error says that a prompt is too long, and not that there was too much within a minute."""
+    """Return whether an error says that a prompt is too long, not that a rate was exceeded."""
     return _TOO_LONG.search(words) is not None and not PER_TIME.search(words)
 
 
@@ -229,7 +229,7 @@ def _named_cap(words: str, sent: int) -> int | None:
 
 
 def _other_number(words: str, sent: int) -> int | None:
-    """The greatest number in a sentence about the limit that may be what it is to be."""
+    """Return the greatest number in a sentence about the limit that may be what it is to be."""
     lines = filter(_LIMIT.search, words.splitlines())
     numbers = [_int(match[1]) for line in lines for match in _ALONE.finditer(line)]
     return max((number for number in numbers if LEAST <= number < sent), default=None)

@@ -16,12 +16,12 @@ VARIABLES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL
 
 
 def chosen(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """The variable that counts, and the file or folder that it names; both empty: none is set."""
+    """Return the variable that counts, and the file or folder that it names; both empty: none is set."""
     return next(((name, environment[name]) for name in VARIABLES if environment.get(name)), ("", ""))
 
 
 def context() -> ssl.SSLContext:
-    """What a TLS connection is made with; raise SettingsError where the variable names no certificates."""
+    """Build the TLS context; raise SettingsError where the variable names no certificates."""
     return _context(*chosen())
 
 

@@ -36,7 +36,7 @@ _EPOCH_MS: Final = 1e11  # and a greater one is counted in milliseconds
 
 
 def requested_wait_s(headers: Mapping[str, str], body: bytes) -> float | None:
-    """How many seconds an endpoint asks to wait, at least 0 and without a bound; None: it does not say.
+    """Return how many seconds an endpoint asks to wait, at least 0, unbounded; None: it does not say.
 
     Believed in this order: `Retry-After`, a field such as the `retryDelay` of Google's RetryInfo, words such
     as "try again in 1.2s", and when the limits that are exhausted are reset. A moment is measured by the
@@ -58,7 +58,7 @@ def requested_wait_s(headers: Mapping[str, str], body: bytes) -> float | None:
 
 
 def _reset_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    """When what is exhausted is reset; where that is not told, the soonest: too soon costs one call."""
+    """Return when the exhausted limit is reset, the soonest of several: too soon costs one call."""
     exhausted_s: list[float] = []
     unknown_s: list[float] = []
     for name, value in headers.items():
@@ -76,7 +76,7 @@ def _reset_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _wait_s(value: str, now_s: float, unit_s: float = 1.0) -> float | None:
-    """The wait that a value tells, be it a number, a duration or a moment."""
+    """Return the wait that a value tells, be it a number, a duration or a moment."""
     value = value.strip()
     if re.fullmatch(rf"{_NUMBER}|\d{{1,15}}\.", value):
         number = float(value)

@@ -14,12 +14,12 @@ _MARKUP: Final = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", _FLAGS)
 
 
 def is_page(text: str) -> bool:
-    """Whether a body is HTML, whatever its type says."""
+    """Return whether a body is HTML, whatever its type says."""
     return _PAGE.match(text) is not None
 
 
 def title(text: str) -> str:
-    """What a page is called, or else the text that it begins with; it may be empty."""
+    """Return what a page is called, or else the text that it begins with; it may be empty."""
     text = text[:_READ_CHARACTERS]
     found = _TITLE.search(text)
     return html.unescape(_MARKUP.sub(" ", found[2] if found else text)).strip()

@@ -75,7 +75,7 @@ async def serving(
 
 
 def _is_noteworthy(record: logging.LogRecord) -> bool:
-    """Whether grpc.aio tells more than that a stream's client went away while it was written to."""
+    """Return whether grpc.aio tells more than that a stream's client went away while it was written to."""
     return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
@@ -134,7 +134,7 @@ def _parse_request(data: Any, request: type[Message]) -> Message:
 
 @asynccontextmanager
 async def mapping_errors(context: Context) -> AsyncIterator[None]:
-    """Tell the client what went wrong; what nobody foresaw goes to the service's log."""
+    """Report an error to the client; log those that are not RequestErrors."""
     try:
         yield
     except RequestError as error:

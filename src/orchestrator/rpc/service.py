@@ -76,7 +76,7 @@ class OrchestratorService:
         info: pb.GetServiceInfoResponse | None = None,
     ) -> None:
         self.info = info or pb.GetServiceInfoResponse()
-        """What GetServiceInfo answers; whoever binds the addresses sets them here."""
+        """What GetServiceInfo answers; the addresses are set once they are bound."""
         self._engine = engine
         self._states = engine.states
         self._log = log
@@ -219,7 +219,7 @@ class OrchestratorService:
         return page
 
     async def _shown(self, head: Head) -> bytes:
-        """An instance that is at work, in VIEW_BASIC; empty: it was deleted since it was found."""
+        """Return an instance that is at work, in VIEW_BASIC; empty: it was deleted since it was found."""
         try:
             loaded = await self._states.at(head)
         except InstanceNotFoundError:
@@ -305,7 +305,7 @@ class OrchestratorService:
     async def _follow(
         self, head: Head, after: int, *, live: bool = True, texts: bool
     ) -> AsyncIterator[Step | LiveText]:
-        """An instance's events and, where they are asked for, the texts of its calls under way."""
+        """Return an instance's events and, where they are asked for, the texts of its calls under way."""
         steps = subscription.follow(self._log, head, after=after, live=live, idle_s=HEARTBEAT_S)
         if not texts:
             async for step in steps:
@@ -382,7 +382,7 @@ def _sse_frames(step: Step | GlobalStep | LiveText) -> bytes:
 
 
 def _key(instance_id: str) -> InstanceKey:
-    """The one place where an id becomes a key; raise InvalidArgumentError (ID_INVALID)."""
+    """Make a key of an id, in this one place; raise InvalidArgumentError (ID_INVALID)."""
     create.check_id(instance_id)
     return InstanceKey("", instance_id)
 

@@ -7,15 +7,15 @@ import grpc.aio
 from orchestrator.errors import InvalidArgumentError, ResponseTooLargeError
 
 DEFAULT_MAX_BYTES: Final = 4 * 1024 * 1024
-"""What gRPC's clients take unless they are told otherwise; less than this nobody is given."""
+"""What gRPC's clients take by default; a smaller limit is raised to it."""
 LIMIT_BYTES: Final = 64 * 1024 * 1024
-"""More than this is sent to nobody."""
+"""The largest limit that a client can ask for."""
 MAX_RESPONSE_BYTES: Final = "max-response-bytes"
 """The metadata by which a client says that it takes more than usual."""
 
 
 def max_response_bytes(context: "grpc.aio.ServicerContext[Any, Any]") -> int:
-    """How many bytes a message to this call's client may have; raise InvalidArgumentError."""
+    """Return how many bytes a message to this call's client may have; raise InvalidArgumentError."""
     for key, value in context.invocation_metadata() or ():
         if key == MAX_RESPONSE_BYTES:
             return _parse(value if isinstance(value, str) else value.decode(errors="replace"))

@@ -33,7 +33,7 @@ async def abort(context: "grpc.aio.ServicerContext[object, object]", error: erro
 
 
 def status(error: errors.RequestError) -> status_pb2.Status:
-    """The error as google.rpc.Status."""
+    """Return the error as google.rpc.Status."""
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details = [info]
     if error.field:

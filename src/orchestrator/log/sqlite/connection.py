@@ -70,5 +70,5 @@ async def connect_reader(path: Path) -> Connection:
 async def fetch(
     connection: aiosqlite.Connection, query: str, values: Iterable[Any] = ()
 ) -> Sequence[sqlite3.Row]:
-    """All rows at once: no cursor is left open."""
+    """Return all rows at once: no cursor is left open."""
     return list(await connection.execute_fetchall(query, values))

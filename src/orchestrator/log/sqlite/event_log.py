@@ -283,7 +283,7 @@ class SqliteEventLog:
         return ListPage(found, found[-1].head.ref.incarnation if len(rows) > query.limit else 0)
 
     async def unfinished(self) -> "Sequence[Head]":
-        """All instances in no terminal state; see EventLog."""
+        """Return all instances in no terminal state; see EventLog."""
         rows = await fetch(
             self._scanner,
             "SELECT key, tenant, id, state, last_sequence FROM instance"  # noqa: S608
@@ -314,7 +314,7 @@ class _Deleted(NamedTuple):
 
 
 def _deleted(found: Sequence[_Deleted], tenant: str | None, labels: Sequence[tuple[str, str]]) -> GlobalPage:
-    """The page of the deletions that follow each other without an event between them."""
+    """Return the page of the deletions that follow each other without an event between them."""
     run = list(takewhile(lambda deleted: deleted.is_next, found))
     matching = [
         Deletion(deleted.ref, deleted.position)
@@ -336,7 +336,7 @@ def _page(rows: Sequence[sqlite3.Row], limit: int) -> Page:
 
 
 def _page_sql(condition: str, limit: str = "?3") -> str:
-    """SQL for the rows of a page: no more than its limit and not much more than its bytes.
+    """Write the SQL for the rows of a page: no more than its limit and not much more than its bytes.
 
     The sizes are looked at before any data is read; the first row is there whatever its size.
     """

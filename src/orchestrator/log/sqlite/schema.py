@@ -117,7 +117,7 @@ async def migrate(connection: aiosqlite.Connection, path: Path, setting: str) ->
 
 
 def _event_time_s(data: bytes) -> float:
-    """When a stored event happened, in seconds since the epoch."""
+    """Return when a stored event happened, in seconds since the epoch."""
     (event,) = EventBatch.FromString(data).events
     return event.event_time.seconds + event.event_time.nanos / 1e9
 

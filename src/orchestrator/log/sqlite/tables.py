@@ -147,7 +147,7 @@ class Group:
         self.refs.append(ref)
 
     def statements(self) -> Sequence[Statement]:
-        """What writes it, but for the instances' own rows."""
+        """Return what writes it, but for the instances' own rows."""
         return [
             *_insertions("INSERT INTO label (instance, name, value) VALUES", "(?,?,?)", self._labels),
             *_insertions(
@@ -193,7 +193,7 @@ class SqliteTables:
         self.deletion_position = int(last)
 
     async def has_new_rows(self) -> bool:
-        """Whether there is anything after the last position that is known to be durable."""
+        """Return whether there is anything after the last position that is known to be durable."""
         return await self._highest("position", "event", "deletion") > self.position
 
     async def prepare(self, pendings: Sequence[Pending]) -> Group:
@@ -212,7 +212,7 @@ class SqliteTables:
         await self.connection.write(group.statements())
 
     def publish(self, group: Group) -> None:
-        """The group is durable."""
+        """Take a group into account that is durable."""
         self.position, self.key = group.position, group.key
         for key, row in group.rows.items():
             if row.state in TERMINAL:
@@ -328,7 +328,7 @@ class SqliteTables:
         self._rows.pop(key, None)
 
     async def _highest(self, number: str, *tables: str) -> int:
-        """The highest position or key ever given, also to what has been deleted since."""
+        """Return the highest position or key ever given, also to what has been deleted since."""
         highest = ", ".join(f"coalesce((SELECT max({number}) FROM {table}), 0)" for table in tables)  # noqa: S608
         ((found,),) = await fetch(self.connection, f"SELECT max(given.{number}, {highest}) FROM given")  # noqa: S608
         return int(found)

@@ -181,7 +181,7 @@ class SqliteWriter:
             return
 
     async def _commit_individually(self, pendings: Sequence[Pending], error: sqlite3.IntegrityError) -> None:
-        """An entry that contradicts the log is at fault, not the storage: the others go on without it."""
+        """Commit one by one, leaving out what contradicts the log: that is not the storage's fault."""
         await self._tables.connection.rollback()
         if len(pendings) == 1:
             pendings[0].reject(StorageError(f"an entry contradicts the log: {error}"))
@@ -219,7 +219,7 @@ class SqliteWriter:
         return False
 
     def _requeue(self, pendings: Sequence[Pending]) -> Sequence[Pending]:
-        """What waits for the storage is tried again; all else is refused."""
+        """Return what waits for the storage, to be tried again; reject all else."""
         kept = []
         for pending in pendings:
             pending.reset()
@@ -252,7 +252,7 @@ class SqliteWriter:
         self._on_durable([ref])
 
     def _publish(self, pendings: Sequence[Pending], group: Group) -> None:
-        """The group is durable: wake readers, and those who wait for it."""
+        """Wake readers, and those who wait for a group that is durable."""
         self._tables.publish(group)
         self._on_durable(group.refs)
         for pending in pendings:
@@ -269,7 +269,7 @@ def _future() -> "asyncio.Future[Any]":
 
 
 def _is_grouped(pending: Pending) -> bool:
-    """Whether it shares a transaction with others; what does not can be taken back as a whole."""
+    """Return whether it shares a transaction with others; what does not can be taken back as a whole."""
     return isinstance(pending, PendingAppend) or (
         isinstance(pending, PendingCreations) and len(pending.creations) == 1
     )
