@@ -1,16 +1,92 @@
 """Instances in a log by their id alone: tests have one tenant, and look an instance up each time."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from support.lives import Life
+
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance
+from orchestrator.core.summary import summarize
 from orchestrator.engine.base import Engine
 from orchestrator.engine.steering import Action
+from orchestrator.errors import InstanceNotFoundError
 from orchestrator.log import subscription
-from orchestrator.log.base import PAGE_EVENTS, EventLog, Page, Query
+from orchestrator.log.base import (
+    PAGE_EVENTS,
+    Append,
+    Created,
+    Creation,
+    EventLog,
+    GlobalPage,
+    Page,
+    Query,
+)
+from orchestrator.log.memory import MemoryEventLog
+from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.states import StateStore
+from orchestrator.v1.event_pb2 import Event
 
 
 def key(instance_id: str) -> InstanceKey:
     return InstanceKey("", instance_id)
+
+
+async def open_log(kind: str, folder: Path) -> EventLog:
+    return MemoryEventLog() if kind == "memory" else await SqliteEventLog.open(folder / "log.db")
+
+
+def creation(life: Life, tenant: str = "") -> Creation:
+    return Creation(InstanceKey(tenant, life.instance.id), life.events, life.instance)
+
+
+def append(life: Life, ref: InstanceRef, since: int) -> Append:
+    """What has happened after a sequence."""
+    return Append(ref, since, life.events[since:], summarize(life.instance))
+
+
+async def create(log: EventLog, life: Life, tenant: str = "") -> InstanceRef:
+    (outcome,) = await log.create([creation(life, tenant)])
+    assert isinstance(outcome, Created)
+    return outcome.ref
+
+
+async def record(log: EventLog, life: Life) -> InstanceRef:
+    """Create the instance, or append what has happened since."""
+    try:
+        head = await log.head(key(life.instance.id))
+    except InstanceNotFoundError:
+        return await create(log, life)
+    await log.append(append(life, head.ref, head.last_sequence))
+    return head.ref
+
+
+async def events(log: EventLog, ref: InstanceRef, page: int = 3) -> Sequence[Event]:
+    """All events of an instance, read in small pages."""
+    found: list[Event] = []
+    while True:
+        part = await log.read(ref, len(found), page)
+        assert [event.sequence for event in part.events()] == list(part.ordinals)
+        found += part.events()
+        if part.at_end:
+            return found
+
+
+async def global_pages(
+    log: EventLog,
+    after: int = 0,
+    limit: int = PAGE_EVENTS,
+    *,
+    tenant: str | None = None,
+    labels: Sequence[tuple[str, str]] = (),
+) -> Sequence[GlobalPage]:
+    """What is read of all instances, until there is no more."""
+    pages: list[GlobalPage] = []
+    while not pages or not pages[-1].events.at_end:
+        pages.append(await log.read_all(after, limit, tenant=tenant, labels=labels))
+        assert pages[-1].cursor > after or pages[-1].events.at_end
+        after = pages[-1].cursor
+    return pages
 
 
 async def ref(log: EventLog, instance_id: str) -> InstanceRef:

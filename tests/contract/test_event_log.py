@@ -1,0 +1,550 @@
+"""What every event log promises, asked of each of them."""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.lives import NOW_S, Life
+from support.logs import (
+    append,
+    create,
+    creation,
+    delete,
+    ended,
+    events,
+    global_pages,
+    ids,
+    key,
+    load,
+    open_log,
+    record,
+)
+
+from orchestrator.core.identity import InstanceRef
+from orchestrator.errors import (
+    AlreadyExistsError,
+    InstanceNotFoundError,
+    SequenceOutOfRangeError,
+    StateForbidsError,
+    StorageError,
+    UnavailableError,
+)
+from orchestrator.log import subscription
+from orchestrator.log.base import (
+    Created,
+    Duplicate,
+    EventLog,
+    Page,
+    Query,
+    SequenceConflictError,
+)
+from orchestrator.log.retention import sweep
+from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import Event
+
+
+def wish(instance_id: str, request_id: str = "", digest: bytes = b"", **labels: str) -> Life:
+    life = Life(instance_id)
+    created = life.events[0].instance_created
+    created.request_id, created.request_digest = request_id, digest
+    created.labels.update(labels)
+    life.instance = replace(life.instance, request_id=request_id, request_digest=digest, labels=labels)
+    return life
+
+
+def life_event(kind: str, attempt: int) -> Event:
+    event = Event()
+    getattr(event, kind).attempt = attempt
+    if kind.endswith("failed"):
+        getattr(event, kind).retry_time.seconds = 1
+    return event
+
+
+def attempt_planning(life: Life) -> Life:
+    """Two more events that leave the instance as far as it was."""
+    attempt = life.instance.planning.attempt + 1
+    return life.then(life_event("planning_started", attempt), life_event("planning_failed", attempt))
+
+
+async def test_what_was_appended_is_read_back_in_order(log: EventLog) -> None:
+    life = Life("a").planned().done("t1", "t2", "t3").completed()
+    ref = await create(log, life)
+    assert await events(log, ref) == life.events
+    assert await load(log, "a") == life.instance
+
+
+async def test_an_instance_grows_append_by_append(log: EventLog) -> None:
+    life = Life("a")
+    ref = await create(log, life)
+    for more in (life.planned, lambda: life.done("t1", "t2"), lambda: life.done("t3"), life.completed):
+        more()
+        assert await record(log, life) == ref
+        assert await load(log, "a") == life.refolded()
+        assert await log.head(key("a")) == (ref, life.instance.state, len(life.events))
+    assert await events(log, ref) == life.events
+
+
+async def test_appends_become_durable_in_the_order_they_were_queued(log: EventLog) -> None:
+    life = Life("a")
+    ref = await create(log, life)
+    order: list[int] = []
+    futures: list[asyncio.Future[None]] = []
+    for number in range(5):
+        before = len(life.events)
+        queued = append(attempt_planning(life), ref, before)
+        futures.append(log.append(queued._replace(follows=futures[-1] if futures else None)))
+        futures[-1].add_done_callback(lambda _, number=number: order.append(number))
+    await asyncio.gather(*futures)
+    await asyncio.sleep(0)
+    assert order == [0, 1, 2, 3, 4]
+    assert await events(log, ref) == life.events
+
+
+async def test_a_creation_and_what_is_appended_behind_it_are_durable_together(log: EventLog) -> None:
+    life, other = Life("a"), Life("b")
+    ref = await create(log, life)
+    appended = log.append(append(attempt_planning(life), ref, 1))
+    created = log.create([creation(other)])
+    await created
+    assert appended.done()
+    assert await ids(log) == ["b", "a"]
+
+
+async def test_an_unknown_instance_is_not_found(log: EventLog) -> None:
+    nobody = InstanceRef(key("nobody"), 7)
+    with pytest.raises(InstanceNotFoundError, match="no instance 'nobody'"):
+        await log.head(nobody.key)
+    with pytest.raises(InstanceNotFoundError):
+        await log.read(nobody, 0)
+    with pytest.raises(InstanceNotFoundError):
+        await log.append(append(Life("nobody").planned(), nobody, 1))
+    with pytest.raises(InstanceNotFoundError):
+        await log.acquire_lease(nobody)
+    with pytest.raises(InstanceNotFoundError):
+        await log.delete(nobody)
+    assert await log.last_position() == 0
+
+
+async def test_a_taken_id_is_refused_and_the_first_stays(log: EventLog) -> None:
+    ref = await create(log, Life("a"))
+    with pytest.raises(AlreadyExistsError) as caught:
+        await log.create([creation(Life("a"))])
+    assert caught.value.reason == "INSTANCE_ALREADY_EXISTS"
+    with pytest.raises(AlreadyExistsError, match="there is an instance 'a' already"):
+        await log.check_creation(creation(Life("a")))
+    assert await events(log, ref) == Life("a").events
+
+
+async def test_many_at_once_with_one_request_id_make_one_instance(log: EventLog) -> None:
+    outcomes = [
+        outcome
+        for (outcome,) in await asyncio.gather(
+            *(log.create([creation(wish(f"i{number}", "key", b"same"))]) for number in range(100))
+        )
+    ]
+    (winner,) = [outcome.ref for outcome in outcomes if isinstance(outcome, Created)]
+    assert [outcome.ref for outcome in outcomes if isinstance(outcome, Duplicate)] == [winner] * 99
+    assert await ids(log) == [winner.id]
+    assert await log.check_creation(creation(wish("late", "key", b"same"))) == Duplicate(winner)
+    assert await log.check_creation(creation(wish("late", "another", b"same"))) is None
+
+
+async def test_a_request_id_with_another_payload_is_refused(log: EventLog) -> None:
+    await create(log, wish("a", "key", b"one"))
+    with pytest.raises(AlreadyExistsError) as caught:
+        await log.create([creation(wish("b", "key", b"two"))])
+    assert caught.value.reason == "REQUEST_ID_REUSED"
+    assert caught.value.metadata == {"id": "a"}
+
+
+async def test_a_refused_creation_does_not_take_its_neighbours_along(log: EventLog) -> None:
+    results = await asyncio.gather(
+        *(log.create([creation(Life(name))]) for name in ("a", "b", "a", "c")), return_exceptions=True
+    )
+    assert [isinstance(result, AlreadyExistsError) for result in results] == [False, False, True, False]
+    assert await ids(log) == ["c", "b", "a"]
+
+
+async def test_a_refused_append_does_not_take_its_neighbours_along(log: EventLog) -> None:
+    life, other = Life("a").planned(), Life("b")
+    ref = await create(log, life)
+    other_ref = await create(log, other)
+    results = await asyncio.gather(
+        log.append(append(life, ref, 1)),
+        log.append(append(other.planned(), other_ref, 1)),
+        return_exceptions=True,
+    )
+    assert isinstance(results[0], SequenceConflictError)
+    assert results[1] is None
+    assert await events(log, ref) == life.events
+    assert await events(log, other_ref) == other.events
+
+
+async def test_events_that_leave_a_gap_are_refused(log: EventLog) -> None:
+    life = Life("a")
+    ref = await create(log, life)
+    life.planned()
+    for gap in (life.events[2:], life.events[1:2] + life.events[3:], life.events[1:2] * 2, []):
+        with pytest.raises(StorageError):
+            await log.append(append(life, ref, 1)._replace(events=gap))
+    assert await events(log, ref) == life.events[:1]
+    for gap in (life.events[1:], [], life.events[:1] + life.events[2:]):
+        with pytest.raises(StorageError):
+            await log.create([creation(Life("b"))._replace(events=gap)])
+    assert await ids(log) == ["a"]
+    await log.append(append(life, ref, 1))
+    assert await events(log, ref) == life.events
+
+
+async def test_positions_follow_the_order_of_commits_over_all_instances(log: EventLog) -> None:
+    lives = [Life(name) for name in "abc"]
+    for life in lives:
+        await create(log, life)
+    for life in reversed(lives):
+        await record(log, life.planned())
+    pages = [page.events for page in await global_pages(log, limit=4)]
+    found = [event for page in pages for event in page.events()]
+    places = [place for page in pages for place in page.ordinals]
+    assert places == sorted(set(places))
+    assert [event.instance_id for event in found] == list("abc") + ["c"] * 5 + ["b"] * 5 + ["a"] * 5
+    for name in "abc":
+        mine = [event.sequence for event in found if event.instance_id == name]
+        assert mine == list(range(1, 7))
+    assert await log.last_position() == places[-1]
+
+
+async def test_a_read_of_all_goes_on_where_nothing_matches(log: EventLog) -> None:
+    red = wish("red", team="red")
+    await create(log, red)
+    life = Life("noise")
+    await create(log, life)
+    for _ in range(3000):
+        attempt_planning(life)
+    await record(log, life)
+    await record(log, red.planned())
+    pages = await global_pages(log, labels=[("team", "red")])
+    assert [event for page in pages for event in page.events.events()] == red.events
+    assert pages[-1].cursor == await log.last_position()
+    assert len(pages) > 2  # no single read looks at everything
+    assert all(not page.events.ordinals for page in await global_pages(log, labels=[("team", "none")]))
+
+
+async def test_instances_are_listed_newest_first_by_state_and_label(log: EventLog) -> None:
+    for number in range(6):
+        await create(log, wish(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
+    await create(log, wish("ended", team="red").terminated())
+
+    async def listed(**filters: object) -> list[str]:
+        return [row.head.ref.id for row in (await log.list(Query(**filters))).rows]
+
+    assert await listed() == ["ended", "i5", "i4", "i3", "i2", "i1", "i0"]
+    assert await listed(states=[pb.STATE_TERMINATED]) == ["ended"]
+    assert await listed(states=[pb.STATE_QUEUED, pb.STATE_RUNNING]) == ["i5", "i4", "i3", "i2", "i1", "i0"]
+    assert await listed(labels=[("team", "red")]) == ["ended", "i5", "i3", "i1"]
+    assert await listed(labels=[("team", "red"), ("stage", "one")]) == ["i5", "i3", "i1"]
+    assert await listed(labels=[("team", "green")]) == []
+    assert await listed(id_prefix="i") == ["i5", "i4", "i3", "i2", "i1", "i0"]
+    assert await listed(id_prefix="i4") == ["i4"]
+    assert await listed(id_prefix="i", states=[pb.STATE_TERMINATED]) == []
+    assert await listed(id_prefix="I") == []
+    assert [head.ref.id for head in await log.unfinished()] == ["i0", "i1", "i2", "i3", "i4", "i5"]
+
+
+async def test_paging_sees_each_instance_once_while_others_are_created(log: EventLog) -> None:
+    for number in range(25):
+        await create(log, Life(f"old{number}"))
+    seen: list[str] = []
+    before = 0
+    while True:
+        page = await log.list(Query(before=before, limit=4))
+        seen += [row.head.ref.id for row in page.rows]
+        if not page.before:
+            break
+        before = page.before
+        await create(log, Life(f"new{len(seen)}"))
+    assert seen == [f"old{number}" for number in reversed(range(25))]
+
+
+async def steps(log: EventLog, instance_id: str, **options: object) -> list[subscription.Step]:
+    head = await log.head(key(instance_id))
+    return [step async for step in subscription.follow(log, head, **options)]
+
+
+async def test_a_finished_instance_is_replayed_and_ended(log: EventLog) -> None:
+    life = Life("a").planned().done("t1", "t2", "t3").completed()
+    await create(log, life)
+    *pages, end = await steps(log, "a")
+    assert [event for page in pages for event in page.events()] == life.events
+    assert end == subscription.End(pb.STATE_COMPLETE, len(life.events))
+    assert await steps(log, "a", after=len(life.events)) == [end]
+
+
+async def test_reading_resumes_exactly_after_the_last_sequence_seen(log: EventLog) -> None:
+    life = Life("a").planned().done("t1", "t2", "t3").completed()
+    await create(log, life)
+    for after in range(len(life.events)):
+        page, _ = await steps(log, "a", after=after)
+        assert page.ordinals[0] == after + 1
+
+
+@pytest.mark.parametrize("after", [2, 99, -1])
+async def test_reading_past_the_end_is_out_of_range(log: EventLog, after: int) -> None:
+    await create(log, Life("a"))
+    with pytest.raises(SequenceOutOfRangeError) as caught:
+        await steps(log, "a", after=after)
+    assert caught.value.metadata == {"last_sequence": "1"}
+
+
+@pytest.mark.parametrize("after", [2, 99, -1])
+async def test_reading_all_past_the_end_is_out_of_range(log: EventLog, after: int) -> None:
+    await create(log, Life("a"))
+    with pytest.raises(SequenceOutOfRangeError):
+        await anext(subscription.follow_all(log, after=after))
+
+
+async def test_without_follow_a_reader_stops_once_it_has_caught_up(log: EventLog) -> None:
+    await create(log, Life("a"))
+    page, caught_up = await steps(log, "a", live=False)
+    assert isinstance(page, Page)
+    assert caught_up == subscription.CaughtUp(1)
+
+
+async def test_a_quiet_stream_says_so(log: EventLog) -> None:
+    await create(log, Life("a"))
+    async with aclosing(subscription.follow(log, await log.head(key("a")), idle_s=0.001)) as reader:
+        found = [await anext(reader) for _ in range(4)]
+    assert found[1:] == [subscription.CaughtUp(1), subscription.Idle(1), subscription.Idle(1)]
+
+
+async def test_closing_sends_readers_away_with_word_to_come_back(log: EventLog) -> None:
+    await create(log, Life("a"))
+    async with aclosing(subscription.follow(log, await log.head(key("a")))) as reader:
+        await anext(reader)
+        await anext(reader)
+        waiting = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)
+        log.wakeups.close()
+        with pytest.raises(UnavailableError, match="resume with the last sequence seen"):
+            await waiting
+
+
+async def test_all_instances_are_followed_live(log: EventLog) -> None:
+    ref = await create(log, Life("a").terminated())
+    async with aclosing(subscription.follow_all(log)) as reader:
+        first = await anext(reader)
+        assert isinstance(first, Page)
+        assert await anext(reader) == subscription.CaughtUp(first.ordinals[-1])
+        await create(log, Life("b"))
+        page = await anext(reader)
+        assert isinstance(page, Page)
+        assert [event.instance_id for event in page.events()] == ["b"]
+        await log.delete(ref)
+        deletion = await anext(reader)
+    assert isinstance(deletion, subscription.Deletion)
+    assert deletion == (ref, await log.last_position())
+
+
+async def test_instances_with_a_label_are_followed_alone(log: EventLog) -> None:
+    for number in range(6):
+        await create(log, wish(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
+    labels = [("team", "red"), ("stage", "one")]
+    page, caught_up = [step async for step in subscription.follow_all(log, labels=labels, live=False)]
+    assert isinstance(page, Page)
+    assert [event.instance_id for event in page.events()] == ["i1", "i3", "i5"]
+    assert page.ordinals == [2, 4, 6]
+    assert caught_up == subscription.CaughtUp(6)
+    rest, _ = [step async for step in subscription.follow_all(log, after=2, labels=labels, live=False)]
+    assert isinstance(rest, Page)
+    assert rest.ordinals == [4, 6]
+
+
+async def test_a_reader_of_all_stands_where_it_has_looked_though_nothing_matched(log: EventLog) -> None:
+    for number in range(6):
+        await create(log, wish(f"i{number}", team="blue"))
+    found = [step async for step in subscription.follow_all(log, labels=[("team", "red")], live=False)]
+    assert found == [subscription.CaughtUp(6)]
+
+
+async def test_whoever_waits_for_an_end_gets_it_or_the_state_when_time_is_up(log: EventLog) -> None:
+    life = Life("a")
+    await create(log, life)
+    assert (await ended(log, "a", 0.001)).state == pb.STATE_QUEUED
+    waiting = asyncio.create_task(ended(log, "a", 30))
+    await asyncio.sleep(0)
+    await record(log, life.terminated())
+    assert (await waiting).state == pb.STATE_TERMINATED
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.none() | st.floats(0, 1)), max_size=12))
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_readers_who_join_anywhere_see_every_event_once_and_in_order(
+    kind: str, steps: list[tuple[int, bool, float | None]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    log = await open_log(kind, tmp_path_factory.mktemp("log"))
+    life = Life("a")
+    ref = await create(log, life)
+    readers = []
+
+    async def follow(after: int) -> list[int]:
+        seen: list[int] = []
+        async for step in subscription.follow(log, await log.head(ref.key), after=after):
+            if isinstance(step, Page):
+                seen += [event.sequence for event in step.events()]
+        return seen
+
+    durable: asyncio.Future[None] | None = None
+    for attempts, is_awaited, joins_at in steps:
+        if joins_at is not None:
+            after = int(joins_at * (await log.head(ref.key)).last_sequence)
+            readers.append((after, asyncio.create_task(follow(after))))
+        before = len(life.events)
+        for _ in range(attempts):
+            attempt_planning(life)
+        durable = log.append(append(life, ref, before)._replace(follows=durable))
+        if is_awaited:
+            await durable
+    before = len(life.events)
+    await log.append(append(life.terminated(), ref, before)._replace(follows=durable))
+    for after, reader in readers:
+        assert await reader == list(range(after + 1, len(life.events) + 1))
+    await log.aclose()
+
+
+def test_the_fixture_for_a_wish_is_what_the_fold_gives() -> None:
+    life = wish("a", "key", b"digest", team="red")
+    assert life.refolded() == life.instance
+
+
+def finished(instance_id: str, request_id: str = "", end_time_s: float = 0) -> Life:
+    life = wish(instance_id, request_id, b"x", team="red").terminated()
+    if end_time_s:
+        life.instance = replace(life.instance, end_time_s=end_time_s)
+    return life
+
+
+async def test_a_deleted_instance_is_gone_for_everybody(log: EventLog) -> None:
+    ref = await create(log, finished("a", "key"))
+    await create(log, wish("b", team="red"))
+    await log.delete(ref)
+    with pytest.raises(InstanceNotFoundError):
+        await log.head(ref.key)
+    with pytest.raises(InstanceNotFoundError):
+        await log.read(ref, 0)
+    with pytest.raises(InstanceNotFoundError):
+        await log.delete(ref)
+    page = await log.list(Query(labels=[("team", "red")]))
+    assert [row.head.ref.id for row in page.rows] == ["b"]
+    pages = await global_pages(log)
+    assert {event.instance_id for page in pages for event in page.events.events()} == {"b"}
+
+
+async def test_only_a_finished_instance_is_deleted(log: EventLog) -> None:
+    life = Life("a")
+    ref = await create(log, life)
+    with pytest.raises(
+        StateForbidsError, match="is queued: it cannot be asked to delete; terminate it first"
+    ):
+        await log.delete(ref)
+    assert await load(log, "a") == life.instance
+
+
+async def test_places_of_the_deleted_are_not_given_again(log: EventLog) -> None:
+    ref = await create(log, finished("a"))
+    last = await log.last_position()
+    await log.delete(ref)
+    assert await log.last_position() == last + 1
+    new_ref = await create(log, finished("a", "key"))
+    assert new_ref.incarnation > ref.incarnation
+    page = await log.read_all(last + 1)
+    assert list(page.events.ordinals) == [last + 2, last + 3]
+
+
+async def test_an_id_and_a_request_id_are_free_again_after_deletion(log: EventLog) -> None:
+    await create(log, finished("a", "key"))
+    await delete(log, "a")
+    life = finished("a", "key")
+    assert await events(log, await create(log, life)) == life.events
+
+
+async def test_a_reader_of_a_deleted_instance_is_told_so_even_if_the_id_lives_on(log: EventLog) -> None:
+    life = Life("a")
+    await create(log, life)
+    async with aclosing(subscription.follow(log, await log.head(key("a")), idle_s=5)) as reader:
+        assert isinstance(await anext(reader), Page)
+        assert isinstance(await anext(reader), subscription.CaughtUp)
+        await record(log, life.terminated())
+        await delete(log, "a")
+        await create(log, Life("a").planned())
+        with pytest.raises(InstanceNotFoundError):
+            await anext(reader)
+
+
+async def test_what_follows_on_a_deleted_instance_is_refused(log: EventLog) -> None:
+    life = finished("a")
+    ref = await create(log, life)
+    before = len(life.events)
+    await log.delete(ref)
+    with pytest.raises(InstanceNotFoundError):
+        await log.append(append(life.retried(), ref, before))
+    assert await ids(log) == []
+
+
+async def test_creations_that_go_together_are_all_there_or_none(log: EventLog) -> None:
+    await create(log, Life("taken"))
+    last = await log.last_position()
+    for refused in (["a", "taken", "b"], ["a", "b", "a"]):
+        with pytest.raises(AlreadyExistsError):
+            await log.create([creation(Life(name)) for name in refused])
+        assert await ids(log) == ["taken"]
+    assert await log.last_position() == last
+    outcomes = await log.create([creation(Life(name)) for name in "ab"])
+    assert [(type(outcome), outcome.ref.id) for outcome in outcomes] == [(Created, "a"), (Created, "b")]
+    assert await ids(log) == ["b", "a", "taken"]
+    assert await events(log, outcomes[1].ref) == Life("b").events
+
+
+async def test_a_repeated_request_among_creations_keeps_the_others_from_nothing(log: EventLog) -> None:
+    await create(log, wish("first", "key", b"same"))
+    lives = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
+    outcomes = await log.create([creation(life) for life in lives])
+    assert [(type(outcome), outcome.ref.id) for outcome in outcomes] == [
+        (Created, "a"),
+        (Duplicate, "first"),
+        (Created, "b"),
+        (Duplicate, "b"),
+    ]
+    assert outcomes[3].ref == outcomes[2].ref
+    assert await ids(log) == ["b", "a", "first"]
+
+
+async def test_finished_instances_are_found_by_when_they_finished(log: EventLog) -> None:
+    for name, end_time_s in (("late", 300.0), ("early", 100.0), ("middle", 200.0)):
+        await create(log, finished(name, end_time_s=end_time_s))
+    await create(log, Life("running"))
+
+    async def before(time_s: float, limit: int = 9) -> list[str]:
+        return [ref.id for ref in await log.finished_before(time_s, limit)]
+
+    assert await before(250) == ["early", "middle"]
+    assert await before(250, 1) == ["early"]
+    assert await before(100) == []
+
+
+async def test_what_goes_on_again_has_not_finished(log: EventLog) -> None:
+    life = finished("a")
+    await create(log, life)
+    await record(log, life.retried())
+    assert await log.finished_before(NOW_S + 10**6, 9) == []
+    assert [head.ref.id for head in await log.unfinished()] == ["a"]
+
+
+async def test_a_sweep_removes_what_finished_before(log: EventLog) -> None:
+    for number in range(5):
+        await create(log, finished(f"i{number}", end_time_s=100.0 + number))
+    await create(log, Life("running"))
+    assert await sweep(log, 103) == 3
+    assert await ids(log) == ["running", "i4", "i3"]
