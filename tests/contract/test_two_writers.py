@@ -1,0 +1,433 @@
+"""What the log promises when several write to it, each with what it knows of the instances."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from support.lives import Life
+from support.logs import append, create, creation, events, global_pages, key, record
+
+from orchestrator.core import lifecycle
+from orchestrator.core.identity import InstanceKey, InstanceRef
+from orchestrator.core.state import evolve
+from orchestrator.core.summary import summarize
+from orchestrator.core.view import instance as view_of
+from orchestrator.errors import AlreadyExistsError, InstanceNotFoundError
+from orchestrator.log.base import (
+    Append,
+    Created,
+    Duplicate,
+    EventLog,
+    FencedError,
+    Head,
+    Page,
+    Query,
+    SequenceConflictError,
+)
+from orchestrator.log.states import Loaded, StateStore
+from orchestrator.log.subscription import wait_for_end
+from orchestrator.v1 import instance_pb2 as pb
+from orchestrator.v1.event_pb2 import Event, PlanningFailed, PlanningStarted
+
+
+class Writer:
+    """One of several that write to a log: with states of its own, and with appends on their way."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+        self.states = StateStore(log)
+        self.seen: Loaded
+        self.queued: asyncio.Future[None] | None = None
+
+    async def look(self, instance_id: str, tenant: str = "") -> "Writer":
+        """Read the instance as it is recorded, and go on from there."""
+        self.seen = await self.states.load(InstanceKey(tenant, instance_id))
+        self.queued = None
+        return self
+
+    def plan(self, *, epoch: int | None = None, **others: bool) -> "asyncio.Future[None]":
+        """Append an attempt at planning that goes on from what was seen and queued."""
+        return self.append(*attempt(self.seen.instance.planning.attempt + 1), epoch=epoch, **others)
+
+    def append(self, *new: Event, epoch: int | None = None, **others: bool) -> "asyncio.Future[None]":
+        ref, instance = self.seen
+        expected = instance.last_sequence
+        for event in new:
+            event.instance_id, event.sequence = ref.id, instance.last_sequence + 1
+            event.event_time.FromSeconds(1_700_000_000 + event.sequence)
+            instance = evolve(instance, event)
+        self.seen = Loaded(ref, instance)
+        self.queued = self.log.append(
+            Append(ref, expected, new, summarize(instance), epoch, follows=self.queued, **others)
+        )
+        return self.queued
+
+
+def attempt(number: int) -> Sequence[Event]:
+    failed = PlanningFailed(attempt=number)
+    failed.retry_time.seconds = 1
+    return Event(planning_started=PlanningStarted(attempt=number)), Event(planning_failed=failed)
+
+
+@pytest.fixture
+async def writers(log: EventLog) -> tuple[Writer, Writer]:
+    """Two that have seen the new instance "a"."""
+    await create(log, Life("a"))
+    return await Writer(log).look("a"), await Writer(log).look("a")
+
+
+async def test_the_slower_of_two_fails_reads_what_happened_and_goes_on(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
+    fast, slow = writers
+    results = await asyncio.gather(fast.plan(), slow.plan(), return_exceptions=True)
+    assert results[0] is None
+    assert isinstance(results[1], SequenceConflictError)
+    assert results[1].last_sequence == 3
+    await slow.look("a")
+    assert slow.seen == fast.seen
+    await slow.plan()
+    with pytest.raises(SequenceConflictError, match="the last event is 5"):
+        await fast.plan()
+    found = await events(log, slow.seen.ref)
+    assert [event.sequence for event in found] == [1, 2, 3, 4, 5]
+    assert (await fast.look("a")).seen == slow.seen
+
+
+async def test_what_is_queued_behind_a_refused_append_is_refused_with_it(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
+    fast, slow = writers
+    results = await asyncio.gather(
+        fast.plan(), *(slow.plan() for _ in range(3)), fast.plan(), return_exceptions=True
+    )
+    assert [type(result) for result in results] == [
+        type(None),
+        *[SequenceConflictError] * 3,
+        type(None),
+    ]
+    assert len(await events(log, fast.seen.ref)) == 5
+
+
+@pytest.mark.parametrize("is_one_commit", [True, False])
+async def test_an_append_behind_a_refused_one_is_refused_though_its_sequence_is_the_last(
+    log: EventLog, writers: tuple[Writer, Writer], is_one_commit: bool
+) -> None:
+    fast, slow = writers
+    first = fast.plan()  # makes the last sequence what the slow one's second append expects
+    refused = slow.plan()
+    if not is_one_commit:
+        await asyncio.wait([refused])
+    second = slow.plan()
+    results = await asyncio.gather(first, refused, second, return_exceptions=True)
+    assert results[0] is None
+    assert all(isinstance(result, SequenceConflictError) for result in results[1:])
+    assert results[2].last_sequence == 3
+    assert len(await events(log, fast.seen.ref)) == 3
+
+
+async def test_an_append_behind_one_that_nobody_waits_for_any_more_is_refused(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
+    writer, other = writers
+    writer.plan().cancel()
+    with pytest.raises(SequenceConflictError):
+        await writer.plan()
+    await other.look("a")  # whether the first is there, the log alone can tell
+    await other.plan()
+    found = await events(log, other.seen.ref)
+    assert [event.sequence for event in found] == list(range(1, len(found) + 1))
+
+
+async def test_only_the_newest_lease_writes_and_who_needs_none_still_does(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
+    old, new = writers
+    ref = old.seen.ref
+    epoch = await log.acquire_lease(ref)
+    await old.plan(epoch=epoch)
+    in_time = old.plan(epoch=epoch)  # queued before the next lease, so it counts
+    newer = await log.acquire_lease(ref)
+    assert newer > epoch
+    await in_time
+    with pytest.raises(FencedError):
+        await old.plan(epoch=epoch)
+    await new.look("a")
+    await new.plan(epoch=newer)
+    steering = await Writer(log).look("a")
+    await steering.plan()
+    with pytest.raises(SequenceConflictError):
+        await new.plan(epoch=newer)
+    assert len(await events(log, ref)) == 9
+
+
+async def test_a_fence_is_told_before_a_conflict(log: EventLog, writers: tuple[Writer, Writer]) -> None:
+    old, new = writers
+    epoch = await log.acquire_lease(old.seen.ref)
+    newer = await log.acquire_lease(old.seen.ref)
+    await new.plan(epoch=newer)
+    with pytest.raises(FencedError):
+        await old.plan(epoch=epoch)
+    with pytest.raises(InstanceNotFoundError):
+        await log.acquire_lease(InstanceRef(key("a"), 99))
+
+
+async def test_a_lease_outlasts_what_is_written_under_it_and_ends_with_the_life(log: EventLog) -> None:
+    life = Life("a")
+    ref = await create(log, life)
+    assert [await log.acquire_lease(ref) for _ in range(3)] == [1, 2, 3]
+    await record(log, life.terminated())
+    with pytest.raises(FencedError):
+        await log.append(append(life.retried(), ref, 2)._replace(epoch=2))
+    await log.delete(ref)
+    assert await log.acquire_lease(await create(log, Life("a"))) == 1
+
+
+async def anew(log: EventLog, ref: InstanceRef, life: Life) -> InstanceRef:
+    """Delete a finished instance, and create another one under its key."""
+    await log.delete(ref)
+    return await create(log, life)
+
+
+async def test_between_two_reads_a_life_may_have_been_replaced(log: EventLog) -> None:
+    old, new = Life("a").planned().terminated(), Life("a", instructions="another")
+    ref = await create(log, old)
+    writer = await Writer(log).look("a")
+    assert writer.seen == (ref, old.instance)
+    new_ref = await anew(log, ref, new)
+    await writer.look("a")
+    assert writer.seen == (new_ref, new.instance)
+    with pytest.raises(InstanceNotFoundError):
+        await writer.states.at(Head(ref, old.instance.state, len(old.events) + 1))
+
+
+class InterruptedLog:
+    """A log in which something happens after the first page that is read."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.replaced_by: Life | None = None
+
+    async def head(self, of: InstanceKey) -> Head:
+        return await self._log.head(of)
+
+    async def read(self, ref: InstanceRef, after: int) -> Page:
+        page = await self._log.read(ref, after, limit=2)
+        if life := self.replaced_by:
+            self.replaced_by = None
+            await anew(self._log, ref, life)
+        return page
+
+
+async def test_between_two_pages_of_a_load_a_life_may_have_been_replaced(log: EventLog) -> None:
+    old = Life("a").planned().done("t1").terminated()
+    await create(log, old)
+    interrupted = InterruptedLog(log)
+    interrupted.replaced_by = Life("a", instructions="another").planned().done("t1", "t2", "t3").terminated()
+    new = interrupted.replaced_by.instance
+    states = StateStore(interrupted)  # type: ignore[arg-type]  the two methods that it uses
+    with pytest.raises(InstanceNotFoundError):
+        await states.load(key("a"))
+    assert (await states.load(key("a"))).instance == new
+
+
+async def test_what_was_decided_of_one_life_never_reaches_the_next(log: EventLog) -> None:
+    old, new = Life("a").terminated(), Life("a").terminated()
+    ref = await create(log, old)
+    writer = await Writer(log).look("a")
+    new_ref = await anew(log, ref, new)
+    retried = old.retried().events[-1]
+    with pytest.raises(InstanceNotFoundError):
+        await writer.append(retried)
+    with pytest.raises(InstanceNotFoundError):
+        await log.read(ref, 0)
+    assert await events(log, new_ref) == new.events
+
+
+async def test_who_waits_for_an_end_is_not_given_another_lifes(log: EventLog) -> None:
+    old = Life("a")
+    ref = await create(log, old)
+    waiting = asyncio.create_task(wait_for_end(log, StateStore(log), ref.key, 30))
+    await asyncio.sleep(0)
+    terminated = log.append(append(old.terminated(), ref, 1))
+    deleted = asyncio.ensure_future(log.delete(ref))
+    await asyncio.sleep(0)
+    created = log.create([creation(Life("a"))])
+    await asyncio.gather(terminated, deleted, created)
+    try:
+        seen = await waiting
+    except InstanceNotFoundError:
+        return
+    assert seen == (ref, old.instance)
+
+
+async def test_deletions_are_told_at_their_place_in_the_order(log: EventLog) -> None:
+    refs = [await create(log, labelled(name, team="red").terminated()) for name in "abcd"]
+    await create(log, Life("e"))
+    await log.delete(refs[0])
+    await create(log, Life("f"))
+    for ref in refs[1:3]:
+        await log.delete(ref)
+    last = await log.last_position()
+    assert await told(log) == ["d1", "d2", "e1", "-a", "f1", "-b", "-c"]
+    for limit in (1, 2, 3):
+        assert await told(log, limit=limit) == ["d1", "d2", "e1", "-a", "f1", "-b", "-c"]
+    assert await told(log, labels=[("team", "red")]) == ["d1", "d2", "-a", "-b", "-c"]
+    assert await told(log, labels=[("team", "blue")]) == []
+    assert await told(log, after=last - 1) == ["-c"]
+    assert await told(log, after=last) == []
+
+
+async def test_many_deletions_in_a_row_are_all_told(log: EventLog) -> None:
+    refs = [await create(log, Life(f"i{number}").terminated()) for number in range(30)]
+    for ref in refs:
+        await log.delete(ref)
+    await create(log, Life("last"))
+    expected = [f"-i{number}" for number in range(30)] + ["last1"]
+    assert await told(log) == expected
+    assert await told(log, limit=7) == expected
+    assert await told(log, labels=[("team", "red")]) == []
+
+
+async def test_deletions_are_told_when_a_reader_stands_in_the_middle_of_the_life(log: EventLog) -> None:
+    life = Life("a").planned().terminated()
+    ref = await create(log, life)
+    page = await log.read_all(0, 2)
+    await log.delete(ref)
+    assert await told(log, after=page.cursor) == ["-a"]
+    assert await told(log) == ["-a"]
+
+
+def labelled(instance_id: str, **labels: str) -> Life:
+    life = Life(instance_id)
+    life.events[0].instance_created.labels.update(labels)
+    life.instance = replace(life.instance, labels=labels)
+    return life
+
+
+async def told(
+    log: EventLog,
+    after: int = 0,
+    limit: int = 256,
+    tenant: str | None = None,
+    labels: Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """What is read of all: id and sequence of an event, - and id of a deletion; in the order of positions."""
+    found: list[tuple[int, str]] = []
+    for page in await global_pages(log, after, limit, tenant=tenant, labels=labels):
+        new = [
+            (position, f"{event.instance_id}{event.sequence}")
+            for position, event in zip(page.events.ordinals, page.events.events(), strict=True)
+        ]
+        new += [(deletion.position, f"-{deletion.ref.id}") for deletion in page.deletions]
+        assert all(position <= page.cursor for position, _ in new)
+        found += new
+    assert [position for position, _ in found] == sorted({position for position, _ in found})
+    return [what for _, what in found]
+
+
+async def test_of_two_creations_under_one_id_one_is_there(log: EventLog) -> None:
+    results = await asyncio.gather(
+        log.create([creation(Life("a", instructions="first"))]),
+        log.create([creation(Life("a", instructions="second"))]),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], AlreadyExistsError)
+    seen = (await Writer(log).look("a")).seen.instance
+    assert seen == Life("a", instructions="first").instance
+
+
+def requested(instance_id: str, request_id: str = "key") -> Life:
+    life = Life(instance_id)
+    created = life.events[0].instance_created
+    created.request_id, created.request_digest = request_id, b"digest"
+    life.instance = replace(life.instance, request_id=request_id, request_digest=b"digest")
+    return life
+
+
+async def test_of_two_creations_for_one_request_both_get_the_one_instance(log: EventLog) -> None:
+    (first,), (second,) = await asyncio.gather(
+        log.create([creation(requested("a"))]), log.create([creation(requested("b"))])
+    )
+    assert isinstance(first, Created)
+    assert second == Duplicate(first.ref)
+    assert await told(log) == ["a1"]
+
+
+async def test_tenants_may_use_the_same_names_and_see_only_their_own(log: EventLog) -> None:
+    lives = {tenant: requested("a") for tenant in ("red", "blue")}
+    refs = {tenant: await create(log, life, tenant) for tenant, life in lives.items()}
+    with pytest.raises(AlreadyExistsError):
+        await log.create([creation(Life("a"), "red")])
+    assert await log.create([creation(requested("b"), "blue")]) == [Duplicate(refs["blue"])]
+    assert await log.create([creation(requested("c", "other"), "green")]) != [Duplicate(refs["blue"])]
+    with pytest.raises(InstanceNotFoundError):
+        await log.head(InstanceKey("", "a"))
+    red = await Writer(log).look("a", "red")
+    await red.append(*lifecycle.terminate(red.seen.instance))
+    assert (await Writer(log).look("a", "blue")).seen == (refs["blue"], lives["blue"].instance)
+    for tenant, ids in {"red": ["a"], "blue": ["a"], "green": ["c"], "": [], None: ["c", "a", "a"]}.items():
+        page = await log.list(Query(tenant=tenant))
+        assert [row.head.ref.id for row in page.rows] == ids
+        assert all(tenant in (None, row.head.ref.key.tenant) for row in page.rows)
+    await log.delete(refs["red"])
+    assert await told(log, tenant="red") == ["-a"]
+    assert await told(log, tenant="blue") == ["a1"]
+    assert await told(log, tenant="green") == ["c1"]
+    assert await told(log, tenant="") == []
+    assert await told(log) == ["a1", "c1", "-a"]
+    assert (await log.head(refs["blue"].key)).ref == refs["blue"]
+
+
+async def view(log: EventLog) -> pb.Instance | None:
+    """What lists show of the one instance there is, without its state."""
+    (row,) = (await log.list(Query())).rows
+    return pb.Instance.FromString(row.view) if row.view else None
+
+
+async def test_a_list_shows_an_instance_at_rest_and_nothing_stale(log: EventLog) -> None:
+    life = Life("a")
+    await create(log, life)
+    assert await view(log) is None
+    await record(log, life.planned().done("t1"))
+    assert await view(log) is None
+    await record(log, life.terminated())
+    assert await view(log) == view_of(life.instance)
+    await record(log, life.retried())
+    assert await view(log) is None
+    ref = await record(log, life.terminated())
+    assert await view(log) == view_of(life.instance)
+    (row,) = (await log.list(Query())).rows
+    assert row.head == (ref, pb.STATE_TERMINATED, len(life.events))
+
+
+async def test_what_is_created_at_rest_is_shown_at_once(log: EventLog) -> None:
+    life = Life("a").planned().terminated()
+    await create(log, life)
+    assert await view(log) == view_of(life.instance)
+
+
+async def test_a_refused_append_changes_neither_state_nor_view(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
+    fast, slow = writers
+    await fast.plan()
+    with pytest.raises(SequenceConflictError):
+        await slow.append(*lifecycle.terminate(slow.seen.instance))
+    assert await view(log) is None
+    assert await log.head(key("a")) == (fast.seen.ref, fast.seen.instance.state, 3)
+    assert [head.ref for head in await log.unfinished()] == [fast.seen.ref]
+
+
+async def test_two_events_of_one_commit_leave_the_view_of_the_last(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
+    writer, _ = writers
+    ended = writer.append(*lifecycle.terminate(writer.seen.instance))
+    again = writer.append(Life("a").terminated().retried().events[-1])
+    await asyncio.gather(ended, again)
+    assert await view(log) is None
+    assert await log.finished_before(2e9, 9) == []
+    await writer.append(*lifecycle.terminate(writer.seen.instance))
+    assert await view(log) == view_of(writer.seen.instance)
