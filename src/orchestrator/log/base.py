@@ -11,7 +11,7 @@ from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance, State
 from orchestrator.core.summary import Summary
 from orchestrator.core.view import excerpt
-from orchestrator.errors import UnavailableError
+from orchestrator.errors import StorageError, UnavailableError
 from orchestrator.log.framing import encode_field, split_fields, tag
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
@@ -29,6 +29,11 @@ class Creation(NamedTuple):
     key: InstanceKey
     events: Sequence[Event]
     instance: Instance
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the events are all that the state was folded from, without a gap."""
+        return len(self.events) == self.instance.last_sequence and _is_dense(self.events, after=0)
 
 
 class Created(NamedTuple):
@@ -62,9 +67,15 @@ class Append(NamedTuple):
 
     @property
     def is_dense(self) -> bool:
-        """Whether the events follow the expected sequence without a gap."""
-        return [event.sequence for event in self.events] == list(
-            range(self.expected_sequence + 1, self.expected_sequence + 1 + len(self.events))
+        """Whether there are events, and they follow the expected sequence without a gap."""
+        return _is_dense(self.events, after=self.expected_sequence)
+
+    @property
+    def has_failed_before(self) -> bool:
+        """Whether the append that this one follows is known not to be durable, or nobody can know."""
+        follows = self.follows
+        return follows is not None and (
+            follows.cancelled() or (follows.done() and follows.exception() is not None)
         )
 
 
@@ -176,8 +187,9 @@ class EventLog(Protocol):
         """Queue creations that become durable all at once or not at all; one outcome for each.
 
         The future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED) where one of
-        them cannot be, and with UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes: then
-        nothing is written. Creations and appends become durable in the order they are queued.
+        them cannot be, with StorageError where an instance's events leave a gap, and with UnavailableError
+        (STORAGE_READ_ONLY) while the storage takes no writes: then nothing is written. Creations and appends
+        become durable in the order they are queued.
         """
 
     async def check_creation(self, creation: Creation) -> Duplicate | None:
@@ -188,8 +200,8 @@ class EventLog(Protocol):
 
         It fails with SequenceConflictError where the instance's last event is not the expected one, with
         FencedError where a newer lease than `epoch` was acquired, with InstanceNotFoundError where that life
-        is over, and with UnavailableError (STORAGE_READ_ONLY). Then nothing is written of it, nor of those
-        that follow it.
+        is over, with StorageError where the events leave a gap, and with UnavailableError
+        (STORAGE_READ_ONLY). Then nothing is written of it, nor of those that follow it.
         """
 
     async def acquire_lease(self, ref: InstanceRef) -> int:
@@ -253,6 +265,11 @@ class SequenceConflictError(Exception):
         self.last_sequence = last_sequence
 
 
+def gap(instance_id: str) -> StorageError:
+    """Say that a writer's events are not dense."""
+    return StorageError(f"events for instance {instance_id!r} leave a gap")
+
+
 class FencedError(Exception):
     """Another writer holds the lease now: this one must not go on."""
 
@@ -310,6 +327,11 @@ class Wakeups:
 def encode_row(event: Event) -> bytes:
     """Serialise an event as an EventBatch that holds only it."""
     return encode_field(_EVENTS_TAG, event.SerializeToString())
+
+
+def _is_dense(events: Sequence[Event], after: int) -> bool:
+    sequences = [event.sequence for event in events]
+    return bool(sequences) and sequences == list(range(after + 1, after + 1 + len(sequences)))
 
 
 def _fit_row(max_bytes: int, row: bytes) -> bytes:

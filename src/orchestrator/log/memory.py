@@ -28,6 +28,7 @@ from orchestrator.log.base import (
     SequenceConflictError,
     Wakeups,
     encode_row,
+    gap,
 )
 from orchestrator.log.conflict import check_duplicate
 
@@ -105,12 +106,14 @@ class MemoryEventLog:
         created: list[_Life] = []
         try:
             for creation in batch:
+                if not creation.is_dense:
+                    raise gap(creation.key.id)
                 if duplicate := self._duplicate(creation):
                     outcomes.append(duplicate)
                     continue
                 created.append(self._begin(creation))
                 outcomes.append(Created(created[-1].ref))
-        except AlreadyExistsError:
+        except (AlreadyExistsError, StorageError):
             for life in created:
                 self._remove(life)
             self._incarnation -= len(created)
@@ -149,11 +152,10 @@ class MemoryEventLog:
         life = self._life(append.ref)
         if append.epoch is not None and append.epoch < life.epoch:
             raise FencedError
-        has_failed = append.follows is not None and append.follows.exception() is not None
-        if has_failed or append.expected_sequence != len(life.events):
+        if append.has_failed_before or append.expected_sequence != len(life.events):
             raise SequenceConflictError(len(life.events))
         if not append.is_dense:
-            raise StorageError(f"events for instance {append.ref.id!r} leave a gap")
+            raise gap(append.ref.id)
         self._write(life, [encode_row(event) for event in append.events])
         life.summary = append.summary
         self.wakeups.wake((append.ref,))

@@ -27,6 +27,7 @@ from orchestrator.log.base import (
     FencedError,
     SequenceConflictError,
     encode_row,
+    gap,
 )
 from orchestrator.log.conflict import check_duplicate
 from orchestrator.log.sqlite.connection import CACHED_STATEMENTS, Connection, Statement, fetch
@@ -111,16 +112,16 @@ class Group:
     def add_append(self, pending: PendingAppend) -> None:
         """Add events, or mark them as refused."""
         append = pending.append
-        ref, follows = append.ref, append.follows
+        ref = append.ref
         row = self.rows.get(ref.incarnation)
         if row is None:
             pending.rejection = InstanceNotFoundError(ref.id)
         elif append.epoch is not None and append.epoch < row.epoch:
             pending.rejection = FencedError()
-        elif append.expected_sequence != row.last_sequence or (follows and self._has_failed(follows)):
+        elif append.expected_sequence != row.last_sequence or self._has_failed_before(append):
             pending.rejection = SequenceConflictError(row.last_sequence)
         elif not append.is_dense:
-            pending.rejection = StorageError(f"events for instance {ref.id!r} leave a gap")
+            pending.rejection = gap(ref.id)
         if pending.rejection:
             self._failed.add(pending.durable)
             return
@@ -133,8 +134,8 @@ class Group:
             self.rows[ref.incarnation].last_sequence,
         )
 
-    def _has_failed(self, append: "asyncio.Future[None]") -> bool:
-        return append in self._failed or (append.done() and append.exception() is not None)
+    def _has_failed_before(self, append: Append) -> bool:
+        return append.follows in self._failed or append.has_failed_before
 
     def _add(self, ref: InstanceRef, events: Sequence[Event], summary: Summary, epoch: int) -> None:
         key = ref.incarnation

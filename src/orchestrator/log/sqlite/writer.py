@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import RequestError, StorageError, UnavailableError
-from orchestrator.log.base import Append, Created, Creation, Duplicate
+from orchestrator.log.base import Append, Created, Creation, Duplicate, gap
 from orchestrator.log.sqlite.connection import Connection, connect
 from orchestrator.log.sqlite.tables import Group, Pending, PendingAppend, PendingCreations, SqliteTables
 from orchestrator.log.storage_faults import mend
@@ -86,7 +86,12 @@ class SqliteWriter:
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
         """Queue creations; see EventLog."""
-        return self._enqueue(PendingCreations(_future(), batch))
+        pending = PendingCreations(_future(), batch)
+        for creation in batch:
+            if not creation.is_dense:
+                pending.reject(gap(creation.key.id))
+                return pending.durable
+        return self._enqueue(pending)
 
     def append(self, append: Append) -> "asyncio.Future[None]":
         """Queue events; see EventLog."""
