@@ -50,7 +50,9 @@ async def connect(path: Path, *, make: bool = True) -> Connection:
     connection = Connection(connect_here, iter_chunk_size=64)
     await connection
     try:
-        await connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of a new file: others stay as they are
+        ((pages,),) = await fetch(connection, "PRAGMA page_count")
+        if not pages:  # a file that is there stays as it is, and setting this would wait for its writer
+            await connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         await connection.execute("PRAGMA journal_mode = WAL")
         await connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
