@@ -114,20 +114,26 @@ async def follow_all(
 
 
 async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, timeout_s: float) -> Loaded:
-    """Give the instance once it is finished, or as it is after so many seconds; errors as of `follow`."""
+    """Give the instance once it is finished, or as it is after so many seconds; errors as of `follow`.
+
+    It is the life that goes by the key at first: raise InstanceNotFoundError once that one is over.
+    """
     head = await log.head(key)
     with log.wakeups.watch(head.ref) as woken:
         try:
             async with asyncio.timeout(timeout_s):
                 while (now := await log.head(key)).state not in TERMINAL:
                     if now.ref != head.ref:
-                        raise InstanceNotFoundError(key.id)  # deleted, and made anew under the same key
+                        break  # deleted, and made anew under the same key
                     log.wakeups.check_open()
                     await woken.wait()
                     woken.clear()
         except TimeoutError:
             pass
-    return await states.load(key)
+    loaded = await states.load(key)
+    if loaded.ref != head.ref:
+        raise InstanceNotFoundError(key.id)
+    return loaded
 
 
 async def _is_set_within(woken: asyncio.Event, timeout_s: float) -> bool:
