@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
-from support.logs import ids, load
+from support.logs import global_pages, ids, load
 
 from orchestrator.core import view
 from orchestrator.log.sqlite import SqliteEventLog
@@ -44,15 +44,12 @@ async def test_a_released_log_is_streamed_as_it_was_written(release: str, tmp_pa
     log = await SqliteEventLog.open(Path(shutil.copy(HISTORIES / release / "log.db", tmp_path)))
     kinds: set[str] = set()
     try:
-        after, at_end = 0, False
         last: dict[str, int] = {}
-        while not at_end:
-            page = await log.read_all(after)
+        for page in await global_pages(log):
             for event in page.events.events():
                 assert event.sequence == last.get(event.instance_id, 0) + 1
                 last[event.instance_id] = event.sequence
                 kinds.add(str(event.WhichOneof("payload")))
-            after, at_end = page.cursor, page.events.at_end
     finally:
         await log.aclose()
     assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}

@@ -1,0 +1,145 @@
+"""What a store of folded states promises over any log."""
+
+import asyncio
+
+import pytest
+from support.lives import Life
+from support.logs import create, delete, key, record
+
+from orchestrator.core.identity import InstanceRef
+from orchestrator.errors import InstanceNotFoundError
+from orchestrator.log.base import EventLog, Head, Page
+from orchestrator.log.states import StateStore
+
+
+class CountingLog:
+    """A log that counts what is read, and can be held up behind a read."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self.read_after: list[int] = []
+        """The sequence that each read began behind."""
+        self.has_read, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self.may_go_on.set()
+
+    async def head(self, of: tuple[str, str]) -> Head:
+        return await self._log.head(key(of[1]))
+
+    async def read(self, ref: InstanceRef, after: int) -> Page:
+        self.read_after.append(after)
+        page = await self._log.read(ref, after)
+        self.has_read.set()
+        await self.may_go_on.wait()
+        return page
+
+
+@pytest.fixture
+def counting(log: EventLog) -> CountingLog:
+    return CountingLog(log)
+
+
+def store(log: CountingLog, **limits: int) -> StateStore:
+    return StateStore(log, **limits)  # type: ignore[arg-type]  the two methods that it uses
+
+
+async def test_a_known_state_is_given_again_and_topped_up(log: EventLog, counting: CountingLog) -> None:
+    states = store(counting)
+    life = Life("a").planned()
+    await create(log, life)
+    for _ in range(3):
+        assert (await states.load(key("a"))).instance == life.instance
+    assert counting.read_after == [0]
+    await record(log, life.done("t1"))
+    assert (await states.load(key("a"))).instance == life.instance
+    assert counting.read_after == [0, 6]
+
+
+async def test_what_its_owner_keeps_is_not_read(log: EventLog, counting: CountingLog) -> None:
+    states = store(counting)
+    life = Life("a")
+    ref = await create(log, life)
+    states.keep(ref, life.instance)
+    old = life.instance
+    await record(log, life.planned())
+    states.keep(ref, life.instance)
+    states.keep(ref, old)  # late: an older one changes nothing
+    assert await states.load(key("a")) == (ref, life.instance)
+    assert counting.read_after == []
+
+
+async def test_a_state_of_another_life_is_never_given(log: EventLog, counting: CountingLog) -> None:
+    states = store(counting)
+    await create(log, Life("a").planned().terminated())
+    await states.load(key("a"))
+    await delete(log, "a")
+    with pytest.raises(InstanceNotFoundError):
+        await states.load(key("a"))
+    new = Life("a", instructions="another")
+    ref = await create(log, new)
+    assert await states.load(key("a")) == (ref, new.instance)
+    assert counting.read_after == [0, 0]
+
+
+async def test_what_goes_on_while_it_is_read_is_known_as_it_is_then(
+    log: EventLog, counting: CountingLog
+) -> None:
+    states = store(counting)
+    life = Life("a")
+    ref = await create(log, life)
+    counting.may_go_on.clear()
+    slow = asyncio.create_task(states.load(key("a")))
+    await counting.has_read.wait()
+    await record(log, life.planned())
+    states.keep(ref, life.instance)
+    counting.may_go_on.set()
+    assert (await slow).instance.last_sequence >= 1
+    counting.read_after.clear()
+    assert (await states.load(key("a"))).instance == life.instance
+    assert counting.read_after == []  # the late one has not replaced the newer
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+async def test_those_used_last_are_kept_as_far_as_there_is_room(
+    log: EventLog, counting: CountingLog, is_finished: bool
+) -> None:
+    states = store(counting, max_characters=3 * 5000)
+    for name in "abcd":
+        life = Life(name)
+        await create(log, life.terminated() if is_finished else life)
+
+    async def is_kept(name: str) -> bool:
+        counting.read_after.clear()
+        await states.load(key(name))
+        return not counting.read_after
+
+    assert [await is_kept(name) for name in "abc"] == [False] * 3
+    assert await is_kept("a")
+    assert not await is_kept("d")  # in place of b, which was used longest ago
+    assert await is_kept("a")
+    assert not await is_kept("b")
+
+
+async def test_a_text_counts_for_its_length_and_one_state_is_always_kept(
+    log: EventLog, counting: CountingLog
+) -> None:
+    states = store(counting, max_characters=20_000)
+    await create(log, Life("small"))
+    await create(log, Life("large", instructions="x" * 30_000))
+    for name, read_after in (("small", [0]), ("large", [0]), ("large", []), ("small", [0]), ("small", [])):
+        counting.read_after.clear()
+        await states.load(key(name))
+        assert counting.read_after == read_after
+
+
+async def test_what_is_forgotten_makes_room(log: EventLog, counting: CountingLog) -> None:
+    states = store(counting, max_characters=2 * 5000)
+    refs = [await create(log, Life(name)) for name in "abc"]
+    await states.load(key("a"))
+    await states.load(key("b"))
+    states.forget(refs[0])
+    states.forget(refs[0])
+    await states.load(key("c"))
+    counting.read_after.clear()
+    await states.load(key("b"))
+    await states.load(key("c"))
+    assert counting.read_after == []

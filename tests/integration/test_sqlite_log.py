@@ -1,0 +1,433 @@
+"""What only the SQLite log has: a file, a lock, group commit, and storage that fails."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.lives import Life, part
+from support.logs import append, create, creation, delete, key, load, read, record
+
+from orchestrator.core.events import work_completed
+from orchestrator.core.instance import Usage, WorkKey
+from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
+from orchestrator.log.base import Page, Query, encode_row
+from orchestrator.log.sqlite import SqliteEventLog, schema
+from orchestrator.log.sqlite.connection import Statement
+from orchestrator.log.subscription import CaughtUp, follow
+
+
+@pytest.fixture
+async def log(tmp_path: Path) -> AsyncIterator[SqliteEventLog]:
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    yield log
+    await log.aclose()
+
+
+async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    life = Life("a").planned().done("t1")
+    await create(log, life)
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    assert await load(log, "a") == life.instance
+    await record(log, life.done("t2"))
+    assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(life.events) + 1))
+    await log.aclose()
+
+
+async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog) -> None:
+    commits = 0
+    write = log._writer._tables.connection.write
+
+    async def counted(statements: Sequence[Statement]) -> None:
+        nonlocal commits
+        commits += 1
+        await write(statements)
+
+    log._writer._tables.connection.write = counted  # type: ignore[method-assign]
+    lives = [Life(f"i{number}") for number in range(500)]
+    await asyncio.gather(*(log.create([creation(life)]) for life in lives))
+    assert 1 <= commits <= 2
+
+
+async def test_the_journal_is_a_wal_that_is_synced_at_each_commit(log: SqliteEventLog) -> None:
+    for pragma, value in (("journal_mode", "wal"), ("synchronous", 2)):
+        rows = list(await log._writer._tables.connection.execute_fetchall(f"PRAGMA {pragma}"))
+        assert rows[0][0] == value
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        await log._reader.execute("DELETE FROM event")
+
+
+@pytest.mark.usefixtures("log")
+async def test_a_second_server_on_the_same_database_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"in use by another server \(process \d+\).*stop that server"):
+        await SqliteEventLog.open(tmp_path / "log.db")
+
+
+async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await (await SqliteEventLog.open(path)).aclose()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
+    connection.close()
+    with pytest.raises(StorageError, match="use the release that wrote it"):
+        await SqliteEventLog.open(path)
+
+
+def write_old_file(path: Path, version: int, *lives: Life) -> None:
+    """Make a file as a release wrote it that knew no later version than 1 or 2."""
+    connection = sqlite3.connect(path)
+    connection.create_function("event_time_s", 1, float)
+    for script in schema.MIGRATIONS[:version]:
+        connection.executescript(script)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute(f"PRAGMA application_id = {schema._APPLICATION_ID}")
+    for number, life in enumerate(lives, 1):
+        instance = life.instance
+        connection.execute(
+            "INSERT INTO instance (key, id, state, request_id, request_digest) VALUES (?, ?, ?, ?, '')",
+            (number, instance.id, instance.state, f"request {number}"),
+        )
+        if version == 2:
+            connection.execute(
+                "UPDATE instance SET end_time_s = ? WHERE key = ?", (instance.end_time_s, number)
+            )
+        connection.execute("INSERT INTO label VALUES (?, 'team', ?)", (number, instance.id))
+        connection.executemany(
+            "INSERT INTO event (instance, sequence, data) VALUES (?, ?, ?)",
+            [(number, event.sequence, encode_row(event)) for event in life.events],
+        )
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_database_of_an_older_version_is_read_and_goes_on(version: int, tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    ended, running = Life("ended").planned().done("t1", "t2", "t3").completed(), Life("running")
+    write_old_file(path, version, ended, running)
+    log = await SqliteEventLog.open(path)
+    assert await log.finished_before(ended.instance.end_time_s, 9) == []
+    (ref,) = await log.finished_before(ended.instance.end_time_s + 1, 9)
+    assert ref == (key("ended"), 1)
+    assert await load(log, "ended") == ended.instance
+    assert [row.view for row in (await log.list(Query())).rows] == [b"", b""]
+    assert [row.head.ref for row in (await log.list(Query(labels=[("team", "ended")]))).rows] == [ref]
+    await record(log, running.planned())
+    assert await load(log, "running") == running.instance
+    await log.delete(ref)
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    assert await log.last_position() == len(ended.events) + len(running.events) + 1
+    assert [head.ref.id for head in await log.unfinished()] == ["running"]
+    page = await log.read_all(await log.last_position() - 1)
+    assert page.deletions == [(ref, page.cursor)]
+    assert (await create(log, Life("ended"))).incarnation == 3
+    await log.aclose()
+
+
+async def test_a_new_file_can_give_space_back(log: SqliteEventLog) -> None:
+    rows = list(await log._reader.execute_fetchall("PRAGMA auto_vacuum"))
+    assert rows[0][0] == 2  # incremental
+
+
+async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(StorageError, match="belongs to another program"):
+        await SqliteEventLog.open(path)
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but the notes of a lifetime" * 100)
+    with pytest.raises(StorageError, match="it is some other file"):
+        await SqliteEventLog.open(path)
+    assert path.read_text().startswith("not a database")
+
+
+@pytest.mark.parametrize("name", ["missing/../log.db", "a-file/log.db", "a-folder", "/proc/log.db"])
+async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder").mkdir()
+    try:
+        log = await SqliteEventLog.open(tmp_path / name)
+    except StorageError as error:
+        assert "set ORCHESTRATOR_DATABASE to a path that this user may write" in str(error)  # noqa: PT017
+        assert ("name a file in it" in str(error)) == (name == "a-folder")  # noqa: PT017
+        assert list(tmp_path.glob("a-folder*")) == [tmp_path / "a-folder"]
+    else:
+        assert name.startswith("missing")
+        await log.aclose()
+
+
+async def test_a_database_that_another_program_holds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.05)
+    path = tmp_path / "log.db"
+    await (await SqliteEventLog.open(path)).aclose()
+    holder = sqlite3.connect(path)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match="another program holds it"):
+        await SqliteEventLog.open(path)
+    holder.close()
+
+
+async def test_a_lock_is_free_again_once_its_process_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    program = (
+        "import asyncio, sys; from pathlib import Path; from orchestrator.log.sqlite import SqliteEventLog\n"
+        "async def main():\n"
+        "    await SqliteEventLog.open(Path(sys.argv[1]))\n"
+        "    print('open', flush=True)\n"
+        "    await asyncio.sleep(99)\n"
+        "asyncio.run(main())"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)  # noqa: ASYNC220
+    assert holder.stdout
+    assert holder.stdout.readline() == b"open\n"
+    with pytest.raises(StorageError, match=f"process {holder.pid}"):
+        await SqliteEventLog.open(path)
+    holder.kill()
+    holder.communicate()
+    await (await SqliteEventLog.open(path)).aclose()
+
+
+async def fill(log: SqliteEventLog) -> None:
+    """Leave no room: the next commit finds the disk full."""
+    rows = list(await log._writer._tables.connection.execute_fetchall("PRAGMA page_count"))
+    await log._writer._tables.connection.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
+
+
+async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    life = Life("a").planned()
+    ref = await create(log, life)
+    # A reopened connection has no bound: what fails once succeeds when it is tried again.
+    await fill(log)
+    before = len(life.events)
+    life.started("t1")
+    life.events[-1].subtask_started.model = "x" * 100_000
+    wish = Life("b", instructions="y" * 30_000)
+    results = await asyncio.gather(
+        log.append(append(life, ref, before)._replace(waits_for_storage=True)),
+        log.create([creation(wish)]),
+        return_exceptions=True,
+    )
+    assert results[0] is None
+    assert isinstance(results[1], UnavailableError)
+    assert results[1].reason == "STORAGE_READ_ONLY"
+    assert "free disk space" in str(results[1])
+    assert (await load(log, "a")).last_sequence == life.instance.last_sequence
+    await create(log, wish)
+    assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(life.events) + 2))
+
+
+async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    write = log._writer._tables.connection.write
+
+    async def write_and_fail(statements: Sequence[Statement]) -> None:
+        await write(statements)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    life = Life("a")
+    first = log._writer._tables.connection
+    first.write = write_and_fail  # type: ignore[method-assign]
+    await create(log, life)
+    assert log._writer._tables.connection is not first  # it did fail
+    page = await log.read_all(0)
+    assert list(page.events.events()) == life.events
+
+
+async def test_a_log_that_refused_creations_takes_them_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.01)
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    wish = Life("a")
+    with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
+        await create(log, wish)
+    assert "disk" not in str(caught.value)
+    holder.execute("ROLLBACK")
+    holder.close()
+    while True:
+        try:
+            await create(log, wish)
+            break
+        except UnavailableError:
+            await asyncio.sleep(0.01)
+    assert (await load(log, "a")).prompt == "Build it"
+    await log.aclose()
+
+
+async def test_a_writer_that_ends_leaves_nobody_waiting(log: SqliteEventLog) -> None:
+    async def broken(_: Sequence[Statement]) -> None:
+        raise ZeroDivisionError
+
+    wish = Life("a")
+    log._writer._tables.connection.write = broken  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        await create(log, wish)
+    with pytest.raises(ZeroDivisionError):
+        await log.watch()
+    with pytest.raises(UnavailableError):
+        await create(log, wish)
+    with pytest.raises(ZeroDivisionError):
+        await log.aclose()
+    log.aclose = _nothing  # type: ignore[method-assign]
+
+
+async def test_a_writer_that_ends_behind_a_commit_ends_the_watch_and_holds_up_no_reader(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError
+
+    await create(log, Life("a"))
+    head = await log.head(key("a"))
+    async with aclosing(follow(log, head)) as reader:
+        assert isinstance(await anext(reader), Page)
+        assert await anext(reader) == CaughtUp(1)
+        waiting = asyncio.ensure_future(anext(reader))
+        reads = 0
+        read = log.read
+
+        async def counted(*place: Any) -> Page:
+            nonlocal reads
+            reads += 1
+            return await read(*place)
+
+        monkeypatch.setattr(log, "read", counted)
+        monkeypatch.setattr(log._writer._tables, "publish", broken)
+        with pytest.raises(UnavailableError):
+            await create(log, Life("b"))
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(log.watch(), 5)
+        with pytest.raises(UnavailableError):
+            await record(log, Life("a").planned())
+        log.wakeups.close()  # as the service does once the watch ends
+        with pytest.raises(UnavailableError):
+            await asyncio.wait_for(waiting, 5)
+    assert reads <= 1
+    assert (await load(log, "b")).last_sequence == 1  # it is durable, though nobody was told
+    with pytest.raises(ZeroDivisionError):
+        await log.aclose()
+    log.aclose = _nothing  # type: ignore[method-assign]
+
+
+async def _nothing() -> None:
+    pass
+
+
+async def test_the_lock_is_the_files_by_whatever_name(log: SqliteEventLog, tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "log.db")
+    with pytest.raises(StorageError, match="in use by another server"):
+        await SqliteEventLog.open(tmp_path / "link.db")
+    assert log.wakeups
+
+
+async def test_a_page_ends_early_when_its_events_are_large(log: SqliteEventLog) -> None:
+    life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
+    for number in range(8):
+        life.started(f"t{number}")
+        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), "x" * 400_000, Usage()))
+    await create(log, life)
+    pages = []
+    after = 0
+    while True:
+        pages.append(await read(log, "a", after))
+        after = pages[-1].ordinals[-1]
+        if pages[-1].at_end:
+            break
+    assert [event.sequence for page in pages for event in page.events()] == list(range(1, after + 1))
+    assert after == len(life.events)
+    assert max(len(page.data) for page in pages) < 1_500_000
+    assert len(pages) >= 3
+
+
+async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:
+    life = Life("a")
+    await create(log, life)
+    page = await read(log, "a", 0, limit=1)
+    assert not page.at_end
+    assert (await read(log, "a", 1, limit=1)).at_end
+
+
+async def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    life = Life("a")
+    durable = log.create([creation(life)])
+    await log.aclose()
+    assert durable.done()
+    with pytest.raises(UnavailableError, match="stopping"):
+        await create(log, life)
+    log = await SqliteEventLog.open(path)
+    assert (await load(log, "a")).prompt == "Build it"
+    await log.aclose()
+
+
+async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.01)
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    life = Life("a").terminated()
+    await create(log, life)
+    holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
+        await delete(log, "a")
+    assert caught.value.reason == "STORAGE_READ_ONLY"
+    assert await load(log, "a") == life.instance
+    holder.execute("ROLLBACK")
+    holder.close()
+    while True:
+        try:
+            await delete(log, "a")
+            break
+        except UnavailableError:
+            await asyncio.sleep(0.01)
+    log.check_writable()
+    with pytest.raises(InstanceNotFoundError):
+        await load(log, "a")
+    await log.aclose()
+
+
+async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
+    life = Life("a").terminated()
+    await create(log, life)
+    write = log._writer._tables.connection.write
+
+    async def write_and_fail(statements: Sequence[Statement]) -> None:
+        await write(statements)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    log._writer._tables.connection.write = write_and_fail  # type: ignore[method-assign]
+    with pytest.raises(UnavailableError):
+        await delete(log, "a")
+    with pytest.raises(InstanceNotFoundError):
+        await load(log, "a")
