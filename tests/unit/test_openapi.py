@@ -40,7 +40,7 @@ def _json_name(name: str) -> str:
 
 
 def test_what_is_built_is_what_the_protos_say(description: dict[str, Any]) -> None:
-    describe = runpy.run_path(str(ROOT / "openapi.py"))["describe"]
+    describe = runpy.run_path(str(ROOT / "build_hooks/openapi.py"))["describe"]
     again = describe((BUILT / "descriptors.binpb").read_bytes(), description["info"]["version"])
     assert again == description
 

@@ -42,7 +42,7 @@ class ProtoBuildHook(BuildHookInterface):
             if protoc.main(["protoc", *include, *arguments]) != 0:
                 raise RuntimeError(f"protoc failed on {len(sources)} files of protos/; its message is above")
         # By its path: the build's backend cannot import what lies beside it.
-        describe = runpy.run_path(str(root / "openapi.py"))["describe"]
+        describe = runpy.run_path(str(root / "build_hooks/openapi.py"))["describe"]
         description = describe(descriptors.read_bytes(), self.metadata.version)
         text = json.dumps(description, indent=1, ensure_ascii=False)
         descriptors.with_name("openapi.json").write_text(f"{text}\n")
