@@ -272,6 +272,8 @@ class _Description:
             return {"type": "string", "format": "int64", "pattern": _int64(limits)}
         if field.message_type:
             match field.message_type.full_name:
+                case "google.protobuf.FieldMask":
+                    return {"type": "string", "examples": ["subtasks,budget.maxTokens"]}
                 case "google.protobuf.Duration":
                     return {"type": "string", "pattern": _duration(limits), "examples": ["1.5s"]}
                 case "google.protobuf.Timestamp":

@@ -122,13 +122,17 @@ async def record(folder: Path) -> None:
         await begin("retried", "Build it, fail=t1 flaky=t2")
         await finish("retried")
         await steer(
-            engine, "retried", partial(lifecycle.retry, changes=pb.InstanceConfig(tolerated_failures=1))
+            engine,
+            "retried",
+            partial(lifecycle.retry, changes=config.read_changes(pb.InstanceConfig(tolerated_failures=1))),
         )
         await finish("retried")
         await begin("restarted", "Build it")
         await finish("restarted")
         await steer(
-            engine, "restarted", partial(lifecycle.restart, changes=pb.InstanceConfig(max_subtasks=5))
+            engine,
+            "restarted",
+            partial(lifecycle.restart, changes=config.read_changes(pb.InstanceConfig(max_subtasks=5))),
         )
         await finish("restarted")
         await begin("resumed", "Build it", review_plan=True)
@@ -138,7 +142,7 @@ async def record(folder: Path) -> None:
         await steer(engine, "resumed", lifecycle.resume)
         source = await load(log, "complete")
         for stage in (api.STAGE_PLAN, api.STAGE_SUBTASKS, api.STAGE_SYNTHESIS):
-            forked = fork(source, stage, pb.InstanceConfig(), new_id=f"forked-{stage}")
+            forked = fork(source, stage, config.read_changes(pb.InstanceConfig()), new_id=f"forked-{stage}")
             await engine.create(forked)
             await finish(f"forked-{stage}")
         await begin("deleted", "Build it")

@@ -288,6 +288,37 @@ async def test_a_time_budget_has_a_flag(tmp_path: Path, stuck: Service, text: st
     assert float(duration.removesuffix("s")) == seconds
 
 
+async def test_settings_are_cleared_by_name(tmp_path: Path, running: Service) -> None:
+    plan = [instance_pb2.Subtask(id="mine", instructions="Do it.")]
+    limits = {"max_tokens": 10_000, "max_duration": {"seconds": 3600}}
+    await created(running, "a", subtasks=plan, budget=limits, instructions="In German")
+    await running.ended("a")
+    shell = shell_on(tmp_path, running)
+    cleared = ("--clear", "subtasks", "--clear", "budget.max-tokens", "--max-subtasks", "5")
+    assert (await shell.run("restart", "a", *cleared)).code == 0
+    again = (await running.ended("a")).instance
+    assert [subtask.id for subtask in again.subtasks] == ["t1", "t2"]
+    assert (again.config.max_subtasks, again.config.budget.HasField("max_tokens")) == (5, False)
+    assert again.config.budget.max_duration.seconds == 3600
+    assert (await shell.run("fork", "a", "--stage", "plan", "--id", "b", "--clear", "budget")).code == 0
+    assert not (await running.ended("b")).instance.config.HasField("budget")
+
+
+@pytest.mark.parametrize("command", [("retry", "a"), ("restart", "a"), ("fork", "a", "--stage", "plan")])
+async def test_a_setting_that_cannot_be_cleared_is_told_in_a_line(
+    command: tuple[str, ...], tmp_path: Path, running: Service
+) -> None:
+    await finished(running, "a")
+    shell = shell_on(tmp_path, running)
+    unknown = await shell.run(*command, "--clear", "plan")
+    assert unknown.code == 2
+    assert "update_mask names 'plan', which is no field of config: those are *, big_model" in unknown.err
+    both = await shell.run(*command, "--clear", "budget.max-tokens", "--max-tokens", "5")
+    assert both.code == 2
+    assert_one_line(both)
+    assert "--clear budget.max_tokens and a value for it are given" in both.err
+
+
 @pytest.mark.parametrize("text", ["soon", "-1", "5x", "m", "1h 30m", ""])
 async def test_a_time_span_that_is_none_is_told(tmp_path: Path, text: str) -> None:
     shell = Shell.without_service(tmp_path)

@@ -7,10 +7,11 @@ from functools import partial, reduce
 from pathlib import Path
 
 import pytest
-from support.lives import CONFIG, NOW_S, Life, part, resolved
+from support.lives import CONFIG, NOW_S, Life, changes, part, resolved
 from support.logs import ended, ids, key, load, read, ref, steer
 
 from orchestrator.core import lifecycle
+from orchestrator.core.config import read_changes
 from orchestrator.core.create import NewInstance
 from orchestrator.core.events import calls_interrupted
 from orchestrator.core.instance import Instance, Usage
@@ -462,7 +463,7 @@ async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goe
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, models) as engine:
         assert (await load(log, "a")).usage == instance.usage  # exact after a restart
-        more = pb.InstanceConfig(budget=pb.Budget(max_cost_usd=5))
+        more = changes(budget=pb.Budget(max_cost_usd=5))
         await steer(engine, "a", partial(lifecycle.retry, changes=more))
         instance = await ended(log, "a", 20)
         assert instance.state == pb.STATE_COMPLETE
@@ -488,7 +489,7 @@ async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path)
         assert (await ended(log, "a", 20)).state == pb.STATE_ERRORED
         assert len(calls) == 9
         broken.clear()
-        await steer(engine, "a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+        await steer(engine, "a", lambda instance: lifecycle.retry(instance, changes()))
         instance = await ended(log, "a", 20)
     assert instance.state == pb.STATE_COMPLETE
     assert calls[9:] == ["t5", "synthesis"]
@@ -499,9 +500,9 @@ async def test_a_retry_under_a_model_that_is_not_there_is_refused(tmp_path: Path
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
         await engine.create(wish())
         before = await ended(log, "a", 20)
-        changes = pb.InstanceConfig(small_model="nobody/knows")
+        unknown = changes(small_model="nobody/knows")
         with pytest.raises(InvalidArgumentError):
-            await steer(engine, "a", lambda instance: lifecycle.retry(instance, changes))
+            await steer(engine, "a", lambda instance: lifecycle.retry(instance, unknown))
         assert await load(log, "a") == before
 
 
@@ -516,8 +517,7 @@ async def test_two_retries_at_once_reopen_an_instance_once(tmp_path: Path) -> No
         await ended(log, "a", 20)
         hall.calls.append("failed")
         retries = (
-            steer(engine, "a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
-            for _ in range(2)
+            steer(engine, "a", lambda instance: lifecycle.retry(instance, changes())) for _ in range(2)
         )
         results = await asyncio.gather(*retries, return_exceptions=True)
         assert sum(isinstance(result, StateForbidsError) for result in results) == 1
@@ -546,7 +546,7 @@ async def test_restarting_begins_anew_and_keeps_the_history(tmp_path: Path) -> N
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish())
         first = await ended(log, "a", 20)
-        await steer(engine, "a", lambda instance: lifecycle.restart(instance, pb.InstanceConfig()))
+        await steer(engine, "a", lambda instance: lifecycle.restart(instance, changes()))
         second = await ended(log, "a", 20)
         events = await kinds(log)
     assert second.state == pb.STATE_COMPLETE
@@ -572,7 +572,7 @@ async def test_time_goes_on_while_the_service_is_down(tmp_path: Path) -> None:
         assert instance.error.reason == "DEADLINE_EXCEEDED"
         longer = pb.InstanceConfig(budget=pb.Budget())
         longer.budget.max_duration.seconds = 7200
-        await steer(engine, "a", partial(lifecycle.retry, changes=longer))
+        await steer(engine, "a", partial(lifecycle.retry, changes=read_changes(longer)))
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     await log.aclose()
     assert hall.calls.count("planning") == 1

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from support.lives import resolved
+from support.lives import changes, resolved
 from support.logs import delete, ended, load, read, ref, steer
 
 from orchestrator.core import lifecycle
@@ -55,7 +55,7 @@ def wish(instance_id: str = "a", **changes: object) -> NewInstance:
 
 
 def retry(instance: Instance) -> list[Event]:
-    return list(lifecycle.retry(instance, pb.InstanceConfig()))
+    return list(lifecycle.retry(instance, changes()))
 
 
 async def until(log: SqliteEventLog, state: pb.State.ValueType) -> None:

@@ -15,9 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.service import Service, service
 
+from orchestrator.core.replies import ModelReply
 from orchestrator.errors import SettingsError
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.scripted import Answer, Scripted
+from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.v1 import event_pb2, instance_pb2
@@ -401,6 +402,66 @@ async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running
     assert (await refused(running.stub.ForkInstance(taken))).info.reason == "INSTANCE_ALREADY_EXISTS"
     bad = pb.ForkInstanceRequest(id="a", new_id="-", stage=pb.STAGE_PLAN)
     assert (await refused(running.stub.ForkInstance(bad))).field == "new_id"
+
+
+OWN_PLAN = [instance_pb2.Subtask(id="mine", instructions="Do it.")]
+
+
+async def test_an_instance_with_its_own_plan_is_restarted_and_forked_without_it(running: Service) -> None:
+    own = instance_pb2.InstanceConfig(subtasks=OWN_PLAN, budget={"max_tokens": 10_000})
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="p", id="a", config=own))
+    assert [subtask.id for subtask in (await running.ended("a")).instance.subtasks] == ["mine"]
+    mask = {"paths": ["subtasks"]}
+    forked = await running.stub.ForkInstance(
+        pb.ForkInstanceRequest(id="a", new_id="b", stage=pb.STAGE_PLAN, update_mask=mask)
+    )
+    restarted = await running.stub.RestartInstance(pb.RestartInstanceRequest(id="a", update_mask=mask))
+    for config in (forked.instance.config, restarted.instance.config):
+        assert (len(config.subtasks), config.budget.max_tokens) == (0, 10_000)
+    for name in ("a", "b"):
+        ended = (await running.ended(name)).instance
+        assert [subtask.id for subtask in ended.subtasks] == ["t1", "t2", "t3"]
+        assert ended.state == instance_pb2.STATE_COMPLETE
+
+
+async def test_a_retry_takes_a_limit_away_that_kept_the_instance_from_going_on(tmp_path: Path) -> None:
+    def answer(request: ModelRequest) -> Answer:
+        text = plan_text(2) if request.prompt.role == "planning" else "an answer"
+        return ModelReply(text, input_tokens=100, output_tokens=200)
+
+    async with service(tmp_path / "log.db", Scripted(answer)) as running:
+        await _take_a_limit_away(running)
+
+
+async def _take_a_limit_away(running: Service) -> None:
+    tight = instance_pb2.InstanceConfig(budget={"max_tokens": 1}, instructions="In German")
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="p", id="a", config=tight))
+    assert (await running.ended("a")).instance.error.reason == "BUDGET_EXCEEDED"
+    changes = instance_pb2.InstanceConfig(max_subtasks=20, max_parallel_subtasks=1)
+    mask = {"paths": ["budget", "instructions", "max_subtasks"]}
+    await running.stub.RetryInstance(pb.RetryInstanceRequest(id="a", config=changes, update_mask=mask))
+    ended = (await running.ended("a")).instance
+    assert ended.state == instance_pb2.STATE_COMPLETE
+    assert not ended.config.HasField("budget")
+    assert not ended.config.HasField("instructions")
+    assert (ended.config.max_subtasks, ended.config.max_parallel_subtasks) == (20, 8)
+
+
+@pytest.mark.parametrize("path", ["prompt", "budget.maxTokens", "workers.name", "", "catalogue"])
+@pytest.mark.parametrize("action", ["Retry", "Restart", "Fork"])
+async def test_a_mask_with_an_unknown_path_is_refused_with_the_known_ones(
+    action: str, path: str, running: Service
+) -> None:
+    await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="p", id="a"))
+    await running.ended("a")
+    request = getattr(pb, f"{action}InstanceRequest")(id="a", update_mask={"paths": ["subtasks", path]})
+    refusal = await refused(getattr(running.stub, f"{action}Instance")(request))
+    assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "CONFIG_INVALID")
+    assert refusal.field == "update_mask"
+    assert refusal.message.startswith(
+        f"update_mask names {path!r}, which is no field of config: those are *, big"
+    )
+    assert "budget.max_tokens" in refusal.message
 
 
 async def test_what_has_no_plan_yet_cannot_be_forked_behind_it(stuck: Service) -> None:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from support import streams
 from support.endpoint import Call, Endpoint, Misbehaviour
-from support.lives import resolved
+from support.lives import changes, resolved
 from support.logs import ended, load, read, ref, steer
 from support.provider_calls import chat, messages
 
@@ -239,7 +239,7 @@ async def test_terminating_amid_planning_and_retrying_keeps_what_is_done(tmp_pat
         await done(log, "a")
         await steer(engine, "a", lifecycle.terminate)
         planner.pieces = asyncio.Queue()
-        await steer(engine, "a", lambda instance: lifecycle.retry(instance, pb.InstanceConfig()))
+        await steer(engine, "a", lambda instance: lifecycle.retry(instance, changes()))
         planner.write(HEAD + part("a") + "]}", None)
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
         assert planner.worked == ["a"]

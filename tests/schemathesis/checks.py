@@ -32,6 +32,7 @@ FIELDS_BEYOND_A_SCHEMA = {
     "config.budget.max_duration": "the range of a duration",
     "config.subtasks": "a plan cannot be changed once it is made",
     "config.workers": "names are printable and unique",
+    "update_mask": "names fields of a configuration",
     "feedback": "goes with DECISION_REJECT only",
 }
 

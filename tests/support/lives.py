@@ -24,6 +24,11 @@ def resolved(**changes: object) -> pb.InstanceConfig:
     return config.resolve(pb.InstanceConfig(**changes), CONFIG)
 
 
+def changes(**values: object) -> config.Changes:
+    """What a client changes by setting these fields, without a mask."""
+    return config.read_changes(pb.InstanceConfig(**values))
+
+
 class Life:
     """One instance and all its events; `then` appends more."""
 

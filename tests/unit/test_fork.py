@@ -1,4 +1,5 @@
 import pytest
+from support import lives
 from support.lives import NOW_S, Life, at, part
 
 from orchestrator.core.commands import CallModel, Record
@@ -16,7 +17,7 @@ APPROVED = Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISIO
 
 def forked(source: Life, stage: api.Stage.ValueType, **changes: object) -> tuple[Instance, list[str]]:
     """The fork after its first events, and their kinds."""
-    new = fork(source.instance, stage, instance_pb2.InstanceConfig(**changes), new_id="fork")
+    new = fork(source.instance, stage, lives.changes(**changes), new_id="fork")
     instance, events = new.begin(NOW_S)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert {event.instance_id for event in events} == {"fork"}
@@ -54,7 +55,12 @@ def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
 
 
 def test_what_a_fork_copied_counts_for_its_budget_and_not_as_its_own() -> None:
-    new = fork(complete().instance, api.STAGE_SYNTHESIS, instance_pb2.InstanceConfig(), new_id="fork")
+    new = fork(
+        complete().instance,
+        api.STAGE_SYNTHESIS,
+        lives.changes(),
+        new_id="fork",
+    )
     instance, events = new.begin(NOW_S)
     assert instance.own_usage == Usage()
     life = Life()

@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
-from support.lives import Life, part
+from support.lives import Life, changes, part
 
 from orchestrator.core import lifecycle
 from orchestrator.core.instance import Instance
@@ -11,7 +11,7 @@ from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event
 
-NO_CHANGE = instance_pb2.InstanceConfig()
+NO_CHANGE = changes()
 ACTIONS: dict[str, Callable[[Instance], Sequence[Event]]] = {
     "pause": lifecycle.pause,
     "resume": lifecycle.resume,
@@ -80,7 +80,7 @@ def test_a_refusal_says_what_is_allowed_instead(state: str, action: str, words: 
 
 
 def test_a_retry_changes_the_config_and_records_it_whole() -> None:
-    (event,) = lifecycle.retry(lives()["ERRORED"].instance, instance_pb2.InstanceConfig(max_subtasks=3))
+    (event,) = lifecycle.retry(lives()["ERRORED"].instance, changes(max_subtasks=3))
     assert event.instance_retried.config.max_subtasks == 3
     assert event.instance_retried.config.big_model == "scripted/big"
 

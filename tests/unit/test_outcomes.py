@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import NOW_S, Life, at, part
+from support.lives import NOW_S, Life, at, changes, part
 
 from orchestrator.core import lifecycle
 from orchestrator.core.commands import CallModel
@@ -15,7 +15,6 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.state import fold
 from orchestrator.errors import ModelError, StateForbidsError
 from orchestrator.v1.event_pb2 import Event
-from orchestrator.v1.instance_pb2 import InstanceConfig
 
 USED = Usage(1, 2, 1, 0.5)
 A, B = WorkKey("subtask", "a"), WorkKey("subtask", "b")
@@ -127,7 +126,7 @@ STEERING = (
     lifecycle.pause,
     lifecycle.resume,
     lifecycle.terminate,
-    lambda instance: lifecycle.retry(instance, InstanceConfig()),
+    lambda instance: lifecycle.retry(instance, changes()),
 )
 
 

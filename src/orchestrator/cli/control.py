@@ -99,7 +99,11 @@ def terminate(
 
 
 @app.command(
-    epilog=examples("orchestrator retry 01J9Z", "orchestrator retry 01J9Z --small-model openai/gpt-5-mini")
+    epilog=examples(
+        "orchestrator retry 01J9Z",
+        "orchestrator retry 01J9Z --small-model openai/gpt-5-mini",
+        "orchestrator retry 01J9Z --clear budget",
+    )
 )
 @reporting_errors
 @opt.with_config_options
@@ -107,16 +111,26 @@ def retry(
     instance_ids: opt.InstanceIds,
     *,
     config: opt.Config,
+    clear: opt.Clear = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Run again what failed; what is done stays done."""
-    changes = config.to_message()
-    _control_each(address, instance_ids, lambda client, one: client.retry(one, changes), as_json=as_json)
+    values, mask = opt.config_changes(config, clear)
+    _control_each(
+        address,
+        instance_ids,
+        lambda client, one: client.retry(one, values, update_mask=mask),
+        as_json=as_json,
+    )
 
 
 @app.command(
-    epilog=examples("orchestrator restart 01J9Z", "orchestrator restart 01J9Z --big-model openai/gpt-5")
+    epilog=examples(
+        "orchestrator restart 01J9Z",
+        "orchestrator restart 01J9Z --big-model openai/gpt-5",
+        "orchestrator restart 01J9Z --clear subtasks",
+    )
 )
 @reporting_errors
 @opt.with_config_options
@@ -124,12 +138,18 @@ def restart(
     instance_ids: opt.InstanceIds,
     *,
     config: opt.Config,
+    clear: opt.Clear = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Begin anew under the same id; the events so far are kept."""
-    changes = config.to_message()
-    _control_each(address, instance_ids, lambda client, one: client.restart(one, changes), as_json=as_json)
+    values, mask = opt.config_changes(config, clear)
+    _control_each(
+        address,
+        instance_ids,
+        lambda client, one: client.restart(one, values, update_mask=mask),
+        as_json=as_json,
+    )
 
 
 class Stage(Enum):
@@ -157,6 +177,7 @@ def fork(
     ],
     new_id: opt.NewId = "",
     config: opt.Config,
+    clear: opt.Clear = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -164,11 +185,11 @@ def fork(
     from orchestrator.v1 import orchestrator_pb2 as pb  # noqa: PLC0415
 
     at = pb.Stage.Value(f"STAGE_{stage.name}")
-    changes = config.to_message()
+    values, mask = opt.config_changes(config, clear)
     _control_each(
         address,
         [instance_id],
-        lambda client, one: client.fork(one, at, new_id=new_id, config=changes),
+        lambda client, one: client.fork(one, at, new_id=new_id, config=values, update_mask=mask),
         as_json=as_json,
     )
 

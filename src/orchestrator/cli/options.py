@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -21,6 +21,8 @@ from orchestrator.encoding import decode
 from orchestrator.installation import example
 
 if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
+    from google.protobuf.message import Message
+
     from orchestrator.v1.instance_pb2 import InstanceConfig, Subtask
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
@@ -81,6 +83,16 @@ SmallModel: TypeAlias = Annotated[
 PlanFile: TypeAlias = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A JSON list of subtasks: no model plans.", hidden=True),
+]
+Clear: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--clear",
+        metavar="FIELD",
+        help="Put a setting back to the service's default, or to none, as in budget, budget.max_tokens or "
+        "subtasks (a plan of your own); repeatable.",
+        show_default=False,
+    ),
 ]
 NewId: TypeAlias = Annotated[
     str, typer.Option("--id", metavar="ID", help="The new instance's id. [default: made by the service]")
@@ -182,6 +194,30 @@ class Config:
         if budget.ListFields():
             config.budget.CopyFrom(budget)
         return config
+
+
+def config_changes(config: Config, clear: Sequence[str] | None) -> "tuple[InstanceConfig, Sequence[str]]":
+    """Give the values to set and, where fields are cleared, the update mask; raise UsageError.
+
+    The names of fields are those of the API; hyphens are as good as underscores there.
+    """
+    values = config.to_message()
+    if not clear:
+        return values, ()
+    cleared = [name.replace("-", "_") for name in clear]
+    given = list(_paths_of(values))
+    for name in cleared:
+        if name in given:
+            raise UsageError(f"--clear {name} and a value for it are given: give only one of them")
+    return values, [*given, *cleared]
+
+
+def _paths_of(message: "Message", owner: str = "") -> "Iterator[str]":
+    for known, value in message.ListFields():
+        if known.name in ("retry", "budget"):
+            yield from _paths_of(value, f"{known.name}.")
+        else:
+            yield owner + known.name
 
 
 def with_config_options(command: Callable[..., R]) -> Callable[..., R]:

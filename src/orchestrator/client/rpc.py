@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Self, cast
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orchestrator.client.channel import AsyncChannel, Channel
@@ -203,13 +204,21 @@ class Client:
         instance_id: str,
         config: instance_pb2.InstanceConfig | None = None,
         *,
+        update_mask: Sequence[str] = (),
         expected_sequence: int | None = None,
     ) -> orchestrator_pb2.RetryInstanceResponse:
-        """Run again what failed, under changed config."""
+        """Run again what failed, under changed config.
+
+        With an `update_mask`, as in `["subtasks", "budget.max_tokens"]`, exactly those fields are taken from
+        `config`, and those that it leaves unset are cleared.
+        """
         with mapping_errors():
             return await self._stub.RetryInstance(
                 orchestrator_pb2.RetryInstanceRequest(
-                    id=instance_id, config=config, expected_sequence=expected_sequence
+                    id=instance_id,
+                    config=config,
+                    update_mask=_mask(update_mask),
+                    expected_sequence=expected_sequence,
                 ),
                 timeout=self._timeout_s,
             )
@@ -219,13 +228,17 @@ class Client:
         instance_id: str,
         config: instance_pb2.InstanceConfig | None = None,
         *,
+        update_mask: Sequence[str] = (),
         expected_sequence: int | None = None,
     ) -> orchestrator_pb2.RestartInstanceResponse:
-        """Begin anew, under changed config."""
+        """Begin anew, under changed config; `update_mask` as of `retry`."""
         with mapping_errors():
             return await self._stub.RestartInstance(
                 orchestrator_pb2.RestartInstanceRequest(
-                    id=instance_id, config=config, expected_sequence=expected_sequence
+                    id=instance_id,
+                    config=config,
+                    update_mask=_mask(update_mask),
+                    expected_sequence=expected_sequence,
                 ),
                 timeout=self._timeout_s,
             )
@@ -237,10 +250,18 @@ class Client:
         *,
         new_id: str = "",
         config: instance_pb2.InstanceConfig | None = None,
+        update_mask: Sequence[str] = (),
     ) -> orchestrator_pb2.ForkInstanceResponse:
-        """Make a new instance that keeps what this one did before a stage, under changed config."""
+        """Make a new instance that keeps what this one did before a stage, under changed config.
+
+        `update_mask` is as of `retry`.
+        """
         request = orchestrator_pb2.ForkInstanceRequest(
-            id=instance_id, new_id=new_id, stage=stage, config=config
+            id=instance_id,
+            new_id=new_id,
+            stage=stage,
+            config=config,
+            update_mask=_mask(update_mask),
         )
         with mapping_errors():
             return await self._stub.ForkInstance(request, timeout=self._timeout_s)
@@ -371,6 +392,10 @@ class Client:
             self._channel, lambda: self._stub.StreamEvents(request), keep_trying_s, on_disconnect
         )
         return read_instance(messages, request)
+
+
+def _mask(paths: Sequence[str]) -> FieldMask | None:
+    return FieldMask(paths=paths) if paths else None
 
 
 def _duration(seconds: float) -> Duration:

@@ -1,6 +1,7 @@
 """An instance's configuration: its defaults, and what a client may ask for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, NoReturn
 
@@ -76,6 +77,85 @@ def models(config: pb.InstanceConfig) -> Mapping[str, str]:
     return {"big_model": config.big_model, "small_model": config.small_model, **named}
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a client changes of a recorded configuration; see `read_changes`."""
+
+    values: pb.InstanceConfig
+    """What replaces what is recorded."""
+    cleared: Sequence[str] = ()
+    """The paths of the fields that go back to the default, as in `budget.max_tokens`."""
+    defaults: pb.InstanceConfig = field(default_factory=pb.InstanceConfig)
+    """The configuration of an instance whose client asks for nothing."""
+
+    def apply(self, recorded: pb.InstanceConfig) -> pb.InstanceConfig:
+        """Give the changed configuration; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
+        base = pb.InstanceConfig()
+        base.CopyFrom(recorded)
+        for path in self.cleared:
+            owner, name = _owner_and_field(base, path)
+            owner.ClearField(name)
+            _copy_field(path, self.defaults, base)
+        if not base.budget.ListFields():
+            base.ClearField("budget")
+        return resolve(self.values, base)
+
+
+def read_changes(
+    config: pb.InstanceConfig, mask: Iterable[str] = (), defaults: pb.InstanceConfig | None = None
+) -> Changes:
+    """Read a configuration and the paths of its fields that a client names; see AIP-134.
+
+    Without paths, the fields that are set replace what is recorded. With some, exactly those fields do, and
+    one that is unset goes back to the default. Raise InvalidArgumentError (CONFIG_INVALID) for an unknown
+    path.
+    """
+    paths: dict[str, None] = {}
+    for path in mask:
+        if path not in _PATHS:
+            raise InvalidArgumentError(
+                "CONFIG_INVALID",
+                f"update_mask names {path[:120]!r}, which is no field of config: "
+                f"those are *, {', '.join(name for name in _PATHS if name != _ALL)}",
+                field="update_mask",
+            )
+        paths |= dict.fromkeys(_PATHS[path])
+    if not paths:
+        return Changes(config)
+    values = pb.InstanceConfig()
+    cleared = [path for path in paths if not _copy_field(path, config, values)]
+    return Changes(values, cleared, defaults or pb.InstanceConfig())
+
+
+def _copy_field(path: str, source: pb.InstanceConfig, target: pb.InstanceConfig) -> bool:
+    """Copy the field to where it is unset; give whether the source has it."""
+    owner, name = _owner_and_field(source, path)
+    value = next((value for known, value in owner.ListFields() if known.name == name), None)
+    if value is None:
+        return False
+    to, _ = _owner_and_field(target, path)
+    _overlay(to, type(owner)(**{name: value}))
+    return True
+
+
+def _paths() -> Iterator[tuple[str, Sequence[str]]]:
+    """Each path that a mask may name, and those of the single fields that it stands for."""
+    for known in pb.InstanceConfig.DESCRIPTOR.fields:
+        if known.message_type in (pb.RetryPolicy.DESCRIPTOR, pb.Budget.DESCRIPTOR):
+            parts = [f"{known.name}.{part.name}" for part in known.message_type.fields]
+            yield known.name, parts
+            yield from ((part, (part,)) for part in parts)
+        else:
+            yield known.name, (known.name,)
+
+
+_ALL: Final = "*"
+_PATHS: Final[Mapping[str, Sequence[str]]] = {
+    **dict(_paths()),
+    _ALL: [path for path, stands_for in _paths() if path in stands_for],
+}
+
+
 def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.InstanceConfig:
     """Lay what is requested over `base`; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
     _check(requested)
@@ -92,16 +172,16 @@ def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.Instanc
 
 def _overlay(target: Message, source: Message) -> None:
     # Unlike MergeFrom, a duration or a list replaces the old one instead of being added to it.
-    for field, value in source.ListFields():
-        if field.is_repeated:
-            target.ClearField(field.name)
-            getattr(target, field.name).extend(value)
+    for known, value in source.ListFields():
+        if known.is_repeated:
+            target.ClearField(known.name)
+            getattr(target, known.name).extend(value)
         elif isinstance(value, Duration):
-            getattr(target, field.name).CopyFrom(value)
+            getattr(target, known.name).CopyFrom(value)
         elif isinstance(value, Message):
-            _overlay(getattr(target, field.name), value)
+            _overlay(getattr(target, known.name), value)
         else:
-            setattr(target, field.name, value)
+            setattr(target, known.name, value)
 
 
 def _check(config: pb.InstanceConfig) -> None:

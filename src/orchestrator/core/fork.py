@@ -10,14 +10,13 @@ from orchestrator.core.instance import COMPLETED, FAILED, PLANNING, SETTLED, Fai
 from orchestrator.core.wire import STATUS, failure_message
 from orchestrator.errors import InvalidArgumentError, StateForbidsError
 from orchestrator.v1 import event_pb2 as pb
-from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as api
 
 _STAGES: Final = (api.STAGE_PLAN, api.STAGE_SUBTASKS, api.STAGE_SYNTHESIS)
 
 
 def fork(
-    source: Instance, stage: api.Stage.ValueType, changes: instance_pb2.InstanceConfig, *, new_id: str
+    source: Instance, stage: api.Stage.ValueType, changes: config.Changes, *, new_id: str
 ) -> NewInstance:
     """Return a new instance with the source's prompt and labels that repeats a stage and all after it.
 
@@ -31,17 +30,18 @@ def fork(
             "stage must be STAGE_PLAN, STAGE_SUBTASKS or STAGE_SYNTHESIS",
             field="stage",
         )
-    if stage != api.STAGE_PLAN and changes.subtasks:
+    resolved = changes.apply(source.config)
+    keeps_plan = stage != api.STAGE_PLAN
+    if keeps_plan and (changes.values.subtasks or resolved.subtasks != source.config.subtasks):
         raise InvalidArgumentError(
             "CONFIG_INVALID",
             "config.subtasks cannot change a plan that is kept: fork at STAGE_PLAN",
             field="config.subtasks",
         )
-    resolved = config.resolve(changes, source.config)
     history: list[pb.Event] = []
-    if stage != api.STAGE_PLAN:
+    if keeps_plan:
         history += _plan_events(source)
-        reviews_again = stage == api.STAGE_SUBTASKS and (changes.review_plan or not source.is_reviewed)
+        reviews_again = stage == api.STAGE_SUBTASKS and (changes.values.review_plan or not source.is_reviewed)
         if resolved.review_plan and not resolved.subtasks and not reviews_again:
             approved = pb.PlanReviewed(decision=pb.DECISION_APPROVE)
             history.append(pb.Event(plan_reviewed=approved))

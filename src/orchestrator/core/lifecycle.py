@@ -60,23 +60,23 @@ def terminate(instance: Instance) -> Sequence[pb.Event]:
     return [pb.Event(instance_terminated=pb.InstanceTerminated(cut_off_calls=instance.open_calls))]
 
 
-def retry(instance: Instance, changes: instance_pb2.InstanceConfig) -> Sequence[pb.Event]:
+def retry(instance: Instance, changes: core_config.Changes) -> Sequence[pb.Event]:
     """Run again what failed, under changed config; raise StateForbidsError, InvalidArgumentError."""
     _check(instance, "retry")
-    if changes.subtasks and instance.is_planned:
+    config = changes.apply(instance.config)
+    if instance.is_planned and (changes.values.subtasks or config.subtasks != instance.config.subtasks):
         raise InvalidArgumentError(
             "CONFIG_INVALID",
             "config.subtasks cannot change a plan that is made: fork the instance at STAGE_PLAN",
             field="config.subtasks",
         )
-    config = core_config.resolve(changes, instance.config)
     return [pb.Event(instance_retried=pb.InstanceRetried(config=config))]
 
 
-def restart(instance: Instance, changes: instance_pb2.InstanceConfig) -> Sequence[pb.Event]:
+def restart(instance: Instance, changes: core_config.Changes) -> Sequence[pb.Event]:
     """Begin anew under changed config; raise StateForbidsError, InvalidArgumentError."""
     _check(instance, "restart")
-    config = core_config.resolve(changes, instance.config)
+    config = changes.apply(instance.config)
     return [pb.Event(instance_restarted=pb.InstanceRestarted(config=config))]
 
 

@@ -12,7 +12,7 @@ from zlib import crc32
 import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 
-from orchestrator.core import create, lifecycle, view
+from orchestrator.core import config, create, lifecycle, view
 from orchestrator.core.fork import fork
 from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import COMPLETE, TERMINAL
@@ -41,6 +41,7 @@ SteeringRequest = (
     | pb.RestartInstanceRequest
     | pb.ReviewPlanRequest
 )
+ChangingRequest = pb.RetryInstanceRequest | pb.RestartInstanceRequest | pb.ForkInstanceRequest
 Context = grpc.aio.ServicerContext[Any, Any]
 
 HEARTBEAT_S: Final = 10.0
@@ -129,7 +130,8 @@ class OrchestratorService:
             create.check_id(request.new_id, "new_id")
         source = (await self._states.load(_key(request.id))).instance
         new_id = request.new_id or str(uuid.uuid4())
-        new = replace(fork(source, request.stage, request.config, new_id=new_id), origin=_origin(context))
+        forked = fork(source, request.stage, self._changes(request), new_id=new_id)
+        new = replace(forked, origin=_origin(context))
         return pb.ForkInstanceResponse(instance=self._view(await self._engine.create(new)))
 
     async def DeleteInstance(
@@ -252,15 +254,18 @@ class OrchestratorService:
         self, request: pb.RetryInstanceRequest, context: Context
     ) -> pb.RetryInstanceResponse:
         """Run again what failed."""
-        retry = partial(lifecycle.retry, changes=request.config)
+        retry = partial(lifecycle.retry, changes=self._changes(request))
         return pb.RetryInstanceResponse(instance=await self._steer(request, retry, context))
 
     async def RestartInstance(
         self, request: pb.RestartInstanceRequest, context: Context
     ) -> pb.RestartInstanceResponse:
         """Begin anew."""
-        restart = partial(lifecycle.restart, changes=request.config)
+        restart = partial(lifecycle.restart, changes=self._changes(request))
         return pb.RestartInstanceResponse(instance=await self._steer(request, restart, context))
+
+    def _changes(self, request: ChangingRequest) -> config.Changes:
+        return config.read_changes(request.config, request.update_mask.paths, self._defaults)
 
     async def ReviewPlan(self, request: pb.ReviewPlanRequest, context: Context) -> pb.ReviewPlanResponse:
         """Decide on a plan that waits."""
