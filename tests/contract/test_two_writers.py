@@ -23,7 +23,7 @@ from orchestrator.log.base import (
     Query,
     SequenceConflictError,
 )
-from orchestrator.log.states import StateStore
+from orchestrator.log.states import Loaded, StateStore
 from orchestrator.log.subscription import wait_for_end
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -203,21 +203,20 @@ async def test_what_was_decided_of_one_life_never_reaches_the_next(log: EventLog
     assert await events(log, new_ref) == new.events
 
 
-async def test_who_waits_for_an_end_is_not_given_another_lifes(log: EventLog) -> None:
-    old = Life("a")
-    ref = await create(log, old)
-    waiting = asyncio.create_task(wait_for_end(log, StateStore(log), ref.key, 30))
-    await asyncio.sleep(0)
-    terminated = log.append(append(old.terminated(), ref, 1))
-    deleted = asyncio.ensure_future(log.delete(ref))
-    await asyncio.sleep(0)
-    created = log.create([creation(Life("a"))])
-    await asyncio.gather(terminated, deleted, created)
-    try:
-        seen = await waiting
-    except InstanceNotFoundError:
-        return
-    assert seen == (ref, old.instance)
+async def test_who_waits_for_an_end_is_not_given_another_lifes(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = await create(log, Life("a").terminated())
+    states = StateStore(log)
+    load = states.load
+
+    async def late(of: InstanceKey) -> Loaded:
+        await anew(log, ref, Life("a"))
+        return await load(of)
+
+    monkeypatch.setattr(states, "load", late)
+    with pytest.raises(InstanceNotFoundError):
+        await wait_for_end(log, states, ref.key, 30)
 
 
 async def test_deletions_are_told_at_their_place_in_the_order(log: EventLog) -> None:

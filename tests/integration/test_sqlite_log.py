@@ -133,6 +133,20 @@ async def test_a_database_of_an_older_version_is_read_and_goes_on(version: int, 
     await log.aclose()
 
 
+async def test_a_file_can_be_opened_while_another_program_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.05)
+    path = tmp_path / "log.db"
+    await (await SqliteEventLog.open(path)).aclose()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    log = await SqliteEventLog.open(path)
+    assert await log.last_position() == 0
+    await log.aclose()
+    holder.close()
+
+
 async def test_a_new_file_can_give_space_back(log: SqliteEventLog) -> None:
     rows = list(await log._reader.execute_fetchall("PRAGMA auto_vacuum"))
     assert rows[0][0] == 2  # incremental
