@@ -66,11 +66,10 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
         defaults = config.default(
             settings.big_model,
             settings.small_model,
-            catalogue,
             max_output_tokens=settings.max_output_tokens,
             max_crashes=settings.max_crashes,
         )
-        for path, name in config.models(defaults).items():
+        for path, name in config.models(defaults, catalogue).items():
             try:
                 models.check(name)
             except SettingsError as error:
@@ -89,7 +88,10 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
         )
         if settings.retention_s:
             await stack.enter_async_context(_in_background(retain(log, settings.retention_s)))
-        service = OrchestratorService(engine, log, defaults, service_info(settings, defaults))
+        if catalogue:
+            defaults.catalogue = await engine.states.store_catalogue(catalogue)
+        info = service_info(settings, defaults, catalogue)
+        service = OrchestratorService(engine, log, defaults, info)
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         edge_stack = await stack.enter_async_context(AsyncExitStack())
         address = await stack.enter_async_context(serving(service, log.wakeups, settings.grpc_address))

@@ -253,6 +253,26 @@ async def test_workers_of_the_catalogue_are_chosen_in_a_review(browser: Browser,
     assert [subtask["model"] for subtask in subtasks] == ["openai/small", "openai/coding", "openai/small"]
 
 
+async def test_workers_of_the_services_own_catalogue_are_chosen_in_a_review(
+    browser: Browser, tmp_path: Path
+) -> None:
+    (tmp_path / "orchestrator.toml").write_text('[[workers]]\nname = "coder"\nuse = "writes code"\n')
+    async with (
+        Endpoint(subtasks=1) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+    ):
+        await created(service, "a", config={"reviewPlan": True})
+        await page.goto(ui(service, "a"))
+        field = page.get_by_label("Worker")
+        await expect(field.locator("option")).to_have_text(["The small model", "coder"])
+        await field.select_option("coder")
+        await button(page, "Approve the edited plan").click()
+        await shows(page, "Complete")
+        subtasks = (await got(service, "a"))["subtasks"]
+    assert [subtask["worker"] for subtask in subtasks] == ["coder"]
+
+
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
 async def test_a_long_plan_can_be_approved_wherever_one_is_in_it(
     device: dict[str, object], browser: Browser, tmp_path: Path

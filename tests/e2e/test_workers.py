@@ -58,6 +58,27 @@ async def test_each_subtask_goes_to_the_model_of_its_worker(tmp_path: Path) -> N
     assert [worker.name for worker in answer.instance.config.workers] == ["coder", "writer"]
 
 
+async def test_the_catalogue_is_recorded_once_and_not_with_each_instance(tmp_path: Path) -> None:
+    full = "".join(
+        f'[[workers]]\nname = "w{number}"\nuse = "{"u" * 1000}"\ninstructions = "{"i" * 8192}"\n'
+        for number in range(32)
+    )
+    (tmp_path / "orchestrator.toml").write_text(full)
+    async with (
+        Endpoint(planning) as endpoint,
+        process(tmp_path, **on_endpoint(endpoint.url)) as service,
+        Client(service.grpc_address) as client,
+    ):
+        await client.create("x", instance_id="a")
+        first = await anext(client.stream_events("a"))
+        assert first.ByteSize() < 500
+        digest = first.instance_created.config.catalogue
+        info = await client.info()
+        assert (info.default_config.catalogue, len(info.workers)) == (digest, 32)
+        full_view = await client.get("a", full=True)
+        assert [worker.instructions for worker in full_view.instance.config.workers] == ["i" * 8192] * 32
+
+
 async def test_an_endpoint_that_refuses_to_be_told_how_to_sample_is_asked_without(tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
         if "temperature" in call.body:

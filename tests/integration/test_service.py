@@ -35,6 +35,10 @@ async def running(tmp_path: Path) -> AsyncIterator[Service]:
         yield running
 
 
+def planning(request: ModelRequest) -> bool:
+    return request.prompt.role == "planning"
+
+
 async def never(_: ModelRequest) -> Answer:
     await asyncio.Event().wait()
     return ""
@@ -404,6 +408,94 @@ async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running
     assert (await refused(running.stub.ForkInstance(bad))).field == "new_id"
 
 
+FULL_CATALOGUE = [
+    instance_pb2.Worker(
+        name=f"w{number}",
+        use="u" * 1000,
+        model="scripted/" + "m" * 190,
+        instructions="i" * 8192,
+        temperature=0.5,
+    )
+    for number in range(32)
+]
+
+
+async def test_a_first_event_names_the_services_catalogue_and_is_small(tmp_path: Path) -> None:
+    async with service(tmp_path / "log.db", Scripted(), workers=FULL_CATALOGUE) as running:
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+        await running.ended("a")
+        first, *rest = events_of(await stream(running, "a"))
+        assert first.ByteSize() < 500
+        assert max(event.ByteSize() for event in rest) < 500
+        whole = pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL)
+        config = (await running.stub.GetInstance(whole)).instance.config
+        assert list(config.workers) == FULL_CATALOGUE
+        assert config.catalogue == first.instance_created.config.catalogue
+        basic = (await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))).instance.config
+        assert [(worker.name, worker.instructions) for worker in basic.workers] == [
+            (worker.name, "") for worker in FULL_CATALOGUE
+        ]
+
+
+async def test_an_instance_keeps_its_catalogue_through_all_that_is_done_to_it_until_that_is_cleared(
+    tmp_path: Path,
+) -> None:
+    asked: list[ModelRequest] = []
+
+    def script(request: ModelRequest) -> Answer:
+        asked.append(request)
+        return plan_text(1).replace('"worker": ""', '"worker": "coder"') if planning(request) else "done"
+
+    def models() -> list[str]:
+        found = [request.model for request in asked if request.prompt.role == "work"]
+        asked.clear()
+        return found
+
+    def coder(model: str) -> list[instance_pb2.Worker]:
+        return [instance_pb2.Worker(name="coder", model=f"scripted/{model}")]
+
+    async with service(tmp_path / "log.db", Scripted(script), workers=coder("early")) as running:
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
+        await running.ended("a")
+        assert models() == ["early"]
+    async with service(tmp_path / "log.db", Scripted(script), workers=coder("late")) as running:
+        await running.stub.RestartInstance(pb.RestartInstanceRequest(id="a"))
+        await running.ended("a")
+        assert models() == ["early"]
+        for stage in (pb.STAGE_PLAN, pb.STAGE_SUBTASKS):
+            request = pb.ForkInstanceRequest(id="a", new_id=f"f{stage}", stage=stage)
+            await running.stub.ForkInstance(request)
+            await running.ended(f"f{stage}")
+            assert models() == ["early"]
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="b"))
+        await running.ended("b")
+        assert models() == ["late"]
+        mask = {"paths": ["workers"]}
+        restarted = await running.stub.RestartInstance(pb.RestartInstanceRequest(id="a", update_mask=mask))
+        assert list(restarted.instance.config.workers) == coder("late")
+        await running.ended("a")
+        assert models() == ["late"]
+        own = instance_pb2.InstanceConfig(workers=coder("own"))
+        await running.stub.RestartInstance(pb.RestartInstanceRequest(id="a", config=own))
+        ended = await running.ended("a")
+        assert models() == ["own"]
+        assert (list(ended.instance.config.workers), ended.instance.config.catalogue) == (coder("own"), "")
+
+
+async def test_models_of_a_named_catalogue_are_checked_as_a_clients_own_are(tmp_path: Path) -> None:
+    gone = [instance_pb2.Worker(name="coder", model="nobody/knows")]
+    async with service(tmp_path / "log.db", Scripted(), workers=gone) as running:
+        refusal = await refused(running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a")))
+        assert (refusal.info.reason, refusal.field) == ("CONFIG_INVALID", "config.workers[0].model")
+        own = instance_pb2.InstanceConfig(workers=[instance_pb2.Worker(name="mine")])
+        await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=own))
+        await running.ended("a")
+        mask = {"paths": ["workers"]}
+        restart = pb.RestartInstanceRequest(id="a", update_mask=mask)
+        refusal = await refused(running.stub.RestartInstance(restart))
+        assert (refusal.info.reason, refusal.field) == ("CONFIG_INVALID", "config.workers[0].model")
+
+
 OWN_PLAN = [instance_pb2.Subtask(id="mine", instructions="Do it.")]
 
 
@@ -426,7 +518,7 @@ async def test_an_instance_with_its_own_plan_is_restarted_and_forked_without_it(
 
 async def test_a_retry_takes_a_limit_away_that_kept_the_instance_from_going_on(tmp_path: Path) -> None:
     def answer(request: ModelRequest) -> Answer:
-        text = plan_text(2) if request.prompt.role == "planning" else "an answer"
+        text = plan_text(2) if planning(request) else "an answer"
         return ModelReply(text, input_tokens=100, output_tokens=200)
 
     async with service(tmp_path / "log.db", Scripted(answer)) as running:

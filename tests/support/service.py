@@ -1,6 +1,6 @@
 """The real service in this process: real gRPC, real SQLite, a provider of the test's choosing."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from orchestrator.models.prices import Prices
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.v1 import orchestrator_pb2 as pb
+from orchestrator.v1.instance_pb2 import InstanceConfig, Worker
 from orchestrator.v1.orchestrator_pb2_grpc import OrchestratorStub
 
 DEFAULTS = config.default("scripted/big", "scripted/small")
@@ -41,6 +42,7 @@ async def service(
     max_active: int = 1000,
     max_calls: int = 64,
     prices: Mapping[str, object] | None = None,
+    workers: Sequence[Worker] = (),
 ) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         log = await SqliteEventLog.open(path)
@@ -53,8 +55,12 @@ async def service(
                 max_calls=max_calls,
             )
         )
+        defaults = InstanceConfig()
+        defaults.CopyFrom(DEFAULTS)
+        if workers:
+            defaults.catalogue = await engine.states.store_catalogue(workers)
         address = await stack.enter_async_context(
-            serving(OrchestratorService(engine, log, DEFAULTS), log.wakeups, "127.0.0.1:0", grace_s=1)
+            serving(OrchestratorService(engine, log, defaults), log.wakeups, "127.0.0.1:0", grace_s=1)
         )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         yield Service(address, OrchestratorStub(channel), log, engine)

@@ -38,14 +38,15 @@ RECORDED = pb.InstanceConfig(
 WITHOUT_DEFAULT = {"instructions", "subtasks", "budget"}
 
 
+FIELDS = [known.name for known in pb.InstanceConfig.DESCRIPTOR.fields if known.name != "catalogue"]
+
+
 def changed(mask: list[str], **values: object) -> pb.InstanceConfig:
     return config.read_changes(pb.InstanceConfig(**values), mask, DEFAULTS).apply(RECORDED)
 
 
 def test_what_is_recorded_here_has_every_field() -> None:
-    assert {known.name for known, _ in RECORDED.ListFields()} == {
-        known.name for known in pb.InstanceConfig.DESCRIPTOR.fields
-    }
+    assert {known.name for known, _ in RECORDED.ListFields()} == set(FIELDS)
 
 
 def test_without_a_mask_the_fields_that_are_set_replace_what_is_recorded() -> None:
@@ -55,7 +56,7 @@ def test_without_a_mask_the_fields_that_are_set_replace_what_is_recorded() -> No
     assert changed([]) == RECORDED
 
 
-@pytest.mark.parametrize("name", [known.name for known in pb.InstanceConfig.DESCRIPTOR.fields])
+@pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_is_named_and_not_given_goes_back_to_the_default(name: str) -> None:
     result = changed([name])
     expected = pb.InstanceConfig()
@@ -159,3 +160,23 @@ def test_a_review_that_the_mask_leaves_out_is_not_asked_for() -> None:
     given = pb.InstanceConfig(review_plan=True)
     changes = config.read_changes(given, ["max_subtasks"], DEFAULTS)
     assert not fork(life.instance, api.STAGE_SUBTASKS, changes, new_id="b").config.review_plan
+
+
+def test_a_catalogue_of_the_clients_own_takes_the_place_of_the_one_that_is_named_and_back() -> None:
+    recorded = config.default("a/big", "a/small")
+    recorded.catalogue = "earlier"
+    now = config.default("a/big", "a/small")
+    now.catalogue = "now"
+    own = config.read_changes(pb.InstanceConfig(workers=[pb.Worker(name="mine")])).apply(recorded)
+    assert ([worker.name for worker in own.workers], own.catalogue) == (["mine"], "")
+    for before in (own, recorded):
+        cleared = config.read_changes(pb.InstanceConfig(), ["workers"], now).apply(before)
+        assert (len(cleared.workers), cleared.catalogue) == (0, "now")
+    assert config.read_changes(pb.InstanceConfig(max_subtasks=3)).apply(recorded).catalogue == "earlier"
+    none = config.read_changes(pb.InstanceConfig(), ["workers"]).apply(recorded)
+    assert (len(none.workers), none.catalogue) == (0, "")
+
+
+def test_a_client_cannot_name_a_catalogue() -> None:
+    asked = pb.InstanceConfig(catalogue="another's")
+    assert config.resolve(asked, config.default("a/big", "a/small")).catalogue == ""

@@ -99,7 +99,7 @@ CATALOGUE = (
 
 def with_catalogue(*catalogue: pb.Worker) -> Instance:
     config = pb.InstanceConfig(max_subtasks=16, instructions="Answer in French.", workers=catalogue)
-    return replace(INSTANCE, config=config)
+    return replace(INSTANCE, config=config, workers=catalogue)
 
 
 def test_the_planner_is_shown_the_catalogue_and_told_to_choose_from_it() -> None:

@@ -55,6 +55,7 @@ def largest() -> Instance:
         state=instance_pb2.STATE_COMPLETE,
         prompt="x" * create.MAX_PROMPT_BYTES,
         config=config.resolve(changes, config.default("a/b", "c/d")),
+        workers=tuple(catalogue),
         labels={f"{number:02}".ljust(63, "k"): WIDEST * 256 for number in range(create.MAX_LABELS)},
         summary=LONG,
         final_result=LONG,

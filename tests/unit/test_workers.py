@@ -110,8 +110,15 @@ def test_without_a_catalogue_a_configuration_is_no_larger_than_it_was() -> None:
 
 def test_all_models_are_named_with_their_fields() -> None:
     catalogue = [pb.Worker(name="writer"), CODER]
-    assert config.models(config.default("a/big", "a/small", catalogue)) == {
+    assert config.models(config.default("a/big", "a/small"), catalogue) == {
         "big_model": "a/big",
         "small_model": "a/small",
         "workers[1].model": "openai/codex",
     }
+
+
+def test_a_catalogue_is_named_by_what_is_in_it() -> None:
+    digest, data = workers.encode([CODER, pb.Worker(name="writer")])
+    assert workers.decode(data) == (CODER, pb.Worker(name="writer"))
+    assert workers.encode([CODER, pb.Worker(name="writer")]) == (digest, data)
+    assert workers.encode([pb.Worker(name="writer"), CODER])[0] != digest

@@ -36,5 +36,5 @@ def model_for(instance: Instance, work: WorkKey) -> str:
     subtask = instance.subtasks.get(work.subtask_id)
     if subtask is None or subtask.merges:
         return instance.config.big_model
-    worker = workers.find(instance.config, subtask.worker)
+    worker = workers.find(instance.workers, subtask.worker)
     return worker.model if worker and worker.model else instance.config.small_model

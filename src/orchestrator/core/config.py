@@ -70,9 +70,9 @@ def default(
     )
 
 
-def models(config: pb.InstanceConfig) -> Mapping[str, str]:
+def models(config: pb.InstanceConfig, workers: Iterable[pb.Worker]) -> Mapping[str, str]:
     """Return each `provider/model` that an instance may call, by the path of the field that names it."""
-    own = {f"workers[{number}].model": worker.model for number, worker in enumerate(config.workers)}
+    own = {f"workers[{number}].model": worker.model for number, worker in enumerate(workers)}
     named = {path: model for path, model in own.items() if model}
     return {"big_model": config.big_model, "small_model": config.small_model, **named}
 
@@ -89,13 +89,15 @@ class Changes:
     """The configuration of an instance whose client asks for nothing."""
 
     def apply(self, recorded: pb.InstanceConfig) -> pb.InstanceConfig:
-        """Give the changed configuration; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
+        """Return the changed configuration; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
         base = pb.InstanceConfig()
         base.CopyFrom(recorded)
         for path in self.cleared:
             owner, name = _owner_and_field(base, path)
             owner.ClearField(name)
             _copy_field(path, self.defaults, base)
+        if "workers" in self.cleared:
+            base.catalogue = self.defaults.catalogue
         if not base.budget.ListFields():
             base.ClearField("budget")
         return resolve(self.values, base)
@@ -128,7 +130,7 @@ def read_changes(
 
 
 def _copy_field(path: str, source: pb.InstanceConfig, target: pb.InstanceConfig) -> bool:
-    """Copy the field to where it is unset; give whether the source has it."""
+    """Copy the field to where it is unset; return whether the source has it."""
     owner, name = _owner_and_field(source, path)
     value = next((value for known, value in owner.ListFields() if known.name == name), None)
     if value is None:
@@ -139,8 +141,10 @@ def _copy_field(path: str, source: pb.InstanceConfig, target: pb.InstanceConfig)
 
 
 def _paths() -> Iterator[tuple[str, Sequence[str]]]:
-    """Each path that a mask may name, and those of the single fields that it stands for."""
+    """Yield each path that a mask may name, and those of the single fields that it stands for."""
     for known in pb.InstanceConfig.DESCRIPTOR.fields:
+        if known.name == "catalogue":
+            continue  # output only
         if known.message_type in (pb.RetryPolicy.DESCRIPTOR, pb.Budget.DESCRIPTOR):
             parts = [f"{known.name}.{part.name}" for part in known.message_type.fields]
             yield known.name, parts
@@ -162,6 +166,7 @@ def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.Instanc
     config = pb.InstanceConfig()
     config.CopyFrom(base)
     _overlay(config, requested)
+    config.catalogue = "" if requested.workers else base.catalogue
     if config.subtasks:
         try:
             plan.validate(map(subtask_of, config.subtasks), config.max_subtasks)

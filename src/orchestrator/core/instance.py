@@ -153,7 +153,9 @@ class Instance:
     state: State = pb.STATE_UNSPECIFIED
     prompt: str = ""
     config: pb.InstanceConfig = field(default_factory=pb.InstanceConfig)
-    """Resolved; never changed in place."""
+    """As recorded: resolved, but for a catalogue that it names; never changed in place."""
+    workers: tuple[pb.Worker, ...] = ()
+    """The catalogue of workers in force: the config's own, or the one that it names."""
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     forked_from: str = ""
     request_id: str = ""

@@ -176,14 +176,14 @@ class Full:
         parts = [
             _block("prompt", instance.prompt),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
-            _if_given("workers", _catalogue(instance.config.workers), "The workers, each with its use:"),
+            _if_given("workers", _catalogue(instance.workers), "The workers, each with its use:"),
             _if_given("feedback", instance.feedback, "A reviewer rejected the last plan. Plan anew:"),
         ]
         parts += [
             _if_given("error", instance.plan_fault, "Your last answer could not be used. Mend this:"),
             _shorter(instance.planning.error),
         ]
-        system = _planner(most, _ONE_OF_THE_WORKERS if instance.config.workers else _ANY_WORKER)
+        system = _planner(most, _ONE_OF_THE_WORKERS if instance.workers else _ANY_WORKER)
         return _prompt("planning", system, parts, schema=_schema(most))
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:
@@ -202,7 +202,7 @@ class Full:
         most = merging.limit(instance, subtask.work)
         if subtask.merges:
             return _merge(instance, subtask, _outputs(needed, most))
-        worker = workers.find(instance.config, subtask.worker)
+        worker = workers.find(instance.workers, subtask.worker)
         asked = worker.instructions if worker else ""
         parts = [
             _block("prompt", instance.prompt),

@@ -183,7 +183,7 @@ def _derive_state(instance: Instance) -> State:
 
 def _instance_created(draft: Instance, payload: pb_event.InstanceCreated, time_s: float) -> None:
     draft.prompt = payload.prompt
-    draft.config = _copy_config(payload.config)
+    _set_config(draft, payload.config)
     draft.labels = dict(payload.labels) or EMPTY
     draft.request_id = payload.request_id
     draft.request_digest = payload.request_digest
@@ -192,11 +192,16 @@ def _instance_created(draft: Instance, payload: pb_event.InstanceCreated, time_s
     draft.create_time_s = time_s
 
 
-def _copy_config(config: pb.InstanceConfig) -> pb.InstanceConfig:
-    """Copy a config: a submessage keeps its whole parent in memory, with the page it was read from."""
-    copy = pb.InstanceConfig()
-    copy.CopyFrom(config)
-    return copy
+def _set_config(draft: Instance, recorded: pb.InstanceConfig) -> None:
+    """Copy a config: a submessage keeps its whole parent in memory, with the page it was read from.
+
+    The workers of a catalogue that it names anew are to be set by who has them: see StateStore.resolve.
+    """
+    config = pb.InstanceConfig()
+    config.CopyFrom(recorded)
+    if not config.catalogue or config.catalogue != draft.config.catalogue:
+        draft.workers = tuple(config.workers)
+    draft.config = config
 
 
 def _work(instance: Instance, key: WorkKey) -> Work:
@@ -392,7 +397,7 @@ def _instance_resumed(draft: Instance, _payload: object, _time_s: float) -> None
 
 
 def _instance_retried(draft: Instance, payload: pb_event.InstanceRetried, _: float) -> None:
-    draft.config = _copy_config(payload.config)
+    _set_config(draft, payload.config)
     draft.crashes = NO_CRASHES
     draft.pause_cause = None
     if draft.is_planned:
@@ -415,7 +420,8 @@ def _reset_unfinished(instance: Instance) -> Mapping[str, Subtask]:
 def _instance_restarted(draft: Instance, payload: pb_event.InstanceRestarted, _: float) -> None:
     restarted = Instance(
         prompt=draft.prompt,
-        config=_copy_config(payload.config),
+        config=draft.config,
+        workers=draft.workers,
         labels=draft.labels,
         forked_from=draft.forked_from,
         request_id=draft.request_id,
@@ -425,6 +431,7 @@ def _instance_restarted(draft: Instance, payload: pb_event.InstanceRestarted, _:
         copied_events=draft.copied_events,
     )
     vars(draft).update(vars(restarted))
+    _set_config(draft, payload.config)
 
 
 def _instance_errored(draft: Instance, payload: pb_event.InstanceErrored, time_s: float) -> None:

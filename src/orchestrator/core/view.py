@@ -26,7 +26,7 @@ def instance(state: core.Instance, *, full: bool = False, waiting_reason: str = 
         state=state.state,
         prompt=prompt,
         prompt_is_cut=len(prompt) < len(state.prompt),
-        config=state.config if full else _without_instructions(state.config),
+        config=_config(state, full=full),
         summary=state.summary if full else _truncate(state.summary, MAX_TEXT_BYTES),
         subtasks=[_subtask(subtask, full=full) for subtask in state.subtasks.values()],
         usage=_usage(state.usage),
@@ -108,11 +108,17 @@ def _failure(failure: core.Failure | None) -> pb.Failure | None:
     return None if failure is None else failure_message(failure)
 
 
-def _without_instructions(config: pb.InstanceConfig) -> pb.InstanceConfig:
-    if not (config.HasField("instructions") or config.subtasks or config.workers):
+def _config(state: core.Instance, *, full: bool) -> pb.InstanceConfig:
+    config = state.config
+    is_short = not (config.HasField("instructions") or config.subtasks or state.workers)
+    if is_short or (full and not config.catalogue):
         return config
     message = pb.InstanceConfig()
     message.CopyFrom(config)
+    if config.catalogue:
+        message.workers.extend(state.workers)
+    if full:
+        return message
     message.ClearField("instructions")
     for part in (*message.subtasks, *message.workers):
         part.ClearField("instructions")

@@ -1,6 +1,7 @@
 """The catalogue of workers: what may be in it, and which of its workers a subtask is for."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from orchestrator.core.plan import MAX_WORKER_CHARACTERS
@@ -10,7 +11,7 @@ from orchestrator.v1 import instance_pb2 as pb
 MAX_WORKERS: Final = 32
 MAX_MODEL_CHARACTERS: Final = 200
 MAX_INSTRUCTIONS_BYTES: Final = 8 * 1024
-"""Less than an instance's own may have, for every instance's first event holds the whole catalogue."""
+"""Less than an instance's own may have, for a client's whole catalogue is in its instance's first event."""
 
 _MAX_CHARACTERS: Final = {"name": MAX_WORKER_CHARACTERS, "use": 1000, "model": MAX_MODEL_CHARACTERS}
 _RANGES: Final = {"temperature": (0, 2), "top_p": (0, 1)}
@@ -18,9 +19,20 @@ _FILE: Final = "orchestrator.toml"
 _KEYS: Final = ("name", "use", "model", "instructions", *_RANGES)
 
 
-def find(config: pb.InstanceConfig, name: str) -> pb.Worker | None:
+def find(workers: Iterable[pb.Worker], name: str) -> pb.Worker | None:
     """Return the worker of that name; None: the small model works, as it would without a catalogue."""
-    return next((worker for worker in config.workers if worker.name == name), None) if name else None
+    return next((worker for worker in workers if worker.name == name), None) if name else None
+
+
+def encode(workers: Iterable[pb.Worker]) -> tuple[str, bytes]:
+    """Return the digest that names a catalogue, and what the log keeps of it: a serialised pb.Catalogue."""
+    data = pb.Catalogue(workers=workers).SerializeToString(deterministic=True)
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def decode(data: bytes) -> tuple[pb.Worker, ...]:
+    """Read what `encode` wrote."""
+    return tuple(pb.Catalogue.FromString(data).workers)
 
 
 def sampling(worker: pb.Worker | None) -> Mapping[str, float]:

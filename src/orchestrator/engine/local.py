@@ -27,8 +27,7 @@ from orchestrator.errors import (
 from orchestrator.log.base import Created, Creation, Duplicate, EventLog
 from orchestrator.log.states import Loaded, StateStore
 from orchestrator.models.base import Models
-from orchestrator.v1 import instance_pb2 as pb
-from orchestrator.v1.event_pb2 import Event, InstanceRestarted, InstanceRetried
+from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -124,18 +123,19 @@ class LocalEngine:
 
     async def create(self, new: NewInstance) -> Loaded:
         """Record an instance and see to it that it runs; see Engine."""
-        self._check_models(new.config)
-        return (await self._create([new]))[0]
+        creation = await self._creation(new)
+        self._check_models(creation.instance)
+        return (await self._create([creation]))[0]
 
     async def create_all(self, batch: Sequence[NewInstance]) -> Sequence[Loaded]:
         """Record instances, all or none; see Engine."""
-        for number, new in enumerate(batch):
+        creations = [await self._creation(new) for new in batch]
+        for number, creation in enumerate(creations):
             with at_field(f"requests[{number}]"):
-                self._check_models(new.config)
-        return await self._create(batch)
+                self._check_models(creation.instance)
+        return await self._create(creations)
 
-    async def _create(self, batch: Sequence[NewInstance]) -> Sequence[Loaded]:
-        creations = [self._creation(new) for new in batch]
+    async def _create(self, creations: Sequence[Creation]) -> Sequence[Loaded]:
         room = self._max_active - self._active + self._max_queued - len(self._waiting) - self._being_created
         if len(creations) > room:
             return [await self._created_before(creation) for creation in creations]
@@ -150,9 +150,9 @@ class LocalEngine:
             for outcome, creation in zip(await asyncio.shield(outcomes), creations, strict=True)
         ]
 
-    def _creation(self, new: NewInstance) -> Creation:
+    async def _creation(self, new: NewInstance) -> Creation:
         instance, events = new.begin(self._context.clock.now_s())
-        return Creation(InstanceKey(new.tenant, new.id), events, instance)
+        return Creation(InstanceKey(new.tenant, new.id), events, await self.states.resolve(instance))
 
     async def _created_before(self, creation: Creation) -> Loaded:
         """With a full queue, give the instance that the same request has made; there can be no new one."""
@@ -181,20 +181,15 @@ class LocalEngine:
         expected_sequence: int | None = None,
     ) -> Loaded:
         """Do to an instance what a client asks; see Engine."""
-
-        def checked(instance: Instance) -> Sequence[Event]:
-            events = action(instance)
-            self._check_new_models(events)
-            return events
-
         return await steer(
             self._context.log,
             self.states,
             self._context.clock,
             key,
-            checked,
+            action,
             origin=origin,
             expected_sequence=expected_sequence,
+            check=self._check_new_models,
             on_durable=self._on_steered,
         )
 
@@ -214,14 +209,14 @@ class LocalEngine:
             self._waiting[ref] = instance
             self._admit()
 
-    def _check_models(self, config: pb.InstanceConfig) -> None:
-        models = core_config.models(config)
+    def _check_models(self, instance: Instance) -> None:
+        models = core_config.models(instance.config, instance.workers)
         for path, name in models.items():
             try:
                 self._context.models.check(name)
             except SettingsError as error:
                 raise InvalidArgumentError("CONFIG_INVALID", str(error), field=f"config.{path}") from None
-        if config.budget.HasField("max_cost_usd"):
+        if instance.config.budget.HasField("max_cost_usd"):
             for name in models.values():
                 if self._context.models.prices.cost_usd(name, 1, 1) is None:
                     raise InvalidArgumentError(
@@ -231,12 +226,10 @@ class LocalEngine:
                         field="config.budget.max_cost_usd",
                     )
 
-    def _check_new_models(self, events: Sequence[Event]) -> None:
-        """Check the models of every configuration that events bring."""
-        for event in events:
-            payload = getattr(event, str(event.WhichOneof("payload")))
-            if isinstance(payload, InstanceRetried | InstanceRestarted):
-                self._check_models(payload.config)
+    def _check_new_models(self, after: Instance, asked: Sequence[Event]) -> None:
+        """Check an instance's models where it has got another configuration."""
+        if any(event.WhichOneof("payload") in ("instance_retried", "instance_restarted") for event in asked):
+            self._check_models(after)
 
     def _admit(self) -> None:
         while self._waiting and self._active < self._max_active and not self._is_stopping:

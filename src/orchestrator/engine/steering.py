@@ -28,14 +28,15 @@ async def steer(
     *,
     origin: Origin,
     expected_sequence: int | None,
+    check: Callable[[Instance, Sequence[Event]], None] = lambda _after, _asked: None,
     on_durable: Callable[[Loaded], None],
 ) -> Loaded:
     """Append what an action gives for an instance as it is recorded, and what follows without a call.
 
     Where another writer is faster, the action is asked again of what that one wrote. `on_durable` is called
-    with the instance as it is then, even if the caller has gone. Raise SequenceMismatchError where the
-    instance has gone on since `expected_sequence`, InstanceNotFoundError, UnavailableError, and what the
-    action raises.
+    with the instance as it is then, even if the caller has gone; `check` is called with that and what was
+    asked before anything is appended. Raise SequenceMismatchError where the instance has gone on since
+    `expected_sequence`, InstanceNotFoundError, UnavailableError, and what the action and `check` raise.
     """
     while True:
         ref, instance = await states.load(key)
@@ -44,6 +45,8 @@ async def steer(
         asked = action(instance)
         origin.stamp(asked)
         after, events = decider.apply_with_consequences(instance, asked, clock.now_s(), clock.since_s)
+        after = await states.resolve(after)
+        check(after, asked)
         durable = log.append(Append(ref, instance.last_sequence, events, summarize(after)))
         steered = Loaded(ref, after)
         durable.add_done_callback(partial(_notify, on_durable, steered))

@@ -217,6 +217,15 @@ class EventLog(Protocol):
         it is not finished, and UnavailableError.
         """
 
+    async def store_catalogue(self, digest: str, data: bytes) -> None:
+        """Keep a catalogue of workers for good, where it is not kept yet; see core/workers.py.
+
+        It is durable before an event can name it. Raise UnavailableError.
+        """
+
+    async def catalogue(self, digest: str) -> bytes:
+        """Give the catalogue of that digest; raise StorageError where there is none."""
+
     def check_writable(self) -> None:
         """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes."""
 
@@ -268,6 +277,11 @@ class SequenceConflictError(Exception):
 def gap(instance_id: str) -> StorageError:
     """Say that a writer's events are not dense."""
     return StorageError(f"events for instance {instance_id!r} leave a gap")
+
+
+def no_catalogue(digest: str) -> StorageError:
+    """Build the error of a catalogue that an event names and that is not in the log."""
+    return StorageError(f"the event log has no catalogue of workers {digest}, which an event of it names")
 
 
 class FencedError(Exception):

@@ -29,6 +29,7 @@ from orchestrator.log.base import (
     Wakeups,
     encode_row,
     gap,
+    no_catalogue,
 )
 from orchestrator.log.conflict import check_duplicate
 
@@ -67,6 +68,8 @@ class MemoryEventLog:
         self._position = 0
         self._incarnation = 0
         self._queue: list[Callable[[], None]] = []
+        self._catalogues: dict[str, bytes] = {}
+        """By digest."""
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
         """Create all of them or none; see EventLog."""
@@ -202,6 +205,17 @@ class MemoryEventLog:
     def _remove(self, life: _Life) -> None:
         del self._lives[life.ref.incarnation], self._by_key[life.ref.key]
         self._requests.pop((life.ref.key.tenant, life.first.request_id), None)
+
+    async def store_catalogue(self, digest: str, data: bytes) -> None:
+        """Keep a catalogue; see EventLog."""
+        await self._enqueue(lambda: self._catalogues.setdefault(digest, data))
+
+    async def catalogue(self, digest: str) -> bytes:
+        """Give a catalogue; see EventLog."""
+        try:
+            return self._catalogues[digest]
+        except KeyError:
+            raise no_catalogue(digest) from None
 
     def check_writable(self) -> None:
         """Memory always is."""

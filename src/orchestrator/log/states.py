@@ -4,12 +4,16 @@ A state that is returned is durable, and at least as new as the log was when it 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance
 from orchestrator.core.state import fold
+from orchestrator.core.workers import decode, encode
 from orchestrator.log.base import EventLog, Head
+from orchestrator.v1.instance_pb2 import Worker
 
 _MAX_CHARACTERS: Final = 16 * 1024 * 1024
 """How much text the kept states may hold together."""
@@ -33,6 +37,8 @@ class StateStore:
         self._kept: OrderedDict[int, tuple[Instance, int]] = OrderedDict()
         """By incarnation: the state, and how many characters it counts for."""
         self._characters = 0
+        self._catalogues: dict[str, tuple[Worker, ...]] = {}
+        """By digest: as many as the service's settings have had."""
 
     async def load(self, key: InstanceKey) -> Loaded:
         """Give the instance that goes by a key now; raise InstanceNotFoundError."""
@@ -49,8 +55,31 @@ class StateStore:
             page = await self._log.read(head.ref, instance.last_sequence)
             instance = fold(page.events(), instance)
             at_end = page.at_end
+        instance = await self.resolve(instance)
         self.keep(head.ref, instance)
         return Loaded(head.ref, instance)
+
+    async def store_catalogue(self, workers: Sequence[Worker]) -> str:
+        """Keep a catalogue in the log for the instances to come, and give the digest that names it.
+
+        Raise UnavailableError.
+        """
+        digest, data = encode(workers)
+        await self._log.store_catalogue(digest, data)
+        return digest
+
+    async def resolve(self, instance: Instance) -> Instance:
+        """Give the instance with the workers of the catalogue that its configuration names, if it names one.
+
+        All instances share them. Raise StorageError where the log does not have it.
+        """
+        digest = instance.config.catalogue
+        if not digest or instance.workers:
+            return instance
+        workers = self._catalogues.get(digest)
+        if workers is None:
+            workers = self._catalogues[digest] = decode(await self._log.catalogue(digest))
+        return replace(instance, workers=workers)
 
     def keep(self, ref: InstanceRef, instance: Instance) -> None:
         """Keep a state at hand; it must be durable. An older one than is kept changes nothing."""

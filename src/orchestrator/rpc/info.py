@@ -1,6 +1,7 @@
 """What GetServiceInfo answers: the version, and what the service is set to."""
 
 import uuid
+from collections.abc import Iterable
 from importlib.metadata import version
 
 from orchestrator.core import create
@@ -13,15 +14,20 @@ MAX_BATCH_INSTANCES = 100
 MAX_PAGE_SIZE = 1000
 
 
-def service_info(settings: Settings, defaults: instance_pb2.InstanceConfig) -> pb.GetServiceInfoResponse:
-    """Describe a service that is set up like this; its addresses are set once they are bound."""
+def service_info(
+    settings: Settings,
+    defaults: instance_pb2.InstanceConfig,
+    catalogue: Iterable[instance_pb2.Worker] | None = None,
+) -> pb.GetServiceInfoResponse:
+    """Describe a service that is set up like this; its addresses are set once they are bound.
+
+    `catalogue` holds the workers that the defaults name; None: they hold their own.
+    """
+    shown = defaults.workers if catalogue is None else catalogue
     info = pb.GetServiceInfoResponse(
         version=version(DISTRIBUTION),
         models=pb.ServiceModels(big_model=defaults.big_model, small_model=defaults.small_model),
-        workers=[
-            pb.ServiceWorker(name=worker.name, use=worker.use, model=worker.model)
-            for worker in defaults.workers
-        ],
+        workers=[pb.ServiceWorker(name=worker.name, use=worker.use, model=worker.model) for worker in shown],
         limits=pb.ServiceLimits(
             max_active_instances=settings.max_active_instances,
             max_queued_instances=settings.max_queued_instances,

@@ -88,8 +88,23 @@ export class Watch {
     if (Number(event.sequence) <= this.instance.lastSequence) return;
     apply(this.instance, event);
     this.events.push(event);
+    this.#readCatalogue();
     this.#follow(event);
     if (Date.parse(event.eventTime) >= openedAt) this.onNews(event, this.instance);
+    this.onChange();
+  }
+
+  /** Events only name the service's catalogue of workers: the instance as a whole tells what is in it. */
+  async #readCatalogue() {
+    const { config } = this.instance;
+    if (!config.catalogue || config.workers) return;
+    config.workers = []; // asked for once
+    try {
+      const found = await getInstance(this.id);
+      if (found.config.catalogue === config.catalogue) config.workers = found.config.workers;
+    } catch {
+      delete config.workers; // the next event asks again
+    }
     this.onChange();
   }
 

@@ -34,6 +34,7 @@ from orchestrator.log.base import (
     Query,
     Row,
     Wakeups,
+    no_catalogue,
 )
 from orchestrator.log.sqlite.connection import connect, connect_reader, fetch
 from orchestrator.log.sqlite.lock import DatabaseLock
@@ -114,6 +115,20 @@ class SqliteEventLog:
     async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
         await self._writer.delete(ref)
+
+    async def store_catalogue(self, digest: str, data: bytes) -> None:
+        """Keep a catalogue, without writing where it is kept already; see EventLog."""
+        if not await self._find_catalogue(digest):
+            await self._writer.store_catalogue(digest, data)
+
+    async def catalogue(self, digest: str) -> bytes:
+        """Give a catalogue; see EventLog."""
+        for (data,) in await self._find_catalogue(digest):
+            return bytes(data)
+        raise no_catalogue(digest)
+
+    async def _find_catalogue(self, digest: str) -> Sequence[sqlite3.Row]:
+        return await fetch(self._reader, "SELECT data FROM catalogue WHERE digest = ?", (digest,))
 
     def check_writable(self) -> None:
         """Raise UnavailableError while the storage takes no writes; see EventLog."""

@@ -87,6 +87,13 @@ MIGRATIONS: Final = (
         labels TEXT NOT NULL
     ) STRICT;
     """,
+    # 4: catalogues of workers that events name by their digest, instead of each holding a whole one.
+    """
+    CREATE TABLE catalogue (
+        digest TEXT PRIMARY KEY,
+        data BLOB NOT NULL
+    ) STRICT;
+    """,
 )
 """Scripts by version: the first makes version 1 of an empty file, each next one the next version."""
 

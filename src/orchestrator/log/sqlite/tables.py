@@ -297,6 +297,12 @@ class SqliteTables:
         epoch: int = rows[0][0]
         return epoch
 
+    async def store_catalogue(self, digest: str, data: bytes) -> None:
+        """Commit a catalogue, where it is not there yet."""
+        await self.connection.write(
+            [("INSERT INTO catalogue (digest, data) VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, data))]
+        )
+
     async def remove(self, ref: InstanceRef) -> None:
         """Commit that a finished instance is gone; raise InstanceNotFoundError, StateForbidsError."""
         key = ref.incarnation

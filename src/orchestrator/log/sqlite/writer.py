@@ -37,6 +37,12 @@ class _Lease(Pending):
     ref: InstanceRef
 
 
+@dataclass(slots=True, eq=False)
+class _Catalogue(Pending):
+    digest: str
+    data: bytes
+
+
 class SqliteWriter:
     """Makes entries durable in the order they are queued."""
 
@@ -106,6 +112,10 @@ class SqliteWriter:
         """Remove a finished instance; see EventLog."""
         await self._enqueue(_Deletion(_future(), ref))
 
+    async def store_catalogue(self, digest: str, data: bytes) -> None:
+        """Keep a catalogue; see EventLog."""
+        await self._enqueue(_Catalogue(_future(), digest, data))
+
     def _enqueue(self, pending: Pending, *, waits: bool = False) -> "asyncio.Future[Any]":
         """Queue it, or refuse it where it does not wait until the storage takes writes."""
         try:
@@ -148,6 +158,8 @@ class SqliteWriter:
                             await self._commit_alone(pending, self._tables.remove(ref), ref)
                         case _Lease(ref=ref) as pending:
                             await self._commit_alone(pending, self._tables.acquire_lease(ref), ref)
+                        case _Catalogue(digest=digest, data=data) as pending:
+                            await self._commit_alone(pending, self._tables.store_catalogue(digest, data))
                         case _:
                             await self._commit(group)
         finally:
@@ -237,7 +249,7 @@ class SqliteWriter:
         return kept
 
     async def _commit_alone(
-        self, pending: Pending, write: Coroutine[None, None, object], ref: InstanceRef
+        self, pending: Pending, write: Coroutine[None, None, object], *refs: InstanceRef
     ) -> None:
         try:
             result = await write
@@ -254,7 +266,7 @@ class SqliteWriter:
             self._on_storage_recovered()
             if not pending.durable.done():
                 pending.durable.set_result(result)
-        self._on_durable([ref])
+        self._on_durable(refs)
 
     def _publish(self, pendings: Sequence[Pending], group: Group) -> None:
         """Wake readers, and those who wait for a group that is durable."""
