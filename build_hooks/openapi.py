@@ -354,6 +354,7 @@ _LIST_LIMITS: Final = {"min_items": "minItems", "max_items": "maxItems"}
 _LIMITS: Final = {
     "pattern": "pattern",
     "max_length": "maxLength",
+    "max_bytes": "maxLength",
     "minimum": "minimum",
     "maximum": "maximum",
 }

@@ -34,8 +34,6 @@ _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 """What a browser sends as `Origin`. No wildcard: any page at all could start instances, which cost money."""
 _EARLIER_DATABASE: Final = "data/orchestrator.db"
-MOST_OUTPUT_TOKENS: Final = 1_000_000
-"""As in an instance's configuration."""
 EMBEDDED_MODEL: Final = "llama/smollm2-135m-instruct"
 
 
@@ -109,11 +107,7 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{self.name_of(name)} is {getattr(self, name)}: it must be at least 1")
-        if self.max_output_tokens > MOST_OUTPUT_TOKENS:
-            raise SettingsError(
-                f"{self.name_of('max_output_tokens')} is {self.max_output_tokens}: it must be at most "
-                f"{MOST_OUTPUT_TOKENS}"
-            )
+        self._check_limits_of_instances()
         _ = self.retention_s  # refused now rather than later
         for name in ("grpc_address", "rest_address"):
             setting, address = self.name_of(name), getattr(self, name)
@@ -125,6 +119,18 @@ class Settings:
                 )
 
         _ = self.origins, self.hosts
+
+    def _check_limits_of_instances(self) -> None:
+        """Raise SettingsError for a default that no instance may have."""
+        from orchestrator.core import limits  # noqa: PLC0415  protobuf is imported when a command runs
+        from orchestrator.v1.instance_pb2 import InstanceConfig, RetryPolicy  # noqa: PLC0415
+
+        for name, owner in (("max_output_tokens", InstanceConfig), ("max_crashes", RetryPolicy)):
+            most = limits.of(owner, name).maximum
+            if getattr(self, name) > most:
+                raise SettingsError(
+                    f"{self.name_of(name)} is {getattr(self, name)}: it must be at most {most:.0f}"
+                )
 
     def name_of(self, path: str) -> str:
         """Return what a person changes to change a setting: a flag, a key of the file, or a variable.

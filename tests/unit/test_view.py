@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.lives import Life
 
-from orchestrator.core import config, create, plan, view, workers
+from orchestrator.core import config, create, limits, plan, view
 from orchestrator.core.instance import Failure, Instance, Subtask, Work
 from orchestrator.log.base import Page, encode_row
 from orchestrator.v1 import event_pb2, instance_pb2
@@ -26,7 +26,7 @@ def largest() -> Instance:
         instance_pb2.Subtask(
             id=name,
             title=WIDEST * plan.MAX_TITLE_CHARACTERS,
-            instructions="x" * plan.MAX_INSTRUCTIONS_BYTES,
+            instructions="x" * limits.of(instance_pb2.Subtask, "instructions").max_bytes,
             depends_on=names[:number],
             worker=WIDEST * plan.MAX_WORKER_CHARACTERS,
         )
@@ -36,10 +36,10 @@ def largest() -> Instance:
         instance_pb2.Worker(
             name=f"{number:02}" + WIDEST * 98,
             use=WIDEST * 1000,
-            model=WIDEST * workers.MAX_MODEL_CHARACTERS,
-            instructions="x" * workers.MAX_INSTRUCTIONS_BYTES,
+            model=WIDEST * 200,
+            instructions="x" * 8192,
         )
-        for number in range(workers.MAX_WORKERS)
+        for number in range(32)
     ]
     changes = instance_pb2.InstanceConfig(
         big_model=WIDEST * 200,
@@ -56,7 +56,7 @@ def largest() -> Instance:
         prompt="x" * create.MAX_PROMPT_BYTES,
         config=config.resolve(changes, config.default("a/b", "c/d")),
         workers=tuple(catalogue),
-        labels={f"{number:02}".ljust(63, "k"): WIDEST * 256 for number in range(create.MAX_LABELS)},
+        labels={f"{number:02}".ljust(63, "k"): WIDEST * 256 for number in range(64)},
         summary=LONG,
         final_result=LONG,
         subtasks={

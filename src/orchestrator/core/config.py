@@ -2,39 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Final, NoReturn
+from itertools import chain
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from orchestrator.core import plan
+from orchestrator.core import limits, plan
 from orchestrator.core import workers as catalogue
 from orchestrator.core.instance import subtask_of
 from orchestrator.core.merging import DEFAULT_CHARACTERS
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1 import instance_pb2 as pb
-
-_RANGES: Final = {
-    "max_subtasks": (1, 64),
-    "max_parallel_subtasks": (1, 64),
-    "max_output_tokens": (1, 1_000_000),
-    "tolerated_failures": (0, 64),
-    "max_input_characters": (2000, 10_000_000),
-    "retry.max_attempts": (1, 100),
-    "retry.max_crashes": (1, 1000),
-    "retry.multiplier": (1, 10),
-    "budget.max_tokens": (1, 2**62),
-    "budget.max_cost_usd": (1e-6, 1e9),
-}
-_DURATIONS_S: Final = {
-    "retry.initial_delay": (0, 3600),
-    "retry.max_delay": (0, 24 * 3600),
-    "retry.attempt_timeout": (0.001, 24 * 3600),
-    "budget.max_duration": (0.001, 365 * 24 * 3600),
-}
-_MAX_INSTRUCTIONS_BYTES: Final = 32 * 1024
-
 
 MAX_CRASHES: Final = 3
 """Of an instance that says nothing else; those recorded before there was such a limit have this one too."""
@@ -190,31 +169,12 @@ def _overlay(target: Message, source: Message) -> None:
 
 
 def _check(config: pb.InstanceConfig) -> None:
-    for path, (least, most) in _RANGES.items():
-        owner, name = _owner_and_field(config, path)
-        if owner.HasField(name) and not least <= getattr(owner, name) <= most:
-            _reject(path, f"is {getattr(owner, name)}: it must be {least} to {most}")
-    for path, (least_s, most_s) in _DURATIONS_S.items():
-        owner, name = _owner_and_field(config, path)
-        if owner.HasField(name) and not least_s <= _seconds(getattr(owner, name)) <= most_s:
-            _reject(path, f"must be {timedelta(seconds=least_s)} to {timedelta(seconds=most_s)} (h:mm:ss)")
-    if len(config.instructions.encode()) > _MAX_INSTRUCTIONS_BYTES:
-        _reject("instructions", "are over 32 KiB: shorten them")
-    for name in ("big_model", "small_model"):
-        if len(getattr(config, name)) > catalogue.MAX_MODEL_CHARACTERS:
-            _reject(name, f"is over {catalogue.MAX_MODEL_CHARACTERS} characters: it must be provider/model")
-    for path, fault in catalogue.faults(config.workers):
-        _reject(path, fault)
+    # A plan has words of its own for what is wrong with it.
+    beyond_limits = limits.faults(config, without=("subtasks",))
+    for path, fault in chain(beyond_limits, catalogue.name_faults(config.workers)):
+        raise InvalidArgumentError("CONFIG_INVALID", f"config.{path} {fault}", field=f"config.{path}")
 
 
 def _owner_and_field(config: pb.InstanceConfig, path: str) -> tuple[Message, str]:
     owner, _, name = path.rpartition(".")
     return (getattr(config, owner) if owner else config), name
-
-
-def _seconds(duration: Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9
-
-
-def _reject(path: str, fault: str) -> NoReturn:
-    raise InvalidArgumentError("CONFIG_INVALID", f"config.{path} {fault}", field=f"config.{path}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from orchestrator.core import config, decider, plan
+from orchestrator.core import config, decider, limits, plan
 from orchestrator.core.instance import Instance
 from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.errors import InvalidArgumentError
@@ -14,11 +14,9 @@ from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event, InstanceCreated
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
-MAX_PROMPT_BYTES: Final = 256 * 1024
-MAX_REQUEST_ID_CHARACTERS: Final = 200
-MAX_LABELS: Final = 64
-MAX_LABEL_VALUE_CHARACTERS: Final = 256
-_LABEL_KEY: Final = re.compile(r"[A-Za-z0-9_./-]{1,63}")
+MAX_PROMPT_BYTES: Final = limits.of(CreateInstanceRequest, "prompt").max_bytes
+_REQUEST_ID: Final = limits.of(CreateInstanceRequest, "request_id")
+_LABELS: Final = limits.of(CreateInstanceRequest, "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,10 @@ def new_instance(
         )
     if request.id:
         check_id(request.id)
-    if len(request.request_id) > MAX_REQUEST_ID_CHARACTERS or not _is_plain(request.request_id):
+    if len(request.request_id) > _REQUEST_ID.max_length or not _is_plain(request.request_id):
         raise InvalidArgumentError(
             "ID_INVALID",
-            f"request_id has {len(request.request_id)} characters: it may have {MAX_REQUEST_ID_CHARACTERS}, "
+            f"request_id has {len(request.request_id)} characters: it may have {_REQUEST_ID.max_length}, "
             "all of them printable",
             field="request_id",
         )
@@ -94,22 +92,24 @@ def check_id(instance_id: str, field: str = "id") -> None:
     """Raise InvalidArgumentError (ID_INVALID) unless it can be an instance's id."""
     if not plan.ID.fullmatch(instance_id):
         raise InvalidArgumentError(
-            "ID_INVALID", f"{field} {instance_id[:120]!r} does not match ^{plan.ID.pattern}$", field=field
+            "ID_INVALID", f"{field} {instance_id[:120]!r} does not match {plan.ID.pattern}", field=field
         )
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:
-    if len(labels) > MAX_LABELS:
+    if len(labels) > _LABELS.max_items:
         raise InvalidArgumentError(
-            "CONFIG_INVALID", f"there are {len(labels)} labels; there may be {MAX_LABELS}", field="labels"
+            "CONFIG_INVALID",
+            f"there are {len(labels)} labels; there may be {_LABELS.max_items}",
+            field="labels",
         )
     for key, value in labels.items():
-        fits = len(value) <= MAX_LABEL_VALUE_CHARACTERS and _is_plain(value)
-        if not fits or not _LABEL_KEY.fullmatch(key):
+        fits = len(value) <= _LABELS.max_length and _is_plain(value)
+        if not fits or not re.fullmatch(_LABELS.pattern, key):
             raise InvalidArgumentError(
                 "CONFIG_INVALID",
-                f"label {key[:80]!r} must have a key matching ^{_LABEL_KEY.pattern}$ "
-                f"and a value of at most {MAX_LABEL_VALUE_CHARACTERS} printable characters",
+                f"label {key[:80]!r} must have a key matching {_LABELS.pattern} "
+                f"and a value of at most {_LABELS.max_length} printable characters",
                 field=f"labels[{key[:80]}]",
             )
 

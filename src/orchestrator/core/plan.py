@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
+from orchestrator.core import limits
 from orchestrator.core.instance import Subtask
+from orchestrator.v1 import instance_pb2 as pb
 
-ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+_INSTRUCTIONS: Final = limits.of(pb.Subtask, "instructions")
+
+ID: Final = re.compile(limits.of(pb.Subtask, "id").pattern)
 """What an instance's or a subtask's id must match in full."""
 
-MAX_INSTRUCTIONS_BYTES: Final = 64 * 1024
-MAX_TITLE_CHARACTERS: Final = 200
-MAX_WORKER_CHARACTERS: Final = 100
+MAX_TITLE_CHARACTERS: Final = limits.of(pb.Subtask, "title").max_length
+MAX_WORKER_CHARACTERS: Final = limits.of(pb.Subtask, "worker").max_length
 
 
 class PlanError(ValueError):
@@ -89,13 +92,14 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
 def check(subtask: Subtask, known: Container[str]) -> None:
     """Raise PlanError where a subtask by itself, or after those that are known, cannot be used."""
     if not ID.fullmatch(subtask.id):
-        raise PlanError(f"subtask id {subtask.id[:120]!r} does not match ^{ID.pattern}$")
+        raise PlanError(f"subtask id {subtask.id[:120]!r} does not match {ID.pattern}")
     if subtask.id in known:
         raise PlanError(f"subtask id {subtask.id!r} is there twice: ids must be unique")
     if not subtask.instructions.strip():
         raise PlanError(f"subtask {subtask.id!r} has no instructions")
-    if len(subtask.instructions.encode()) > MAX_INSTRUCTIONS_BYTES:
-        raise PlanError(f"subtask {subtask.id!r} has instructions of over 64 KiB: shorten them")
+    if len(subtask.instructions.encode()) > _INSTRUCTIONS.max_bytes:
+        size = limits.kibibytes(_INSTRUCTIONS)
+        raise PlanError(f"subtask {subtask.id!r} has instructions of over {size}: shorten them")
     if len(subtask.title) > MAX_TITLE_CHARACTERS:
         raise PlanError(f"subtask {subtask.id!r} has a title of over {MAX_TITLE_CHARACTERS} characters")
     if len(subtask.worker) > MAX_WORKER_CHARACTERS:

@@ -4,14 +4,15 @@ import uuid
 from collections.abc import Iterable
 from importlib.metadata import version
 
-from orchestrator.core import create
+from orchestrator.core import create, limits
 from orchestrator.installation import DISTRIBUTION
 from orchestrator.settings import Settings
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
-MAX_BATCH_INSTANCES = 100
+MAX_BATCH_INSTANCES = limits.of(pb.BatchCreateInstancesRequest, "requests").max_items
 MAX_PAGE_SIZE = 1000
+"""What a larger page is lowered to: no limit of the field, which may hold any number."""
 
 
 def service_info(

@@ -12,7 +12,7 @@ from zlib import crc32
 import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 
-from orchestrator.core import config, create, lifecycle, view
+from orchestrator.core import config, create, lifecycle, limits, view
 from orchestrator.core.fork import fork
 from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import COMPLETE, TERMINAL
@@ -408,10 +408,11 @@ _ALL_BATCH_TAG: Final = tag(pb.StreamAllEventsResponse, "batch")
 
 
 def _labels(texts: Sequence[str]) -> Sequence[tuple[str, str]]:
-    if len(texts) > create.MAX_LABELS:
+    most = limits.of(pb.ListInstancesRequest, "labels").max_items
+    if len(texts) > most:
         raise InvalidArgumentError(
             "CONFIG_INVALID",
-            f"{len(texts)} labels are asked for; no instance has over {create.MAX_LABELS}",
+            f"{len(texts)} labels are asked for; no instance has over {most}",
             field="labels",
         )
     return [_label(text) for text in texts]
