@@ -89,7 +89,7 @@ class Bare:
     async def run(self) -> None:
         one = Usage(model_calls=1)
         created = pb.Event(instance_created=pb.InstanceCreated(prompt=wish(0).prompt, config=CONFIG))
-        first = Instance(id=self.key.id, state=QUEUED)
+        first = Instance(id=self.key.id, state=QUEUED, last_sequence=1)
         (outcome,) = await self.log.create([Creation(self.key, self.placed([created]), first)])
         self.ref = outcome.ref
         self.append(pb.Event(planning_started=pb.PlanningStarted(attempt=1, model=BIG)))

@@ -64,6 +64,8 @@ def decide(instance: Instance, since_s: Since) -> tuple[Command, ...]:
 
 
 def _crashed_too_often(instance: Instance) -> Failure | None:
+    if not instance.crashes:
+        return None
     most = instance.config.retry.max_crashes or MAX_CRASHES
     for key, count in instance.crashes.items():
         if count >= most:

@@ -6,6 +6,7 @@ copy. Times are seconds since the epoch.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import add
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -84,6 +85,12 @@ class WorkKey(NamedTuple):
     subtask_id: str = ""
 
 
+@lru_cache(4096)
+def subtask_key(subtask_id: str) -> WorkKey:
+    """Return the key of a subtask's work; most plans name their subtasks alike."""
+    return WorkKey("subtask", subtask_id)
+
+
 PLANNING: Final = WorkKey("planning")
 SYNTHESIS: Final = WorkKey("synthesis")
 
@@ -134,7 +141,7 @@ class Subtask(NamedTuple):
     @property
     def key(self) -> WorkKey:
         """Which piece of work it is."""
-        return WorkKey("subtask", self.id)
+        return subtask_key(self.id)
 
     @property
     def definition(self) -> tuple[object, ...]:

@@ -7,7 +7,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from orchestrator.core import instance as core
-from orchestrator.core.wire import STATUS, failure_message, timestamp, usage_message
+from orchestrator.core.wire import (
+    STATUS,
+    failure_message,
+    timestamp,
+    usage_message,
+    write_timestamp,
+    write_usage,
+)
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 
@@ -28,7 +35,6 @@ def instance(state: core.Instance, *, full: bool = False, waiting_reason: str = 
         prompt_is_cut=len(prompt) < len(state.prompt),
         config=_config(state, full=full),
         summary=state.summary if full else _truncate(state.summary, MAX_TEXT_BYTES),
-        subtasks=[_subtask(subtask, full=full) for subtask in state.subtasks.values()],
         usage=_usage(state.usage),
         error=_failure(state.error),
         create_time=timestamp(state.create_time_s),
@@ -41,6 +47,8 @@ def instance(state: core.Instance, *, full: bool = False, waiting_reason: str = 
         waiting_reason=state.pause_cause.message if state.pause_cause else waiting_reason,
         own_usage=usage_message(state.own_usage) if state.usage != state.own_usage else _usage(state.usage),
     )
+    for subtask in state.subtasks.values():
+        _write_subtask(message.subtasks.add(), subtask, full=full)
     if state.state == core.COMPLETE and (full or _is_short(state.final_result)):
         message.final_result = state.final_result
     return message
@@ -78,24 +86,28 @@ def status(state: core.Instance) -> pb.InstanceStatus:
     return message
 
 
-def _subtask(subtask: core.Subtask, *, full: bool) -> pb.Subtask:
+def _write_subtask(message: pb.Subtask, subtask: core.Subtask, *, full: bool) -> None:
+    """Fill a subtask in its place: protobuf copies a message that is given to another's constructor."""
     work = subtask.work
-    return pb.Subtask(
-        id=subtask.id,
-        title=subtask.title,
-        instructions=subtask.instructions if full else "",
-        depends_on=subtask.depends_on,
-        worker=subtask.worker,
-        state=work.state,
-        attempt=work.attempt,
-        model=work.model,
-        output=subtask.output if full else "",
-        usage=_usage(work.usage),
-        error=_failure(work.error),
-        start_time=timestamp(work.start_time_s),
-        end_time=timestamp(work.end_time_s),
-        merges=subtask.merges,
-    )
+    message.id = subtask.id
+    message.title = subtask.title
+    message.depends_on.extend(subtask.depends_on)
+    message.worker = subtask.worker
+    message.state = work.state
+    message.attempt = work.attempt
+    message.model = work.model
+    message.merges = subtask.merges
+    if full:
+        message.instructions = subtask.instructions
+        message.output = subtask.output
+    if work.usage.model_calls:
+        write_usage(message.usage, work.usage)
+    if work.error:
+        message.error.CopyFrom(failure_message(work.error))
+    if work.start_time_s:
+        write_timestamp(message.start_time, work.start_time_s)
+    if work.end_time_s:
+        write_timestamp(message.end_time, work.end_time_s)
 
 
 def _usage(usage: core.Usage) -> pb.Usage | None:

@@ -5,7 +5,16 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.core.instance import PLANNING, SYNTHESIS, Failure, Subtask, Usage, WorkKey, WorkKind
+from orchestrator.core.instance import (
+    PLANNING,
+    SYNTHESIS,
+    Failure,
+    Subtask,
+    Usage,
+    WorkKey,
+    WorkKind,
+    subtask_key,
+)
 from orchestrator.v1 import event_pb2
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -46,7 +55,7 @@ def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
     """Return the piece of work that an event's payload is about."""
     match payload:
         case event_pb2.SubtaskStarted() | event_pb2.SubtaskFailed() | event_pb2.SubtaskCompleted():
-            return WorkKey("subtask", payload.subtask_id)
+            return subtask_key(payload.subtask_id)
         case event_pb2.PlanningStarted() | event_pb2.PlanningFailed() | event_pb2.PlanCompleted():
             return PLANNING
     return SYNTHESIS
@@ -85,6 +94,13 @@ def timestamp(time_s: float) -> Timestamp | None:
         return None
     micros = round(time_s * 1e6)
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def write_timestamp(message: Timestamp, time_s: float) -> None:
+    """Write seconds since the epoch, to the microsecond, into its place in a message."""
+    seconds, micros = divmod(round(time_s * 1e6), 1_000_000)
+    message.seconds = seconds
+    message.nanos = micros * 1000
 
 
 def usage_message(usage: Usage) -> pb.Usage:

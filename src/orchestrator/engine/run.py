@@ -51,6 +51,8 @@ class RunContext:
     clock: Clock
     jitter: Callable[[], float]
     """A number from 0 to 1, another one each time."""
+    callable_models: set[str] = field(default_factory=set)
+    """Those found to be callable by this process."""
 
 
 class _Granted(NamedTuple):
@@ -102,8 +104,10 @@ class Run:
     """Which attempt is writing a plan, and what reads it meanwhile, if one is."""
     _apply_handle: asyncio.Handle | None = None
     _timer: asyncio.TimerHandle | None = None
-    _obstacles: list[str | Callable[[], str]] = field(default_factory=list)
-    """What kept calls from being started."""
+    _obstacle: str = ""
+    """Why a call cannot be made by this process."""
+    _awaited_endpoint: str = ""
+    """At which endpoint a slot is waited for."""
     _dispatched: Instance | None = None
     """The instance when everything that the core asked for it had been started, if it has been."""
 
@@ -175,7 +179,7 @@ class Run:
         waits_s: list[float] = []
         granted: list[_Granted] = []
         self._dispatched = None
-        self._obstacles.clear()
+        self._obstacle = self._awaited_endpoint = ""
         commands = decider.decide(self.instance, since_s)
         try:
             for command in commands:
@@ -212,24 +216,27 @@ class Run:
         A model that this process cannot call at all, for want of a key say, is not called: that would be an
         attempt. The instance waits for a process that can.
         """
-        try:
-            self.context.models.check(model)
-        except SettingsError as error:
-            self._obstacles.append(str(error))
-            return None
+        if model not in self.context.callable_models:
+            try:
+                self.context.models.check(model)
+            except SettingsError as error:
+                self._obstacle = str(error)
+                return None
+            self.context.callable_models.add(model)
         endpoint, _, _ = model.partition("/")
         slot = self.context.scheduler.acquire(endpoint, self.ref, self.advance)
-        if slot is None:
-            self._obstacles.append(partial(self.context.scheduler.obstacle, endpoint))
+        if slot is None and not self._obstacle:
+            self._awaited_endpoint = endpoint
         return slot
 
     @property
     def waiting_reason(self) -> str:
         """Why nothing happens, if nothing does though there is something to do."""
-        if self._calls or self.instance.state in RESTING or not self._obstacles:
+        if self._calls or self.instance.state in RESTING:
             return ""
-        obstacle = self._obstacles[0]
-        return obstacle if isinstance(obstacle, str) else obstacle()
+        if self._awaited_endpoint and not self._obstacle:
+            return self.context.scheduler.obstacle(self._awaited_endpoint)
+        return self._obstacle
 
     def _record_starts(self, granted: Sequence[_Granted]) -> Sequence[Attempt]:
         """Queue that attempts begin. That is not waited for: should the service end now, no harm is done."""

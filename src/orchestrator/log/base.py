@@ -344,8 +344,11 @@ def encode_row(event: Event) -> bytes:
 
 
 def _is_dense(events: Sequence[Event], after: int) -> bool:
-    sequences = [event.sequence for event in events]
-    return bool(sequences) and sequences == list(range(after + 1, after + 1 + len(sequences)))
+    for event in events:
+        after += 1
+        if event.sequence != after:
+            return False
+    return len(events) > 0
 
 
 def _fit_row(max_bytes: int, row: bytes) -> bytes:

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -46,6 +47,7 @@ from orchestrator.log.storage_faults import mend
 _SCANNED_EVENTS: Final = 2048
 """How many events one read looks at for those of a tenant or with labels."""
 _TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
+_MAX_HEADS: Final = 16_384
 _NO_POSITION: Final = 2**63 - 1
 
 
@@ -56,7 +58,9 @@ class SqliteEventLog:
         self.wakeups = Wakeups()
         self._path = path
         self._lock = lock
-        self._writer = SqliteWriter(path, self.wakeups.wake)
+        self._writer = SqliteWriter(path, self._on_durable)
+        self._heads: OrderedDict[InstanceKey, Head] = OrderedDict()
+        """Of the instances written last: this process is the only one that writes the file."""
         self._reader: aiosqlite.Connection
         self._scanner: aiosqlite.Connection
         """For reads that may take long, so that none of the others waits for one."""
@@ -147,8 +151,26 @@ class SqliteEventLog:
         finally:
             self._lock.release()
 
+    def _on_durable(self, heads: Mapping[InstanceRef, Head | None]) -> None:
+        for ref, head in heads.items():
+            if head:
+                self._heads[ref.key] = head
+                self._heads.move_to_end(ref.key)
+            else:
+                self._heads.pop(ref.key, None)
+        while len(self._heads) > _MAX_HEADS:
+            self._heads.popitem(last=False)
+        self.wakeups.wake(heads)
+
+    def _forget_heads_before(self, position: int) -> None:
+        """Look heads up again once a reader has seen what the writer does not know to be durable yet."""
+        if position > self._writer.position:
+            self._heads.clear()
+
     async def head(self, key: InstanceKey) -> Head:
         """Find the life that goes by a key; see EventLog."""
+        if head := self._heads.get(key):
+            return head
         rows = await fetch(
             self._reader, "SELECT key, state, last_sequence FROM instance WHERE tenant = ? AND id = ?", key
         )
@@ -174,6 +196,7 @@ class SqliteEventLog:
             raise InstanceNotFoundError(ref.id)
         if rows[0][1] is None:
             return Page(b"", (), at_end=True, state=rows[0][0])
+        self._forget_heads_before(rows[-1][2])
         return _page(rows, limit)
 
     async def read_all(
@@ -222,6 +245,7 @@ class SqliteEventLog:
             """,  # noqa: S608
             values,
         )
+        self._forget_heads_before(end)
         is_whole = not rows or len(rows) == rows[0][1] < limit
         cursor = end if is_whole else rows[-1][2]
         at_end = is_whole and count < scanned and before == _NO_POSITION

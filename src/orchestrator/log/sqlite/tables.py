@@ -6,7 +6,7 @@ and a busy event loop is slow to give it back.
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -25,6 +25,7 @@ from orchestrator.log.base import (
     Creation,
     Duplicate,
     FencedError,
+    Head,
     SequenceConflictError,
     encode_row,
     gap,
@@ -95,8 +96,7 @@ class Group:
         self.rows: dict[int, _Row] = {}
         """By the instance's key: as it is after this."""
         self.changes: dict[int, tuple[object, ...]] = {}
-        self.refs: list[InstanceRef] = []
-        """The instances that this is about."""
+        self._refs: dict[int, InstanceRef] = {}
         self._labels: list[object] = []
         self._events: list[object] = []
         self._views: list[object] = []
@@ -145,7 +145,13 @@ class Group:
         self.rows[key] = _Row(summary.state, events[-1].sequence, epoch)
         if summary.view:
             self._views += (key, events[-1].sequence, summary.view)
-        self.refs.append(ref)
+        self._refs[key] = ref
+
+    @property
+    def heads(self) -> Mapping[InstanceRef, Head]:
+        """Where the instances stand that this is about, after it."""
+        rows = ((ref, self.rows[key]) for key, ref in self._refs.items())
+        return {ref: Head(ref, row.state, row.last_sequence) for ref, row in rows}
 
     def statements(self) -> Sequence[Statement]:
         """Return what writes it, but for the instances' own rows."""

@@ -7,7 +7,7 @@ transaction, which pays for one fsync (group commit; DeWitt et al., SIGMOD 1984)
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import RequestError, StorageError, UnavailableError
-from orchestrator.log.base import Append, Created, Creation, Duplicate, gap
+from orchestrator.log.base import Append, Created, Creation, Duplicate, Head, gap
 from orchestrator.log.sqlite.connection import Connection, connect
 from orchestrator.log.sqlite.tables import Group, Pending, PendingAppend, PendingCreations, SqliteTables
 from orchestrator.log.storage_faults import mend
@@ -46,8 +46,11 @@ class _Catalogue(Pending):
 class SqliteWriter:
     """Makes entries durable in the order they are queued."""
 
-    def __init__(self, path: Path, on_durable: Callable[[Sequence[InstanceRef]], None]) -> None:
-        """`on_durable` is called before any future is done, with the instances that a commit was about."""
+    def __init__(self, path: Path, on_durable: Callable[[Mapping[InstanceRef, Head | None]], None]) -> None:
+        """`on_durable` is called after each commit, with where its instances stand now.
+
+        None: that has to be looked up, or the instance is gone.
+        """
         self._path = path
         self._on_durable = on_durable
         self._tables: SqliteTables
@@ -63,6 +66,11 @@ class SqliteWriter:
         self._tables = SqliteTables(connection)
         await self._tables.load_counters()
         self._task = asyncio.create_task(self._run(), name="event log writer")
+
+    @property
+    def position(self) -> int:
+        """The position of the last event or deletion that is known to be durable."""
+        return self._tables.position
 
     @property
     def deletion_position(self) -> int:
@@ -266,12 +274,11 @@ class SqliteWriter:
             self._on_storage_recovered()
             if not pending.durable.done():
                 pending.durable.set_result(result)
-        self._on_durable(refs)
+        self._on_durable(dict.fromkeys(refs))
 
     def _publish(self, pendings: Sequence[Pending], group: Group) -> None:
         """Wake readers, and those who wait for a group that is durable."""
         self._tables.publish(group)
-        self._on_durable(group.refs)
         for pending in pendings:
             if pending.rejection:
                 pending.reject(pending.rejection)
@@ -279,6 +286,8 @@ class SqliteWriter:
                 pending.durable.set_result(
                     pending.outcomes if isinstance(pending, PendingCreations) else None
                 )
+        # Last, so that writers are notified before readers: they may have the state at hand that those want.
+        self._on_durable(group.heads)
 
 
 def _future() -> "asyncio.Future[Any]":
