@@ -437,6 +437,21 @@ async def test_a_first_event_names_the_services_catalogue_and_is_small(tmp_path:
         ]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+async def test_lists_and_batches_name_the_catalogue_alone(ends: bool, tmp_path: Path) -> None:
+    provider = Scripted(subtasks=1) if ends else Scripted(never)
+    async with service(tmp_path / "log.db", provider, workers=FULL_CATALOGUE) as running:
+        requests = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
+        batch = await running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=requests))
+        if ends:
+            await asyncio.gather(*(running.ended(request.id) for request in requests))
+        listed = await running.stub.ListInstances(pb.ListInstancesRequest(page_size=100))
+        for shown in (*batch.instances, *listed.instances):
+            assert (len(shown.config.workers), len(shown.config.catalogue)) == (0, 64)
+            assert shown.ByteSize() < 1000
+        assert len(listed.instances) == 100
+
+
 async def test_an_instance_keeps_its_catalogue_through_all_that_is_done_to_it_until_that_is_cleared(
     tmp_path: Path,
 ) -> None:

@@ -13,11 +13,15 @@ class Summary(NamedTuple):
     end_time_s: float
     """Seconds since the epoch; 0: it is not finished."""
     view: bytes
-    """A serialised pb.Instance in VIEW_BASIC. Empty while the instance is at work: it changes with every
-    event then, and its state is at hand where it runs."""
+    """A serialised pb.Instance in VIEW_BASIC, without the workers of a catalogue that it names.
+
+    Empty while the instance is at work: it changes with every event then, and its state is at hand where it
+    runs."""
 
 
 def summarize(instance: Instance) -> Summary:
     """Summarise an instance as it is."""
-    shown = view.instance(instance).SerializeToString() if instance.state in RESTING else b""
+    shown = b""
+    if instance.state in RESTING:
+        shown = view.instance(instance, with_catalogue=False).SerializeToString()
     return Summary(instance.state, instance.end_time_s, shown)

@@ -25,15 +25,20 @@ _FIELD_BYTES: Final = 16
 """More than a message's place in another one takes, or an event's `omitted_bytes`."""
 
 
-def instance(state: core.Instance, *, full: bool = False, waiting_reason: str = "") -> pb.Instance:
-    """Return the resource, in VIEW_FULL or VIEW_BASIC; only who runs it knows what it waits for."""
+def instance(
+    state: core.Instance, *, full: bool = False, waiting_reason: str = "", with_catalogue: bool = True
+) -> pb.Instance:
+    """Return the resource, in VIEW_FULL or VIEW_BASIC; only who runs it knows what it waits for.
+
+    `with_catalogue`: whether to show the workers of a catalogue that the configuration names, too.
+    """
     prompt = state.prompt if full else _truncate(state.prompt, MAX_TEXT_BYTES)
     message = pb.Instance(
         id=state.id,
         state=state.state,
         prompt=prompt,
         prompt_is_cut=len(prompt) < len(state.prompt),
-        config=_config(state, full=full),
+        config=_config(state, full=full, with_catalogue=with_catalogue),
         summary=state.summary if full else _truncate(state.summary, MAX_TEXT_BYTES),
         usage=_usage(state.usage),
         error=_failure(state.error),
@@ -120,14 +125,15 @@ def _failure(failure: core.Failure | None) -> pb.Failure | None:
     return None if failure is None else failure_message(failure)
 
 
-def _config(state: core.Instance, *, full: bool) -> pb.InstanceConfig:
+def _config(state: core.Instance, *, full: bool, with_catalogue: bool) -> pb.InstanceConfig:
     config = state.config
-    is_short = not (config.HasField("instructions") or config.subtasks or state.workers)
-    if is_short or (full and not config.catalogue):
+    adds_workers = with_catalogue and bool(config.catalogue)
+    is_short = not (config.HasField("instructions") or config.subtasks or config.workers)
+    if not adds_workers and (full or is_short):
         return config
     message = pb.InstanceConfig()
     message.CopyFrom(config)
-    if config.catalogue:
+    if adds_workers:
         message.workers.extend(state.workers)
     if full:
         return message

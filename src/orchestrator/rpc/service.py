@@ -117,7 +117,8 @@ class OrchestratorService:
                         each, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
                     )
                 )
-        instances = [self._view(each) for each in await self._engine.create_all(batch)]
+        created = await self._engine.create_all(batch)
+        instances = [self._view(each, with_catalogue=False) for each in created]
         view.fit(instances, max_response_bytes(context))
         return pb.BatchCreateInstancesResponse(instances=instances)
 
@@ -226,11 +227,17 @@ class OrchestratorService:
             loaded = await self._states.at(head)
         except InstanceNotFoundError:
             return b""
-        return self._view(loaded).SerializeToString()
+        return self._view(loaded, with_catalogue=False).SerializeToString()
 
-    def _view(self, loaded: Loaded, *, full: bool = False) -> instance_pb2.Instance:
-        waiting_reason = self._engine.waiting_reason(loaded.ref)
-        return view.instance(loaded.instance, full=full, waiting_reason=waiting_reason)
+    def _view(
+        self, loaded: Loaded, *, full: bool = False, with_catalogue: bool = True
+    ) -> instance_pb2.Instance:
+        return view.instance(
+            loaded.instance,
+            full=full,
+            waiting_reason=self._engine.waiting_reason(loaded.ref),
+            with_catalogue=with_catalogue,
+        )
 
     async def PauseInstance(
         self, request: pb.PauseInstanceRequest, context: Context
