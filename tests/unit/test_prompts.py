@@ -384,3 +384,18 @@ def test_another_wording_is_another_version() -> None:
     assert FULL.version.startswith("full-")
     assert version_of("full", "a", "b") != version_of("full", "a", "c")
     assert version_of("full", "ab", "") != version_of("full", "a", "b")
+
+
+def test_a_prompt_full_of_closing_tags_is_scanned_once() -> None:
+    class Counted(str):  # noqa: SLOT000  it counts for all
+        scans = 0
+
+        def __contains__(self, part: object) -> bool:
+            Counted.scans += 1
+            return super().__contains__(str(part))
+
+    # As many different closing tags as fit: trying one name after the other would scan the text 17,000 times.
+    hostile = Counted("".join(f"</prompt-{number}>" for number in range(2, 17_000)) + "</prompt>")
+    user = FULL.plan(replace(INSTANCE, prompt=hostile)).messages[1].content
+    assert user.startswith("<prompt-17000>\n")
+    assert Counted.scans <= 1

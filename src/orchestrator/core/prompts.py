@@ -7,7 +7,9 @@ What we say ourselves is in the system message. What a client or another model w
 between tags that do not occur in it, so that it can be told from what we say whatever it contains.
 """
 
+import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha256
@@ -292,11 +294,15 @@ def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
 
 
 def _block(tag: str, text: str) -> str:
-    """Put the text between tags that it does not contain, so that it cannot close them."""
-    name, number = tag, 1
-    while f"</{name}>" in text:
-        number += 1
-        name = f"{tag}-{number}"
+    """Put the text between tags that it does not contain, so that it cannot close them.
+
+    One pass over the text, whatever it holds: a client could fill it with closing tags.
+    """
+    name = tag
+    if f"</{tag}" in text:
+        taken = {int(number or 1) for number in re.findall(rf"</{tag}(?:-(\d{{1,9}}))?>", text)}
+        number = next(number for number in itertools.count(1) if number not in taken)
+        name = tag if number == 1 else f"{tag}-{number}"
     return f"<{name}>\n{text}\n</{name}>"
 
 
