@@ -273,6 +273,28 @@ async def test_workers_of_the_services_own_catalogue_are_chosen_in_a_review(
     assert [subtask["worker"] for subtask in subtasks] == ["coder"]
 
 
+async def test_an_instance_with_a_plan_of_its_own_is_restarted_without_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with (
+        Endpoint(subtasks=2) as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+    ):
+        await created(service, "a", config={"subtasks": [{"id": "mine", "instructions": "Do it."}]})
+        await page.goto(ui(service, "a"))
+        await shows(page, "Complete")
+        await button(page, "Restart…").click()
+        await page.get_by_label("Let the big model plan").check()
+        await page.get_by_label("Stop at tokens").fill("100000")
+        await button(page, "Restart").click()
+        await expect(page.locator(".timeline")).to_contain_text("t2")
+        await shows(page, "Complete")
+        instance = await got(service, "a")
+    assert [subtask["id"] for subtask in instance["subtasks"]] == ["t1", "t2"]
+    assert instance["config"]["budget"] == {"maxTokens": "100000"}
+
+
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
 async def test_a_long_plan_can_be_approved_wherever_one_is_in_it(
     device: dict[str, object], browser: Browser, tmp_path: Path

@@ -28,6 +28,12 @@ export function toConfig(fields) {
   };
 }
 
+/** The update mask that takes what is set in a config, and clears other fields. */
+export function maskOf({ budget = {}, ...config }, ...cleared) {
+  const limits = Object.keys(budget).map((name) => `budget.${name}`);
+  return [...Object.keys(config), ...limits, ...cleared].join(',');
+}
+
 /** `current`: the config that the fields change, if it is known; its values are shown where a field is empty. */
 export function ConfigFields({ fields, onChange, current, withReview = true }) {
   const set = (name) => (event) => onChange({ ...fields, [name]: event.target.value });

@@ -1,6 +1,6 @@
 // What is asked before an instance is changed for good, or goes on under another configuration.
 import { deleteInstance, steer } from './api.js';
-import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
+import { ConfigFields, maskOf, NO_CHANGES, toConfig } from './config.js';
 import { Failure, useFailure } from './failure.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
@@ -46,15 +46,21 @@ export function RetryDialog({ instance, onDone, onClose }) {
 
 export function RestartDialog({ instance, onDone, onClose }) {
   const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
+  const [plansAnew, setPlansAnew] = useState(false);
   const onSubmit = async () => {
     const config = { ...toConfig(fields), reviewPlan: fields.reviewPlan };
-    onDone(await steer(instance.id, 'restart', { config }));
+    onDone(await steer(instance.id, 'restart', { config, ...(plansAnew && { updateMask: maskOf(config, 'subtasks') }) }));
   };
   return html`<${Dialog} title="Restart" submit="Restart" onSubmit=${onSubmit} onClose=${onClose}>
     <p class="hint">
       Begins anew under the same id and pays for every call again. To keep this result, fork instead. What you leave
       empty stays as it is.
     </p>
+    ${instance.config.subtasks?.length > 0 &&
+    html`<label class="check">
+      <input type="checkbox" name="plansAnew" checked=${plansAnew} onChange=${(event) => setPlansAnew(event.target.checked)} />
+      <span>Let the big model plan, instead of keeping the plan that was given</span>
+    </label>`}
     <${ConfigFields} fields=${fields} onChange=${setFields} current=${instance.config} />
   <//>`;
 }
