@@ -1,28 +1,25 @@
 """Commands of the decider to the engine, and the choice of a model for a piece of work."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from orchestrator.core import workers
 from orchestrator.core.instance import Instance, WorkKey
 from orchestrator.v1 import event_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True)
-class CallModel:
+class CallModel(NamedTuple):
     """Call a model for a piece of work."""
 
     work: WorkKey
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Append these events: they follow from what happened, no call is needed."""
 
     events: tuple[pb.Event, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAfter:
+class WakeAfter(NamedTuple):
     """Decide again after a delay."""
 
     wait_s: float

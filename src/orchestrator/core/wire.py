@@ -1,7 +1,7 @@
 """Convert small values to protobuf, and map events to pieces of work."""
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -38,6 +38,16 @@ WORK_EVENTS: Final[Mapping[WorkKind, WorkEvents]] = {
 }
 _ENDS: Final = frozenset(name for names in WORK_EVENTS.values() for name in (names.failed, names.completed))
 
+_WHOLE_WORK: Final[Mapping[type, WorkKey]] = {
+    event_pb2.PlanningStarted: PLANNING,
+    event_pb2.PlanningFailed: PLANNING,
+    event_pb2.PlanCompleted: PLANNING,
+    event_pb2.SynthesisStarted: SYNTHESIS,
+    event_pb2.SynthesisFailed: SYNTHESIS,
+    event_pb2.SynthesisCompleted: SYNTHESIS,
+}
+"""What the payloads are about that name no subtask."""
+
 STATUS: Final = {
     pb.STATE_QUEUED: "queued",
     pb.STATE_RUNNING: "running",
@@ -53,12 +63,8 @@ STATUS: Final = {
 
 def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
     """Return the piece of work that an event's payload is about."""
-    match payload:
-        case event_pb2.SubtaskStarted() | event_pb2.SubtaskFailed() | event_pb2.SubtaskCompleted():
-            return subtask_key(payload.subtask_id)
-        case event_pb2.PlanningStarted() | event_pb2.PlanningFailed() | event_pb2.PlanCompleted():
-            return PLANNING
-    return SYNTHESIS
+    whole = _WHOLE_WORK.get(type(payload))
+    return whole or subtask_key(cast("event_pb2.SubtaskStarted", payload).subtask_id)
 
 
 def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
@@ -72,12 +78,9 @@ def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
 
 def output_of(payload: WorkCompleted) -> str:
     """Return the output of a piece of work; empty for a plan, whose subtasks have events of their own."""
-    match payload:
-        case event_pb2.SubtaskCompleted():
-            return payload.output
-        case event_pb2.SynthesisCompleted():
-            return payload.final_result
-    return ""
+    if isinstance(payload, event_pb2.SubtaskCompleted):
+        return payload.output
+    return payload.final_result if isinstance(payload, event_pb2.SynthesisCompleted) else ""
 
 
 def work_payload(event: event_pb2.Event, name: str, key: WorkKey) -> Any:

@@ -178,6 +178,7 @@ class Run:
         since_s = self.context.clock.since_s
         waits_s: list[float] = []
         granted: list[_Granted] = []
+        exhausted: set[str] = set()
         self._dispatched = None
         self._obstacle = self._awaited_endpoint = ""
         commands = decider.decide(self.instance, since_s)
@@ -190,10 +191,13 @@ class Run:
                         waits_s.append(wait_s)
                     case CallModel(key):
                         model = model_for(self.instance, key)
-                        if slot := self._acquire(model):
+                        slot = None if model in exhausted else self._acquire(model)
+                        if slot:
                             granted.append(_Granted(key, model, slot))
-                        elif (left_s := budget.left_s(self.instance, since_s)) is not None:
-                            waits_s.append(left_s)  # it may pass while the instance waits
+                        elif model not in exhausted:
+                            exhausted.add(model)  # for as long as this pass takes
+                            if (left_s := budget.left_s(self.instance, since_s)) is not None:
+                                waits_s.append(left_s)  # it may pass while the instance waits
                     case _:
                         assert_never(command)
             attempts = self._record_starts(granted) if granted else ()

@@ -95,7 +95,10 @@ class Group:
         """Of the newest instance, when this is durable."""
         self.rows: dict[int, _Row] = {}
         """By the instance's key: as it is after this."""
-        self.changes: dict[int, tuple[object, ...]] = {}
+        self._changes: dict[int, tuple[object, ...]] = {}
+        """Rows whose state changes."""
+        self._sequences: dict[int, tuple[object, ...]] = {}
+        """Rows that go on in the same state."""
         self._refs: dict[int, InstanceRef] = {}
         self._labels: list[object] = []
         self._events: list[object] = []
@@ -127,12 +130,12 @@ class Group:
             return
         assert row  # noqa: S101  or it would have been refused
         self._add(ref, append.events, append.summary, row.epoch)
-        self.changes[ref.incarnation] = (
-            ref.incarnation,
-            append.summary.state,
-            append.summary.end_time_s,
-            self.rows[ref.incarnation].last_sequence,
-        )
+        key, summary, last = ref.incarnation, append.summary, append.events[-1].sequence
+        if summary.state != row.state or key in self._changes:
+            self._changes[key] = (key, last, summary.state, summary.end_time_s)
+            self._sequences.pop(key, None)
+        else:
+            self._sequences[key] = (key, last)
 
     def _has_failed_before(self, append: Append) -> bool:
         return append.follows in self._failed or append.has_failed_before
@@ -170,12 +173,12 @@ class Group:
         ]
 
     def _updates(self) -> Sequence[Statement]:
-        query = (
-            "UPDATE instance SET state = change.value ->> 1, end_time_s = change.value ->> 2,"
-            " last_sequence = change.value ->> 3"
-            " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0"
-        )
-        return [(query, (json.dumps(list(self.changes.values())),))] if self.changes else []
+        """Update rows; those whose state stays the same by themselves, for that touches no index."""
+        last = "UPDATE instance SET last_sequence = change.value ->> 1"
+        state = ", state = change.value ->> 2, end_time_s = change.value ->> 3"
+        rest = " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0"
+        both = ((last + rest, self._sequences), (last + state + rest, self._changes))
+        return [(query, (json.dumps(list(rows.values())),)) for query, rows in both if rows]
 
 
 class SqliteTables:
