@@ -55,7 +55,8 @@ async def test_in_a_pipe_the_plan_is_printed_with_the_way_on(shell: Shell, runni
     assert (outcome.code, outcome.out) == (0, PLAN_OF_A)
     told = [line.replace(f" --address {running.address}", "") for line in outcome.err.splitlines()[-4:]]
     assert told[0] == "the plan of a waits for review"
-    assert told[2].endswith("orchestrator review a --approve")
+    sequence = (await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))).instance.last_sequence
+    assert told[2].endswith(f"orchestrator review a --approve --expected-sequence {sequence}")
     assert await state_of(running, "a") == instance_pb2.STATE_WAITING
     await shell.run("review", "a", "--approve")
     assert (await shell.run("wait", "a")).out == "complete\n"
@@ -209,7 +210,7 @@ async def test_who_is_asked_while_another_decides_is_told_and_goes_on(shell: She
     person.type_line("a")
     text = await person.wait_closed()
     assert person.process.returncode == 0
-    assert "error: instance 'a' is complete" in text
+    assert "error: a has gone on since event 5: plan approved; t1 Part 1 started" in text
     assert "All parts, put together." in text
 
 
@@ -221,3 +222,35 @@ async def test_in_a_pipe_review_plan_waits_for_whoever_reviews(shell: Shell, run
     await running.stub.ReviewPlan(pb.ReviewPlanRequest(id="a", decision=1))
     out, _ = await process.communicate()
     assert (process.returncode, out.decode()) == (0, RESULT)
+
+
+async def test_an_edit_of_a_plan_that_has_changed_meanwhile_is_offered_again(
+    shell: Shell, running: Service
+) -> None:
+    shell = shell.with_variables(EDITOR="sed -i s/part.1/everything/")
+    person = await open_session(shell, "run", "p", "--plan", "--id", "a")
+    await person.read_until_text(QUESTION)
+    await running.stub.PauseInstance(pb.PauseInstanceRequest(id="a"))
+    await running.stub.ResumeInstance(pb.ResumeInstanceRequest(id="a"))
+    person.type_line("e")
+    text = await person.read_until_text(QUESTION)
+    assert "error: a has gone on since event 5: " in text
+    assert "resumed. Nothing was changed" in text.replace("\r\n", "").replace("  ", " ")
+    assert "your edit is kept: [e]dit opens it" in text
+    assert await state_of(running, "a") == instance_pb2.STATE_WAITING
+    person.type_line("e")
+    await person.wait_closed()
+    found = await running.stub.GetInstance(pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL))
+    assert found.instance.subtasks[0].instructions == "Write everything of 2."
+
+
+async def test_an_edit_that_comes_too_late_is_kept_in_a_file(shell: Shell, running: Service) -> None:
+    shell = shell.with_variables(EDITOR="sed -i s/part.1/everything/", TMPDIR=str(shell.folder))
+    person = await open_session(shell, "run", "p", "--plan", "--id", "a")
+    await person.read_until_text(QUESTION)
+    await running.stub.ReviewPlan(pb.ReviewPlanRequest(id="a", decision=1))
+    await running.ended("a")
+    person.type_line("e")
+    assert "your edit of the plan is kept in " in await person.wait_closed()
+    [kept] = shell.folder.glob("a-*.json")
+    assert "Write everything of 2." in kept.read_text()

@@ -97,7 +97,7 @@ def run(
         log_level=log_level,
     )
     message = config.to_message()
-    message.subtasks.extend(opt.read_plan(plan_file) if plan_file else ())
+    message.subtasks.extend(opt.read_plan(plan_file).subtasks if plan_file else ())
     if plan:
         message.review_plan = True
     request = opt.build_request(

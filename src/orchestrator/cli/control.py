@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import options as opt
+from orchestrator.cli.completion import instance_ids
 from orchestrator.cli.connection import call_service, with_full_id
 from orchestrator.cli.exit_codes import ExitCode, UsageError, exit_code_of, print_error, reporting_errors
 from orchestrator.cli.options import examples
@@ -19,15 +20,28 @@ if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
     from orchestrator.client import Client
 
     Call = Callable[[Client, str], Awaitable[Any]]
+    ExpectingCall = Callable[[Client, str, int | None], Awaitable[Any]]
 
 app = typer.Typer()
 
 
-def _control_each(address: str | None, instance_ids: Sequence[str], call: "Call", *, as_json: bool) -> None:
-    """Call for each instance and print its new state."""
+def _control_each(
+    address: str | None,
+    instance_ids: Sequence[str],
+    call: "ExpectingCall",
+    *,
+    as_json: bool,
+    expected_sequence: int | None = None,
+) -> None:
+    """Call for each instance and print its new state; raise UsageError for several and one sequence."""
+    if expected_sequence is not None and len(instance_ids) > 1:
+        raise UsageError("--expected-sequence goes with one instance: each has events of its own")
 
     async def control(client: "Client", instance_id: str) -> None:
-        print_state(await call(client, instance_id), as_json=as_json)
+        from orchestrator.cli.expectation import call_expecting  # noqa: PLC0415
+
+        answer = await call_expecting(client, instance_id, expected_sequence, partial(call, client))
+        print_state(answer, as_json=as_json)
 
     _for_each(address, instance_ids, control)
 
@@ -72,16 +86,40 @@ def print_state(answer: Any, *, as_json: bool) -> None:
 
 @app.command(epilog=examples("orchestrator pause 01J9Z"))
 @reporting_errors
-def pause(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+def pause(
+    instance_ids: opt.InstanceIds,
+    *,
+    expected_sequence: opt.ExpectedSequence = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
     """Start nothing new; what runs finishes."""
-    _control_each(address, instance_ids, lambda client, one: client.pause(one), as_json=as_json)
+    _control_each(
+        address,
+        instance_ids,
+        lambda client, one, expected: client.pause(one, expected_sequence=expected),
+        as_json=as_json,
+        expected_sequence=expected_sequence,
+    )
 
 
 @app.command(epilog=examples("orchestrator resume 01J9Z"))
 @reporting_errors
-def resume(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False) -> None:
+def resume(
+    instance_ids: opt.InstanceIds,
+    *,
+    expected_sequence: opt.ExpectedSequence = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
     """Let paused instances go on."""
-    _control_each(address, instance_ids, lambda client, one: client.resume(one), as_json=as_json)
+    _control_each(
+        address,
+        instance_ids,
+        lambda client, one, expected: client.resume(one, expected_sequence=expected),
+        as_json=as_json,
+        expected_sequence=expected_sequence,
+    )
 
 
 @app.command(
@@ -92,10 +130,27 @@ def resume(instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_jso
 )
 @reporting_errors
 def terminate(
-    instance_ids: opt.InstanceIds, *, address: opt.Address = None, as_json: opt.Json = False
+    instance_ids: opt.InstanceIds,
+    *,
+    expected_sequence: opt.ExpectedSequence = None,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Stop instances for good."""
-    _control_each(address, instance_ids, lambda client, one: client.terminate(one), as_json=as_json)
+    _control_each(
+        address,
+        instance_ids,
+        lambda client, one, expected: client.terminate(one, expected_sequence=expected),
+        as_json=as_json,
+        expected_sequence=expected_sequence,
+    )
+
+
+class RetryableState(Enum):
+    """The states in which an instance can be retried."""
+
+    ERRORED = "errored"
+    TERMINATED = "terminated"
 
 
 @app.command(
@@ -103,25 +158,74 @@ def terminate(
         "orchestrator retry 01J9Z",
         "orchestrator retry 01J9Z --small-model openai/gpt-5-mini",
         "orchestrator retry 01J9Z --clear budget",
+        "orchestrator retry --state errored --reason MODEL_UNAUTHENTICATED --dry-run",
     )
 )
 @reporting_errors
 @opt.with_config_options
 def retry(
-    instance_ids: opt.InstanceIds,
+    instance_ids: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ID…",
+            help="The instances' ids, or how only theirs begin; or give --state, --reason or --label.",
+            autocompletion=instance_ids,
+            show_default=False,
+        ),
+    ] = None,
     *,
+    state: Annotated[
+        list[RetryableState] | None,
+        typer.Option(
+            help="All in this state; repeatable. [default: errored, with --reason or --label]",
+            show_default=False,
+        ),
+    ] = None,
+    reason: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REASON",
+            help="Only those that failed for this reason, as in MODEL_UNAUTHENTICATED; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    label: opt.Labels = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be retried.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before retrying many.")] = False,
     config: opt.Config,
     clear: opt.Clear = None,
+    expected_sequence: opt.ExpectedSequence = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
     """Run again what failed; what is done stays done."""
     values, mask = opt.config_changes(config, clear)
+    is_filtered = bool(state or reason or label)
+    if is_filtered == bool(instance_ids):
+        raise UsageError("give either ids, or which instances by --state, --reason and --label")
+    if is_filtered:
+        if expected_sequence is not None:
+            raise UsageError("--expected-sequence goes with one instance: give its id")
+        from orchestrator.cli.bulk_retry import Bulk, retry_all  # noqa: PLC0415
+
+        bulk = Bulk(
+            states=[each.value for each in state or (RetryableState.ERRORED,)],
+            reasons=reason or (),
+            labels=opt.read_labels(label),
+            is_dry_run=dry_run,
+            asks=not yes,
+            as_json=as_json,
+        )
+        call_service(address, lambda client: retry_all(client, bulk, values, mask))
+        return
+    if dry_run:
+        raise UsageError("--dry-run goes with --state, --reason or --label")
     _control_each(
         address,
-        instance_ids,
-        lambda client, one: client.retry(one, values, update_mask=mask),
+        instance_ids or (),
+        lambda client, one, expected: client.retry(one, values, update_mask=mask, expected_sequence=expected),
         as_json=as_json,
+        expected_sequence=expected_sequence,
     )
 
 
@@ -139,6 +243,7 @@ def restart(
     *,
     config: opt.Config,
     clear: opt.Clear = None,
+    expected_sequence: opt.ExpectedSequence = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -147,8 +252,11 @@ def restart(
     _control_each(
         address,
         instance_ids,
-        lambda client, one: client.restart(one, values, update_mask=mask),
+        lambda client, one, expected: client.restart(
+            one, values, update_mask=mask, expected_sequence=expected
+        ),
         as_json=as_json,
+        expected_sequence=expected_sequence,
     )
 
 
@@ -189,7 +297,7 @@ def fork(
     _control_each(
         address,
         [instance_id],
-        lambda client, one: client.fork(one, at, new_id=new_id, config=values, update_mask=mask),
+        lambda client, one, _: client.fork(one, at, new_id=new_id, config=values, update_mask=mask),
         as_json=as_json,
     )
 

@@ -202,11 +202,13 @@ def view(
     height: int | None = None,
     live_texts: Mapping[str, LiveText] = _NO_LIVE_TEXTS,
     disconnected_s: float | None = None,
+    waiting_reason: str = "",
     address_option: str = "",
 ) -> RenderableType:
     """Render the instance for a terminal of `width` columns and `height` lines; without a height, all of it.
 
-    `disconnected_s` is for how long there has been no connection, None where there is one;
+    `disconnected_s` is for how long there has been no connection, None where there is one; `waiting_reason`
+    is why nothing happens, empty where something does;
     `address_option` makes an advised command reach the same service.
     """
     if not instance.create_time_s:
@@ -235,7 +237,7 @@ def view(
     )
     hidden = _hidden_summary(all_rows, visible_rows)
     return Group(
-        *_header(instance, width, disconnected_s, address_option),
+        *_header(instance, width, disconnected_s, waiting_reason, address_option),
         Text(),
         *renderer.render(plan_row),
         *(line for row in visible_rows for line in renderer.render(row, indent=2)),
@@ -375,7 +377,7 @@ def state_label(state: core.State) -> Text:
 
 
 def _header(
-    instance: Instance, width: int, disconnected_s: float | None, address_option: str
+    instance: Instance, width: int, disconnected_s: float | None, waiting_reason: str, address_option: str
 ) -> Iterator[Text]:
     yield _truncated(Text(one_line(instance.prompt, width), style="bold"), width)
     standing = Text(f"{one_line(instance.id)}  ", style="dim").append_text(state_label(instance.state))
@@ -384,7 +386,13 @@ def _header(
     elif instance.state == core.WAITING:
         review = command(f"review {instance.id}{address_option} --approve")
         standing.append(f"  look at the plan, then: {review}", style="magenta")
+    elif instance.pause_cause:
+        resume = command(f"resume {instance.id}{address_option}")
+        standing.append(f"  to go on: {resume}", style="yellow")
     yield _truncated(standing, width)
+    reason = instance.pause_cause.message if instance.pause_cause else waiting_reason
+    if reason:
+        yield _truncated(Text(f"waits: {one_line(reason)}", style="yellow"), width)
 
 
 def _footer(instance: Instance, now_s: float, width: int) -> Text:

@@ -1,5 +1,6 @@
 """Following an instance, and the messages that say how to follow it again."""
 
+import asyncio
 import contextlib
 import shlex
 from typing import Final
@@ -7,11 +8,13 @@ from typing import Final
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.reporters import Reporter
 from orchestrator.cli.text import command
-from orchestrator.client import Client, OutputDelta
+from orchestrator.client import Client, OutputDelta, ServiceError
 from orchestrator.core.instance import WAITING
 from orchestrator.settings import FILE, Settings
 
 _DEFAULTS: Final = Settings()
+_QUIET_S: Final = 2.0
+"""Where nothing happens for so long, the service is asked why, and again after as long."""
 
 
 async def follow(
@@ -36,14 +39,33 @@ async def follow(
     )
     async with contextlib.aclosing(items):
         with reporter:
-            async for item in items:
-                if isinstance(item, OutputDelta):
-                    reporter.on_delta(item)
-                else:
-                    progress.apply(item)
-                    reporter.on_event(item, progress)
-                    if until_review and progress.instance.state == WAITING:
-                        return
+            quiet = asyncio.create_task(_report_waiting(client, instance_id, progress, reporter))
+            try:
+                async for item in items:
+                    if isinstance(item, OutputDelta):
+                        reporter.on_delta(item)
+                    else:
+                        progress.apply(item)
+                        reporter.on_event(item, progress)
+                        if until_review and progress.instance.state == WAITING:
+                            return
+            finally:
+                quiet.cancel()
+
+
+async def _report_waiting(client: Client, instance_id: str, progress: Progress, reporter: Reporter) -> None:
+    """Report why nothing happens, when nothing does; no event tells it."""
+    while True:
+        last_sequence = progress.instance.last_sequence
+        await asyncio.sleep(_QUIET_S)
+        if progress.instance.last_sequence != last_sequence or not progress.may_wait:
+            continue
+        try:
+            found = (await client.get(instance_id)).instance
+        except ServiceError:
+            continue  # the stream tells that the service is away
+        if found.last_sequence == progress.instance.last_sequence:
+            reporter.on_waiting(found.waiting_reason)
 
 
 def resume_command(instance_id: str, settings: Settings, *, live: bool) -> str:
@@ -72,14 +94,18 @@ def created_message(instance_id: str, settings: Settings) -> str:
     )
 
 
-def review_due_message(instance_id: str, settings: Settings) -> str:
-    """Build the message for a plan that waits for review."""
+def review_due_message(instance_id: str, settings: Settings, *, sequence: int | None = None) -> str:
+    """Build the message for a plan that waits for review; `sequence` is the event at which it was shown.
+
+    What decides then names that event, so that no decision goes to a plan that nobody saw.
+    """
     review = command(f"review {instance_id}{address_option(settings)}")
+    expected = f" --expected-sequence {sequence}" if sequence else ""
     return (
         f"the plan of {instance_id} waits for review\n"
         f"  to see it:     {review}\n"
-        f"  to approve it: {review} --approve\n"
-        f'  to reject it:  {review} --reject "what should be better"'
+        f"  to approve it: {review} --approve{expected}\n"
+        f'  to reject it:  {review} --reject "what should be better"{expected}'
     )
 
 

@@ -51,7 +51,7 @@ def create(
 ) -> None:
     """Create an instance, print its id and leave it to the service."""
     message = config.to_message()
-    message.subtasks.extend(opt.read_plan(plan) if plan else ())
+    message.subtasks.extend(opt.read_plan(plan).subtasks if plan else ())
     text = opt.read_prompt(prompt, prompt_file)
     labels = opt.read_labels(label)
 
@@ -159,8 +159,9 @@ def result(
         elif instance.state == PAUSED:
             advice, verb = "let it go on with", "resume"
         next_command = command(f"{verb} {instance.id}{_address_option(address)}")
+        why = f" ({instance.waiting_reason})" if instance.waiting_reason else ""
         raise UsageError(
-            f"{instance.id} is {STATUS[instance.state]} and has no result yet: {advice} `{next_command}`"
+            f"{instance.id} is {STATUS[instance.state]}{why} and has no result yet: {advice} `{next_command}`"
         )
     if instance.state != COMPLETE:
         print_error(_why_failed(instance))
@@ -230,7 +231,7 @@ def list_(
         from orchestrator.cli.list_watch import watch as watch_list  # noqa: PLC0415
 
         if watch:
-            await watch_list(lambda: fetch(client), as_json=as_json)
+            await watch_list(lambda: fetch(client), lambda one: _is_deleted(client, one), as_json=as_json)
         elif as_json:
             reporters.print_json(await fetch(client))
         else:
@@ -330,10 +331,24 @@ def wait(
         typer.echo(review_due_message(instance.id, Settings.load(address=address)), err=True)
         raise typer.Exit(ExitCode.REVIEW_DUE)
     if instance.state not in TERMINAL:
+        if instance.waiting_reason:
+            print_error(f"{instance.id} waits: {instance.waiting_reason}")
         raise typer.Exit(ExitCode.TIMED_OUT)
     if instance.state != COMPLETE:
         print_error(_why_failed(instance))
         raise typer.Exit(ExitCode.FAILED)
+
+
+async def _is_deleted(client: "Client", instance_id: str) -> bool:
+    from orchestrator.client import ServiceError  # noqa: PLC0415
+
+    try:
+        await client.get(instance_id)
+    except ServiceError as error:
+        if error.reason != "INSTANCE_NOT_FOUND":
+            raise
+        return True
+    return False
 
 
 def _why_failed(instance: "Instance") -> str:

@@ -1,6 +1,7 @@
 """`list --watch`: follow the list of instances."""
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -11,10 +12,10 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli import reporters, tables
-from orchestrator.cli.text import duration
+from orchestrator.cli.text import duration, one_line
 from orchestrator.client import ServiceError
 from orchestrator.v1.instance_pb2 import Instance
-from orchestrator.v1.orchestrator_pb2 import ListInstancesResponse
+from orchestrator.v1.orchestrator_pb2 import Deletion, ListInstancesResponse, StreamAllEventsResponse
 
 _PERIOD_S: Final = 1.0
 _IDLE_RATIO: Final = 10
@@ -24,10 +25,14 @@ Fetch: TypeAlias = Callable[[], Awaitable[ListInstancesResponse]]
 """Fetches the current list."""
 
 
-async def watch(fetch: Fetch, *, as_json: bool) -> None:
+IsDeleted: TypeAlias = Callable[[str], Awaitable[bool]]
+"""Tells whether an instance that is listed no more is gone, rather than beyond the limit or another state."""
+
+
+async def watch(fetch: Fetch, is_deleted: IsDeleted, *, as_json: bool) -> None:
     """Show the list until Ctrl-C, through restarts of the service; raise ServiceError where there is none."""
     is_table = sys.stdout.isatty() and not as_json
-    await (_watch_table(fetch) if is_table else _watch_lines(fetch, as_json=as_json))
+    await (_watch_table(fetch) if is_table else _watch_lines(fetch, is_deleted, as_json=as_json))
 
 
 async def _watch_table(fetch: Fetch) -> None:
@@ -50,9 +55,9 @@ async def _watch_table(fetch: Fetch) -> None:
             await _pause(start_s)
 
 
-async def _watch_lines(fetch: Fetch, *, as_json: bool) -> None:
-    """Print each instance that has changed, the oldest first."""
-    last_sequences: dict[str, int] = {}
+async def _watch_lines(fetch: Fetch, is_deleted: IsDeleted, *, as_json: bool) -> None:
+    """Print each instance that has changed or begun to wait, the oldest first, and deletions."""
+    seen: dict[str, tuple[int, int, bool]] = {}
     instances: Sequence[Instance] | None = None
     while True:
         start_s = time.monotonic()
@@ -62,14 +67,31 @@ async def _watch_lines(fetch: Fetch, *, as_json: bool) -> None:
             if instances is None or not error.is_connection_loss:
                 raise
         for instance in reversed(instances):
-            if last_sequences.get(instance.id) == instance.last_sequence:
+            now = (
+                instance.create_time.ToNanoseconds(),
+                instance.last_sequence,
+                bool(instance.waiting_reason),
+            )
+            if seen.get(instance.id) == now:
                 continue
-            last_sequences[instance.id] = instance.last_sequence
+            seen[instance.id] = now
             if as_json:
                 reporters.print_json(instance)
             else:
                 tables.print_instances([instance])
+        for instance_id in seen.keys() - {instance.id for instance in instances}:
+            with contextlib.suppress(ServiceError):  # the next look asks again
+                if await is_deleted(instance_id):
+                    _print_deleted(instance_id, as_json=as_json)
+                del seen[instance_id]
         await _pause(start_s)
+
+
+def _print_deleted(instance_id: str, *, as_json: bool) -> None:
+    if as_json:
+        reporters.print_json(StreamAllEventsResponse(deleted=Deletion(instance_id=instance_id)))
+    else:
+        print(one_line(instance_id), "deleted", sep="\t", flush=True)  # noqa: T201  the answer itself
 
 
 async def _pause(start_s: float) -> None:

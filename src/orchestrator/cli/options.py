@@ -94,6 +94,16 @@ Clear: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+ExpectedSequence: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--expected-sequence",
+        metavar="N",
+        min=1,
+        help="Act only if that is still its last event (`events` in `get`); else say what has happened.",
+        show_default=False,
+    ),
+]
 NewId: TypeAlias = Annotated[
     str, typer.Option("--id", metavar="ID", help="The new instance's id. [default: made by the service]")
 ]
@@ -317,8 +327,17 @@ def _decode_text(data: bytes, name: str) -> str:
         raise UsageError(f"{name} {error}") from None
 
 
-def read_plan(file: Path) -> "list[Subtask]":
-    """Subtasks from a JSON file; raise UsageError that names what is at fault."""
+@dataclass(frozen=True, slots=True)
+class PlanInput:
+    """A plan from a file; of which instance it was shown, at which of its events (empty, None: of none)."""
+
+    subtasks: "Sequence[Subtask]"
+    instance_id: str = ""
+    sequence: int | None = None
+
+
+def read_plan(file: Path) -> PlanInput:
+    """Read subtasks from a JSON file; raise UsageError that names what is at fault."""
     from orchestrator.cli.json_input import parse  # noqa: PLC0415
     from orchestrator.v1.instance_pb2 import Subtask  # noqa: PLC0415
 
@@ -329,8 +348,13 @@ def read_plan(file: Path) -> "list[Subtask]":
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{expected}: {error}") from None
-    if isinstance(entries, dict) and entries.keys() <= {"id", "state", "summary", "subtasks"}:
-        entries = entries.get("subtasks")  # as `review ID --json` prints it
+    instance_id, sequence = "", None
+    if isinstance(entries, dict) and entries.keys() <= {"id", "state", "lastSequence", "summary", "subtasks"}:
+        # As `review ID --json` prints it.
+        instance_id, sequence = entries.get("id", ""), entries.get("lastSequence")
+        if sequence is not None and (type(sequence) is not int or sequence < 1):  # a bool is an int, too
+            raise UsageError(f"lastSequence of {name} must be a whole number from 1")
+        entries = entries.get("subtasks")
     if not isinstance(entries, list):
         raise UsageError(expected)
     subtasks = []
@@ -339,7 +363,7 @@ def read_plan(file: Path) -> "list[Subtask]":
             subtasks.append(parse(entry, Subtask()))
         except UsageError as error:
             raise UsageError(f"subtask {number} of {name}: {error}") from None
-    return subtasks
+    return PlanInput(subtasks, instance_id, sequence)
 
 
 def read_requests(file: Path) -> "list[CreateInstanceRequest]":

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from orchestrator.cli.text import duration, one_line, pluralize
-from orchestrator.core.instance import WAITING, Instance, Usage, usage_of
+from orchestrator.core.instance import IN_PROGRESS, QUEUED, RUNNING, WAITING, Instance, Usage, usage_of
 from orchestrator.core.state import IllegalEventError, evolve
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1 import instance_pb2
@@ -31,6 +31,13 @@ class Progress:
             self.instance = evolve(self.instance, event)
         except IllegalEventError:
             self.instance = replace(self.instance, id=event.instance_id, last_sequence=event.sequence)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether there is something to do and no call under way."""
+        instance = self.instance
+        works = (instance.planning, instance.synthesis, *(it.work for it in instance.subtasks.values()))
+        return instance.state in (QUEUED, RUNNING) and all(work.state != IN_PROGRESS for work in works)
 
     def describe(self, event: pb.Event) -> str:
         """Describe an applied event in one line without control characters."""
@@ -71,6 +78,8 @@ class Progress:
                 return f"synthesis failed: {_failure_text(event, it)}"
             case pb.SynthesisCompleted() as it:
                 return f"synthesis done{_usage_suffix(it.usage)}"
+            case pb.InstancePauseRequested(cause=cause) if cause.reason:
+                return f"paused by the service: {_error_text(cause)}"
             case pb.InstancePauseRequested():
                 return "pause requested: what runs finishes"
             case pb.InstancePaused():

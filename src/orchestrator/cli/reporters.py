@@ -36,6 +36,9 @@ class Reporter(Protocol):
     def on_connection(self, error: ServiceError | None) -> None:
         """Report a lost connection, and with None its return: the `on_disconnect` of a client."""
 
+    def on_waiting(self, reason: str) -> None:
+        """Report why nothing happens, as often as it is asked for; empty: something does."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -82,6 +85,7 @@ def print_json(message: Message) -> None:
 
 class _LineBase:
     _is_disconnected = False
+    _is_waiting = False
 
     def on_delta(self, delta: OutputDelta) -> None:
         """Ignore live text: printed lines cannot be replaced."""
@@ -93,6 +97,12 @@ class _LineBase:
         elif not self._is_disconnected:
             self.note(f"the service is away, reconnecting…: {error}")
         self._is_disconnected = error is not None
+
+    def on_waiting(self, reason: str) -> None:
+        """Print a line when the instance begins to wait."""
+        if reason and not self._is_waiting:
+            self.note(f"it waits: {reason}")
+        self._is_waiting = bool(reason)
 
     def note(self, line: str) -> None:
         """Print the line on stderr."""
@@ -148,6 +158,7 @@ class LiveReporter:
         self._progress = Progress()
         self._live_texts: dict[str, LiveText] = {}
         self._disconnected_since_s: float | None = None
+        self._waiting_reason = ""
         self._has_ended = False
         self._live: Live | None = None
 
@@ -158,6 +169,11 @@ class LiveReporter:
     def on_event(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  the state tells it
         """Draw the new state with the next refresh."""
         self._progress = progress
+        self._waiting_reason = ""
+
+    def on_waiting(self, reason: str) -> None:
+        """Draw the reason until something happens."""
+        self._waiting_reason = reason
 
     def on_delta(self, delta: OutputDelta) -> None:
         """Draw the end of the attempt's text with the next refresh."""
@@ -198,5 +214,6 @@ class LiveReporter:
             disconnected_s=time.monotonic() - self._disconnected_since_s
             if self._disconnected_since_s
             else None,
+            waiting_reason=self._waiting_reason,
             address_option=self._address_option,
         )

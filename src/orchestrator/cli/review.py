@@ -16,6 +16,7 @@ from orchestrator.settings import Settings
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
     from orchestrator.client import Client
     from orchestrator.v1.instance_pb2 import Instance
+    from orchestrator.v1.orchestrator_pb2 import ReviewPlanResponse
 
 app = typer.Typer()
 
@@ -44,6 +45,7 @@ def review(
             help="With --approve: go on with the subtasks of this file instead; - reads stdin.",
         ),
     ] = None,
+    expected_sequence: opt.ExpectedSequence = None,
     address: opt.Address = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -53,19 +55,35 @@ def review(
     if plan and not approve:
         raise UsageError("--plan FILE goes with --approve")
     if not approve and reject is None:
+        if expected_sequence is not None:
+            raise UsageError("--expected-sequence goes with --approve or --reject")
         _show(instance_id, address, as_json=as_json)
         return
     from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT  # noqa: PLC0415
 
-    subtasks = opt.read_plan(plan) if plan else ()
+    edited = opt.read_plan(plan) if plan else opt.PlanInput(())
     decision = DECISION_APPROVE if approve else DECISION_REJECT
 
     async def call(client: "Client") -> None:
-        answer = await with_full_id(
-            client,
-            instance_id,
-            lambda whole: client.review(whole, decision, subtasks=subtasks, feedback=reject or ""),
-        )
+        from orchestrator.cli.expectation import call_expecting  # noqa: PLC0415
+
+        async def decide(full_id: str) -> "ReviewPlanResponse":
+            # A plan that was shown at an event, and edited, is of that event.
+            shown = edited.sequence if edited.instance_id == full_id else None
+            return await call_expecting(
+                client,
+                full_id,
+                expected_sequence or shown,
+                lambda one, expected: client.review(
+                    one,
+                    decision,
+                    subtasks=edited.subtasks,
+                    feedback=reject or "",
+                    expected_sequence=expected,
+                ),
+            )
+
+        answer = await with_full_id(client, instance_id, decide)
         print_state(answer, as_json=as_json)
 
     call_service(address, call)
@@ -92,7 +110,9 @@ def _show(instance_id: str, address: str | None, *, as_json: bool) -> None:
     print_plan(instance)
     note = f"{instance.id} is {status}: no review is due"
     if instance.state == WAITING:
-        note = review_due_message(instance.id, Settings.load(address=address))
+        note = review_due_message(
+            instance.id, Settings.load(address=address), sequence=instance.last_sequence
+        )
     typer.echo(f"\n{note}", err=True)
 
 
@@ -109,4 +129,10 @@ def plan_json(instance: "Instance") -> str:
         for subtask in instance.subtasks
         if not subtask.merges
     ]
-    return json.dumps({"id": instance.id, "summary": instance.summary, "subtasks": subtasks}, indent=2)
+    plan = {
+        "id": instance.id,
+        "lastSequence": instance.last_sequence,
+        "summary": instance.summary,
+        "subtasks": subtasks,
+    }
+    return json.dumps(plan, indent=2)

@@ -65,6 +65,8 @@ class Runner:
         self._owns_service = False
         self._has_rest = True
         self._instance_id = ""
+        self._shown_sequence: int | None = None
+        """The event at which a plan was shown that waits for review."""
 
     async def run(self) -> ExitCode:
         """Create the instance, follow it to its end and print the answer. SIGTERM cancels it."""
@@ -91,7 +93,9 @@ class Runner:
         state = self.progress.instance.state
         if not self._instance_id or state in TERMINAL:
             return ""
-        due = review_due_message(self._instance_id, self._settings) if state == WAITING else ""
+        due = ""
+        if state == WAITING:
+            due = review_due_message(self._instance_id, self._settings, sequence=self._shown_sequence)
         if not self._owns_service:
             return due or detached_message(self._instance_id, self._settings, live=self._live)
         rest_option = {"rest_address": "--rest-address"} if self._has_rest else {}
@@ -228,10 +232,12 @@ class Runner:
         if found.state != WAITING:
             return True
         if self._keyboard:
+            self._shown_sequence = found.last_sequence
             typer.echo()
             print_plan(found)
             return await plan_decision.ask_for_decision(client, found, self._keyboard)
         if self._stops_at_plan:
+            self._shown_sequence = found.last_sequence
             if not self._as_json:  # whose events tell it
                 print_plan(found)
             return False

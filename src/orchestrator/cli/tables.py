@@ -34,7 +34,7 @@ def print_instances(instances: Iterable[pb.Instance]) -> None:
     """Print a table in a terminal; in a pipe one instance a line, its fields separated by tabs."""
     if not sys.stdout.isatty():
         for instance in instances:
-            print(*_fields(instance), sep="\t")  # noqa: T201  the answer itself
+            print(*_fields(instance), sep="\t", flush=True)  # noqa: T201  the answer itself
         return
     console = build_console()
     for line in table_lines(list(instances), time.time(), console.width):
@@ -84,12 +84,17 @@ def table_lines(instances: Sequence[pb.Instance], now_s: float, width: int) -> I
     room = width - _width(columns)
     for number in range(len(instances) + 1):
         line = Text().join(column.line(number) for column in columns)
+        reason = instances[number - 1].waiting_reason if number else ""
         prompt = Text(one_line(instances[number - 1].prompt, 200)) if number else Text("prompt", "dim")
         if room >= _MIN_SHOWN_PROMPT_COLUMNS:
             prompt.truncate(room, overflow="ellipsis")
             line.append_text(prompt)
         line.rstrip()
         yield line
+        if reason:
+            why = Text(f"  ↳ {one_line(reason)}", "yellow")
+            why.truncate(max(width, _MIN_PROMPT_COLUMNS), overflow="ellipsis")
+            yield why
 
 
 def _width(columns: Iterable[_Column]) -> int:
@@ -185,6 +190,7 @@ def _fields(instance: pb.Instance) -> tuple[str, ...]:
         str(own.input_tokens + own.output_tokens),
         f"{own.cost_usd:.4f}" if own.cost_usd else UNKNOWN_COST,
         one_line(instance.prompt, 200),
+        *([one_line(instance.waiting_reason)] if instance.waiting_reason else []),
     )
 
 
@@ -202,6 +208,8 @@ def _facts(instance: pb.Instance, address_option: str) -> Iterable[tuple[str, Te
     config = instance.config
     yield "id", Text(one_line(instance.id))
     yield "state", state_label(instance.state)
+    if instance.waiting_reason:
+        yield "waits", Text(one_line(instance.waiting_reason), style="yellow")
     yield "prompt", Text(one_line(instance.prompt, 300), style="bold")
     models = (
         config.big_model
