@@ -3,6 +3,7 @@ import { steer } from './api.js';
 import { DeleteDialog, ForkDialog, RestartDialog, RetryDialog } from './dialogs.js';
 import { Failure, useFailure } from './failure.js';
 import { TERMINAL } from './fold.js';
+import { steerAsSeen } from './seen.js';
 import { html, useState } from './ui.js';
 
 const ALLOWED = {
@@ -11,6 +12,10 @@ const ALLOWED = {
   pause: ['STATE_QUEUED', 'STATE_RUNNING', 'STATE_WAITING'],
   terminate: ['STATE_QUEUED', 'STATE_RUNNING', 'STATE_WAITING', 'STATE_PAUSED', 'STATE_WAITING_FOR_PAUSE'],
 };
+// What stops a machine must work whatever has happened meanwhile: an instance at work goes on all the time, and who wants
+// it to stop wants that. What lets one go on is of what was shown, which is at rest.
+const STOPS = new Set(['pause', 'terminate']);
+const RESTS = new Set([...TERMINAL, 'STATE_PAUSED']);
 const NEEDS_CHANGES = ['BUDGET_EXCEEDED', 'DEADLINE_EXCEEDED', 'MODEL_NOT_FOUND', 'MODEL_REFUSED'];
 const DIALOGS = { change: RetryDialog, restart: RestartDialog, fork: ForkDialog, delete: DeleteDialog };
 
@@ -21,22 +26,28 @@ const DIALOGS = { change: RetryDialog, restart: RestartDialog, fork: ForkDialog,
 export function Actions({ instance, onSteered, children }) {
   const [dialog, setDialog] = useState('');
   const [sending, setSending] = useState(false);
-  const { state } = instance;
+  const { state, lastSequence } = instance; // as it is shown
   const [failure, setFailure] = useFailure(state);
+  const [late, setLate] = useState(null); // RequestError: somebody else was faster; it outlives the change that it tells
 
   async function send(action) {
     setSending(true);
     setFailure(null);
+    setLate(null);
     try {
-      onSteered(await steer(instance.id, action));
+      const isOfWhatIsShown = !STOPS.has(action) && RESTS.has(state);
+      const seen = { sequence: lastSequence };
+      onSteered(isOfWhatIsShown ? await steerAsSeen(instance.id, seen, action) : await steer(instance.id, action));
     } catch (error) {
-      setFailure(error);
+      if (error.reason === 'SEQUENCE_MISMATCH') setLate(error);
+      else setFailure(error);
     }
     setSending(false);
   }
 
   function open(name) {
     setFailure(null);
+    setLate(null);
     setDialog(name);
   }
 
@@ -53,7 +64,7 @@ export function Actions({ instance, onSteered, children }) {
     ${ALLOWED.retry.includes(state) && asks('change', 'Retry with changes…', change)} ${sends('pause', 'Pause')}
     ${sends('terminate', 'Terminate', 'danger')}
     ${finished && asks('restart', 'Restart…')} ${asks('fork', 'Fork…')} ${finished && asks('delete', 'Delete…', 'danger')}
-    <${Failure} error=${failure} />
+    <${Failure} error=${failure ?? late} />
     ${dialog && html`<${DIALOGS[dialog]} instance=${instance} onDone=${onSteered} onClose=${() => setDialog('')} />`}
   </div>`;
 }

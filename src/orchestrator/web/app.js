@@ -73,7 +73,11 @@ function App() {
   const [news, setNews] = useState('');
   const watch = useRef(null);
   const instances = useRef(null);
-  instances.current ??= new Instances(redraw, (event) => watch.current?.hear(event));
+  instances.current ??= new Instances(
+    redraw,
+    (event) => watch.current?.hear(event),
+    (id) => watch.current?.hearDeleted(id),
+  );
 
   useEffect(() => {
     const onHashChange = () => setAddress(readAddress());
@@ -101,7 +105,7 @@ function App() {
     };
   }, [address.id]);
 
-  // A deletion is no event: that an instance is gone shows when somebody asks for it.
+  // One that was deleted before this page began to follow is found out when somebody asks for it.
   const shown = watch.current?.id === address.id ? watch.current : null;
   useEffect(() => {
     if (shown?.missing) instances.current.forget(address.id);

@@ -2,6 +2,7 @@
 import { deleteInstance, steer } from './api.js';
 import { ConfigFields, maskOf, NO_CHANGES, toConfig } from './config.js';
 import { Failure, useFailure } from './failure.js';
+import { steerAsSeen, useSeen } from './seen.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
 /** A modal dialog around a form; `onSubmit` does it or throws, and the dialog says why. */
@@ -37,7 +38,8 @@ function Dialog({ title, submit, danger, onSubmit, onClose, children }) {
 
 export function RetryDialog({ instance, onDone, onClose }) {
   const [fields, setFields] = useState(NO_CHANGES);
-  const onSubmit = async () => onDone(await steer(instance.id, 'retry', { config: toConfig(fields) }));
+  const seen = useSeen(instance);
+  const onSubmit = async () => onDone(await steerAsSeen(instance.id, seen, 'retry', { config: toConfig(fields) }));
   return html`<${Dialog} title="Retry with changes" submit="Retry" onSubmit=${onSubmit} onClose=${onClose}>
     <p class="hint">Only what failed runs again. What you leave empty stays as it is.</p>
     <${ConfigFields} fields=${fields} onChange=${setFields} current=${instance.config} withReview=${false} />
@@ -47,9 +49,11 @@ export function RetryDialog({ instance, onDone, onClose }) {
 export function RestartDialog({ instance, onDone, onClose }) {
   const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
   const [plansAnew, setPlansAnew] = useState(false);
+  const seen = useSeen(instance);
   const onSubmit = async () => {
     const config = { ...toConfig(fields), reviewPlan: fields.reviewPlan };
-    onDone(await steer(instance.id, 'restart', { config, ...(plansAnew && { updateMask: maskOf(config, 'subtasks') }) }));
+    const changes = { config, ...(plansAnew && { updateMask: maskOf(config, 'subtasks') }) };
+    onDone(await steerAsSeen(instance.id, seen, 'restart', changes));
   };
   return html`<${Dialog} title="Restart" submit="Restart" onSubmit=${onSubmit} onClose=${onClose}>
     <p class="hint">

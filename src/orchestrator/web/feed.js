@@ -18,7 +18,7 @@ export class Feed {
 
   /**
    * `path`: where the events are. `after`: the last id seen. `on.event(event, id)`, `on.delta(delta)`, `on.end()`,
-   * `on.live(is)`: whether it is connected. `on.lost(last)` is asked when it is not, after the id last seen; it
+   * `on.deleted(instanceId, id)`, `on.live(is)`: whether it is connected. `on.lost(last)` is asked when it is not, after the id last seen; it
    * gives 'again', or 'stop' when no more will come. It throws while the service cannot be reached.
    */
   constructor(path, after, on) {
@@ -69,6 +69,10 @@ export class Feed {
         this.on.event(JSON.parse(message.data), this.last);
       });
     }
+    source.addEventListener('deleted', (message) => {
+      this.last = message.lastEventId;
+      this.on.deleted?.(JSON.parse(message.data).instanceId, this.last);
+    });
     source.addEventListener('delta', (message) => this.on.delta?.(JSON.parse(message.data)));
     source.addEventListener('end', () => {
       this.close();

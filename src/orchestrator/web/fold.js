@@ -34,6 +34,7 @@ export function empty(id) {
     ownUsage: NO_USAGE, // of all calls that it made itself
     copiedEvents: 0, // behind the first one: a fork's, of what its source has done
     error: null,
+    waitingReason: '', // why nothing happens: of a pause by the service its events tell, of all else the service
     createTime: 0,
     startTime: 0,
     endTime: 0,
@@ -79,10 +80,17 @@ export function apply(instance, event) {
   const kind = kindOf(event);
   if (sequence <= instance.lastSequence) return;
   const now = time(event.eventTime);
+  if (kind !== 'instancePaused') instance.waitingReason = '';
   if (kind) EVOLVE[kind](instance, event[kind], now);
   instance.endTime = TERMINAL.has(instance.state) ? now : 0;
   instance.updateTime = now;
   instance.lastSequence = sequence;
+}
+
+/** Whether there is something to do, and as far as its events tell, no call under way. */
+export function mayWait(instance) {
+  const isActive = instance.state === 'STATE_QUEUED' || instance.state === 'STATE_RUNNING';
+  return isActive && works(instance).every(({ state }) => state !== 'RUNNING');
 }
 
 export function works(instance) {
@@ -272,8 +280,9 @@ const EVOLVE = {
     end(instance, instance.synthesis, payload, 'COMPLETED', now);
     instance.finalResult = payload.finalResult ?? '';
   },
-  instancePauseRequested(instance) {
+  instancePauseRequested(instance, payload) {
     instance.state = 'STATE_WAITING_FOR_PAUSE';
+    instance.waitingReason = payload.cause?.message ?? '';
   },
   instancePaused(instance) {
     instance.state = 'STATE_PAUSED';

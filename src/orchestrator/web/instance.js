@@ -6,7 +6,7 @@ import { TERMINAL } from './fold.js';
 import { cost, duration, elapsed, firstLine, hasTokens, moment, plural, since, STATES, tokens, tokensEachWay, used } from './format.js';
 import { EventLog } from './log.js';
 import { Markdown } from './markdown.js';
-import { Review } from './review.js';
+import { LateReview, Review } from './review.js';
 import { SYNTHESIS } from './texts.js';
 import { Timeline } from './timeline.js';
 import { html } from './ui.js';
@@ -37,18 +37,23 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
         ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a>${copiedBy(instance)}</span>`}
         ${Object.entries(instance.labels).map(([key, value]) => html`<span class="tag" key=${key}>${key}=${value}</span>`)}
       </p>
-      <${Actions} instance=${instance} onSteered=${onSteered}>
+      ${watch.deleted
+        ? html`<p class="failure" role="alert">This instance was deleted. What you see is all that is left of it.</p>`
+        : html`<${Actions} instance=${instance} onSteered=${onSteered}>
         ${(instance.finalResult || written) &&
         html`<a class="button" href=${location.hash} onClick=${jumpToResult}>Result <span aria-hidden="true">${'\u00a0↓'}</span></a>`}
-      <//>
+      <//>`}
     </header>
+    ${instance.waitingReason && html`<${Waits} instance=${instance} />`}
     <${Facts} instance=${instance} now=${now} />
     ${instance.error && html`<${ErrorCard} error=${instance.error} subtask=${instance.subtasks.get(instance.error.subtaskId)} />`}
-    ${instance.state === 'STATE_WAITING' &&
-    html`<${Review} key=${`review-${instance.lastSequence}`} instance=${instance} onSteered=${onSteered} />`}
+    ${!watch.deleted &&
+    (instance.state === 'STATE_WAITING'
+      ? html`<${Review} key=${`review-${instance.lastSequence}`} watch=${watch} onSteered=${onSteered} />`
+      : watch.review && html`<${LateReview} watch=${watch} />`)}
     <${Timeline} key=${`timeline-${instance.id}`} watch=${watch} now=${now} />
     ${instance.finalResult
-      ? html`<${Result} id=${instance.id} text=${instance.finalResult} isWhole />`
+      ? html`<${Result} id=${instance.id} text=${instance.finalResult} isWhole isThere=${!watch.deleted} />`
       : written && html`<${Result} id=${instance.id} text=${written} isWriting=${instance.state === 'STATE_RUNNING'} />`}
     <${Configuration} config=${instance.config} />
     <${EventLog} events=${watch.events} />
@@ -90,6 +95,16 @@ function Facts({ instance, now }) {
   </dl>`;
 }
 
+/** Why nothing happens. */
+function Waits({ instance }) {
+  const isPaused = instance.state === 'STATE_PAUSED' || instance.state === 'STATE_WAITING_FOR_PAUSE';
+  return html`<section class="card waits" role="status" aria-labelledby="waits-title">
+    <h2 id="waits-title">${isPaused ? 'Paused by the service' : 'Waits'}</h2>
+    <p dir="auto">${instance.waitingReason}</p>
+    <p class="hint">${isPaused ? 'Resume lets it try again.' : 'It goes on by itself once that is over.'}</p>
+  </section>`;
+}
+
 function ErrorCard({ error, subtask }) {
   return html`<section class="card error" role="alert" aria-labelledby="error-title">
     <h2 id="error-title">${error.reason}</h2>
@@ -123,8 +138,8 @@ function Prompt({ text }) {
   </details>`;
 }
 
-/** `isWhole`: it is in the log, so that the service gives it as a file. */
-function Result({ id, text, isWhole = false, isWriting = false }) {
+/** `isWhole`: it is complete; `isThere`: it is in the log, so that the service gives it as a file. */
+function Result({ id, text, isWhole = false, isThere = true, isWriting = false }) {
   const title = isWhole ? 'Result' : isWriting ? 'Result, as it is written' : 'Result, as far as it was written';
   return html`<section class="card result" aria-labelledby="result-title" aria-busy=${isWriting}>
     <header>
@@ -132,7 +147,7 @@ function Result({ id, text, isWhole = false, isWriting = false }) {
       ${!isWriting &&
       html`<span class="tools">
         <${CopyButton} text=${text} what="the result as Markdown" label="Copy Markdown" />
-        ${isWhole && html`<a class="button quiet" href=${resultPath(id)} download=${`${id}.md`}>Download .md</a>`}
+        ${isWhole && isThere && html`<a class="button quiet" href=${resultPath(id)} download=${`${id}.md`}>Download .md</a>`}
       </span>`}
     </header>
     <${Markdown} text=${text} isWriting=${isWriting} />

@@ -1,13 +1,15 @@
 // The list: pages from ListInstances, kept current by the stream of all instances' events.
 import { allEventsPath, getInstance, lastPosition, listInstances } from './api.js';
 import { Feed } from './feed.js';
-import { apply, empty, fromResource } from './fold.js';
+import { apply, empty, fromResource, mayWait } from './fold.js';
 import { onRecovered, reportRecorded } from './recovery.js';
 
 const PAGE_SIZE = 30;
 const LARGEST_PAGE = 1000;
 const SEARCH_PAGE = 200;
 const REFRESH_MS = 200;
+const ASK_WHY_MS = 5000; // how often the service is asked why instances wait, while some do nothing
+const MOST_ASKED = 200;
 const SUGGESTED_LABELS = 50;
 const PROMPT_KEPT = 4096; // characters: about as much as ListInstances gives
 
@@ -40,11 +42,16 @@ export class Instances {
   #feed = null;
   #following = true;
 
-  /** `onChange()` when there is something new to show; `onEvent(event)` for every event of any instance. */
-  constructor(onChange, onEvent) {
+  /**
+   * `onChange()` when there is something new to show; `onEvent(event)` for every event of any instance; `onDeleted(id)` when
+   * one is gone.
+   */
+  constructor(onChange, onEvent, onDeleted) {
     this.onChange = onChange;
     this.onEvent = onEvent;
+    this.onDeleted = onDeleted;
     onRecovered(() => this.retry());
+    setInterval(() => this.#askWhy(), ASK_WHY_MS);
   }
 
   get loading() {
@@ -108,6 +115,8 @@ export class Instances {
 
   forget(id) {
     this.#known.delete(id);
+    this.#older.delete(id);
+    this.#created.delete(id);
     this.#order = this.#order.filter((each) => each !== id);
     this.onChange();
   }
@@ -166,12 +175,14 @@ export class Instances {
       const known = this.#known.get(instance.id);
       const isAnother = known && known.createTime !== instance.createTime;
       if (!known || isAnother || known.lastSequence < instance.lastSequence) this.#known.set(instance.id, instance);
+      else if (known.lastSequence === instance.lastSequence) known.waitingReason = instance.waitingReason;
     }
   }
 
   #follow(position) {
     this.#feed = new Feed(allEventsPath, position, {
       event: (event, id) => this.#take(event, Number(id)),
+      deleted: (id, position) => this.#drop(id, Number(position)),
       live: (is) => {
         this.#following = is;
         this.onChange();
@@ -203,6 +214,26 @@ export class Instances {
     reportRecorded();
     this.onEvent(event);
     this.onChange();
+  }
+
+  /** An instance is gone; one that the list was read with since is another of the same id. */
+  #drop(id, position) {
+    if (position <= this.#position && this.#order.includes(id)) return;
+    this.forget(id);
+    this.onDeleted(id);
+  }
+
+  /** No event tells why nothing happens: while something that is shown does nothing, the service is asked. */
+  async #askWhy() {
+    if (document.hidden || !this.connected || this.loading || !this.shown.some(mayWait)) return;
+    try {
+      const states = ['STATE_QUEUED', 'STATE_RUNNING'];
+      const page = await listInstances({ states, labels: this.#only, pageSize: MOST_ASKED });
+      this.#keep(page.instances.filter(({ id }) => this.#known.has(id)));
+      this.onChange();
+    } catch {
+      // Whether it can be reached, the stream tells; the next look asks again.
+    }
   }
 
   /** Drop the texts, which the list does not show: a page that stays open all day must not gather them. */

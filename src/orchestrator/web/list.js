@@ -132,6 +132,7 @@ function Item({ instance, now, href, isCurrent }) {
       ${labels.length > LABELS_SHOWN && html`<span>+${labels.length - LABELS_SHOWN}</span>`}
     </span>
     ${instance.error && html`<span class="why" dir="auto"><b>${instance.error.reason}</b> ${instance.error.message}</span>`}
+    ${instance.waitingReason && html`<span class="why waits" dir="auto">${instance.waitingReason}</span>`}
     ${subtasks.length > 0 &&
     html`<span class="progress" role="img" aria-label=${`${share('COMPLETED')} of ${subtasks.length} subtasks done`}>
       ${subtasks.map(({ id, state }) => html`<i key=${id} class=${state.toLowerCase()}></i>`)}

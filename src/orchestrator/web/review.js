@@ -1,26 +1,46 @@
 // A plan that waits for a person: approve it as it is, edit it, or send it back with words.
-import { steer } from './api.js';
+import { CopyButton } from './copy.js';
 import { Failure, useFailure } from './failure.js';
 import { plural } from './format.js';
+import { steerAsSeen, useSeen } from './seen.js';
 import { html, useState } from './ui.js';
 
 const TITLE_LINE = 60; // characters, where the browser does not measure by itself
 
 const draftOf = ({ id, title, instructions, dependsOn, worker }) => ({ id, title, instructions, dependsOn, worker });
 
-export function Review({ instance, onSteered }) {
+/**
+ * The plan of an instance that waits. It is made anew at each event; what a person has made of the plan stays in
+ * `watch.review`: {plan, draft, feedback: as edited and of which plan; refusal: why a decision was not taken; isSending}.
+ */
+export function Review({ watch, onSteered }) {
+  const { instance } = watch;
+  const seen = useSeen(instance);
   const [plan] = useState(() => [...instance.subtasks.values()].map(draftOf));
-  const [draft, setDraft] = useState(plan);
+  const kept = watch.review;
+  const [draft, setDraft] = useState(kept && !isSame(kept.draft, kept.plan) ? kept.draft : plan);
   const workers = instance.config.workers ?? [];
-  const [feedback, setFeedback] = useState('');
+  const [feedback, setFeedback] = useState(kept?.feedback ?? '');
   const [failure, setFailure] = useFailure();
   const [sending, setSending] = useState(false);
-  const edited = JSON.stringify(draft) !== JSON.stringify(plan);
+  const edited = !isSame(draft, plan);
+  const isOfAnother = edited && kept && !isSame(kept.plan, plan);
+
+  function keep(changes) {
+    watch.review = { plan, draft, feedback, refusal: '', ...(isOfAnother && { plan: kept.plan }), ...changes };
+  }
 
   /** What was wrong with a plan is not said of the next draft of it. */
   function edit(next) {
     setFailure(null);
     setDraft(next);
+    keep({ draft: next });
+  }
+
+  function showWhole() {
+    watch.review = null;
+    setFailure(null);
+    setDraft(plan);
   }
 
   const change = (index, changes) => edit(draft.map((each, at) => (at === index ? { ...each, ...changes } : each)));
@@ -40,12 +60,22 @@ export function Review({ instance, onSteered }) {
   async function decide(fields) {
     setSending(true);
     setFailure(null);
+    keep({ isSending: true });
     try {
-      onSteered(await steer(instance.id, 'review', fields));
+      const after = await steerAsSeen(instance.id, seen, 'review', fields);
+      watch.review = null;
+      onSteered(after);
     } catch (error) {
+      keep({ refusal: error.reason === 'SEQUENCE_MISMATCH' ? error.message : '' });
       setFailure(error);
       setSending(false);
+      watch.onChange();
     }
+  }
+
+  function say(text) {
+    setFeedback(text);
+    keep({ feedback: text });
   }
 
   function approve(event) {
@@ -58,6 +88,12 @@ export function Review({ instance, onSteered }) {
       <h2 id="review-title">Review the plan</h2>
       <span class="hint">${plural(draft.length, 'subtask')}${edited && ', edited'}. Nothing runs before you decide.</span>
     </header>
+    ${kept?.refusal && !failure && html`<p class="failure" role="alert">${kept.refusal}</p>`}
+    ${isOfAnother &&
+    html`<p class="notice" role="status">
+      This is your edit of an earlier plan; another plan waits now.
+      <button type="button" onClick=${showWhole}>Show the new plan</button>
+    </p>`}
     ${instance.summary && html`<p class="summary" dir="auto">${instance.summary}</p>`}
     <ol class="drafts">
       ${draft.map(
@@ -74,7 +110,7 @@ export function Review({ instance, onSteered }) {
     <button type="button" onClick=${add}>Add a subtask</button>
     <label class="field">
       <span>What should the next plan do better? Goes with Reject</span>
-      <textarea name="feedback" rows="2" value=${feedback} onInput=${(event) => setFeedback(event.target.value)}></textarea>
+      <textarea name="feedback" rows="2" value=${feedback} onInput=${(event) => say(event.target.value)}></textarea>
     </label>
     <div class="buttons">
       <${Failure} error=${failure} />
@@ -91,6 +127,29 @@ export function Review({ instance, onSteered }) {
       </button>
     </div>
   </form>`;
+}
+
+const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+/** What a person has made of a plan that waits no more: somebody else has decided, or it is paused or planned again. */
+export function LateReview({ watch }) {
+  const { plan, draft, feedback, refusal, isSending } = watch.review;
+  const edited = !isSame(plan, draft);
+  if (isSending || (!edited && !feedback && !refusal)) return null;
+  function discard() {
+    watch.review = null;
+    watch.onChange();
+  }
+  return html`<section class="card late" aria-labelledby="late-title">
+    <h2 id="late-title">${refusal ? 'Your decision was not taken' : 'The plan waits no more'}</h2>
+    ${refusal && html`<p role="alert">${refusal}</p>`}
+    ${(edited || feedback) && html`<p class="hint">What you have made of the plan is kept here; it is offered again if a plan waits.</p>`}
+    <div class="buttons">
+      ${edited && html`<${CopyButton} text=${JSON.stringify(draft, null, 2)} what="your edited plan as JSON" label="Copy my edit" />`}
+      ${feedback && html`<${CopyButton} text=${feedback} what="what you wrote" label="Copy my words" />`}
+      <button type="button" onClick=${discard}>Discard</button>
+    </div>
+  </section>`;
 }
 
 function Draft({ subtask, others, workers, onChange, onRemove }) {

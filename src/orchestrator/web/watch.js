@@ -1,15 +1,20 @@
 // One instance as it is shown: all of its events folded, and the text that is being written.
 import { eventsPath, getInstance } from './api.js';
 import { Feed } from './feed.js';
-import { apply, empty, kindOf, TERMINAL } from './fold.js';
+import { apply, empty, kindOf, mayWait, TERMINAL } from './fold.js';
 import { LiveTexts, SYNTHESIS } from './texts.js';
+
+const ASK_WHY_MS = 2000;
 
 export class Watch {
   events = [];
   texts = new LiveTexts();
   connected = true;
   missing = false; // there is no such instance
+  deleted = false; // there was one, and what is shown is all that is left of it
+  review = null; // what a person has made of the plan that waits; see review.js
   #feed = null;
+  #timer = setInterval(() => this.#askWhy(), ASK_WHY_MS);
 
   /** `onChange()` when there is something new to show; `onNews(event, instance)` after each event that is news. */
   constructor(id, onChange, onNews) {
@@ -21,6 +26,7 @@ export class Watch {
   }
 
   close() {
+    clearInterval(this.#timer);
     this.#feed?.close();
     this.#feed = null;
   }
@@ -45,9 +51,54 @@ export class Watch {
 
   /** Events of all instances come by: one of this instance, after its end, says that it goes on. */
   hear(event) {
+    if (this.deleted && event.instanceId === this.id && event.instanceCreated) this.#begin();
     if (event.instanceId !== this.id || this.#feed || Number(event.sequence) <= this.instance.lastSequence) return;
     this.missing = false;
     this.follow();
+  }
+
+  /** An instance is gone. The stream of this one may have ended long ago, or ends now. */
+  async hearDeleted(id) {
+    if (id !== this.id || this.deleted) return;
+    try {
+      if (Number((await getInstance(id)).lastSequence) >= this.instance.lastSequence && this.#feed) return;
+      this.#begin(); // another one has the id
+    } catch (error) {
+      if (!error.passing) this.#miss();
+    }
+  }
+
+  #miss() {
+    this.#feed?.close();
+    this.#feed = null;
+    this.missing = this.instance.lastSequence === 0;
+    this.deleted = !this.missing;
+    this.instance.waitingReason = '';
+    this.#connect(true);
+  }
+
+  /** Read anew: another instance of the same id, or an older copy of the log. What was shown is not true any more. */
+  #begin() {
+    this.instance = empty(this.id);
+    this.events = [];
+    this.review = null;
+    this.missing = this.deleted = false;
+    this.texts.clear();
+    this.follow();
+  }
+
+  /** No event tells why nothing happens: while nothing does, the service is asked. */
+  async #askWhy() {
+    const { instance } = this;
+    if (document.hidden || !this.connected || this.deleted || !mayWait(instance)) return;
+    try {
+      const found = await getInstance(this.id);
+      if (Number(found.lastSequence) !== instance.lastSequence) return;
+      instance.waitingReason = found.waitingReason;
+      this.onChange();
+    } catch {
+      // The stream tells that it cannot be reached, or is gone.
+    }
   }
 
   #connect(is) {
@@ -62,18 +113,12 @@ export class Watch {
       found = await getInstance(this.id);
     } catch (error) {
       if (error.passing) throw error;
-      this.missing = true;
-      this.#feed = null;
-      this.#connect(true);
+      this.#miss();
       return 'stop';
     }
     const last = Number(found.lastSequence);
     if (last < instance.lastSequence) {
-      // Another instance of the same id, or an older copy of the log: what was shown is not true any more.
-      this.instance = empty(this.id);
-      this.events = [];
-      this.texts.clear();
-      this.follow();
+      this.#begin();
       return 'stop';
     }
     if (last === instance.lastSequence && TERMINAL.has(instance.state)) {

@@ -1,0 +1,141 @@
+"""What is decided on the page is decided of what was shown; what somebody else deleted leaves every tab."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.async_api import Browser, Page, Route, expect
+from support.endpoint import Answer, Call, Endpoint, failing
+from support.page import assert_accessible, button, created, got, open_page, shows, ui
+from support.process import Process, on_endpoint, process
+
+FAILS = "fail"
+
+
+@pytest.fixture(scope="module")
+async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
+    def script(call: Call) -> Answer:
+        return failing(400, "no") if call.body["model"] == FAILS else None
+
+    folder: Path = tmp_path_factory.mktemp("seen")
+    async with (
+        Endpoint(script, subtasks=2) as endpoint,
+        process(folder, "up", **on_endpoint(endpoint.url)) as running,
+    ):
+        yield running
+
+
+async def posted(service: Process, path: str, **fields: object) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
+        answer = await rest.post(path, json=fields)
+        assert answer.status_code == 200, answer.text
+
+
+async def deleted(service: Process, instance_id: str) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
+        answer = await rest.delete(f"/{instance_id}")
+        assert answer.status_code == 200, answer.text
+
+
+async def overtaken(page: Page, path: str, overtake: Callable[[], Awaitable[None]]) -> None:
+    """Let something happen between a click and the service's taking the request."""
+
+    async def behind(route: Route) -> None:
+        await overtake()
+        await route.continue_()
+
+    await page.route(f"**{path}", behind, times=1)
+
+
+async def test_an_approval_never_goes_to_a_plan_that_nobody_saw_and_no_edit_is_lost(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "seen", config={"reviewPlan": True})
+
+    async def paused_and_resumed() -> None:
+        await posted(service, "/seen:pause")
+        await posted(service, "/seen:resume")
+
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "seen"))
+        await shows(page, "Plan to review")
+        await page.locator("[name=instructions]").first.fill("Do all of it.")
+        await overtaken(page, "/seen:review", paused_and_resumed)
+        await button(page, "Approve the edited plan").click()
+        await expect(page.locator(".review [role=alert]")).to_contain_text(
+            "It has gone on meanwhile: pause requested, paused, resumed. Nothing was changed"
+        )
+        assert (await got(service, "seen"))["state"] == "STATE_WAITING"
+        await posted(service, "/seen:review", decision="DECISION_REJECT", feedback="otherwise")
+        await expect(page.get_by_text("This is your edit of an earlier plan")).to_have_count(0)
+        await expect(page.locator("[name=instructions]").first).to_have_value("Do all of it.")
+        await assert_accessible(page)
+        await button(page, "Approve the edited plan").click()
+        await shows(page, "Complete")
+        assert (await got(service, "seen"))["subtasks"][0]["instructions"] == "Do all of it."
+        await expect(page.locator(".late")).to_have_count(0)
+
+
+async def test_an_edit_is_kept_where_somebody_else_has_decided(service: Process, browser: Browser) -> None:
+    await created(service, "late", config={"reviewPlan": True})
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "late"))
+        await page.locator("[name=instructions]").first.fill("Do all of it.")
+        await posted(service, "/late:review", decision="DECISION_APPROVE")
+        await shows(page, "Complete")
+        await expect(page.locator(".late h2")).to_have_text("The plan waits no more")
+        await expect(button(page, "Copy my edit your edited plan as JSON")).to_be_visible()
+        await assert_accessible(page)
+        await button(page, "Discard").click()
+        await expect(page.locator(".late")).to_have_count(0)
+
+
+async def test_a_retry_of_what_somebody_else_has_retried_says_so(service: Process, browser: Browser) -> None:
+    await created(service, "retried", config={"bigModel": f"openai/{FAILS}"})
+
+    async def retried() -> None:
+        await posted(service, "/retried:retry")
+        while (await got(service, "retried"))["state"] != "STATE_ERRORED":  # noqa: ASYNC110  a state of the service
+            await asyncio.sleep(0.05)
+
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "retried"))
+        await shows(page, "Errored")
+        await overtaken(page, "/retried:retry", retried)
+        await button(page, "Retry").click()
+        alert = page.locator(".actions [role=alert]").first
+        await expect(alert).to_contain_text("It has gone on meanwhile: retried, planning started")
+        await button(page, "Restart…").click()
+        await overtaken(page, "/retried:restart", retried)
+        await button(page, "Restart").click()
+        await expect(page.locator("dialog [role=alert]")).to_contain_text("It has gone on meanwhile: retried")
+        await button(page, "Restart").click()
+        await expect(page.locator("dialog")).to_have_count(0)
+
+
+async def test_what_is_deleted_leaves_the_list_of_every_tab_and_an_open_page_says_so(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "gone")
+    async with open_page(browser) as reader, open_page(browser) as other:
+        await reader.goto(ui(service, "gone"))
+        await other.goto(ui(service))
+        await shows(reader, "Complete")
+        rows = [page.locator('.item[href$="/gone"]') for page in (reader, other)]
+        for row in rows:
+            await expect(row).to_have_count(1)
+        await deleted(service, "gone")
+        for row in rows:
+            await expect(row).to_have_count(0)
+        alert = reader.locator(".instance [role=alert]")
+        await expect(alert).to_have_text("This instance was deleted. What you see is all that is left of it.")
+        await expect(reader.locator(".result")).to_be_visible()
+        for name in ("Restart…", "Fork…", "Delete…"):
+            await expect(button(reader, name)).to_have_count(0)
+        await assert_accessible(reader)
+        await created(service, "gone", config={"reviewPlan": True})
+        await shows(reader, "Plan to review")
+        await expect(alert).to_have_count(0)
+        await expect(rows[1]).to_have_count(1)
