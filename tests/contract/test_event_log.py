@@ -1,6 +1,7 @@
 """What every event log promises, asked of each of them."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -41,7 +42,7 @@ from orchestrator.log.base import (
     Query,
     SequenceConflictError,
 )
-from orchestrator.log.retention import sweep
+from orchestrator.log.retention import retain, sweep
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 
@@ -548,3 +549,25 @@ async def test_a_sweep_removes_what_finished_before(log: EventLog) -> None:
     await create(log, Life("running"))
     assert await sweep(log, 103) == 3
     assert await ids(log) == ["running", "i4", "i3"]
+
+
+async def test_retention_outlives_what_it_stumbles_over(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create(log, finished("old", end_time_s=100.0))
+    find = log.finished_before
+
+    async def stumble(_: float, __: int) -> Sequence[InstanceRef]:
+        monkeypatch.setattr(log, "finished_before", find)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(log, "finished_before", stumble)
+    retaining = asyncio.create_task(retain(log, 0.01))
+    async with asyncio.timeout(5):
+        while await ids(log):
+            await asyncio.sleep(0.001)
+    retaining.cancel()
+    await asyncio.wait([retaining])
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info
+    assert record.exc_info[0] is ZeroDivisionError

@@ -9,7 +9,7 @@ import pytest
 from support.endpoint import Endpoint, hang
 from support.process import COMMAND, environment, free_port, on_endpoint, process
 
-from orchestrator.client import Client
+from orchestrator.client import Client, ServiceError
 
 
 async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
@@ -264,3 +264,34 @@ async def test_what_is_secret_in_an_address_is_sent_and_stands_in_no_log(tmp_pat
         assert call.request.query["sig"] == "hunter2-signature"
     assert "hunter2" not in errors
     assert call.headers["Authorization"].removeprefix("Basic ") not in errors
+
+
+_BROKEN_WRITER = """
+from orchestrator.log.sqlite.tables import SqliteTables
+
+def publish(self, group):
+    raise ZeroDivisionError("planted")
+
+SqliteTables.publish = publish
+"""
+
+
+async def test_a_service_whose_log_takes_nothing_more_ends_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_BROKEN_WRITER)
+    async with (
+        process(tmp_path, **on_endpoint("http://127.0.0.1:1"), PYTHONPATH=str(tmp_path)) as service,
+        Client(service.grpc_address) as client,
+    ):
+        with pytest.raises(ServiceError):
+            await client.create("Build it", instance_id="a")
+        _, errors = await asyncio.wait_for(service.process.communicate(), 20)
+        assert service.process.returncode == 3
+        *_, last = errors.decode().splitlines()
+        assert last.startswith("error: the event log's writer has ended (ZeroDivisionError: planted)")
+        assert "start the service again" in last
+    (tmp_path / "sitecustomize.py").unlink()
+    async with (
+        process(tmp_path, **on_endpoint("http://127.0.0.1:1")) as service,
+        Client(service.grpc_address) as client,
+    ):
+        assert [instance.id for instance in (await client.list()).instances] == ["a"]  # it was durable

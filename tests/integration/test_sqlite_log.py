@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from support.lives import Life, part
-from support.logs import append, create, creation, delete, key, load, read, record
+from support.logs import append, create, creation, delete, ids, key, load, read, record
 
 from orchestrator.core.events import work_completed
 from orchestrator.core.instance import Usage, WorkKey
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log.base import Page, Query, encode_row
+from orchestrator.log.retention import sweep
 from orchestrator.log.sqlite import SqliteEventLog, schema
 from orchestrator.log.sqlite.connection import Statement
 from orchestrator.log.subscription import CaughtUp, follow
@@ -147,9 +148,81 @@ async def test_a_file_can_be_opened_while_another_program_writes(
     holder.close()
 
 
-async def test_a_new_file_can_give_space_back(log: SqliteEventLog) -> None:
-    rows = list(await log._reader.execute_fetchall("PRAGMA auto_vacuum"))
-    assert rows[0][0] == 2  # incremental
+async def test_rows_refer_only_to_rows_that_are_there(log: SqliteEventLog, tmp_path: Path) -> None:
+    await create(log, Life("a"))
+    connection = log._writer._tables.connection
+    for table, rest in (("label", "'n', 'v'"), ("event", "1, x''"), ("summary", "1, x''")):
+        place = "99, " if table == "event" else ""
+        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+            await connection.execute(f"INSERT INTO {table} VALUES ({place}77, {rest})")
+        await connection.rollback()
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        await connection.execute("DELETE FROM instance")
+    await connection.rollback()
+
+
+async def free_pages(log: SqliteEventLog) -> int:
+    return int(list(await log._reader.execute_fetchall("PRAGMA freelist_count"))[0][0])
+
+
+async def test_what_is_deleted_makes_the_file_smaller(log: SqliteEventLog, tmp_path: Path) -> None:
+    for number in range(200):
+        await create(log, Life(f"old-{number}", instructions="x" * 30_000).terminated())
+    await create(log, Life("kept"))
+    list(await log._writer._tables.connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)"))
+    before = (tmp_path / "log.db").stat().st_size
+    assert before > 6_000_000
+    assert await sweep(log, 1e12) == 200
+    await asyncio.wait_for(_until_shrunk(log), 10)
+    await create(log, Life("new"))  # nothing is in its way
+    await log.aclose()
+    assert (tmp_path / "log.db").stat().st_size < before / 10
+    reopened = await SqliteEventLog.open(tmp_path / "log.db")
+    assert {row.head.ref.id for row in (await reopened.list(Query())).rows} == {"kept", "new"}
+    assert (await load(reopened, "kept")).last_sequence == 1
+    await reopened.aclose()
+    log.aclose = _nothing  # type: ignore[method-assign]
+
+
+async def _until_shrunk(log: SqliteEventLog) -> None:
+    while await free_pages(log):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_log_goes_on_giving_back_what_an_earlier_service_left(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    await create(log, Life("a", instructions="x" * 30_000).terminated())
+    log._writer._tables.shrink = _not_at_all  # type: ignore[method-assign]
+    await delete(log, "a")
+    assert await free_pages(log)
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    await asyncio.wait_for(_until_shrunk(log), 10)
+    await log.aclose()
+
+
+async def _not_at_all(_: int) -> bool:
+    return False
+
+
+async def test_an_older_file_keeps_its_free_pages_until_it_is_rebuilt(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    write_old_file(path, 2, Life("a", instructions="x" * 30_000).terminated(), Life("b"))
+    log = await SqliteEventLog.open(path)
+    await delete(log, "a")
+    await create(log, Life("c"))  # the writer waits for no page to go
+    assert await free_pages(log)
+    await log.aclose()
+    with sqlite3.connect(path) as connection:  # as the documentation says
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("VACUUM")
+    connection.close()
+    log = await SqliteEventLog.open(path)
+    assert not await free_pages(log)
+    assert list(await log._reader.execute_fetchall("PRAGMA auto_vacuum"))[0][0] == 2
+    assert (await load(log, "b")).prompt == "Build it"
+    await log.aclose()
 
 
 async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -301,11 +374,11 @@ async def test_a_writer_that_ends_leaves_nobody_waiting(log: SqliteEventLog) -> 
     log._writer._tables.connection.write = broken  # type: ignore[method-assign]
     with pytest.raises(UnavailableError):
         await create(log, wish)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(StorageError, match="writer has ended.*ZeroDivisionError.*start the service again"):
         await log.watch()
     with pytest.raises(UnavailableError):
         await create(log, wish)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(StorageError, match="writer has ended"):
         await log.aclose()
     log.aclose = _nothing  # type: ignore[method-assign]
 
@@ -334,7 +407,7 @@ async def test_a_writer_that_ends_behind_a_commit_ends_the_watch_and_holds_up_no
         monkeypatch.setattr(log._writer._tables, "publish", broken)
         with pytest.raises(UnavailableError):
             await create(log, Life("b"))
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(StorageError, match="writer has ended"):
             await asyncio.wait_for(log.watch(), 5)
         with pytest.raises(UnavailableError):
             await record(log, Life("a").planned())
@@ -343,7 +416,7 @@ async def test_a_writer_that_ends_behind_a_commit_ends_the_watch_and_holds_up_no
             await asyncio.wait_for(waiting, 5)
     assert reads <= 1
     assert (await load(log, "b")).last_sequence == 1  # it is durable, though nobody was told
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(StorageError, match="writer has ended"):
         await log.aclose()
     log.aclose = _nothing  # type: ignore[method-assign]
 
@@ -425,6 +498,41 @@ async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_ag
     log.check_writable()
     with pytest.raises(InstanceNotFoundError):
         await load(log, "a")
+    await log.aclose()
+
+
+@pytest.mark.parametrize("reopens", [True, False])
+async def test_nothing_joins_what_failed_while_the_log_was_closing(
+    reopens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    ended = await create(log, Life("ended").terminated())
+    connection = log._writer._tables.connection
+    write = connection.write
+
+    async def fail_once(statements: Sequence[Statement]) -> None:
+        connection.write = write  # type: ignore[method-assign]
+        for statement in statements:
+            await connection.execute(*statement)  # the transaction stays open
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def broken(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    if not reopens:
+        monkeypatch.setattr("orchestrator.log.sqlite.writer.connect", broken)
+    connection.write = fail_once  # type: ignore[method-assign]
+    refused = log.create([creation(Life("refused"))])
+    removed = asyncio.ensure_future(log.delete(ended))
+    await asyncio.sleep(0)  # both are queued now
+    await log.aclose()
+    with pytest.raises(UnavailableError):
+        await refused
+    outcome = (await asyncio.gather(removed, return_exceptions=True))[0]
+    log = await SqliteEventLog.open(path)
+    assert await ids(log) == ([] if reopens else ["ended"])
+    assert outcome is None if reopens else isinstance(outcome, UnavailableError)
     await log.aclose()
 
 

@@ -23,6 +23,8 @@ async def retain(log: EventLog, retention_s: float, now_s: Callable[[], float] =
                 _LOGGER.info("removed %d instances that finished over %g s ago", removed, retention_s)
         except (UnavailableError, sqlite3.Error) as error:
             _LOGGER.warning("retention waits: %s", error)
+        except Exception:  # the instances at work go on without it
+            _LOGGER.exception("retention failed, and is tried again")
         await asyncio.sleep(min(retention_s / 10, _LONGEST_SLEEP_S))
 
 

@@ -37,7 +37,7 @@ class Connection(aiosqlite.Connection):
 async def connect(path: Path, *, make: bool = True) -> Connection:
     """Open a file, or make it where it may be made; raise sqlite3.Error.
 
-    Every commit is synced, and a transaction takes its lock at once.
+    Every commit is synced, a transaction takes its lock at once, and rows refer only to rows that are there.
     """
     connect_here = partial(
         sqlite3.connect,
@@ -55,6 +55,7 @@ async def connect(path: Path, *, make: bool = True) -> Connection:
             await connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         await connection.execute("PRAGMA journal_mode = WAL")
         await connection.execute("PRAGMA synchronous = FULL")
+        await connection.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         await connection.close()
         raise

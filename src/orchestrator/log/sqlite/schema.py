@@ -112,6 +112,7 @@ async def migrate(connection: aiosqlite.Connection, path: Path, setting: str) ->
             "use the release that wrote it, or a newer one"
         )
     await connection.create_function("event_time_s", 1, _event_time_s, deterministic=True)
+    await connection.execute("PRAGMA foreign_keys = OFF")  # a table is replaced while others refer to it
     for number, script in enumerate(MIGRATIONS[version:], version + 1):
         try:
             await connection.executescript(
@@ -121,6 +122,7 @@ async def migrate(connection: aiosqlite.Connection, path: Path, setting: str) ->
         except sqlite3.Error:
             await connection.rollback()
             raise
+    await connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _event_time_s(data: bytes) -> float:

@@ -6,6 +6,7 @@ and a busy event loop is slow to give it back.
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -342,6 +343,24 @@ class SqliteTables:
         self.position += 1
         self.deletion_position = self.position
         self._rows.pop(key, None)
+
+    async def shrink(self, pages: int) -> bool:
+        """Give up to so many free pages at the file's end back; return whether there may be more.
+
+        None are where the file was made to keep them, as files of before version 3 were.
+        """
+        try:
+            before = await self._free_pages()
+            if before:
+                # Not `execute`: that makes one step of the statement, which is one page.
+                await self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+            return 0 < await self._free_pages() < before
+        except sqlite3.Error:
+            return False  # the next deletion tries again
+
+    async def _free_pages(self) -> int:
+        ((pages,),) = await fetch(self.connection, "PRAGMA freelist_count")
+        return int(pages)
 
     async def _highest(self, number: str, *tables: str) -> int:
         """Return the highest position or key ever given, also to what has been deleted since."""
