@@ -254,6 +254,72 @@ async def test_instances_are_listed_newest_first_by_state_and_label(log: EventLo
     assert [head.ref.id for head in await log.unfinished()] == ["i0", "i1", "i2", "i3", "i4", "i5"]
 
 
+@pytest.mark.parametrize("scanned", [1, 3, 2048])
+async def test_a_list_is_walked_to_its_end_whatever_matches(
+    scanned: int, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_INSTANCES", scanned)
+    await create(log, wish("oldest", team="red", stage="one").terminated())
+    for number in range(12):
+        await create(log, wish(f"i{number}", team="red" if number % 3 else "blue"))
+    both, ended, red = [pb.STATE_QUEUED, pb.STATE_TERMINATED], [pb.STATE_TERMINATED], [("team", "red")]
+    names = [f"i{number}" for number in reversed(range(12))] + ["oldest"]
+    reds = [name for name in names if name == "oldest" or int(name[1:]) % 3]
+    for query, expected in (
+        (Query(), names),
+        (Query(labels=red), reds),
+        (Query(labels=red, states=ended), ["oldest"]),
+        (Query(labels=red, states=both), reds),
+        (Query(labels=red, states=[pb.STATE_PAUSED]), []),
+        (Query(labels=[("team", "none")], states=both), []),
+        (Query(labels=[*red, ("stage", "one")]), ["oldest"]),
+        (Query(states=both), names),
+        (Query(states=[*both, pb.STATE_QUEUED]), names),
+        (Query(states=both, id_prefix="i1"), ["i11", "i10", "i1"]),
+        (Query(id_prefix="old"), ["oldest"]),
+        (Query(tenant="", states=ended), ["oldest"]),
+        (Query(tenant="other", labels=red), []),
+    ):
+        for limit in (1, 2, 50):
+            assert await walked(log, query._replace(limit=limit)) == expected
+
+
+async def walked(log: EventLog, query: Query) -> list[str]:
+    """Each instance of a list, page by page: each page goes on further down."""
+    found: list[str] = []
+    while True:
+        page = await log.list(query)
+        assert len(page.rows) <= query.limit
+        found += [row.head.ref.id for row in page.rows]
+        if not page.before:
+            return found
+        assert not query.before or page.before < query.before
+        query = query._replace(before=page.before)
+
+
+async def test_followers_of_one_place_share_what_they_read_and_miss_nothing(log: EventLog) -> None:
+    life = Life("a")
+    ref = await create(log, life)
+
+    async def collect() -> list[int]:
+        seen: list[int] = []
+        async with aclosing(subscription.follow_all(log)) as steps:
+            async for step in steps:
+                if isinstance(step, Page):
+                    seen += step.ordinals
+                if len(seen) == 41:
+                    return seen
+        raise AssertionError
+
+    followers = [asyncio.create_task(collect()) for _ in range(20)]
+    for _ in range(20):
+        before = len(life.events)
+        attempt_planning(life)
+        await log.append(append(life, ref, before))
+    for seen in await asyncio.wait_for(asyncio.gather(*followers), 10):
+        assert seen == list(range(1, 42))
+
+
 async def test_paging_sees_each_instance_once_while_others_are_created(log: EventLog) -> None:
     for number in range(25):
         await create(log, Life(f"old{number}"))
@@ -564,7 +630,7 @@ async def test_retention_outlives_what_it_stumbles_over(
     monkeypatch.setattr(log, "finished_before", stumble)
     retaining = asyncio.create_task(retain(log, 0.01))
     async with asyncio.timeout(5):
-        while await ids(log):
+        while await ids(log):  # noqa: ASYNC110  a deletion wakes nobody here
             await asyncio.sleep(0.001)
     retaining.cancel()
     await asyncio.wait([retaining])

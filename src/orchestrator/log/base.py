@@ -298,6 +298,8 @@ class Wakeups:
         self._watchers: dict[int, set[asyncio.Event]] = {}
         """By incarnation; 0: of all instances."""
         self._closed = False
+        self.count = 0
+        """How often something was committed: what is read within one count is the same for all."""
 
     def check_open(self) -> None:
         """Raise UnavailableError (SHUTTING_DOWN) once the service stops: readers are to come back later."""
@@ -331,6 +333,7 @@ class Wakeups:
 
     def wake(self, refs: Iterable[InstanceRef]) -> None:
         """Wake the watchers of these instances, and those of all."""
+        self.count += 1
         if not self._watchers:
             return
         for incarnation in (0, *(ref.incarnation for ref in refs)):

@@ -23,7 +23,7 @@ from orchestrator.engine.live import LiveText, merge_live_text
 from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
 from orchestrator.log import subscription
-from orchestrator.log.base import Deletion, EventLog, Head, Page, Query
+from orchestrator.log.base import Deletion, EventLog, Head, ListPage, Page, Query
 from orchestrator.log.framing import encode_field, tag
 from orchestrator.log.states import Loaded
 from orchestrator.log.subscription import GlobalStep, Step
@@ -52,6 +52,8 @@ _RECONNECT_S: Final = 1.0
 _DEFAULT_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
+_MAX_EMPTY_READS: Final = 64
+"""How many reads of a list in a row may find nothing before the client is answered with an empty page."""
 _END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
 _MARKDOWN: Final = "text/markdown; charset=utf-8"
 _REQUEST_ID: Final = "x-request-id"
@@ -197,7 +199,7 @@ class OrchestratorService:
         labels, before = _labels(request.labels), _read_page_token(request)
         position = await self._log.last_position()  # before the page is read: nothing falls between
         await context.send_initial_metadata(((_LAST_POSITION, str(position)),))
-        found = await self._log.list(
+        found = await self._find(
             Query(
                 states=sorted(set(request.states)),
                 labels=labels,
@@ -220,6 +222,15 @@ class OrchestratorService:
         if next_before:
             page.next_page_token = _page_token(request, next_before)
         return page
+
+    async def _find(self, query: Query) -> ListPage:
+        """Look on while nothing matches, for a while; then the client asks again."""
+        for _ in range(_MAX_EMPTY_READS):
+            found = await self._log.list(query)
+            if found.rows or not found.before:
+                break
+            query = query._replace(before=found.before)
+        return found
 
     async def _shown(self, head: Head) -> bytes:
         """Return an instance that is at work, in VIEW_BASIC; empty: it was deleted since it was found."""

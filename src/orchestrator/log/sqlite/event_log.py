@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -37,7 +37,7 @@ from orchestrator.log.base import (
     Wakeups,
     no_catalogue,
 )
-from orchestrator.log.sqlite.connection import connect, connect_reader, fetch
+from orchestrator.log.sqlite.connection import Statement, connect, connect_reader, fetch
 from orchestrator.log.sqlite.lock import DatabaseLock
 from orchestrator.log.sqlite.schema import migrate
 from orchestrator.log.sqlite.tables import find_duplicate
@@ -46,9 +46,13 @@ from orchestrator.log.storage_faults import mend
 
 _SCANNED_EVENTS: Final = 2048
 """How many events one read looks at for those of a tenant or with labels."""
+_SCANNED_INSTANCES: Final = 2048
+"""How many instances one read of a list looks at, where not all of those are asked for."""
 _TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
 _MAX_HEADS: Final = 16_384
 _NO_POSITION: Final = 2**63 - 1
+_Place = tuple[int, int, int, str | None, tuple[tuple[str, str], ...]]
+"""How often something was committed before, after which position, how much, and of which instances."""
 
 
 class SqliteEventLog:
@@ -63,7 +67,10 @@ class SqliteEventLog:
         """Of the instances written last: this process is the only one that writes the file."""
         self._reader: aiosqlite.Connection
         self._scanner: aiosqlite.Connection
-        """For reads that may take long, so that none of the others waits for one."""
+        """For reads of many instances, so that none of the others waits for one. None of them takes long, so
+        that they do not wait for each other either."""
+        self._readings: dict[_Place, asyncio.Task[GlobalPage]] = {}
+        """Reads of all instances that are under way."""
 
     @classmethod
     async def open(cls, path: Path, setting: str = "ORCHESTRATOR_DATABASE") -> Self:
@@ -207,9 +214,29 @@ class SqliteEventLog:
         tenant: str | None = None,
         labels: Sequence[tuple[str, str]] = (),
     ) -> GlobalPage:
-        """Read a page of all instances; see EventLog."""
+        """Read a page of all instances; see EventLog.
+
+        Followers that stand at one place share one read: a commit wakes all of them.
+        """
+        place = (self.wakeups.count, after, limit, tenant, tuple(labels))
+        reading = self._readings.get(place)
+        if reading is None:
+            reading = asyncio.create_task(self._read_all(after, limit, tenant, labels))
+            self._readings[place] = reading
+
+            def forget(done: asyncio.Task[GlobalPage]) -> None:
+                del self._readings[place]
+                if not done.cancelled():
+                    done.exception()  # the readers may all have gone
+
+            reading.add_done_callback(forget)
+        return await asyncio.shield(reading)
+
+    async def _read_all(
+        self, after: int, limit: int, tenant: str | None, labels: Sequence[tuple[str, str]]
+    ) -> GlobalPage:
         is_filtered = tenant is not None or bool(labels)
-        connection = self._scanner if is_filtered else self._reader
+        connection = self._scanner
         if after < self._writer.deletion_position:
             deletions = await self._deletions(connection, after, limit)
             if deletions and deletions[0].is_next:
@@ -280,46 +307,44 @@ class SqliteEventLog:
 
     async def list(self, query: Query) -> ListPage:
         """List instances; see EventLog."""
+        (window, places), size = _window(query)
         conditions, values = ["true"], list[object]()
-        source, key = "instance", "instance.key"
-        if query.labels:
-            (name, value), *more = query.labels
-            source, key = "label JOIN instance ON instance.key = label.instance", "label.instance"
-            conditions.append("label.name = ? AND label.value = ?")
+        for name, value in query.labels[1:]:
+            conditions.append("EXISTS (SELECT 1 FROM label WHERE instance = key AND name = ? AND value = ?)")
             values += (name, value)
-            for name, value in more:
-                conditions.append(
-                    "EXISTS (SELECT 1 FROM label AS other WHERE other.instance = label.instance"
-                    " AND other.name = ? AND other.value = ?)"
-                )
-                values += (name, value)
-        if query.before:
-            conditions.append(f"{key} < ?")
-            values.append(query.before)
         if query.tenant is not None:
-            conditions.append("instance.tenant = ?")
+            conditions.append("tenant = ?")
             values.append(query.tenant)
         if query.states:
-            conditions.append(f"instance.state IN ({','.join('?' * len(query.states))})")
+            conditions.append(f"state IN ({','.join('?' * len(query.states))})")
             values += query.states
         if query.id_prefix:
-            conditions.append("instance.id >= ? AND instance.id < ?")
+            conditions.append("id >= ? AND id < ?")
             values += (query.id_prefix, query.id_prefix[:-1] + chr(ord(query.id_prefix[-1]) + 1))
         rows = await fetch(
             self._scanner,
             f"""
-            SELECT instance.key, tenant, id, state, last_sequence, coalesce(view, x'')
-            FROM {source} LEFT JOIN summary
-                ON summary.instance = instance.key AND summary.sequence = instance.last_sequence
-            WHERE {" AND ".join(conditions)} ORDER BY {key} DESC LIMIT ?
+            WITH looked_at AS MATERIALIZED ({window} ORDER BY key DESC LIMIT ?)
+            SELECT scanned, lowest, found.key, tenant, id, state, last_sequence, coalesce(view, x'')
+            FROM (SELECT count(*) AS scanned, min(key) AS lowest FROM looked_at)
+            LEFT JOIN (
+                SELECT key, tenant, id, state, last_sequence FROM looked_at CROSS JOIN instance USING (key)
+                WHERE {" AND ".join(conditions)} ORDER BY key DESC LIMIT ?
+            ) AS found ON true
+            LEFT JOIN summary ON summary.instance = found.key AND summary.sequence = found.last_sequence
+            ORDER BY found.key DESC
             """,  # noqa: S608
-            (*values, query.limit + 1),
+            (*places, size, *values, query.limit + 1),
         )
+        scanned, lowest = rows[0][:2]
         found = [
             Row(Head(InstanceRef(InstanceKey(tenant, instance_id), key), state, last_sequence), view)
-            for key, tenant, instance_id, state, last_sequence, view in rows[: query.limit]
+            for _, _, key, tenant, instance_id, state, last_sequence, view in rows[: query.limit]
+            if key is not None
         ]
-        return ListPage(found, found[-1].head.ref.incarnation if len(rows) > query.limit else 0)
+        if len(rows) > query.limit:
+            return ListPage(found, found[-1].head.ref.incarnation)
+        return ListPage(found, lowest if scanned == size else 0)
 
     async def unfinished(self) -> "Sequence[Head]":
         """Return all instances in no terminal state; see EventLog."""
@@ -342,6 +367,30 @@ class SqliteEventLog:
             (time_s, limit),
         )
         return [InstanceRef(InstanceKey(tenant, instance_id), key) for key, tenant, instance_id in rows]
+
+
+def _window(query: Query) -> tuple[Statement, int]:
+    """Return what finds the keys of the instances to look at, and how many those are at most.
+
+    They are no more than is asked for where all of them match.
+    """
+    before = query.before or _NO_POSITION
+    others = query.tenant is not None or bool(query.id_prefix)
+    if query.labels:
+        others = others or bool(query.states) or len(query.labels) > 1
+    size = _SCANNED_INSTANCES if others else query.limit + 1
+    if query.labels:
+        sql = "SELECT instance AS key FROM label WHERE name = ? AND value = ? AND instance < ?"
+        return (sql, (*query.labels[0], before)), size
+    if query.states:
+        states = set(query.states)
+        # Each by itself: of several together, SQLite would sort all.
+        of_one = (
+            "SELECT key FROM (SELECT key FROM instance WHERE state = ? AND key < ? ORDER BY key DESC LIMIT ?)"
+        )
+        values = chain.from_iterable((state, before, size) for state in states)
+        return (" UNION ALL ".join([of_one] * len(states)), tuple(values)), size
+    return ("SELECT key FROM instance WHERE key < ?", (before,)), size
 
 
 class _Deleted(NamedTuple):
