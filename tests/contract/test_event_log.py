@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.lives import NOW_S, Life
+from support.lives import NOW_S, Life, part
 from support.logs import (
     append,
     create,
@@ -21,10 +21,13 @@ from support.logs import (
     key,
     load,
     open_log,
+    read,
     record,
 )
 
+from orchestrator.core.events import work_completed
 from orchestrator.core.identity import InstanceRef
+from orchestrator.core.instance import Usage, WorkKey
 from orchestrator.errors import (
     AlreadyExistsError,
     InstanceNotFoundError,
@@ -637,3 +640,42 @@ async def test_retention_outlives_what_it_stumbles_over(
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info
     assert record.exc_info[0] is ZeroDivisionError
+
+
+async def test_a_page_ends_early_when_its_events_are_large(log: EventLog) -> None:
+    life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
+    for number in range(8):
+        life.started(f"t{number}")
+        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), "x" * 400_000, Usage()))
+    await create(log, life)
+    pages = []
+    after = 0
+    while True:
+        pages.append(await read(log, "a", after))
+        after = pages[-1].ordinals[-1]
+        if pages[-1].at_end:
+            break
+    assert [event.sequence for page in pages for event in page.events()] == list(range(1, after + 1))
+    assert after == len(life.events)
+    assert max(len(page.data) for page in pages) < 1_500_000
+    assert len(pages) >= 3
+    everything = await global_pages(log)
+    assert [event for page in everything for event in page.events.events()] == life.events
+    assert max(len(page.events.data) for page in everything) < 1_500_000
+
+
+async def test_a_closed_log_has_written_what_was_queued_and_takes_nothing_more(log: EventLog) -> None:
+    life = Life("a").terminated()
+    queued = log.create([creation(life)])
+    await log.aclose()
+    (created,) = await queued
+    assert isinstance(created, Created)
+    for refused in (
+        log.create([creation(Life("b"))]),
+        log.append(append(life.retried(), created.ref, 2)),
+        log.delete(created.ref),
+        log.acquire_lease(created.ref),
+    ):
+        with pytest.raises(UnavailableError, match="stopping") as caught:
+            await refused
+        assert caught.value.reason == "SHUTTING_DOWN"

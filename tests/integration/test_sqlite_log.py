@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lives import Life, part
+from support.lives import Life
 from support.logs import append, create, creation, delete, ids, key, load, read, record
 
-from orchestrator.core.events import work_completed
-from orchestrator.core.instance import Usage, WorkKey
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log.base import Page, Query, encode_row
 from orchestrator.log.retention import sweep
@@ -431,25 +429,6 @@ async def test_the_lock_is_the_files_by_whatever_name(log: SqliteEventLog, tmp_p
     with pytest.raises(StorageError, match="in use by another server"):
         await SqliteEventLog.open(tmp_path / "link.db")
     assert log.wakeups
-
-
-async def test_a_page_ends_early_when_its_events_are_large(log: SqliteEventLog) -> None:
-    life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
-    for number in range(8):
-        life.started(f"t{number}")
-        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), "x" * 400_000, Usage()))
-    await create(log, life)
-    pages = []
-    after = 0
-    while True:
-        pages.append(await read(log, "a", after))
-        after = pages[-1].ordinals[-1]
-        if pages[-1].at_end:
-            break
-    assert [event.sequence for page in pages for event in page.events()] == list(range(1, after + 1))
-    assert after == len(life.events)
-    assert max(len(page.data) for page in pages) < 1_500_000
-    assert len(pages) >= 3
 
 
 async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:

@@ -4,14 +4,16 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypeVar
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import TERMINAL, Instance
 from orchestrator.core.lifecycle import forbidden
 from orchestrator.core.summary import Summary, summarize
-from orchestrator.errors import AlreadyExistsError, InstanceNotFoundError, StorageError
+from orchestrator.errors import AlreadyExistsError, InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log.base import (
+    PAGE_BYTES,
     PAGE_EVENTS,
     Append,
     Created,
@@ -70,6 +72,7 @@ class MemoryEventLog:
         self._queue: list[Callable[[], None]] = []
         self._catalogues: dict[str, bytes] = {}
         """By digest."""
+        self._closed = False
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
         """Create all of them or none; see EventLog."""
@@ -82,6 +85,10 @@ class MemoryEventLog:
     def _enqueue(self, write: Callable[[], T]) -> "asyncio.Future[T]":
         loop = asyncio.get_running_loop()
         written: asyncio.Future[T] = loop.create_future()
+        if self._closed:
+            written.set_exception(UnavailableError("SHUTTING_DOWN", "the service is stopping: call again"))
+            written.exception()
+            return written
 
         def settle() -> None:
             try:
@@ -230,11 +237,11 @@ class MemoryEventLog:
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
         life = self._life(ref)
-        found = life.events[after : after + limit]
+        found = _fitting(life.events[after : after + limit])
         return Page(
             b"".join(found),
             range(after + 1, after + len(found) + 1),
-            at_end=after + limit >= len(life.events),
+            at_end=after + len(found) >= len(life.events),
             state=life.summary.state,
         )
 
@@ -250,12 +257,14 @@ class MemoryEventLog:
         start = bisect_right(self._positions, after)
         events: list[tuple[int, bytes]] = []
         deletions: list[Deletion] = []
-        scanned = start
+        scanned, size = start, 0
         for position, (life, row) in zip(
             self._positions[start : start + limit], self._rows[start : start + limit], strict=True
         ):
             if row is not None and deletions:
                 break  # events come before deletions in a page
+            if size >= PAGE_BYTES:
+                break
             scanned += 1
             if tenant not in (None, life.ref.key.tenant) or not _has(life.first, labels):
                 continue
@@ -263,6 +272,7 @@ class MemoryEventLog:
                 deletions.append(Deletion(life.ref, position))
             else:
                 events.append((position, row))
+                size += len(row)
         page = Page(
             b"".join(row for _, row in events),
             [position for position, _ in events],
@@ -300,6 +310,7 @@ class MemoryEventLog:
 
     async def aclose(self) -> None:
         """Write what is queued; see EventLog."""
+        self._closed = True
         self._drain()
 
 
@@ -307,6 +318,12 @@ def _created_of(batch: Sequence[Creation], outcomes: Sequence[Created | Duplicat
     return [
         creation for creation, outcome in zip(batch, outcomes, strict=True) if isinstance(outcome, Created)
     ]
+
+
+def _fitting(rows: Sequence[bytes]) -> Sequence[bytes]:
+    """Return as many rows as a page of no more than its limit of bytes before the last begins with."""
+    before = accumulate((len(row) for row in rows), initial=0)
+    return [row for row, size in zip(rows, before, strict=False) if size < PAGE_BYTES]
 
 
 def _has(instance: Instance, labels: Sequence[tuple[str, str]]) -> bool:

@@ -17,6 +17,7 @@ class DatabaseLock:
 
     def __init__(self, database: Path, setting: str) -> None:
         self._file = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        self._is_held = True
         try:
             self._acquire(database, setting)
         except BaseException:
@@ -36,5 +37,7 @@ class DatabaseLock:
         os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Let another server have the database."""
-        os.close(self._file)
+        """Let another server have the database; a second time does nothing."""
+        if self._is_held:
+            self._is_held = False
+            os.close(self._file)
