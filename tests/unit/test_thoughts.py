@@ -1,11 +1,13 @@
 """Thoughts in front of an answer, told from answers that talk about them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.models import thoughts
 from orchestrator.models.thoughts import AnswerText
 
 CHANNEL = "<|channel|>analysis<|message|>"
@@ -225,3 +227,38 @@ def test_the_answer_is_the_same_however_it_comes(
         rest = rest[cut:]
     given, answer = told([*pieces, rest], is_buffered=is_buffered, is_json=is_json)
     assert given == answer.text == answer_in(text, is_json=is_json)
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```\n" + "</think>\n" * 20_000,
+        "a </think> b " * 20_000,
+        "`</think>` " * 20_000,
+        "`<think>` " * 20_000 + "</think> b " * 20_000,
+        '{"a": "' + "</think>" * 20_000,
+    ],
+)
+@pytest.mark.parametrize("size", [1000, 10**6])
+def test_an_answer_full_of_tags_is_read_again_for_few_of_them(
+    monkeypatch: pytest.MonkeyPatch, text: str, size: int, *, is_json: bool
+) -> None:
+    looked_at = 0
+
+    def counting(function: Callable[..., bool]) -> Callable[..., bool]:
+        def count(before: str, *others: object) -> bool:
+            nonlocal looked_at
+            looked_at += len(before)
+            return function(before, *others)
+
+        return count
+
+    for name in ("_is_in_code", "_begins_with_whole_json"):
+        monkeypatch.setattr(thoughts, name, counting(getattr(thoughts, name)))
+    told([text[start : start + size] for start in range(0, len(text), size)], is_json=is_json)
+    assert looked_at < 3 * 1024 * 1024
+
+
+def test_thoughts_of_half_a_million_characters_end_where_they_say() -> None:
+    assert answer_in("I wonder. " * 50_000 + "\n</think>\nYes.") == "Yes."

@@ -9,7 +9,7 @@ it is. Thoughts that were opened end at the first closing tag that stands in no 
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from orchestrator.core.lenient_json import JsonFaultError, read
@@ -28,6 +28,12 @@ _CLOSINGS: Final[Mapping[str, str]] = {
 """By what thoughts end that begin so, in lower case."""
 
 _LONGEST: Final = max(map(len, _CLOSINGS.values()))
+
+_MAX_READ: Final = 2 * 1024 * 1024
+"""How many characters are read again, in all of an answer, to tell what its tags mean: some 20 ms."""
+_TAG_COST: Final = 512
+"""As how many characters one tag counts, and as what part of one a character that is only copied."""
+_COPY_COST: Final = 1 / 16
 
 # gpt-oss where a server takes its special tokens out: only a capital letter tells this from an answer, so
 # that it was one if the end never comes.
@@ -72,6 +78,11 @@ class AnswerText:
         self._buffers_until_answer = is_buffered
         self._is_json = is_json
         self._begins_with_json = False
+        self._may_read = _MAX_READ
+        """How many characters may still be read again. Once it is negative, tags have no meaning: an endpoint
+        could fill an answer with them."""
+        self._characters = 0
+        """In `_answer`."""
         self._stage: Stage = "opening"
         self._closing = ""
         self._pending = ""
@@ -108,6 +119,7 @@ class AnswerText:
         while self._step(added, is_end=is_end):
             pass
         self._answer += added
+        self._characters += sum(map(len, added))
         return "" if self._buffers_until_answer else "".join(added)
 
     def _step(self, added: list[str], *, is_end: bool) -> bool:
@@ -127,7 +139,8 @@ class AnswerText:
 
     def _open(self, *, is_end: bool) -> bool:
         begun = self._pending.lstrip()
-        if opening := _OPENING.match(begun):
+        if self._can_afford_tag() and (opening := _OPENING.match(begun)):
+            self._may_read -= self._cost_of_tag()
             self._stage = "thinking"
             self._closing = _CLOSINGS.get(opening[0].lower(), _BARE_CLOSING)
             self._bare = [self._pending[: len(self._pending) - len(begun) + opening.end()]]
@@ -147,7 +160,8 @@ class AnswerText:
             before, after = self._pending[: found.start()], self._pending[found.end() :]
             if not after and not is_end:
                 return False
-            if _is_quoted(before, after):
+            self._may_read -= self._cost_of_tag()
+            if self._can_afford_tag() and _is_quoted(before, after):
                 self._bare.append(self._pending[: found.end()])
                 self._pending = after
             else:
@@ -164,9 +178,10 @@ class AnswerText:
         return False
 
     def _answer_on(self, added: list[str], *, is_end: bool) -> bool:
-        found = _CLOSING.search(self._pending)
+        has_meaning = self._can_afford_tag()
+        found = _CLOSING.search(self._pending) if has_meaning else None
         if not found:
-            certain = len(self._pending) if is_end else _safe_length(self._pending)
+            certain = len(self._pending) if is_end or not has_meaning else _safe_length(self._pending)
             added.append(self._pending[:certain])
             self._pending = self._pending[certain:]
             return False
@@ -175,18 +190,41 @@ class AnswerText:
             added.append(self._pending[: found.start()])
             self._pending = self._pending[found.start() :]
             return False
-        before = "".join([self.text, *added, self._pending[: found.start()]])
-        can_close = not self._begins_with_json or (bool(after.strip()) and _begins_with_whole_json(before))
-        if can_close and _closes(before, found[0], after):
+        if self._ends_thoughts(added, found, after):
             self.has_unopened_thoughts = True
             self.has_restarted |= not self._buffers_until_answer and any(self._answer)
             self._answer.clear()
+            self._characters = 0
             added.clear()
             self._conclude(after)
         else:
             added.append(self._pending[: found.end()])
             self._pending = after
         return True
+
+    def _ends_thoughts(self, added: Sequence[str], found: re.Match[str], after: str) -> bool:
+        """Return whether a closing tag in what is pending ends thoughts that nothing has opened."""
+        self._may_read -= self._cost_of_tag()
+        here = self._pending[: found.start()]
+        last = here or next((text for text in (*reversed(added), *reversed(self._answer)) if text), "")
+        if _is_quoted(last, after):
+            return False
+        self._may_read -= (self._characters + sum(map(len, added)) + len(here)) * (1 + self._begins_with_json)
+        if not self._can_afford_tag():
+            return False
+        before = "".join([self.text, *added, here])
+        if self._begins_with_json and not (after.strip() and _begins_with_whole_json(before)):
+            return False
+        openings = [opening for opening, closing in _CLOSINGS.items() if closing == found[0].lower()]
+        lower = before.lower()
+        self._may_read -= len(before) * sum(map(lower.count, openings))
+        return self._can_afford_tag() and _closes(before, openings, after)
+
+    def _can_afford_tag(self) -> bool:
+        return self._may_read >= 0
+
+    def _cost_of_tag(self) -> int:
+        return _TAG_COST + int(len(self._pending) * _COPY_COST)
 
     def _conclude(self, after: str) -> None:
         self.has_thoughts = True
@@ -220,10 +258,9 @@ def _safe_length(text: str) -> int:
     return len(text)
 
 
-def _closes(before: str, tag: str, after: str) -> bool:
-    """Return whether a closing tag in a text ends thoughts that nothing has opened; see above."""
-    openings = [opening for opening, closing in _CLOSINGS.items() if closing == tag.lower()]
-    if _is_quoted(before, after) or _is_mid_sentence(before, after) or _is_in_code(before):
+def _closes(before: str, openings: Iterable[str], after: str) -> bool:
+    """Return whether the closing tag of these ends thoughts that nothing has opened; see above."""
+    if _is_mid_sentence(before, after) or _is_in_code(before):
         return False
     return not any(_opens(opening, before.lower()) for opening in openings)
 
