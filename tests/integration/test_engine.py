@@ -1,6 +1,8 @@
 """The engine on a real SQLite log, with models that do as the test says."""
 
 import asyncio
+import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial, reduce
@@ -15,6 +17,8 @@ from orchestrator.core.config import read_changes
 from orchestrator.core.create import NewInstance
 from orchestrator.core.events import calls_interrupted
 from orchestrator.core.instance import Instance, Usage
+from orchestrator.core.plan import Plan
+from orchestrator.core.plan_text import parse as parse_plan
 from orchestrator.core.prompts import FULL
 from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
@@ -708,3 +712,26 @@ async def test_an_instance_that_crashes_the_service_each_time_is_paused_at_the_n
         hall.gate.set()
         await steer(engine, "a", lifecycle.resume)
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
+
+
+@pytest.mark.parametrize(("characters", "is_beside"), [(100, False), (100_000, True)])
+async def test_a_long_plan_is_parsed_beside_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: int, *, is_beside: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def parse(text: str, max_subtasks: int) -> Plan:
+        threads.append(threading.current_thread())
+        return parse_plan(text, max_subtasks)
+
+    monkeypatch.setattr("orchestrator.core.plan_text.parse", parse)
+    plan = json.dumps({"summary": "x" * characters, "subtasks": [{"id": "t1", "instructions": "Do it."}]})
+
+    def answer(request: ModelRequest) -> Answer:
+        return plan if request.prompt.role == "planning" else "done"
+
+    async with engine_on(tmp_path / "log.db", Scripted(answer)) as (engine, log):
+        await engine.create(wish())
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
+    (thread,) = threads
+    assert (thread is not threading.main_thread()) == is_beside

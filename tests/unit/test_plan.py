@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.endpoint import fenced
 
-from orchestrator.core import plan
+from orchestrator.core import plan, plan_entries
 from orchestrator.core.instance import Subtask
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import parse
@@ -430,3 +430,13 @@ def test_the_schema_is_what_strict_endpoints_ask_for() -> None:
 
     check(plan.schema(7))
     assert plan.schema(7)["properties"]["subtasks"]["maxItems"] == 7  # type: ignore[index]
+
+
+def test_too_many_subtasks_are_refused_before_any_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(plan_entries, "_parse_entry", fail)
+    text = json.dumps({"subtasks": [None, *({"id": f"t{number}", "title": "One"} for number in range(17))]})
+    with pytest.raises(PlanError, match="a plan needs 1 to 16 subtasks; this one has 17"):
+        parse(text, 16)

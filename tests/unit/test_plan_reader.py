@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.core import plan_text
 from orchestrator.core.instance import Subtask
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import PlanReader, parse
@@ -176,3 +177,51 @@ def test_beyond_the_allowed_number_it_tells_nothing_more() -> None:
         subtask.id for piece in f'{{"summary": "", "subtasks": [{parts}' for subtask in feed(reader, piece)
     ]
     assert told == ["t0", "t1", "t2"]
+
+
+def test_a_plan_full_of_braces_is_looked_at_once_however_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = 0
+
+    class Counting(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            nonlocal decoded
+            decoded += 1
+            return super().raw_decode(s, idx)
+
+    monkeypatch.setattr(plan_text, "_DECODER", Counting())
+    braces = "}" * 5000
+    subtask = {"id": "t1", "title": "", "instructions": braces, "depends_on": [], "worker": ""}
+    told, _ = read(json.dumps({"summary": "How.", "subtasks": [subtask]}), 4)
+    assert [each.instructions for each in told] == [braces]
+    assert decoded == 1
+
+
+def test_a_text_that_holds_no_list_is_searched_once_however_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = 0
+    pattern = plan_text._LIST
+
+    class Counting:
+        def search(self, text: str, start: int) -> object:
+            nonlocal searched
+            searched += len(text) - start
+            return pattern.search(text, start)
+
+    monkeypatch.setattr(plan_text, "_LIST", Counting())
+    text = '{"summary": "' + "}" * 5000
+    assert read(text, 4)[0] == []
+    assert searched < 10 * len(text)
+
+
+def test_a_key_that_comes_in_pieces_begins_the_list() -> None:
+    subtask = '{"id": "t1", "title": "One", "instructions": "Do.", "depends_on": [], "worker": ""}'
+    text = '{"summary": "] } \\"subtasks\\"", "subtasks" : [' + subtask + "]}"
+    for size in range(1, 20):
+        assert [each.id for each in read(text, size)[0]] == ["t1"]
+
+
+def test_a_subtask_that_has_no_end_is_not_kept_for_ever() -> None:
+    _, reader = read('{"summary": "", "subtasks": [{"id": "' + "}" * (3 << 20), 1 << 16)
+    kept = [value for value in vars(reader).values() if isinstance(value, str)]
+    assert sum(map(len, kept)) == 0
+    reader.add("}")
+    assert reader.read() == ()

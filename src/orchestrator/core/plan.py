@@ -69,8 +69,7 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
     cycle, and there are 1 to `max_subtasks` of them.
     """
     subtasks = tuple(subtasks)
-    if not 1 <= len(subtasks) <= max_subtasks:
-        raise PlanError(f"a plan needs 1 to {max_subtasks} subtasks; this one has {len(subtasks)}")
+    check_count(len(subtasks), max_subtasks)
     known: set[str] = set()
     for subtask in subtasks:
         check(subtask, known)
@@ -87,6 +86,12 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
         cycle = " → ".join(error.args[1])
         raise PlanError(f"the subtasks depend on each other in a cycle: {cycle}") from None
     return subtasks
+
+
+def check_count(subtasks: int, max_subtasks: int) -> None:
+    """Raise PlanError unless there are 1 to `max_subtasks` subtasks."""
+    if not 1 <= subtasks <= max_subtasks:
+        raise PlanError(f"a plan needs 1 to {max_subtasks} subtasks; this one has {subtasks}")
 
 
 def check(subtask: Subtask, known: Container[str]) -> None:

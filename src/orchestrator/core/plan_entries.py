@@ -7,13 +7,14 @@ written in any form that has one interpretation. An ambiguous entry raises PlanE
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, Final, NamedTuple
 
 from orchestrator.core.instance import Subtask
 from orchestrator.core.lenient_json import JsonFaultError, read
-from orchestrator.core.plan import ID, MAX_TITLE_CHARACTERS, PlanError, well_formed
+from orchestrator.core.plan import ID, MAX_TITLE_CHARACTERS, PlanError, check_count, well_formed
 
 LIST_KEYS: Final = (
     *("subtasks", "subtask", "tasks", "tasklist", "steps", "plan", "items", "todo", "todos", "workitems"),
@@ -86,12 +87,16 @@ def parse_subtask(entry: object, number: int) -> Subtask:
     )
 
 
-def parse_subtasks(entries: Sequence[object]) -> Sequence[Subtask]:
+def parse_subtasks(entries: Sequence[object], max_subtasks: int) -> Sequence[Subtask]:
     """Parse all entries and resolve their dependencies; raise PlanError where one is ambiguous.
+
+    It is raised too where their number is not 1 to `max_subtasks`, before any of them is parsed.
 
     Missing titles and ids are generated. An unknown dependency is left for `plan.validate`.
     """
-    entries = [_unwrap_entry(entry) for entry in entries if entry not in (None, {}, "")]
+    entries = [entry for entry in entries if entry not in (None, {}, "")]
+    check_count(len(entries), max_subtasks)
+    entries = [_unwrap_entry(entry) for entry in entries]
     parsed_entries = [_parse_entry(entry, number) for number, entry in enumerate(entries, 1)]
     ids = _assign_ids(parsed_entries)
     resolver = _DependencyResolver(parsed_entries, ids)
@@ -268,7 +273,8 @@ def _dependencies(label: str, value: object) -> Iterator[str]:
 def _assign_ids(parsed_entries: Sequence[_ParsedEntry]) -> Sequence[str]:
     """Assign an id to each subtask: its own where that is valid, else a similar one."""
     given = [parsed.id for parsed in parsed_entries if parsed.id]
-    if twice := next((name for number, name in enumerate(given) if name in given[:number]), ""):
+    if len(set(given)) < len(given):
+        twice = next(name for name, times in Counter(given).items() if times > 1)
         raise PlanError(f"subtask id {twice[:120]!r} is there twice: ids must be unique")
     taken = {name for name in given if ID.fullmatch(name)}
     ids = []

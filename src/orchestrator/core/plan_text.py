@@ -11,6 +11,8 @@ from orchestrator.core.instance import Subtask
 from orchestrator.core.lenient_json import JsonFaultError, read, values
 from orchestrator.core.plan import Plan, PlanError, check, validate
 
+_MAX_STREAMED: Final = 2 * 1024 * 1024
+"""How many characters of a plan are kept while it is streamed: before its list, and of a subtask."""
 _MAX_DEPTH: Final = 4
 """How deep in other objects, lists and strings a plan may lie."""
 
@@ -29,12 +31,13 @@ def parse(text: str, max_subtasks: int) -> Plan:
     or one with two plans, is rejected.
     """
     if (outline := _parse_bare_object(text)) is not None:
-        return Plan(outline.summary, validate(entries.parse_subtasks(outline.entries), max_subtasks))
+        subtasks = validate(entries.parse_subtasks(outline.entries, max_subtasks), max_subtasks)
+        return Plan(outline.summary, subtasks)
     plans: list[Plan] = []
     fault: PlanError | None = None
     for outline in outlines(text):
         try:
-            subtasks = validate(entries.parse_subtasks(outline.entries), max_subtasks)
+            subtasks = validate(entries.parse_subtasks(outline.entries, max_subtasks), max_subtasks)
             plans.append(Plan(outline.summary, subtasks))
         except PlanError as error:
             fault = error
@@ -198,6 +201,9 @@ def _explain_missing_plan(text: str, others: Sequence[Any]) -> str:
 
 
 _LIST: Final = re.compile(r'(?<!\\)"subtasks"\s*:\s*\[')
+_LIST_BEGUN: Final = re.compile(r'(?<!\\)"subtasks"\s*(?::\s*)?\Z')
+_LIST_KEY: Final = '"subtasks"'
+_SIGN: Final = re.compile(r'\\.?|["{}]', re.DOTALL)
 _SEPARATORS: Final = re.compile(r"[\s,]*")
 _DECODER: Final = json.JSONDecoder()
 
@@ -217,9 +223,14 @@ class PlanReader:
         """All subtasks emitted so far."""
         self._max_subtasks = max_subtasks
         self._text = ""
+        """What is not parsed yet of the text but for the pieces."""
         self._pieces: list[str] = []
-        self._position = 0
-        """The offset of the next subtask in the text; 0: the list has not started."""
+        self._is_in_list = False
+        self._scanned = 0
+        """Up to where the text has been looked at: for the list's beginning, then for a subtask's end."""
+        self._depth = 0
+        """How many braces are open there."""
+        self._is_in_string = False
         self._known_ids: set[str] = set()
         self._buffered: list[Subtask] = []
         self._may_have_complete_subtask = False
@@ -228,6 +239,8 @@ class PlanReader:
 
     def add(self, piece: str) -> None:
         """Append the next piece of the text."""
+        if self._is_stopped:
+            return
         self._pieces.append(piece)
         self._may_have_complete_subtask = self._may_have_complete_subtask or "}" in piece or "[" in piece
 
@@ -239,42 +252,74 @@ class PlanReader:
         self._text += "".join(self._pieces)
         self._pieces.clear()
         try:
-            if not self._position:
-                self._position = self._find_list_start()
-            if self._position:
+            if not self._is_in_list:
+                self._find_list()
+            if self._is_in_list:
                 self._buffer_complete_subtasks()
+            self._is_stopped = len(self._text) > _MAX_STREAMED
         except (PlanError, ValueError, RecursionError):
             self._is_stopped = True
+        if self._is_stopped:
+            self._text = ""
         return self._emit_resolved()
 
-    def _find_list_start(self) -> int:
+    def _find_list(self) -> None:
         """Find the list and read what comes before it; raise ValueError where that is no plan's beginning."""
-        found = _LIST.search(self._text)
+        found = _LIST.search(self._text, self._scanned)
         if not found:
-            return 0
+            begun = self._text.rfind(_LIST_KEY, self._scanned)
+            if begun < 0 or not _LIST_BEGUN.match(self._text, begun):
+                begun = len(self._text) - len(_LIST_KEY)
+            self._scanned = max(self._scanned, begun)
+            return
         head = json.loads(self._text[self._text.index("{") : found.end()] + "]}")
         if head["subtasks"] != [] or not isinstance(head.get("summary"), str):
             raise ValueError("the summary does not come first")
         self.summary = entries.text_of(head["summary"])
-        return found.end()
+        self._is_in_list = True
+        self._text = self._text[found.end() :]
+        self._scanned = 0
 
     def _buffer_complete_subtasks(self) -> None:
+        """Parse what is complete, and take it off the text; raise ValueError where it is no JSON."""
+        position = 0
         while True:
-            between = _SEPARATORS.match(self._text, self._position)
-            start = between.end() if between else self._position
-            if self._text[start : start + 1] != "{":
-                return
-            try:
-                entry, end = _DECODER.raw_decode(self._text, start)
-            except json.JSONDecodeError:
-                return  # not whole yet, or never
+            start = position
+            if not self._depth:
+                between = _SEPARATORS.match(self._text, position)
+                start = between.end() if between else position
+            if self._text[start : start + 1] != "{" or not self._scan_to_end(start):
+                break
+            entry, end = _DECODER.raw_decode(self._text, start)
             subtask = entries.parse_subtask(entry, len(self._known_ids) + 1)
             check(subtask, self._known_ids)
             if len(self._known_ids) == self._max_subtasks:
                 raise PlanError("there are too many")
             self._known_ids.add(subtask.id)
             self._buffered.append(subtask)
-            self._position = end
+            position = end
+        self._text = self._text[start:]
+        self._scanned = max(0, self._scanned - start)
+
+    def _scan_to_end(self, start: int) -> bool:
+        """Go on to the end of the object that begins at `start`, and return whether it is there.
+
+        However it comes in pieces, each character is looked at once.
+        """
+        position = max(start, self._scanned)
+        for sign in _SIGN.finditer(self._text, position):
+            if sign[0] == "\\":  # what it escapes has not come yet
+                self._scanned = sign.start()
+                return False
+            if sign[0] == '"':
+                self._is_in_string = not self._is_in_string
+            elif not self._is_in_string and sign[0] in "{}":
+                self._depth += 1 if sign[0] == "{" else -1
+                if not self._depth:
+                    self._scanned = sign.end()
+                    return True
+        self._scanned = len(self._text)
+        return False
 
     def _emit_resolved(self) -> Sequence[Subtask]:
         """Emit the buffered subtasks up to the first with an unknown dependency."""

@@ -36,6 +36,8 @@ from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MOST_TOKENS: Final = 2**40
+_MAX_PARSED_HERE: Final = 8 * 1024
+"""How many characters of a plan are parsed on the loop; what has to be repaired takes up to 3 µs for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,7 +409,9 @@ class Run:
         try:
             profile, request, reply = await self._call_model(attempt, work)
             tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
-            result = replies.read(profile, self.instance, key, request.prompt, reply, request.model)
+            read = partial(replies.read, profile, self.instance, key, request.prompt, reply, request.model)
+            is_long = key == PLANNING and len(reply.text) > _MAX_PARSED_HERE
+            result = await asyncio.to_thread(read) if is_long else read()
         except ModelError as error:
             result, response_id = error, error.response_id
             tokens = error.input_tokens, error.output_tokens
