@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -15,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from support.service import Service, service
 
+from orchestrator.core import view
+from orchestrator.core.instance import Instance
 from orchestrator.core.replies import ModelReply
 from orchestrator.errors import SettingsError
 from orchestrator.models.base import ModelRequest
@@ -781,3 +785,33 @@ async def test_events_say_in_which_request_they_were_asked_for(stuck: Service) -
     origins = [(event.request_id, event.trace_parent, event.actor) for event in events]
     assert origins == [("first", trace, ""), ("", "", ""), ("", "", "")]
     assert {event.schema for event in events} == {1}
+
+
+async def test_while_a_long_page_of_a_list_is_made_others_have_their_turn(
+    stuck: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
+    for _ in range(2):
+        await stuck.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
+        for wish in wishes:
+            wish.id = f"j{wish.id}"
+    shown = 0
+    turns: list[int] = []
+    show = view.instance
+
+    def counting(state: Instance, **options: Any) -> instance_pb2.Instance:
+        nonlocal shown
+        shown += 1
+        return show(state, **options)
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(shown)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(view, "instance", counting)
+    watching = asyncio.create_task(take_turns())
+    page = await stuck.stub.ListInstances(pb.ListInstancesRequest(page_size=1000))
+    watching.cancel()
+    assert len(page.instances) == 200
+    assert max(after - before for before, after in pairwise([*turns, shown])) <= 50

@@ -101,7 +101,8 @@ def _wrap_unary(method: Callable[..., Any], request: type[Message]) -> Callable[
         async with mapping_errors(context):
             max_bytes = sizes.max_response_bytes(context)  # before anything is done
             answer = await method(_parse_request(await context.read(), request), context)
-            return sizes.check_size(answer.SerializeToString(), max_bytes, method.__name__)
+            data = answer if isinstance(answer, bytes) else answer.SerializeToString()
+            return sizes.check_size(data, max_bytes, method.__name__)
 
     return call
 
