@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.models import streaming
 from orchestrator.models.streaming import Event, SseDecoder
 
 
@@ -88,3 +89,17 @@ def test_events_are_the_same_however_they_come(sent: bytes, cuts: list[int]) -> 
         sent = sent[cut:]
     assert [*found, *pieces.feed(sent), *pieces.flush()] == expected
     assert pieces.has_ended == whole.has_ended
+
+
+def test_an_event_of_many_lines_is_read_as_json_for_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    is_object = streaming._is_object
+
+    def counting(data: bytes) -> bool:
+        nonlocal read
+        read += len(data)
+        return is_object(data)
+
+    monkeypatch.setattr(streaming, "_is_object", counting)
+    assert SseDecoder().feed(b'data: {"a": [\n' + b"data: {}\n" * 10_000) == []
+    assert read < 100_000

@@ -1,10 +1,12 @@
 """Limits of tokens, read from what endpoints really say when they refuse one."""
 
 import json
+import re
 
 import pytest
 from support.refusals import CAPS, NO_ROOM, OTHERS, RATES, TOO_LONG, WINDOWS, WITHOUT_NUMBERS
 
+from orchestrator.models import token_limits
 from orchestrator.models.error_body import words
 from orchestrator.models.token_limits import LEAST, Refusal, TokenLimits, is_too_long, refusal
 
@@ -141,3 +143,8 @@ def test_what_a_short_prompt_left_is_reckoned_for_a_longer_one() -> None:
 def test_the_longest_prompt_is_the_measure() -> None:
     known = learnt(WINDOW.format(6000), 24_000)
     assert known.learn(read(WINDOW.format(300)), 40) == known
+
+
+@pytest.mark.parametrize("pattern", [token_limits._WINDOW, token_limits._TOO_LONG])
+def test_no_limits_words_are_searched_over_and_over_in_a_long_word(pattern: re.Pattern[str]) -> None:
+    assert r"\w*" not in pattern.pattern

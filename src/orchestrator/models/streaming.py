@@ -15,6 +15,8 @@ LONG_QUIET_S: Final = 30.0  # where text has come after one before
 SHORT_QUIET_S: Final = 5.0  # where all has been said
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_MOST_LINES: Final = 64
+"""An event of more lines ends with a blank one only."""
 _LAST_EVENT: Final = b"[DONE]"
 
 
@@ -73,7 +75,7 @@ class SseDecoder:
         events: Sequence[Event] = ()
         for prefix in (b"data:", b"error:"):
             if data := _value(line, prefix):
-                if self._data and _is_object(b"\n".join(self._data)):
+                if self._may_be_whole() and _is_object(b"\n".join(self._data)):
                     events = self._dispatch()
                 self._data.append(data)
                 if prefix == b"error:":
@@ -82,6 +84,14 @@ class SseDecoder:
         if (name := _value(line, b"event:")) is not None:
             self._name = name
         return events
+
+    def _may_be_whole(self) -> bool:
+        """Return whether the lines so far may be an object: a stream of many is not read again at each."""
+        return (
+            0 < len(self._data) <= _MOST_LINES
+            and self._data[0].startswith(b"{")
+            and self._data[-1].endswith(b"}")
+        )
 
     def _dispatch(self) -> Sequence[Event]:
         data, self._data = b"\n".join(self._data), []

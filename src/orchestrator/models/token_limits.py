@@ -54,7 +54,7 @@ _ALONE: Final = re.compile(r"(?<![\w.:/-])(\d[\d,]{0,15})(?![\w-]|\.\d)")
 
 _SUM: Final = re.compile(r"(\d{1,15})\s*\+\s*\d+\s*>\s*(\d{1,15})")
 _WINDOW: Final = re.compile(
-    r"(?:(?:context[ _-]?(?:length|window|size|limit)|max\w*[^\d\n]{0,20} sequence length)[^\d\n]{0,60}?"
+    r"(?:(?:context[ _-]?(?:length|window|size|limit)|max\w{0,20}[^\d\n]{0,20} sequence length)[^\d\n]{0,60}?"
     r"|(?:max_model_len|max_seq_len|max_total_tokens|model length|model token limit)[^\d\n]{0,40}?"
     r"|tokens \+ [`'\"]?max_new_tokens[^\d\n]{0,40}?|total number of tokens[^\d\n]{0,60}?|while limit is)"
     rf"\s*{_NUMBER}"
@@ -79,10 +79,10 @@ _PHRASES: Final = (
     r"(?:prompt|inputs?|messages?|request|entity|string|payload)\b[^\n]{0,60}?\btoo (?:long|large|big)\b",
     r"(?:prompt|inputs?|messages?)\b[^\n]{0,60}?exceed",
     r"(?:prompt|inputs?)\b[^\n]{0,20}?must have less than",
-    rf"(?:exceed\w*|reached|configured)[^\n]{{0,80}}{_CONTEXT}",
+    rf"(?:exceed\w{{0,80}}|reached|configured)[^\n]{{0,80}}{_CONTEXT}",
     rf"{_CONTEXT}[^\n]{{0,60}}(?:exceed|is only)",
     r"(?:maximum|max)[ _](?:context|prompt|input|model)[ _](?:length|size|window|tokens)",
-    r"max\w*[^\n]{0,20} sequence length",
+    r"max\w{0,20}[^\n]{0,20} sequence length",
     r"(?:longer|larger|greater|more) than the (?:model'?s? )?(?:maximum |context )",
     r"\b(?:conversation|chat)\b[^\n]{0,20}?\btoo (?:long|large|big)\b|\bshorten (?:the|your)\b",
     r"\b(?:sequence length|token count|tokens)\b[^\n]{0,40}?exceed[^\n]{0,20}\b(?:context|model'?s? max)",
