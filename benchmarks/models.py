@@ -195,7 +195,7 @@ async def calls(at_once: int = 500, pieces: int = 200, pieces_per_s: int = 20) -
 
     async def bare_call(content: bytes, idle_timeout_s: float | None = None) -> None:
         async with bare.stream("chat/completions", content, idle_timeout_s) as incoming:
-            await incoming.whole()
+            await incoming.read_all()
 
     async def ask(provider: Provider) -> None:
         attempt = Attempt(WorkKey("subtask", "t1"), 1, next(sequences))

@@ -250,7 +250,10 @@ class LocalEngine:
             _LOGGER.exception("%s cannot be taken up", ref.id)
             self._release_place()
         else:
-            self._start(loaded.ref, loaded.instance)
+            if loaded.ref == ref:
+                self._start(ref, loaded.instance)
+            else:  # deleted, and made anew under the same id
+                self._release_place()
         finally:
             del self._loading[ref]
 
