@@ -380,6 +380,21 @@ async def test_instances_are_found_by_the_beginning_of_their_id(stuck: Service) 
         assert (await refused(stuck.stub.ListInstances(wish))).info.reason == reason
 
 
+async def test_a_list_looks_on_where_nothing_matches_before_it_answers(
+    stuck: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_INSTANCES", 2)
+    for name in ("wanted", *(f"other-{number}" for number in range(7))):
+        await stuck.stub.CreateInstance(pb.CreateInstanceRequest(id=name, prompt="Build it"))
+    wish = pb.ListInstancesRequest(id_prefix="wanted")
+    assert [instance.id for instance in (await stuck.stub.ListInstances(wish)).instances] == ["wanted"]
+    monkeypatch.setattr("orchestrator.rpc.service._MAX_EMPTY_READS", 2)
+    page = await stuck.stub.ListInstances(wish)
+    assert not page.instances
+    wish.page_token = page.next_page_token
+    assert [instance.id for instance in (await stuck.stub.ListInstances(wish)).instances] == ["wanted"]
+
+
 async def test_a_page_token_does_not_fit_other_filters(stuck: Service) -> None:
     for number in range(3):
         await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=f"i{number}"))
