@@ -129,7 +129,10 @@ class LocalEngine:
 
     async def create_all(self, batch: Sequence[NewInstance]) -> Sequence[Loaded]:
         """Record instances, all or none; see Engine."""
-        creations = [await self._creation(new) for new in batch]
+        creations = []
+        for new in batch:
+            creations.append(await self._creation(new))
+            await asyncio.sleep(0)  # a hundred long prompts take a while: others have their turn
         for number, creation in enumerate(creations):
             with at_field(f"requests[{number}]"):
                 self._check_models(creation.instance)

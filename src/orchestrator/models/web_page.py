@@ -4,7 +4,7 @@ import html
 import re
 from typing import Final
 
-_READ_CHARACTERS: Final = 8192
+_READ_CHARACTERS: Final = 4096
 _FLAGS: Final = re.IGNORECASE | re.DOTALL
 _PAGE: Final = re.compile(
     r"[\s\ufeff]*(?:<!--.{0,500}?-->\s*|<\?xml[^>]{0,200}>\s*)?<(?:!doctype html|html|head|body)\b", _FLAGS

@@ -4,10 +4,10 @@ import asyncio
 import base64
 import binascii
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeVar, assert_never
 from zlib import crc32
 
 import grpc.aio
@@ -34,6 +34,7 @@ from orchestrator.rpc.sizes import max_response_bytes
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
+T = TypeVar("T")
 SteeringRequest = (
     pb.PauseInstanceRequest
     | pb.ResumeInstanceRequest
@@ -67,6 +68,7 @@ _ROWS_AT_ONCE: Final = 32
 """So many instances of a page are shown before others have their turn: some 2 ms."""
 _LARGEST_PIECE_BYTES: Final = 1024 * 1024
 """Server-Sent Events travel in pieces of at most this size, wherever they begin and end."""
+_LARGE_PAGE_BYTES: Final = 512 * 1024
 _FRAMING_BYTES: Final = 32
 """More than a message of a stream has besides its page's events."""
 
@@ -122,8 +124,12 @@ class OrchestratorService:
                         each, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
                     )
                 )
+            await asyncio.sleep(0)  # a hundred long prompts take a while: others have their turn
         created = await self._engine.create_all(batch)
-        instances = [self._view(each, with_catalogue=False) for each in created]
+        instances = []
+        for loaded in created:
+            instances.append(self._view(loaded, with_catalogue=False))
+            await asyncio.sleep(0)
         view.fit(instances, max_response_bytes(context))
         return pb.BatchCreateInstancesResponse(instances=instances)
 
@@ -321,7 +327,7 @@ class OrchestratorService:
                         yield pb.StreamEventsResponse(delta=delta)
                 case Page():
                     # A message made around the stored bytes: they are not decoded.
-                    for data, _ in step.split(max_page_bytes):
+                    for data, _ in await _unless_large(step, partial(_split, step, max_page_bytes)):
                         yield encode_field(_BATCH_TAG, data)
                 case subscription.CaughtUp(last):
                     yield pb.StreamEventsResponse(caught_up=pb.CaughtUp(sequence=last))
@@ -358,7 +364,8 @@ class OrchestratorService:
         async for step in steps:
             match step:
                 case Page():
-                    for data, positions in step.split(max_page_bytes):
+                    parts = await _unless_large(step, partial(_split, step, max_page_bytes))
+                    for data, positions in parts:
                         position = pb.EventBatch(last_position=positions[-1]).SerializeToString()
                         yield encode_field(_ALL_BATCH_TAG, data + position)
                 case Deletion(ref, position):
@@ -387,11 +394,22 @@ class OrchestratorService:
             steps = subscription.follow_all(self._log, after=after, idle_s=HEARTBEAT_S)
         opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
         async for step in steps:
-            data = opening + _sse_frames(step)
+            data = opening + await _unless_large(step, partial(_sse_frames, step))
             for start in range(0, len(data), _LARGEST_PIECE_BYTES):
                 piece = data[start : start + _LARGEST_PIECE_BYTES]
                 yield HttpBody(content_type=sse.CONTENT_TYPE, data=piece)
             opening = b""
+
+
+async def _unless_large(step: object, work: Callable[[], T]) -> T:
+    """Do work on a step at once; on a page with large events in a thread, for it would block the loop."""
+    if isinstance(step, Page) and len(step.data) > _LARGE_PAGE_BYTES:
+        return await asyncio.to_thread(work)
+    return work()
+
+
+def _split(page: Page, max_bytes: int) -> Sequence[tuple[bytes, Sequence[int]]]:
+    return list(page.split(max_bytes))
 
 
 def _sse_frames(step: Step | GlobalStep | LiveText) -> bytes:

@@ -275,6 +275,8 @@ class SqliteTables:
                 for creation, outcome in zip(pending.creations, pending.outcomes, strict=True):
                     if isinstance(outcome, Created):
                         group.add_creation(outcome.ref, creation)
+                    if len(pending.creations) > 1:
+                        await asyncio.sleep(0)  # a hundred long prompts take a while to encode
 
     async def _find_rows(self, pendings: Sequence[PendingAppend], group: Group) -> None:
         """Bring the rows of all instances that are appended to."""
