@@ -11,12 +11,16 @@ from support.endpoint import Answer, Call, Endpoint, failing
 from support.page import assert_accessible, button, created, got, open_page, shows, ui
 from support.process import Process, on_endpoint, process
 
+from orchestrator.models.scripted import plan_text
+
 FAILS = "fail"
 
 
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     def script(call: Call) -> Answer:
+        if call.role == "planning" and "otherwise" in call.told:
+            return plan_text(3)
         return failing(400, "no") if call.body["model"] == FAILS else None
 
     folder: Path = tmp_path_factory.mktemp("seen")
@@ -69,13 +73,30 @@ async def test_an_approval_never_goes_to_a_plan_that_nobody_saw_and_no_edit_is_l
         )
         assert (await got(service, "seen"))["state"] == "STATE_WAITING"
         await posted(service, "/seen:review", decision="DECISION_REJECT", feedback="otherwise")
-        await expect(page.get_by_text("This is your edit of an earlier plan")).to_have_count(0)
+        await expect(page.get_by_text("This is your edit of an earlier plan")).to_have_count(1)
         await expect(page.locator("[name=instructions]").first).to_have_value("Do all of it.")
         await assert_accessible(page)
         await button(page, "Approve the edited plan").click()
         await shows(page, "Complete")
         assert (await got(service, "seen"))["subtasks"][0]["instructions"] == "Do all of it."
         await expect(page.locator(".late")).to_have_count(0)
+
+
+async def test_the_plan_that_waits_now_is_one_click_away_from_an_edit_of_an_earlier_one(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "newer", config={"reviewPlan": True})
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "newer"))
+        instructions = page.locator("[name=instructions]")
+        await instructions.first.fill("Do all of it.")
+        await posted(service, "/newer:review", decision="DECISION_REJECT", feedback="otherwise")
+        await button(page, "Show the new plan").click()
+        await expect(instructions).to_have_count(3)
+        await expect(instructions.first).to_have_value("Write part 1 of 3.")
+        await expect(page.locator(".notice")).to_have_count(0)
+        await button(page, "Approve").click()
+        await shows(page, "Complete")
 
 
 async def test_an_edit_is_kept_where_somebody_else_has_decided(service: Process, browser: Browser) -> None:

@@ -6,23 +6,10 @@ from pathlib import Path
 
 from aiohttp import web
 from support.endpoint import Answer, Call, Endpoint, completion, failing
-from support.process import COMMAND, Process, environment, on_endpoint, process
+from support.process import command, on_endpoint, process
 
 from orchestrator.client import Client
 from orchestrator.v1 import instance_pb2
-
-
-async def command(service: Process, *arguments: str) -> str:
-    run = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        env=environment(**service.variables),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(run.communicate(), 60)
-    assert run.returncode == 0, errors.decode()
-    return output.decode().strip()
 
 
 async def test_retrying_after_one_of_eight_failed_pays_for_one_worker_and_one_synthesis(

@@ -6,7 +6,7 @@ from pathlib import Path
 from playwright.async_api import Browser, expect
 from support.endpoint import Answer, Call, Endpoint, failing, hang
 from support.page import assert_accessible, created, open_page, shows, ui
-from support.process import COMMAND, Process, environment, on_endpoint, process
+from support.process import command, on_endpoint, process
 
 from orchestrator.client import Client
 from orchestrator.v1 import instance_pb2
@@ -17,20 +17,6 @@ COUNT = 20
 
 def groq(endpoint: Endpoint) -> dict[str, str]:
     return {"GROQ_BASE_URL": endpoint.url, "GROQ_API_KEY": "a-key"}
-
-
-async def command(service: Process, *arguments: str) -> str:
-    run = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        env=environment(**service.variables),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(run.communicate(), 60)
-    assert run.returncode == 0, errors.decode()
-    return output.decode()
 
 
 async def test_without_a_providers_key_instances_wait_and_say_so_and_with_it_they_go_on(

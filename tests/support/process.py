@@ -88,6 +88,21 @@ async def process(folder: Path, command: str = "serve", **variables: str) -> Asy
             await running.stop()
 
 
+async def command(service: Process, *arguments: str) -> str:
+    """What a command that succeeds on the service prints."""
+    run = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        env=environment(**service.variables),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(run.communicate(), 60)
+    assert run.returncode == 0, errors.decode()
+    return output.decode().strip()
+
+
 def on_endpoint(url: str) -> dict[str, str]:
     """The variables that make the service use an OpenAI-compatible endpoint."""
     return {
