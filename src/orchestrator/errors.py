@@ -152,6 +152,7 @@ class ModelError(OrchestratorError):
     `reason` is the Failure's reason. `retryable` says whether the same call may succeed later;
     `retry_after_s` is how many seconds the endpoint asked to wait. The tokens are those that the endpoint
     said the failed call used, `response_id` is its own name for the answer (empty: there was none).
+    `is_shared` says whether it concerns all models of the endpoint, not just the one that was called.
     """
 
     def __init__(
@@ -164,9 +165,11 @@ class ModelError(OrchestratorError):
         input_tokens: int = 0,
         output_tokens: int = 0,
         response_id: str = "",
+        is_shared: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.is_shared = is_shared
         self.retryable = retryable
         self.retry_after_s = retry_after_s
         self.input_tokens = input_tokens

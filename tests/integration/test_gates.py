@@ -3,10 +3,11 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 from support.endpoint import Answer, Call, Endpoint, completion, failing
 from support.limits import Sliding
-from support.logs import ended
+from support.logs import ended, events
 
 from orchestrator.core import config
 from orchestrator.core.create import NewInstance
@@ -72,5 +73,40 @@ async def test_bursts_after_light_traffic_and_a_refusal_get_what_the_endpoint_al
                 assert limited.refusals <= 20
                 # Far below what the simulated endpoints are held to: this is real time, on any machine.
                 assert len(late_s) / (late_s[-1] - 1) > 0.5 * PER_S
+        await provider.aclose()
+    await log.aclose()
+
+
+@pytest.mark.parametrize(
+    ("words", "is_shared"), [("Slow down", False), ("Your account's limit is reached", True)]
+)
+async def test_the_big_models_limit_holds_the_small_model_only_where_the_account_shares_it(
+    tmp_path: Path, words: str, is_shared: bool
+) -> None:
+    small_called = asyncio.Event()
+
+    def answer(call: Call) -> Answer:
+        if call.body["model"] == "big":
+            return failing(429, words, Retry_After="30")
+        small_called.set()
+        return web.json_response(completion("done"))
+
+    log = await SqliteEventLog.open(tmp_path / "log.db")
+    async with Endpoint(answer) as endpoint:
+        provider = ChatCompletions("openai", endpoint.url, api_key="k")
+        async with LocalEngine.running(log, Models({"openai": provider})) as engine:
+            default = config.default("openai/big", "openai/small")
+            planned = await engine.create(NewInstance("planned", "Build it", default))
+            while not any(it.HasField("planning_failed") for it in await events(log, planned.ref)):  # noqa: ASYNC110  each read
+                await asyncio.sleep(0)
+            own = pb.InstanceConfig(subtasks=[pb.Subtask(id="t", instructions="Do it.")])
+            waiting = await engine.create(NewInstance("own", "Build it", config.resolve(own, default)))
+            if is_shared:
+                while not (reason := engine.waiting_reason(waiting.ref)):  # noqa: ASYNC110  each pass of the loop
+                    await asyncio.sleep(0)
+                assert reason.startswith("openai takes no more calls for now")
+                assert not small_called.is_set()
+            else:
+                await asyncio.wait_for(small_called.wait(), 20)
         await provider.aclose()
     await log.aclose()

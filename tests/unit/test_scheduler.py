@@ -196,3 +196,67 @@ async def test_whoever_is_asked_at_one_endpoint_takes_no_more_than_its_share_at_
     crowd.want("b", 9)
     await crowd.release(6)
     assert crowd.order[6:].count("b") == 2
+
+
+async def test_what_a_refusal_says_of_one_model_leaves_the_endpoints_other_models_alone() -> None:
+    crowd = Crowd(4)
+    crowd.want("a", 1, "here/big")
+    await crowd.release(error=REFUSED)
+    crowd.want("b", 1, "here/big")
+    crowd.want("c", 1, "here/small")
+    assert crowd.order == ["a", "c"]
+    assert crowd.scheduler.obstacle("here/big").startswith("here/big takes no more calls for now")
+    crowd.scheduler.close()
+
+
+async def test_a_shared_refusal_holds_all_models_of_its_endpoint_and_no_other() -> None:
+    crowd = Crowd(4)
+    crowd.want("a", 1, "here/big")
+    shared = ModelError("RATE_LIMITED", "account", retryable=True, retry_after_s=3600, is_shared=True)
+    await crowd.release(error=shared)
+    crowd.want("b", 1, "here/big")
+    crowd.want("c", 1, "here/small")
+    crowd.want("d", 1, "other/small")
+    assert crowd.order == ["a", "d"]
+    assert crowd.scheduler.obstacle("here/small").startswith("here takes no more calls for now")
+    crowd.scheduler.close()
+
+
+async def test_one_that_waits_for_an_endpoint_is_not_overtaken_by_calls_of_its_other_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock_s = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock_s)
+    crowd = Crowd(4)
+    crowd.want("a", 1, "here/big")
+    shared = ModelError("RATE_LIMITED", "account", retryable=True, retry_after_s=60, is_shared=True)
+    await crowd.release(error=shared)
+    crowd.want("b", 1, "here/big")
+    clock_s = 60.0
+    crowd.want("c", 1, "here/small")
+    assert crowd.order == ["a"]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert crowd.order[:2] == ["a", "b"]
+    crowd.scheduler.close()
+
+
+async def test_models_that_nobody_calls_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock_s)
+    crowd = Crowd(4)
+    for number in range(1000):
+        clock_s += 1
+        crowd.want("a", 1, f"here/{number}")
+        await crowd.release()
+    assert len(crowd.scheduler._lines) <= 2
+    crowd.scheduler.close()
+
+
+async def test_instances_that_are_withdrawn_leave_every_queue() -> None:
+    crowd = Crowd(1)
+    crowd.want("x", 1)
+    for number in range(2000):
+        crowd.want(str(number), 1, "here/big")
+        crowd.scheduler.withdraw(str(number))
+    assert not any(line.queue for line in crowd.scheduler._lines.values())

@@ -108,8 +108,8 @@ class Run:
     _timer: asyncio.TimerHandle | None = None
     _obstacle: str = ""
     """Why a call cannot be made by this process."""
-    _awaited_endpoint: str = ""
-    """At which endpoint a slot is waited for."""
+    _awaited_model: str = ""
+    """For which model a slot is waited for."""
     _dispatched: Instance | None = None
     """The instance when everything that the core asked for it had been started, if it has been."""
 
@@ -182,7 +182,7 @@ class Run:
         granted: list[_Granted] = []
         exhausted: set[str] = set()
         self._dispatched = None
-        self._obstacle = self._awaited_endpoint = ""
+        self._obstacle = self._awaited_model = ""
         commands = decider.decide(self.instance, since_s)
         try:
             for command in commands:
@@ -229,10 +229,9 @@ class Run:
                 self._obstacle = str(error)
                 return None
             self.context.callable_models.add(model)
-        endpoint, _, _ = model.partition("/")
-        slot = self.context.scheduler.acquire(endpoint, self.ref, self.advance)
+        slot = self.context.scheduler.acquire(model, self.ref, self.advance)
         if slot is None and not self._obstacle:
-            self._awaited_endpoint = endpoint
+            self._awaited_model = model
         return slot
 
     @property
@@ -240,8 +239,8 @@ class Run:
         """Why nothing happens, if nothing does though there is something to do."""
         if self._calls or self.instance.state in RESTING:
             return ""
-        if self._awaited_endpoint and not self._obstacle:
-            return self.context.scheduler.obstacle(self._awaited_endpoint)
+        if self._awaited_model and not self._obstacle:
+            return self.context.scheduler.obstacle(self._awaited_model)
         return self._obstacle
 
     def _record_starts(self, granted: Sequence[_Granted]) -> Sequence[Attempt]:

@@ -1,4 +1,4 @@
-"""Who may call a model next: a bound on all open calls, a gate for each endpoint, and a queue before it."""
+"""Who may call a model next: a bound on all open calls, gates of models and endpoints, and queues."""
 
 import asyncio
 import math
@@ -13,17 +13,32 @@ from orchestrator.models.gate import Gate
 class Slot(NamedTuple):
     """The right to have one call open."""
 
-    endpoint: str
+    model: str
     started_s: float
 
 
-class CallScheduler:
-    """Grants slots: so many at a time in all, and for each endpoint as many as its gate lets through.
+class _Line(NamedTuple):
+    """The instances that wait to call one model, and the gates that its calls pass."""
 
-    Where there is none, instances wait in the endpoint's queue. One that waits is asked again when there is a
-    slot: it may take its share of what is free, which is at least one, and takes its place behind all others
-    if it wants more. So one with many subtasks cannot starve others (round robin; Nagle, RFC 970), and one
-    throttled endpoint does not hold up another.
+    gates: tuple[Gate, Gate]
+    """The model's own, and that of its endpoint, which all its models share."""
+    queue: dict[InstanceRef, Callable[[], None]]
+
+    def wait_s(self, now_s: float, *, has_waited: bool) -> float | None:
+        """Return how long until a call may begin, as `Gate.wait_s`: of the first gate that is not open."""
+        waits_s = (gate.wait_s(now_s, has_waited=has_waited) for gate in self.gates)
+        return next((wait_s for wait_s in waits_s if wait_s != 0), 0)
+
+
+class CallScheduler:
+    """Grants slots: so many at a time in all, and for each model as many as two gates let through.
+
+    A model is named `endpoint/model`. Where there is no slot, instances wait in the model's queue. One that
+    waits is asked again when there is a slot: it may take its share of what is free, at least one, and
+    takes its place behind all others if it wants more. So one with many subtasks cannot starve others (round
+    robin; Nagle, RFC 970), and one throttled model does not hold up another: what its endpoint says of that
+    model closes the model's gate, what it says of all calls closes the endpoint's. Models that nobody calls
+    are forgotten.
     """
 
     def __init__(self, limit: int, jitter: Callable[[], float]) -> None:
@@ -31,11 +46,11 @@ class CallScheduler:
         self._limit = limit
         self._jitter = jitter
         self._free = limit
-        self._gates: dict[str, Gate] = {}
-        self._queues: dict[str, dict[InstanceRef, Callable[[], None]]] = {}
+        self._lines: dict[str, _Line] = {}
+        self._endpoints: dict[str, Gate] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._offer: tuple[str, InstanceRef] | None = None
-        """The endpoint and the instance that is being asked, if one is: it comes before those that wait."""
+        """The model and the instance that is being asked, if one is: it comes before those that wait."""
         self._offered_slots = 0
         """How many slots it may acquire."""
         self._waiting_count = 0
@@ -45,46 +60,54 @@ class CallScheduler:
         loop: a request that comes now waits with them."""
         self._dispatch_handle: asyncio.Handle | None = None
 
-    def acquire(self, endpoint: str, ref: InstanceRef, on_available: Callable[[], None]) -> Slot | None:
+    def acquire(self, model: str, ref: InstanceRef, on_available: Callable[[], None]) -> Slot | None:
         """Acquire a slot if one is free; otherwise `on_available` is called, once, when one may be."""
-        if endpoint not in self._gates:
-            self._gates[endpoint], self._queues[endpoint] = Gate(self._limit), {}
-        gate, queue = self._gates[endpoint], self._queues[endpoint]
         now_s = asyncio.get_running_loop().time()
-        is_offered = self._offered_slots > 0 and (endpoint, ref) == self._offer
-        wait_s = gate.wait_s(now_s, has_waited=is_offered or bool(queue))
-        if self._free > 0 and wait_s == 0 and (is_offered or not (queue or self._is_dispatching)):
+        line = self._lines.get(model) or self._add_line(model, now_s)
+        is_offered = self._offered_slots > 0 and (model, ref) == self._offer
+        wait_s = line.wait_s(now_s, has_waited=is_offered or bool(line.queue))
+        must_wait = line.queue or self._is_dispatching or self._is_due_elsewhere(line, now_s)
+        if self._free > 0 and wait_s == 0 and (is_offered or not must_wait):
             self._offered_slots -= is_offered
-            gate.begin(now_s)
+            for gate in line.gates:
+                gate.begin(now_s)
             self._free -= 1
-            return Slot(endpoint, now_s)
-        queue[ref] = on_available
-        if wait_s:
-            self._schedule_dispatch(endpoint, wait_s)
+            return Slot(model, now_s)
+        line.queue[ref] = on_available
+        is_overtaking = wait_s == 0 and self._free > 0 and not self._is_dispatching
+        if wait_s or is_overtaking:
+            self._schedule_dispatch(model, wait_s or 0)
         return None
 
     def release(self, slot: Slot, error: ModelError | None) -> None:
         """Release the slot of a call that has ended to those that wait."""
         self._free += 1
-        gate = self._gates[slot.endpoint]
+        own, shared = self._lines[slot.model].gates
+        gate, other = (shared, own) if error and error.is_shared else (own, shared)
         now_s = asyncio.get_running_loop().time()
         if error and error.is_refusal:
             gate.refuse(slot.started_s, now_s, error.retry_after_s, self._jitter())
+            other.void(slot.started_s)
         elif error and error.is_fault:
             gate.fail(slot.started_s, now_s, error.retry_after_s, self._jitter())
+            other.void(slot.started_s)
         else:
-            gate.end()
-        if not self._is_dispatching and any(self._queues.values()):
+            own.end()
+            shared.end()
+        if not self._is_dispatching and any(line.queue for line in self._lines.values()):
             self._is_dispatching = True
             self._dispatch_handle = asyncio.get_running_loop().call_soon(self._dispatch)
 
-    def obstacle(self, endpoint: str) -> str:
-        """Return what an endpoint's calls wait for now."""
-        wait_s = self._gates[endpoint].wait_s(asyncio.get_running_loop().time(), has_waited=True)
-        if wait_s:
-            return f"{endpoint} takes no more calls for now: it is called again in {math.ceil(wait_s)} s"
-        if wait_s is None:
-            return f"{endpoint} takes no more calls at the same time: another one has to end first"
+    def obstacle(self, model: str) -> str:
+        """Return what a model's calls wait for now."""
+        now_s = asyncio.get_running_loop().time()
+        line = self._lines.get(model) or self._add_line(model, now_s)
+        for name, gate in zip((model, _endpoint(model)), line.gates, strict=True):
+            wait_s = gate.wait_s(now_s, has_waited=True)
+            if wait_s is None:
+                return f"{name} takes no more calls at the same time: another one has to end first"
+            if wait_s:
+                return f"{name} takes no more calls for now: it is called again in {math.ceil(wait_s)} s"
         return (
             f"{self._limit} model calls are under way, as many as may be at a time "
             "(ORCHESTRATOR_MAX_CONCURRENT_CALLS)"
@@ -92,8 +115,8 @@ class CallScheduler:
 
     def withdraw(self, ref: InstanceRef) -> None:
         """Take an instance out of every queue: it wants no slot any more."""
-        for queue in self._queues.values():
-            queue.pop(ref, None)
+        for line in self._lines.values():
+            line.queue.pop(ref, None)
 
     def close(self) -> None:
         """Grant no more slots."""
@@ -102,40 +125,64 @@ class CallScheduler:
             if pending:
                 pending.cancel()
 
-    def _dispatch(self) -> None:
-        """Ask one instance of each endpoint's queue after the other, as long as slots are free.
+    def _add_line(self, model: str, now_s: float) -> _Line:
+        """Add a model, and drop those that nobody calls: clients may name any."""
+        for name, line in tuple(self._lines.items()):
+            if not line.queue and line.gates[0].is_idle(now_s):
+                del self._lines[name]
+                if timer := self._timers.pop(name, None):
+                    timer.cancel()
+        endpoint = _endpoint(model)
+        shared = self._endpoints.get(endpoint) or Gate(self._limit)
+        self._endpoints[endpoint] = shared
+        return self._lines.setdefault(model, _Line((Gate(self._limit), shared), {}))
 
-        The endpoint that was served last comes last the next time.
+    def _is_due_elsewhere(self, line: _Line, now_s: float) -> bool:
+        """Whether another model of the same endpoint has instances waiting that may call it now."""
+        return any(
+            other.queue and other is not line and other.wait_s(now_s, has_waited=True) == 0
+            for other in self._lines.values()
+            if other.gates[1] is line.gates[1]
+        )
+
+    def _dispatch(self) -> None:
+        """Ask one instance of each model's queue after the other, as long as slots are free.
+
+        The model that was served last comes last the next time.
         """
         self._is_dispatching = True
-        self._waiting_count = sum(map(len, self._queues.values()))
-        while [endpoint for endpoint in tuple(self._queues) if self._dispatch_one(endpoint)]:
+        self._waiting_count = sum(len(line.queue) for line in self._lines.values())
+        while [model for model in tuple(self._lines) if self._dispatch_one(model)]:
             pass
         self._is_dispatching = False
 
-    def _dispatch_one(self, endpoint: str) -> bool:
-        gate, queue = self._gates[endpoint], self._queues[endpoint]
-        if not queue or self._free <= 0:
+    def _dispatch_one(self, model: str) -> bool:
+        line = self._lines.get(model)
+        if line is None or not line.queue or self._free <= 0:
             return False
         now_s = asyncio.get_running_loop().time()
-        wait_s = gate.wait_s(now_s, has_waited=True)
+        wait_s = line.wait_s(now_s, has_waited=True)
         if wait_s:
-            self._schedule_dispatch(endpoint, wait_s)
+            self._schedule_dispatch(model, wait_s)
         if wait_s != 0:
             return False
-        self._queues[endpoint] = self._queues.pop(endpoint)
-        room = gate.room(now_s)
+        self._lines[model] = self._lines.pop(model)
+        room = min(gate.room(now_s) for gate in line.gates)
         self._offered_slots = max(
-            1, min(self._free // self._waiting_count, room // min(self._waiting_count, len(queue)))
+            1, min(self._free // self._waiting_count, room // min(self._waiting_count, len(line.queue)))
         )
         self._waiting_count = max(1, self._waiting_count - 1)
-        ref = next(iter(queue))
-        self._offer = (endpoint, ref)
-        queue.pop(ref)()
+        ref = next(iter(line.queue))
+        self._offer = (model, ref)
+        line.queue.pop(ref)()
         self._offered_slots = 0
         return True
 
-    def _schedule_dispatch(self, endpoint: str, wait_s: float) -> None:
-        if timer := self._timers.get(endpoint):
+    def _schedule_dispatch(self, model: str, wait_s: float) -> None:
+        if timer := self._timers.get(model):
             timer.cancel()
-        self._timers[endpoint] = asyncio.get_running_loop().call_later(wait_s, self._dispatch)
+        self._timers[model] = asyncio.get_running_loop().call_later(wait_s, self._dispatch)
+
+
+def _endpoint(model: str) -> str:
+    return model.partition("/")[0]

@@ -13,7 +13,7 @@ from orchestrator.core.instance import TOO_LONG
 from orchestrator.core.plan import well_formed
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import AddressError, ModelError, SettingsError
-from orchestrator.models import error_body, token_limits, waits, web_page
+from orchestrator.models import error_body, scope, token_limits, waits, web_page
 from orchestrator.models.address import Address
 from orchestrator.models.http import PROXY_LOGIN, HttpResponse, tls_required_error
 
@@ -121,7 +121,10 @@ class Failures:
                 retryable = not any(word in body for word in _QUOTA_EXHAUSTED)
                 message = f"{where} limits the rate of calls{said}"
                 wait_s = _believed_wait_s(answer)
-                return ModelError("RATE_LIMITED", message, retryable=retryable, retry_after_s=wait_s)
+                is_shared = scope.is_shared_limit(body, model)
+                return ModelError(
+                    "RATE_LIMITED", message, retryable=retryable, retry_after_s=wait_s, is_shared=is_shared
+                )
             case _ if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
                 status != HTTPStatus.PAYMENT_REQUIRED and token_limits.is_too_long(body)
             ):
@@ -129,8 +132,10 @@ class Failures:
                 return ModelError(TOO_LONG, message, retryable=True)
             case _ if status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 message = f"{where} could not answer now, status {status}{said}"
+                is_shared = scope.is_shared_fault(status, body, model)
+                wait_s = _believed_wait_s(answer)
                 return ModelError(
-                    "OVERLOADED", message, retryable=True, retry_after_s=_believed_wait_s(answer)
+                    "OVERLOADED", message, retryable=True, retry_after_s=wait_s, is_shared=is_shared
                 )
             case _ if REFUSALS.intersection(body.splitlines()):
                 return ModelError("MODEL_REFUSED", f"{where} refused the prompt{said}", retryable=False)

@@ -90,7 +90,7 @@ class _Pace(NamedTuple):
 
 @dataclass(slots=True)
 class Gate:
-    """One endpoint's, shared by all who call it."""
+    """That of one model, or of all calls to one endpoint: shared by all who make them."""
 
     most: int
     """The most calls that may be open, however well it goes."""
@@ -126,6 +126,8 @@ class Gate:
     """How many calls were open when it was closed that went well, or still may."""
     _faults: int = 0
     """How many calls the endpoint has failed at since it has answered one."""
+    _failed_s: float = -inf
+    """When it failed last."""
 
     def room(self, now_s: float) -> int:
         """Return how many calls more may be open."""
@@ -171,6 +173,16 @@ class Gate:
         self._open -= 1
         self._faults = 0
 
+    def void(self, begun_s: float) -> None:
+        """Record that a call ended without an answer, for a reason that says nothing of this gate."""
+        self._uncount(begun_s)
+
+    def is_idle(self, now_s: float) -> bool:
+        """Whether nothing would be lost with the gate: it is open, unused, and has nothing to remember."""
+        last_s = self._recent_s[-1] if self._recent_s else -inf
+        is_wanted = self._open > 0 or now_s <= max(self._closed_until_s, last_s + _SLACK_S)
+        return not is_wanted and (not self._faults or now_s > self._failed_s + _HORIZON_S)
+
     def fail(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
         """Record that the endpoint failed at a call that began at a time.
 
@@ -178,6 +190,7 @@ class Gate:
         """
         self._uncount(begun_s)
         self._faults += 1
+        self._failed_s = now_s
         if begun_s > self._closed_s and (retry_after_s or self._faults >= _FAULTS):
             self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
             self._is_refused = False
