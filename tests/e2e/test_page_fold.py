@@ -42,8 +42,8 @@ from orchestrator.v1.event_pb2 import (
 from orchestrator.v1.instance_pb2 import Failure
 
 FOLD = """async (id) => {
-    const { apply, empty, EVENT_NAMES } = await import('/-/ui/fold.js');
-    const instance = empty(id);
+    const { apply, emptyInstance, EVENT_NAMES } = await import('/-/ui/fold.js');
+    const instance = emptyInstance(id);
     await new Promise((done) => {
         const source = new EventSource(`/${id}/events`);
         for (const name of EVENT_NAMES) {
@@ -55,8 +55,8 @@ FOLD = """async (id) => {
     return { ...shown, subtasks: [...instance.subtasks.values()].map(({ attempts, ...each }) => each) };
 }"""
 FOLD_EVENTS = """async ([source, events]) => {
-    const { apply, empty } = await import(`data:text/javascript;base64,${source}`);
-    const instance = empty('a');
+    const { apply, emptyInstance } = await import(`data:text/javascript;base64,${source}`);
+    const instance = emptyInstance('a');
     for (const event of events) apply(instance, event);
     const { planning, synthesis, ...shown } = instance;
     return { ...shown, subtasks: [...instance.subtasks.values()].map(({ attempts, ...each }) => each) };

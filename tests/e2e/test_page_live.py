@@ -188,7 +188,7 @@ async def test_deltas_are_put_together_by_attempt_and_offset(
         {"subtaskId": "t1", "attempt": attempt, "offset": str(offset), "text": piece}
         for attempt, offset, piece in deltas
     ]
-    body = "const texts = new m.LiveTexts(); a[0].forEach((each) => texts.take(each)); return texts.of('t1');"
+    body = "const texts = new m.LiveTexts(); a[0].forEach((it) => texts.append(it)); return texts.of('t1');"
     assert await module(page, stage[1], "texts.js", body, sent) == text
 
 

@@ -1,4 +1,4 @@
-// What may be done to an instance in its state: the transition table of core/state.py, seen from a button.
+// The actions that the transition table of core/state.py allows in a state, as buttons.
 import { steer } from './api.js';
 import { DeleteDialog, ForkDialog, RestartDialog, RetryDialog } from './dialogs.js';
 import { Failure, useFailure } from './failure.js';

@@ -5,17 +5,17 @@ import { reportAnswer, reportOutage } from './recovery.js';
 export class RequestError extends Error {
   constructor(message, { status = 0, reason = '', metadata = {} } = {}) {
     super(message);
-    this.status = status; // HTTP; 0: nobody answered
+    this.status = status; // HTTP; 0: no answer
     this.reason = reason;
     this.metadata = metadata;
   }
 
   /** Whether the same request may succeed later. */
-  get passing() {
+  get isTransient() {
     return this.status === 0 || this.status >= 500;
   }
 
-  /** Whether nobody answered for the service, or it was about to stop: it is over when the service is back. */
+  /** Whether the service gave no answer, or was shutting down: over when the service is back. */
   get isOutage() {
     return this.status === 0 || (this.status === 503 && (!this.reason || this.reason === 'SHUTTING_DOWN'));
   }
@@ -29,15 +29,15 @@ export function serviceNow() {
 }
 
 async function request(method, path, body) {
-  return (await ask(method, path, body)).answer;
+  return (await exchange(method, path, body)).answer;
 }
 
-/** The answer and its headers. */
-async function ask(method, path, body) {
+/** Send a request; return the answer and its headers, and report whether the service can be reached. */
+async function exchange(method, path, body) {
   try {
-    const found = await send(method, path, body);
+    const exchanged = await send(method, path, body);
     reportAnswer();
-    return found;
+    return exchanged;
   } catch (error) {
     if (error.isOutage) reportOutage();
     else reportAnswer();
@@ -76,7 +76,7 @@ export async function listInstances({ states = [], labels = [], pageSize, pageTo
   for (const state of states) query.append('states', state);
   for (const label of labels) query.append('labels', label);
   if (pageToken) query.set('pageToken', pageToken);
-  const { answer, headers } = await ask('GET', `/?${String(query).replaceAll('+', '%20')}`); // to Envoy a plus is no space
+  const { answer, headers } = await exchange('GET', `/?${String(query).replaceAll('+', '%20')}`); // to Envoy a plus is no space
   return { ...answer, lastPosition: headers.get('last-position') };
 }
 

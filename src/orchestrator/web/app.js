@@ -1,4 +1,4 @@
-// The page: the address says what is shown, the streams say when to show it anew.
+// The page: the address determines what is shown, events of the streams redraw it.
 import { serviceNow } from './api.js';
 import { CreateForm } from './create.js';
 import { firstLine, plural, STATES } from './format.js';
@@ -10,7 +10,7 @@ import { TERMINAL } from './fold.js';
 import { html, render, useEffect, useRef, useState } from './ui.js';
 import { Watch } from './watch.js';
 
-const SHOW_EVERY_MS = 100; // at most: text may come in much faster
+const REDRAW_EVERY_MS = 100; // at most: text may come in much faster
 const calm = matchMedia('(prefers-reduced-motion: reduce)');
 const narrow = matchMedia('(max-width: 760px)'); // either the list or one instance, as in style.css
 
@@ -41,21 +41,21 @@ function hrefOf(id, changes = {}) {
   return `#/${id ? `instances/${encodeURIComponent(id)}` : ''}${query.size ? `?${query}` : ''}`;
 }
 
-/** Where the list leads the page, its heading comes first. */
+/** Focus the heading of the content. */
 function focusContent() {
   document.querySelector(':is(main, [role="main"]) h1')?.focus();
 }
 
-function newsOf(event, instance) {
+function announcementOf(event, instance) {
   const title = (payload) => instance.subtasks.get(payload.subtaskId)?.title ?? payload.subtaskId;
   if (event.planCompleted) return `Planned: ${plural(instance.subtasks.size, 'subtask')}.`;
   if (event.subtaskCompleted) return `${title(event.subtaskCompleted)}: done.`;
   if (event.subtaskFailed && !event.subtaskFailed.retryTime) return `${title(event.subtaskFailed)}: failed.`;
-  const speaks = ['instancePaused', 'instanceResumed', 'instanceCompleted', 'instanceErrored', 'instanceTerminated'];
-  return speaks.some((kind) => event[kind]) ? `${STATES[instance.state].name}.` : '';
+  const announced = ['instancePaused', 'instanceResumed', 'instanceCompleted', 'instanceErrored', 'instanceTerminated'];
+  return announced.some((kind) => event[kind]) ? `${STATES[instance.state].name}.` : '';
 }
 
-/** Give a function that shows the page anew soon, however often it is called. */
+/** Return a function that redraws the page soon, at most every REDRAW_EVERY_MS. */
 function useRedraw() {
   const [, draw] = useState(0);
   const timer = useRef(0);
@@ -63,20 +63,20 @@ function useRedraw() {
     timer.current ||= setTimeout(() => {
       timer.current = 0;
       draw((count) => count + 1);
-    }, SHOW_EVERY_MS);
+    }, REDRAW_EVERY_MS);
   }).current;
 }
 
 function App() {
   const redraw = useRedraw();
   const [address, setAddress] = useState(readAddress);
-  const [news, setNews] = useState('');
+  const [announcement, setAnnouncement] = useState('');
   const watch = useRef(null);
   const instances = useRef(null);
   instances.current ??= new Instances(
     redraw,
-    (event) => watch.current?.hear(event),
-    (id) => watch.current?.hearDeleted(id),
+    (event) => watch.current?.resumeFor(event),
+    (id) => watch.current?.onDeleted(id),
   );
 
   useEffect(() => {
@@ -97,7 +97,8 @@ function App() {
 
   useEffect(() => {
     if (!address.id) return undefined;
-    watch.current = new Watch(address.id, redraw, (event, instance) => setNews((last) => newsOf(event, instance) || last));
+    const announce = (event, instance) => setAnnouncement((last) => announcementOf(event, instance) || last);
+    watch.current = new Watch(address.id, redraw, announce);
     redraw();
     return () => {
       watch.current.close();
@@ -105,13 +106,13 @@ function App() {
     };
   }, [address.id]);
 
-  // One that was deleted before this page began to follow is found out when somebody asks for it.
+  // One that was deleted before this page followed it shows as missing when it is next read.
   const shown = watch.current?.id === address.id ? watch.current : null;
   useEffect(() => {
-    if (shown?.missing) instances.current.forget(address.id);
+    if (shown?.missing) instances.current.remove(address.id);
   }, [address.id, shown?.missing]);
 
-  // Where the list makes room for what was chosen, so does the focus.
+  // Where the content replaces the list, the focus moves with it.
   const arrived = useRef(false);
   const isThere = address.id ? Boolean(shown && (shown.missing || shown.instance.lastSequence)) : true;
   useEffect(() => {
@@ -125,7 +126,7 @@ function App() {
     const href = hrefOf(address.id, changes);
     if (!('search' in changes)) location.hash = href;
     else {
-      history.replaceState(null, '', href); // a letter makes no history
+      history.replaceState(null, '', href); // no entry in the history for each letter
       setAddress(readAddress());
     }
   }
@@ -144,10 +145,10 @@ function App() {
 
   function onSteered(instance) {
     if (!instance) {
-      instances.current.forget(address.id);
+      instances.current.remove(address.id);
       location.hash = hrefOf('');
     } else if (instance.id !== address.id) location.hash = hrefOf(instance.id);
-    else watch.current?.hear({ instanceId: instance.id, sequence: instance.lastSequence });
+    else watch.current?.resumeFor({ instanceId: instance.id, sequence: instance.lastSequence });
   }
 
   function skip(event) {
@@ -177,8 +178,8 @@ function App() {
         ${!address.id && html`<${CreateForm} onCreated=${(id) => (location.hash = hrefOf(id))} />`}
       </main>
     </div>
-    <${ModelSuggestions} seen=${instances.current.models} />
-    <p class="hidden" role="status" aria-live="polite">${news}</p>
+    <${ModelSuggestions} used=${instances.current.models} />
+    <p class="hidden" role="status" aria-live="polite">${announcement}</p>
   `;
 }
 

@@ -31,7 +31,7 @@ export function CreateForm({ onCreated }) {
       setFailure(error);
       setSending(false);
       // Only a request that may have arrived is repeated under its key.
-      if (!error.passing) requestId.current = newRequestId();
+      if (!error.isTransient) requestId.current = newRequestId();
     }
   }
 

@@ -74,10 +74,10 @@ export function ForkDialog({ instance, onDone, onClose }) {
   const [stage, setStage] = useState('STAGE_PLAN');
   const [newId, setNewId] = useState('');
   const isDone = (subtask) => subtask.state === 'COMPLETED';
-  const hasOutputs = instance.synthesis.attempt > 0 || (instance.planned && [...instance.subtasks.values()].every(isDone));
+  const hasOutputs = instance.synthesis.attempt > 0 || (instance.isPlanned && [...instance.subtasks.values()].every(isDone));
   const stages = [
     ['STAGE_PLAN', 'Plan again', true],
-    ['STAGE_SUBTASKS', 'Keep the plan, work on every subtask again', instance.planned],
+    ['STAGE_SUBTASKS', 'Keep the plan, work on every subtask again', instance.isPlanned],
     ['STAGE_SYNTHESIS', 'Keep the outputs, synthesise again', hasOutputs],
   ];
   const onSubmit = async () => {

@@ -1,17 +1,17 @@
-// The list: pages from ListInstances, kept current by the stream of all instances' events.
+// The list of instances: pages of ListInstances, updated from the stream of all instances' events.
 import { allEventsPath, getInstance, lastPosition, listInstances } from './api.js';
 import { Feed } from './feed.js';
-import { apply, empty, fromResource, mayWait } from './fold.js';
+import { apply, emptyInstance, fromResource, mayWait } from './fold.js';
 import { onRecovered, reportRecorded } from './recovery.js';
 
 const PAGE_SIZE = 30;
 const LARGEST_PAGE = 1000;
 const SEARCH_PAGE = 200;
 const REFRESH_MS = 200;
-const ASK_WHY_MS = 5000; // how often the service is asked why instances wait, while some do nothing
+const WAITING_REASON_MS = 5000; // how often waiting reasons are read, while some instance does nothing
 const MOST_ASKED = 200;
 const SUGGESTED_LABELS = 50;
-const PROMPT_KEPT = 4096; // characters: about as much as ListInstances gives
+const RETAINED_PROMPT = 4096; // characters: about as much as ListInstances gives
 
 export const STATE_FILTERS = {
   all: { name: 'All', states: [] },
@@ -23,35 +23,32 @@ export const STATE_FILTERS = {
 };
 
 export class Instances {
-  models = new Set(); // that instances were given, to suggest them again
+  models = new Set(); // of instances, as suggestions
   labels = new Set(); // likewise, each as key=value
-  failure = null; // RequestError of what was asked for last
+  failure = null; // RequestError of the last request
   #state = 'all';
-  #only = []; // labels that an instance must have
+  #required = []; // labels that an instance must have
   #known = new Map(); // by id, whether they fit or not
-  #order = []; // ids in the order of ListInstances, newest first; those that have come to fit no more stay in it
-  #older = new Set(); // ids that fit, but belong to pages that were not asked for
-  #created = new Map(); // id -> position of its InstanceCreated, of those that came by
-  #asked = new Set(); // ids whose instance is being fetched
+  #order = []; // ids in the order of ListInstances, newest first; those that no longer fit stay in it
+  #older = new Set(); // ids that fit, but belong to pages that were not read
+  #created = new Map(); // id -> position of its InstanceCreated, of those in the stream
+  #fetching = new Set(); // ids whose instance is being fetched
   #pageToken = '';
   #position = 0; // of the last event of all before the first page was read
   #load = 0; // counts loads: an answer to an earlier one is dropped
   #pending = 0; // requests for pages under way
   #refresh = 0; // a timer
-  #failed = null; // what to do again once the service is back
+  #retryFailed = null; // runs the failed request again
   #feed = null;
-  #following = true;
+  #isStreaming = true;
 
-  /**
-   * `onChange()` when there is something new to show; `onEvent(event)` for every event of any instance; `onDeleted(id)` when
-   * one is gone.
-   */
+  /** `onChange()`: after each change. `onEvent(event)`: for every event of any instance. `onDeleted(id)`: after a deletion. */
   constructor(onChange, onEvent, onDeleted) {
     this.onChange = onChange;
     this.onEvent = onEvent;
     this.onDeleted = onDeleted;
     onRecovered(() => this.retry());
-    setInterval(() => this.#askWhy(), ASK_WHY_MS);
+    setInterval(() => this.#readWaitingReason(), WAITING_REASON_MS);
   }
 
   get loading() {
@@ -63,10 +60,10 @@ export class Instances {
   }
 
   get connected() {
-    return this.#following && !this.failure?.isOutage;
+    return this.#isStreaming && !this.failure?.isOutage;
   }
 
-  /** What fits the filters, in the order of ListInstances. */
+  /** The instances that fit the filters, in the order of ListInstances. */
   get shown() {
     return this.#order.map((id) => this.#known.get(id)).filter(this.#fits);
   }
@@ -77,35 +74,35 @@ export class Instances {
       const [key, value] = split(label);
       return instance.labels[key] === value;
     };
-    return (states.length === 0 || states.includes(instance.state)) && this.#only.every(isLabelled);
+    return (states.length === 0 || states.includes(instance.state)) && this.#required.every(isLabelled);
   };
 
   /** `state`: a key of STATE_FILTERS. `labels`: each as key=value; an instance must have all of them. */
   show(state, labels) {
-    if (this.#feed && state === this.#state && JSON.stringify(labels) === JSON.stringify(this.#only)) return;
+    if (this.#feed && state === this.#state && JSON.stringify(labels) === JSON.stringify(this.#required)) return;
     this.#state = state;
-    this.#only = labels;
+    this.#required = labels;
     this.reload();
   }
 
-  /** Ask again for what could not be read. */
+  /** Run the failed request again. */
   retry() {
-    this.#failed?.();
+    this.#retryFailed?.();
   }
 
-  /** Begin with the first page. */
+  /** Read the first page. */
   reload() {
     this.#pageToken = '';
     return this.#read(PAGE_SIZE);
   }
 
-  /** The next page; a large one to look for something in it. */
+  /** Read the next page, or a larger one to search. */
   more({ toSearch = false } = {}) {
     const load = this.#load;
     return this.#loading(async () => {
       const page = await this.#page(toSearch ? SEARCH_PAGE : PAGE_SIZE, this.#pageToken);
       if (load !== this.#load) return;
-      this.#keep(page.instances);
+      this.#store(page.instances);
       const known = new Set(this.#order);
       this.#order.push(...page.instances.map(({ id }) => id).filter((id) => !known.has(id)));
       this.#pageToken = page.nextPageToken;
@@ -113,7 +110,7 @@ export class Instances {
     });
   }
 
-  forget(id) {
+  remove(id) {
     this.#known.delete(id);
     this.#older.delete(id);
     this.#created.delete(id);
@@ -121,7 +118,7 @@ export class Instances {
     this.onChange();
   }
 
-  /** Read so many of the newest instances anew. The stream begins where the log ended before: nothing falls between. */
+  /** Read the newest instances. The stream starts at the log's end before the first page, so that no event is missed. */
   #read(count) {
     const load = ++this.#load;
     return this.#loading(async () => {
@@ -135,7 +132,7 @@ export class Instances {
         read.push(...page.instances);
         token = page.nextPageToken;
       } while (token && read.length < count);
-      this.#keep(read);
+      this.#store(read);
       const listed = new Set(read.map(({ id }) => id));
       const isNewer = (id) => this.#created.get(id) > position && !listed.has(id);
       this.#order = [...this.#order.filter(isNewer), ...listed];
@@ -152,24 +149,24 @@ export class Instances {
 
   async #loading(work) {
     this.#pending += 1;
-    this.#failed = null;
+    this.#retryFailed = null;
     this.onChange();
     try {
       await work();
       this.failure = null;
     } catch (error) {
       this.failure = error;
-      this.#failed = () => this.#loading(work);
+      this.#retryFailed = () => this.#loading(work);
     }
     this.#pending -= 1;
     this.onChange();
   }
 
   #page(pageSize, pageToken) {
-    return listInstances({ states: STATE_FILTERS[this.#state].states, labels: this.#only, pageSize, pageToken });
+    return listInstances({ states: STATE_FILTERS[this.#state].states, labels: this.#required, pageSize, pageToken });
   }
 
-  #keep(resources) {
+  #store(resources) {
     for (const resource of resources) {
       const instance = this.#strip(fromResource(resource));
       const known = this.#known.get(instance.id);
@@ -181,15 +178,15 @@ export class Instances {
 
   #follow(position) {
     this.#feed = new Feed(allEventsPath, position, {
-      event: (event, id) => this.#take(event, Number(id)),
-      deleted: (id, position) => this.#drop(id, Number(position)),
-      live: (is) => {
-        this.#following = is;
+      event: (event, id) => this.#applyEvent(event, Number(id)),
+      deleted: (id, position) => this.#removeDeleted(id, Number(position)),
+      live: (isConnected) => {
+        this.#isStreaming = isConnected;
         this.onChange();
       },
       lost: async (last) => {
         if (BigInt(await lastPosition()) >= BigInt(last)) return 'again';
-        // The log is another one, or an older copy of it: what is shown is not true any more.
+        // Another log, or an older copy of it: what is shown is no longer valid.
         this.#feed = null;
         this.#known.clear();
         this.#order = [];
@@ -200,47 +197,47 @@ export class Instances {
     });
   }
 
-  #take(event, position) {
+  #applyEvent(event, position) {
     const id = event.instanceId;
-    if (event.instanceCreated) this.#begin(id, position);
+    if (event.instanceCreated) this.#addCreated(id, position);
     const instance = this.#known.get(id);
     if (instance && Number(event.sequence) <= instance.lastSequence + 1) {
       apply(instance, event);
       this.#strip(instance);
-      this.#place(instance);
+      this.#refreshFor(instance);
     } else {
-      this.#ask(id);
+      this.#fetch(id);
     }
     reportRecorded();
     this.onEvent(event);
     this.onChange();
   }
 
-  /** An instance is gone; one that the list was read with since is another of the same id. */
-  #drop(id, position) {
+  /** Remove a deleted instance, except where a page read since has another of the same id. */
+  #removeDeleted(id, position) {
     if (position <= this.#position && this.#order.includes(id)) return;
-    this.forget(id);
+    this.remove(id);
     this.onDeleted(id);
   }
 
-  /** No event tells why nothing happens: while something that is shown does nothing, the service is asked. */
-  async #askWhy() {
+  /** Read the waiting reasons, which are in no event, while an instance shown does nothing. */
+  async #readWaitingReason() {
     if (document.hidden || !this.connected || this.loading || !this.shown.some(mayWait)) return;
     try {
       const states = ['STATE_QUEUED', 'STATE_RUNNING'];
-      const page = await listInstances({ states, labels: this.#only, pageSize: MOST_ASKED });
-      this.#keep(page.instances.filter(({ id }) => this.#known.has(id)));
+      const page = await listInstances({ states, labels: this.#required, pageSize: MOST_ASKED });
+      this.#store(page.instances.filter(({ id }) => this.#known.has(id)));
       this.onChange();
     } catch {
-      // Whether it can be reached, the stream tells; the next look asks again.
+      // The stream reports an outage; the next interval tries again.
     }
   }
 
-  /** Drop the texts, which the list does not show: a page that stays open all day must not gather them. */
+  /** Delete the texts, which the list does not show, so that a page open for long does not accumulate them. */
   #strip(instance) {
     const { bigModel, smallModel, reviewPlan, workers = [] } = instance.config;
-    instance.config = { reviewPlan }; // which fold.js asks for
-    instance.prompt = instance.prompt.slice(0, PROMPT_KEPT);
+    instance.config = { reviewPlan }; // which fold.js reads
+    instance.prompt = instance.prompt.slice(0, RETAINED_PROMPT);
     instance.finalResult = '';
     for (const subtask of instance.subtasks.values()) Object.assign(subtask, { output: '', instructions: '' });
     for (const model of [bigModel, smallModel, ...workers.map((worker) => worker.model)]) if (model) this.models.add(model);
@@ -250,41 +247,41 @@ export class Instances {
     return instance;
   }
 
-  /** An instance begins. What was created after the list was read is newer than all that the list has. */
-  #begin(id, position) {
+  /** Add a created instance at the top: it is newer than all that the list has read. */
+  #addCreated(id, position) {
     if (position <= this.#position || position <= this.#created.get(id)) return;
     this.#created.set(id, position);
-    this.#known.set(id, empty(id)); // also where another one had this id, and was deleted
+    this.#known.set(id, emptyInstance(id)); // also where a deleted one had this id
     this.#order = [id, ...this.#order.filter((each) => each !== id)];
   }
 
-  /** One that has come to fit and has no place yet: where its place is, only the service knows. */
-  #place(instance) {
+  /** Read the list again where an instance fits that is not in it: only the service knows its position. */
+  #refreshFor(instance) {
     const { id } = instance;
     if (!this.#fits(instance)) this.#older.delete(id);
     else if (!this.#order.includes(id) && !this.#older.has(id)) {
-      this.#refresh ||= setTimeout(this.#readAgain, REFRESH_MS);
+      this.#refresh ||= setTimeout(this.#readNewest, REFRESH_MS);
     }
   }
 
-  #readAgain = () => {
-    this.#refresh = this.loading ? setTimeout(this.#readAgain, REFRESH_MS) : 0;
+  #readNewest = () => {
+    this.#refresh = this.loading ? setTimeout(this.#readNewest, REFRESH_MS) : 0;
     if (!this.#refresh) this.#read(Math.max(PAGE_SIZE, this.#order.length));
   };
 
-  /** An instance that was not among the pages has changed: it may fit the filters now. */
-  async #ask(id) {
-    if (this.#asked.has(id)) return;
-    this.#asked.add(id);
+  /** Fetch an instance that changed and is on no page read: it may fit the filters now. */
+  async #fetch(id) {
+    if (this.#fetching.has(id)) return;
+    this.#fetching.add(id);
     try {
       const resource = await getInstance(id);
-      this.#keep([resource]);
-      this.#place(this.#known.get(id));
+      this.#store([resource]);
+      this.#refreshFor(this.#known.get(id));
       this.onChange();
     } catch (error) {
-      if (!error.passing) this.forget(id); // deleted meanwhile; one out of reach is asked for by its next event
+      if (!error.isTransient) this.remove(id); // deleted meanwhile; after an outage its next event fetches it
     } finally {
-      this.#asked.delete(id);
+      this.#fetching.delete(id);
     }
   }
 }

@@ -1,43 +1,43 @@
-// Whether the service can be reached, as the last request or stream found. While it cannot, it is asked every second,
-// so that what waits for it (a list that could not be read, a message that says so) learns that it is back.
+// Tracks whether the service can be reached, from the last request or stream. While it cannot, it is probed every
+// second, and listeners (a list that could not be read, a message about the outage) are notified when it is back.
 const PROBE_MS = 1000;
-const whenBack = new Set();
-const whenRecorded = new Set();
-let timer = 0; // not 0: it could not be reached
+const recoveredListeners = new Set();
+const recordedListeners = new Set();
+let timer = 0; // not 0 during an outage
 
-/** Call `listener` each time the service is back after an outage; gives what ends that. */
+/** Call `listener` each time the service is back after an outage; return a function that unsubscribes it. */
 export function onRecovered(listener) {
-  return listen(whenBack, listener);
+  return subscribe(recoveredListeners, listener);
 }
 
-/** Call `listener` each time the service has recorded a new event; gives what ends that. */
+/** Call `listener` each time the service has recorded a new event; return a function that unsubscribes it. */
 export function onRecorded(listener) {
-  return listen(whenRecorded, listener);
+  return subscribe(recordedListeners, listener);
 }
 
-/** A request was not answered. */
+/** Report a request without an answer. */
 export function reportOutage() {
   timer ||= setTimeout(probe, PROBE_MS);
 }
 
-/** A request was answered. */
+/** Report a request with an answer. */
 export function reportAnswer() {
   if (timer) reportRecovery();
 }
 
-/** A stream that was lost is open again: perhaps no request fell into the time between. */
+/** Report a stream that is open again: there may have been no request in between. */
 export function reportRecovery() {
   clearTimeout(timer);
   timer = 0;
-  notify(whenBack);
+  notify(recoveredListeners);
 }
 
-/** A new event came by: the service can write. */
+/** Report a new event: the service can write. */
 export function reportRecorded() {
-  notify(whenRecorded);
+  notify(recordedListeners);
 }
 
-function listen(listeners, listener) {
+function subscribe(listeners, listener) {
   listeners.add(listener);
   return () => listeners.delete(listener);
 }

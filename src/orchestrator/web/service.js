@@ -1,4 +1,4 @@
-// What the service is set to, as GetServiceInfo tells it: read when the page opens, and when the service is back.
+// The service's settings from GetServiceInfo: read when the page opens, and when the service is back.
 import { getServiceInfo } from './api.js';
 import { cost, count, duration, milliseconds, plural } from './format.js';
 import { onRecovered } from './recovery.js';
@@ -11,7 +11,7 @@ async function read() {
   try {
     info = await getServiceInfo();
   } catch {
-    return; // an outage is told by the list, and an older service does not know the question
+    return; // the list shows an outage; an older service does not have this method
   }
   for (const watcher of [...watchers]) watcher(info);
 }
@@ -19,7 +19,7 @@ async function read() {
 read();
 onRecovered(read);
 
-/** GetServiceInfoResponse, or null until it is known. */
+/** Return the GetServiceInfoResponse, or null until it is read. */
 export function useServiceInfo() {
   const [known, setKnown] = useState(info);
   useEffect(() => {
@@ -30,14 +30,14 @@ export function useServiceInfo() {
   return known;
 }
 
-/** The datalist `models`: those that the service is set to, and `seen`, which instances were given. */
-export function ModelSuggestions({ seen }) {
+/** The datalist `models`: those of the service's settings, and `used`, those of instances. */
+export function ModelSuggestions({ used }) {
   const { models, workers = [] } = useServiceInfo() ?? {};
-  const names = new Set([models?.bigModel, models?.smallModel, ...workers.map(({ model }) => model), ...seen]);
+  const names = new Set([models?.bigModel, models?.smallModel, ...workers.map(({ model }) => model), ...used]);
   return html`<datalist id="models">${[...names].filter(Boolean).map((name) => html`<option key=${name} value=${name} />`)}</datalist>`;
 }
 
-/** In a line what the service is set to, and in full for whoever opens it. */
+/** The settings in one line, and in full when opened. */
 export function ServiceSettings() {
   const known = useServiceInfo();
   if (!known) return null;

@@ -1,28 +1,28 @@
-// Text as models write it, put together from OutputDelta messages. It is not in the log and may come late, twice
-// or in part; what counts is the output that the log has in the end.
+// Accumulates the text of calls under way from OutputDelta messages. They are not in the log and may come late, twice
+// or in part; the output in the completed event supersedes them.
 
-export const SYNTHESIS = ''; // whose text it is: a subtask's id, or this
+export const SYNTHESIS = ''; // the writer of a text: a subtask's id, or this
 
 export class LiveTexts {
-  #texts = new Map(); // whose -> {attempt, text, base and length: code points from the attempt's start}
+  #texts = new Map(); // by writer: {attempt, text, base and length: code points from the attempt's start}
 
-  /** A new attempt of a writer begins: whatever an earlier one wrote is gone. */
-  begin(writer, attempt) {
-    if (attempt > (this.#texts.get(writer)?.attempt ?? 0)) this.#texts.set(writer, written(attempt, 0));
+  /** Start an attempt of a writer, and delete the text of earlier ones. */
+  startAttempt(writer, attempt) {
+    if (attempt > (this.#texts.get(writer)?.attempt ?? 0)) this.#texts.set(writer, newEntry(attempt, 0));
   }
 
-  /** Take one OutputDelta as protobuf's JSON; give whether it changed anything. */
-  take({ subtaskId: writer = SYNTHESIS, attempt = 0, offset = 0, text = '' }) {
+  /** Append one OutputDelta, as protobuf's JSON; return whether it has text. */
+  append({ subtaskId: writer = SYNTHESIS, attempt = 0, offset = 0, text = '' }) {
     const start = Number(offset); // int64 travels as a string
     let entry = this.#texts.get(writer);
     if (attempt < (entry?.attempt ?? 0)) return false;
     if (!entry || attempt > entry.attempt || start > entry.length || start < entry.base) {
-      // A new attempt, a piece is missing before this one, or the missed beginning comes: begin where it begins.
-      entry = written(attempt, start);
+      // A new attempt, a gap before this delta, or one from before the text's start: start at its offset.
+      entry = newEntry(attempt, start);
       this.#texts.set(writer, entry);
     }
     if (start < entry.length) {
-      // The piece replaces what was there from its place on: that were thoughts, or the same text again.
+      // The delta replaces the text from its offset on: reasoning that is no part of the answer, or a repeat.
       entry.text = Array.from(entry.text).slice(0, start - entry.base).join('');
       entry.length = start;
     }
@@ -31,14 +31,14 @@ export class LiveTexts {
     return text !== '';
   }
 
-  /** What a writer has written so far; an ellipsis stands for a beginning that was missed. */
+  /** Return a writer's text so far; an ellipsis marks a missing start. */
   of(writer) {
     const entry = this.#texts.get(writer);
     return entry ? (entry.base ? `… ${entry.text}` : entry.text) : '';
   }
 
-  /** The writer's output is in the log. */
-  drop(writer) {
+  /** Delete a writer's text: its output is in the log. */
+  delete(writer) {
     this.#texts.delete(writer);
   }
 
@@ -47,6 +47,6 @@ export class LiveTexts {
   }
 }
 
-function written(attempt, base) {
+function newEntry(attempt, base) {
   return { attempt, text: '', base, length: base };
 }

@@ -1,6 +1,6 @@
 // One instance over time: planning, each subtask with its attempts and dependencies, the synthesis.
 import { CopyButton } from './copy.js';
-import { TERMINAL, works } from './fold.js';
+import { TERMINAL, allWork } from './fold.js';
 import { cost, duration, elapsed, hasTokens, plural, shortTokens, tokens, tokensEachWay } from './format.js';
 import { Markdown } from './markdown.js';
 import { timeScale } from './scale.js';
@@ -15,9 +15,9 @@ export function Timeline({ watch, now }) {
   const [open, setOpen] = useState('');
   const [hot, setHot] = useState('');
   const lanes = lanesOf(instance);
-  const running = works(instance).some((work) => work.state === 'RUNNING' || work.retryTime);
+  const running = allWork(instance).some((work) => work.state === 'RUNNING' || work.retryTime);
   const to = TERMINAL.has(instance.state) ? instance.endTime : running ? now : instance.updateTime;
-  const spans = works(instance).flatMap((work) => work.attempts.map(({ start, end }) => [start, end || now]));
+  const spans = allWork(instance).flatMap((work) => work.attempts.map(({ start, end }) => [start, end || now]));
   const from = Math.min(instance.startTime || instance.createTime, ...spans.map(([start]) => start));
   const scale = timeScale(spans, from, Math.max(to, from), { grows: running });
   const related = relatedTo(hot, instance);
@@ -81,7 +81,7 @@ function lanesOf(instance) {
   ];
 }
 
-/** The keys of what a lane waits for and of what waits for it. */
+/** Return the keys of a lane's dependencies and dependents. */
 function relatedTo(key, instance) {
   const [, id] = key.match(/^subtask-(.*)/) ?? [];
   const after = [...instance.subtasks.values()].filter((subtask) => subtask.dependsOn.includes(id));
@@ -197,7 +197,7 @@ function Panel({ lane, text, now }) {
   </div>`;
 }
 
-/** Text that grows; it stays at its end for whoever has not scrolled up. */
+/** Text that grows, scrolled to its end until the reader scrolls up. */
 function LiveText({ text }) {
   const element = useRef();
   const follows = useRef(true);
@@ -214,7 +214,7 @@ function LiveText({ text }) {
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-/** Lines from the end of what a subtask waited for to its own beginning, measured from the bars. */
+/** Lines from the end of each dependency to the start of its dependent, measured from the bars. */
 function Links({ lanes, hot }) {
   const svg = useRef();
   useLayoutEffect(() => {

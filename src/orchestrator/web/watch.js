@@ -1,27 +1,27 @@
-// One instance as it is shown: all of its events folded, and the text that is being written.
+// Follows one instance: folds all of its events, and accumulates the text of its calls under way.
 import { eventsPath, getInstance } from './api.js';
 import { Feed } from './feed.js';
-import { apply, empty, kindOf, mayWait, TERMINAL } from './fold.js';
+import { apply, emptyInstance, kindOf, mayWait, TERMINAL } from './fold.js';
 import { LiveTexts, SYNTHESIS } from './texts.js';
 
-const ASK_WHY_MS = 2000;
+const WAITING_REASON_MS = 2000;
 
 export class Watch {
   events = [];
   texts = new LiveTexts();
   connected = true;
   missing = false; // there is no such instance
-  deleted = false; // there was one, and what is shown is all that is left of it
+  deleted = false; // after it was read: the page still shows it
   review = null; // what a person has made of the plan that waits; see review.js
   #feed = null;
-  #timer = setInterval(() => this.#askWhy(), ASK_WHY_MS);
+  #timer = setInterval(() => this.#readWaitingReason(), WAITING_REASON_MS);
 
-  /** `onChange()` when there is something new to show; `onNews(event, instance)` after each event that is news. */
-  constructor(id, onChange, onNews) {
+  /** `onChange()`: after each change of what is shown. `onLiveEvent(event, instance)`: after each event recorded since. */
+  constructor(id, onChange, onLiveEvent) {
     this.id = id;
     this.onChange = onChange;
-    this.onNews = onNews;
-    this.instance = empty(id);
+    this.onLiveEvent = onLiveEvent;
+    this.instance = emptyInstance(id);
     this.follow();
   }
 
@@ -31,55 +31,55 @@ export class Watch {
     this.#feed = null;
   }
 
-  /** Read on from the last event seen: also after the end, since a finished instance may be retried. */
+  /** Stream from the last event applied: also after the end, since a finished instance may be retried. */
   follow() {
     this.#feed?.close();
     const openedAt = Date.now();
     this.#feed = new Feed(eventsPath(this.id), this.instance.lastSequence, {
-      event: (event) => this.#take(event, openedAt),
+      event: (event) => this.#applyEvent(event, openedAt),
       delta: (delta) => {
-        if (this.texts.take(delta)) this.onChange();
+        if (this.texts.append(delta)) this.onChange();
       },
       end: () => {
         this.#feed = null;
-        this.#connect(true);
+        this.#setConnected(true);
       },
-      live: (is) => this.#connect(is),
-      lost: () => this.#lost(),
+      live: (isConnected) => this.#setConnected(isConnected),
+      lost: () => this.#checkLost(),
     });
   }
 
-  /** Events of all instances come by: one of this instance, after its end, says that it goes on. */
-  hear(event) {
-    if (this.deleted && event.instanceId === this.id && event.instanceCreated) this.#begin();
+  /** Follow again where an event of the stream of all instances is a new one of this instance, after its end. */
+  resumeFor(event) {
+    if (this.deleted && event.instanceId === this.id && event.instanceCreated) this.#reset();
     if (event.instanceId !== this.id || this.#feed || Number(event.sequence) <= this.instance.lastSequence) return;
     this.missing = false;
     this.follow();
   }
 
-  /** An instance is gone. The stream of this one may have ended long ago, or ends now. */
-  async hearDeleted(id) {
+  /** Handle a deletion in the stream of all instances; this instance's own stream may have ended before it. */
+  async onDeleted(id) {
     if (id !== this.id || this.deleted) return;
     try {
       if (Number((await getInstance(id)).lastSequence) >= this.instance.lastSequence && this.#feed) return;
-      this.#begin(); // another one has the id
+      this.#reset(); // another one has the id
     } catch (error) {
-      if (!error.passing) this.#miss();
+      if (!error.isTransient) this.#markMissing();
     }
   }
 
-  #miss() {
+  #markMissing() {
     this.#feed?.close();
     this.#feed = null;
     this.missing = this.instance.lastSequence === 0;
     this.deleted = !this.missing;
     this.instance.waitingReason = '';
-    this.#connect(true);
+    this.#setConnected(true);
   }
 
-  /** Read anew: another instance of the same id, or an older copy of the log. What was shown is not true any more. */
-  #begin() {
-    this.instance = empty(this.id);
+  /** Follow from the first event: another instance of the same id, or an older copy of the log. */
+  #reset() {
+    this.instance = emptyInstance(this.id);
     this.events = [];
     this.review = null;
     this.missing = this.deleted = false;
@@ -87,8 +87,8 @@ export class Watch {
     this.follow();
   }
 
-  /** No event tells why nothing happens: while nothing does, the service is asked. */
-  async #askWhy() {
+  /** Read the waiting reason, which is in no event, while nothing happens. */
+  async #readWaitingReason() {
     const { instance } = this;
     if (document.hidden || !this.connected || this.deleted || !mayWait(instance)) return;
     try {
@@ -97,69 +97,69 @@ export class Watch {
       instance.waitingReason = found.waitingReason;
       this.onChange();
     } catch {
-      // The stream tells that it cannot be reached, or is gone.
+      // The stream reports an outage or a deletion.
     }
   }
 
-  #connect(is) {
-    this.connected = is;
+  #setConnected(isConnected) {
+    this.connected = isConnected;
     this.onChange();
   }
 
-  async #lost() {
+  async #checkLost() {
     const { instance } = this;
     let found;
     try {
       found = await getInstance(this.id);
     } catch (error) {
-      if (error.passing) throw error;
-      this.#miss();
+      if (error.isTransient) throw error;
+      this.#markMissing();
       return 'stop';
     }
     const last = Number(found.lastSequence);
     if (last < instance.lastSequence) {
-      this.#begin();
+      this.#reset();
       return 'stop';
     }
     if (last === instance.lastSequence && TERMINAL.has(instance.state)) {
       this.#feed = null;
-      this.#connect(true);
+      this.#setConnected(true);
       return 'stop';
     }
     return 'again';
   }
 
-  #take(event, openedAt) {
+  #applyEvent(event, openedAt) {
     if (Number(event.sequence) <= this.instance.lastSequence) return;
     apply(this.instance, event);
     this.events.push(event);
     this.#readCatalogue();
-    this.#follow(event);
-    if (Date.parse(event.eventTime) >= openedAt) this.onNews(event, this.instance);
+    this.#updateTexts(event);
+    if (Date.parse(event.eventTime) >= openedAt) this.onLiveEvent(event, this.instance);
     this.onChange();
   }
 
-  /** Events only name the service's catalogue of workers: the instance as a whole tells what is in it. */
+  /** Fetch the service's catalogue of workers, which events only name. */
   async #readCatalogue() {
     const { config } = this.instance;
     if (!config.catalogue || config.workers) return;
-    config.workers = []; // asked for once
+    config.workers = []; // requested once
     try {
       const found = await getInstance(this.id);
       if (found.config.catalogue === config.catalogue) config.workers = found.config.workers;
     } catch {
-      delete config.workers; // the next event asks again
+      delete config.workers; // the next event requests it again
     }
     this.onChange();
   }
 
-  /** What the log says puts an end to what was being written, or begins it anew. */
-  #follow(event) {
+  /** Delete live text that an event supersedes. */
+  #updateTexts(event) {
     const payload = event[kindOf(event)];
-    if (event.subtaskStarted) this.texts.begin(payload.subtaskId, payload.attempt);
-    else if (event.synthesisStarted) this.texts.begin(SYNTHESIS, payload.attempt);
-    else if (event.subtaskCompleted) this.texts.drop(payload.subtaskId);
-    else if (event.synthesisCompleted) this.texts.drop(SYNTHESIS);
+    if (event.subtaskStarted) this.texts.startAttempt(payload.subtaskId, payload.attempt);
+    else if (event.synthesisStarted) this.texts.startAttempt(SYNTHESIS, payload.attempt);
+    else if (event.subtaskCompleted) this.texts.delete(payload.subtaskId);
+    else if (event.synthesisCompleted) this.texts.delete(SYNTHESIS);
     else if (event.instanceRestarted || event.planReviewed) this.texts.clear();
   }
 }
