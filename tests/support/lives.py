@@ -1,15 +1,41 @@
 """Instances made by hand: events in a row, folded, without an engine."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 from orchestrator.core import config, lifecycle
 from orchestrator.core.budget import Since
-from orchestrator.core.events import call_started, plan_completed, work_completed
-from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, Subtask, Usage, WorkKey
+from orchestrator.core.events import (
+    call_started,
+    completed,
+    failed,
+    plan_completed,
+    started,
+    subtasks_planned,
+    work_completed,
+)
+from orchestrator.core.instance import PLANNING, SYNTHESIS, Failure, Instance, State, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan
-from orchestrator.core.state import evolve, fold
+from orchestrator.core.state import IllegalEventError, evolve, fold
 from orchestrator.v1 import instance_pb2 as pb
-from orchestrator.v1.event_pb2 import Event, InstanceCompleted, InstanceCreated, InstanceRetried
+from orchestrator.v1.event_pb2 import (
+    DECISION_APPROVE,
+    DECISION_REJECT,
+    Event,
+    InstanceCompleted,
+    InstanceCreated,
+    InstanceErrored,
+    InstancePaused,
+    InstancePauseRequested,
+    InstanceRestarted,
+    InstanceResumed,
+    InstanceRetried,
+    InstanceTerminated,
+    PlanCompleted,
+    PlanReviewed,
+    SubtaskSkipped,
+)
 
 CONFIG = config.default("scripted/big", "scripted/small")
 NOW_S = 1_700_000_000.0
@@ -78,6 +104,82 @@ class Life:
 
     def refolded(self) -> Instance:
         return fold(Event.FromString(event.SerializeToString()) for event in self.events)
+
+
+Transition: TypeAlias = tuple[State, str, State]
+"""A state, the kind of an event, and the state after it."""
+
+
+def lives_by_transition(*last: Transition) -> Mapping[Transition, Sequence[Event]]:
+    """Find a shortest life that ends with each transition, among those whose plan has one subtask.
+
+    No life goes on after one of the transitions in `last`.
+    """
+    lives: dict[Transition, Sequence[Event]] = {}
+    visited = set[tuple[object, ...]]()
+    queue = deque[tuple[Instance, Sequence[Event]]]([(Instance(id="a"), ())])
+    while queue:
+        before, events = queue.popleft()
+        for event in _candidates(before):
+            event.instance_id = before.id
+            event.sequence = before.last_sequence + 1
+            event.event_time.FromNanoseconds(int((NOW_S + event.sequence) * 1e9))
+            try:
+                after = evolve(before, event)
+            except IllegalEventError:
+                continue
+            life = (*events, event)
+            transition = (before.state, str(event.WhichOneof("payload")), after.state)
+            lives.setdefault(transition, life)
+            if transition not in last and (signature := _signature(after)) not in visited:
+                visited.add(signature)
+                queue.append((after, life))
+    return lives
+
+
+def _signature(instance: Instance) -> tuple[object, ...]:
+    """Return what determines which events can follow, and which state they lead to."""
+    return (
+        instance.state,
+        *(work.state for _, work in instance.works),
+        len(instance.subtasks),
+        len(instance.reusable),
+        instance.is_planned,
+        instance.is_reviewed,
+        instance.start_time_s > 0,
+        instance.config.review_plan,
+    )
+
+
+def _candidates(instance: Instance) -> Iterator[Event]:
+    """Yield events of every kind, each with the attempt that would be legal; not all of them can follow."""
+    subtask = part("a")
+    cause, usage = Failure("MODEL_FAILED", "no"), Usage(1, 2, 1)
+    error = pb.Failure(reason=cause.reason, message=cause.message)
+    for key in (PLANNING, subtask.key, SYNTHESIS):
+        attempt = instance.work(key).attempt
+        yield started(key, attempt + 1, "scripted/small")
+        yield failed(key, attempt, "scripted/small", cause, usage)
+        yield failed(key, attempt, "scripted/small", cause, usage, NOW_S)
+        if key != PLANNING:
+            yield completed(key, attempt, "scripted/small", "done", usage)
+    yield from subtasks_planned(instance, [subtask], "how")
+    for attempt in {0, instance.planning.attempt}:
+        yield Event(plan_completed=PlanCompleted(attempt=attempt, summary="how"))
+    for decision in (DECISION_APPROVE, DECISION_REJECT):
+        yield Event(plan_reviewed=PlanReviewed(decision=decision))
+    for review_plan in (False, True):
+        config = resolved(review_plan=review_plan)
+        yield Event(instance_created=InstanceCreated(prompt="Build it", config=config))
+        yield Event(instance_retried=InstanceRetried(config=config))
+        yield Event(instance_restarted=InstanceRestarted(config=config))
+    yield Event(subtask_skipped=SubtaskSkipped(subtask_id=subtask.id, error=error))
+    yield Event(instance_pause_requested=InstancePauseRequested())
+    yield Event(instance_paused=InstancePaused())
+    yield Event(instance_resumed=InstanceResumed())
+    yield Event(instance_completed=InstanceCompleted())
+    yield Event(instance_errored=InstanceErrored(error=error))
+    yield Event(instance_terminated=InstanceTerminated(cut_off_calls=instance.open_calls))
 
 
 def part(subtask_id: str, *depends_on: str) -> Subtask:
