@@ -73,7 +73,7 @@ class Bare:
 
     def append(self, *events: pb.Event, state: State = RUNNING) -> "asyncio.Future[None]":
         append = Append(
-            self.ref, self.sequence, self.placed(events), Summary(state, 0, b""), follows=self.last
+            self.ref, self.sequence, self.placed(events), Summary(state, 0, b""), previous=self.last
         )
         self.last = self.log.append(append)
         return self.last

@@ -23,7 +23,7 @@ class Stage:
         return hang if self.is_stuck and call.role == self.role and not spared else None
 
 
-async def events_of(client: Client, instance_id: str) -> list[event_pb2.Event]:
+async def events_for(client: Client, instance_id: str) -> list[event_pb2.Event]:
     return [event async for event in client.stream_events(instance_id)]
 
 
@@ -65,7 +65,7 @@ async def test_an_instance_killed_at_any_stage_completes_and_pays_nothing_twice(
         await service.start()
         async with Client(service.grpc_address) as client:
             answer = await client.wait("a", timeout_s=30)
-            events = await events_of(client, "a")
+            events = await events_for(client, "a")
     assert answer.instance.state == instance_pb2.STATE_COMPLETE
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert events[: len(before)] == before

@@ -99,7 +99,7 @@ async def test_appends_become_durable_in_the_order_they_were_queued(log: EventLo
     for number in range(5):
         before = len(life.events)
         queued = append(attempt_planning(life), ref, before)
-        futures.append(log.append(queued._replace(follows=futures[-1] if futures else None)))
+        futures.append(log.append(queued._replace(previous=futures[-1] if futures else None)))
         futures[-1].add_done_callback(lambda _, number=number: order.append(number))
     await asyncio.gather(*futures)
     await asyncio.sleep(0)
@@ -474,11 +474,11 @@ async def test_readers_who_join_anywhere_see_every_event_once_and_in_order(
         before = len(life.events)
         for _ in range(attempts):
             attempt_planning(life)
-        durable = log.append(append(life, ref, before)._replace(follows=durable))
+        durable = log.append(append(life, ref, before)._replace(previous=durable))
         if is_awaited:
             await durable
     before = len(life.events)
-    await log.append(append(life.terminated(), ref, before)._replace(follows=durable))
+    await log.append(append(life.terminated(), ref, before)._replace(previous=durable))
     for after, reader in readers:
         assert await reader == list(range(after + 1, len(life.events) + 1))
     await log.aclose()

@@ -60,7 +60,7 @@ async def stream(running: Service, instance_id: str, **options: object) -> list[
     return [message async for message in running.stub.StreamEvents(request)]
 
 
-def events_of(messages: list[pb.StreamEventsResponse]) -> list[event_pb2.Event]:
+def events_for(messages: list[pb.StreamEventsResponse]) -> list[event_pb2.Event]:
     return [event for message in messages for event in message.batch.events]
 
 
@@ -130,7 +130,7 @@ async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
     answer = await running.ended("a")
     assert list(answer.status.output.worker_responses) == ["The output of one.", "The output of two."]
-    kinds = [event.WhichOneof("payload") for event in events_of(await stream(running, "a"))]
+    kinds = [event.WhichOneof("payload") for event in events_for(await stream(running, "a"))]
     assert "planning_started" not in kinds
 
 
@@ -222,14 +222,14 @@ async def test_a_taken_id_is_refused(stuck: Service) -> None:
 async def test_a_stream_replays_follows_and_ends(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     messages = await stream(running, "a")
-    events = events_of(messages)
+    events = events_for(messages)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert events[-1].WhichOneof("payload") == "instance_completed"
     assert messages[-1].end == pb.StreamEnd(state=instance_pb2.STATE_COMPLETE, sequence=len(events))
     assert sum(message.HasField("caught_up") for message in messages) <= 1
     for after in (0, 1, len(events) - 1, len(events)):
         rest = await stream(running, "a", after_sequence=after)
-        assert events_of(rest) == events[after:]
+        assert events_for(rest) == events[after:]
         assert rest[-1].HasField("end")
 
 
@@ -237,7 +237,7 @@ async def test_a_stream_without_follow_ends_where_the_log_does(stuck: Service) -
     await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     messages = await stream(stuck, "a", follow=False)
     assert messages[-1].HasField("caught_up")
-    assert messages[-1].caught_up.sequence == events_of(messages)[-1].sequence
+    assert messages[-1].caught_up.sequence == events_for(messages)[-1].sequence
 
 
 async def test_a_stream_past_the_end_is_out_of_range(stuck: Service) -> None:
@@ -406,7 +406,7 @@ async def test_a_page_token_does_not_fit_other_filters(stuck: Service) -> None:
 async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", labels={"team": "red"}))
     source = (await running.ended("a")).instance
-    before = events_of(await stream(running, "a"))
+    before = events_for(await stream(running, "a"))
     changes = instance_pb2.InstanceConfig(big_model="scripted/other")
     forked = await running.stub.ForkInstance(
         pb.ForkInstanceRequest(id="a", new_id="b", stage=pb.STAGE_SYNTHESIS, config=changes)
@@ -417,10 +417,10 @@ async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running
     assert ended.labels == {"team": "red"}
     assert ended.usage.model_calls == source.usage.model_calls
     assert (ended.own_usage.model_calls, source.own_usage) == (1, source.usage)
-    events = events_of(await stream(running, "b"))
+    events = events_for(await stream(running, "b"))
     assert [event.sequence for event in events] == list(range(1, ended.last_sequence + 1))
     assert events[-3].synthesis_started.model == "scripted/other"
-    assert events_of(await stream(running, "a")) == before
+    assert events_for(await stream(running, "a")) == before
     taken = pb.ForkInstanceRequest(id="a", new_id="b", stage=pb.STAGE_PLAN)
     assert (await refused(running.stub.ForkInstance(taken))).info.reason == "INSTANCE_ALREADY_EXISTS"
     bad = pb.ForkInstanceRequest(id="a", new_id="-", stage=pb.STAGE_PLAN)
@@ -443,7 +443,7 @@ async def test_a_first_event_names_the_services_catalogue_and_is_small(tmp_path:
     async with service(tmp_path / "log.db", Scripted(), workers=FULL_CATALOGUE) as running:
         await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
         await running.ended("a")
-        first, *rest = events_of(await stream(running, "a"))
+        first, *rest = events_for(await stream(running, "a"))
         assert first.ByteSize() < 500
         assert max(event.ByteSize() for event in rest) < 500
         whole = pb.GetInstanceRequest(id="a", view=pb.VIEW_FULL)
@@ -796,7 +796,7 @@ async def test_events_say_in_which_request_they_were_asked_for(stuck: Service) -
         pb.TerminateInstanceRequest(id="a"),
         metadata=(("x-request-id", "x" * 300), ("traceparent", "00-nonsense")),
     )
-    events = events_of(await stream(stuck, "a"))
+    events = events_for(await stream(stuck, "a"))
     origins = [(event.request_id, event.trace_parent, event.actor) for event in events]
     assert origins == [("first", trace, ""), ("", "", ""), ("", "", "")]
     assert {event.schema for event in events} == {1}

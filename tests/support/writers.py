@@ -39,7 +39,7 @@ class Writer:
             instance = evolve(instance, event)
         self.seen = Loaded(ref, instance)
         self.queued = self.log.append(
-            Append(ref, expected, new, summarize(instance), epoch, follows=self.queued, **others)
+            Append(ref, expected, new, summarize(instance), epoch, previous=self.queued, **others)
         )
         return self.queued
 

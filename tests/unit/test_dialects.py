@@ -36,7 +36,7 @@ PLANNING = {**SENT, "response_format": {"type": "json_schema"}}
 def test_a_model_that_knows_no_system_role_gets_its_text_from_the_user(
     words: str, is_rejection: bool
 ) -> None:
-    changed = Dialect().after(words, SENT, is_rejection=is_rejection)
+    changed = Dialect().after_rejection(words, SENT, is_rejection=is_rejection)
     assert changed == Dialect(has_system_role=False)
     told = (
         Message("system", "You work."),
@@ -50,7 +50,7 @@ def test_a_model_that_knows_no_system_role_gets_its_text_from_the_user(
         Message("user", "c"),
     )
     without = {**SENT, "messages": SENT["messages"][1:]}  # type: ignore[index]
-    assert changed.after(words, without, is_rejection=is_rejection) is None
+    assert changed.after_rejection(words, without, is_rejection=is_rejection) is None
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_a_model_that_knows_no_system_role_gets_its_text_from_the_user(
     ],
 )
 def test_a_rejection_that_may_be_about_the_system_role_is_tried_without_it(words: str) -> None:
-    assert Dialect().after(words, SENT) == Dialect(has_system_role=False)
-    assert Dialect().after(words, SENT, is_rejection=False) is None
+    assert Dialect().after_rejection(words, SENT) == Dialect(has_system_role=False)
+    assert Dialect().after_rejection(words, SENT, is_rejection=False) is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_rejection_that_may_be_about_the_system_role_is_tried_without_it(words
     ],
 )
 def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: str) -> None:
-    assert Dialect().after(words, PLANNING) == Dialect(json_modes=("json_object", "prompt"))
+    assert Dialect().after_rejection(words, PLANNING) == Dialect(json_modes=("json_object", "prompt"))
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: st
 )
 @pytest.mark.parametrize("is_rejection", [True, False])
 def test_a_format_that_fails_is_left_for_the_next_rung(words: str, is_rejection: bool) -> None:
-    changed = Dialect().after(words, PLANNING, is_rejection=is_rejection)
+    changed = Dialect().after_rejection(words, PLANNING, is_rejection=is_rejection)
     assert changed == Dialect(json_modes=("json_object", "prompt"))
-    assert Dialect().after(words, SENT, is_rejection=is_rejection) is None
+    assert Dialect().after_rejection(words, SENT, is_rejection=is_rejection) is None
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_a_format_that_fails_is_left_for_the_next_rung(words: str, is_rejection:
     ],
 )
 def test_what_is_no_rejection_changes_nothing_unless_it_can_mean_nothing_else(words: str) -> None:
-    assert Dialect().after(words, PLANNING, is_rejection=False) is None
+    assert Dialect().after_rejection(words, PLANNING, is_rejection=False) is None

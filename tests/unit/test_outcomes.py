@@ -10,7 +10,7 @@ from orchestrator.core.commands import CallModel
 from orchestrator.core.decider import apply_outcomes, decide
 from orchestrator.core.events import call_started
 from orchestrator.core.instance import IN_PROGRESS, PLANNING, SYNTHESIS, Instance, Usage, WorkKey
-from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksStreamed, events_of
+from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksStreamed, events_for
 from orchestrator.core.plan import Plan
 from orchestrator.core.state import fold
 from orchestrator.errors import ModelError, StateForbidsError
@@ -33,7 +33,7 @@ def planning() -> Life:
 
 
 def test_a_plan_is_recorded_subtask_by_subtask() -> None:
-    events = events_of(planning().instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
+    events = events_for(planning().instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
     assert kinds(events) == ["subtask_planned"] * 3 + ["plan_completed"]
     assert events[-1].plan_completed.usage.cost_usd == 0.5
 
@@ -44,7 +44,7 @@ def test_a_text_completes_its_work(key: WorkKey) -> None:
     life = life.started("a") if key == A else life.done("a")
     if key == SYNTHESIS:
         life.then(call_started(life.instance, SYNTHESIS))
-    (event,) = events_of(life.instance, CallEnded(key, 1, "the text", USED), NOW_S)
+    (event,) = events_for(life.instance, CallEnded(key, 1, "the text", USED), NOW_S)
     life.then(event)
     assert life.instance.work(key).usage == USED
     texts = [life.instance.final_result, *(subtask.output for subtask in life.instance.subtasks.values())]
@@ -52,9 +52,9 @@ def test_a_text_completes_its_work(key: WorkKey) -> None:
 
 
 def test_a_failure_is_retried_after_its_delay_counted_from_when_it_is_recorded() -> None:
-    (event,) = events_of(planning().instance, CallEnded(PLANNING, 1, FLAKY, USED, jitter=0.5), NOW_S + 100)
+    (event,) = events_for(planning().instance, CallEnded(PLANNING, 1, FLAKY, USED, jitter=0.5), NOW_S + 100)
     assert event.planning_failed.retry_time.ToMicroseconds() == int((NOW_S + 100.75) * 1e6)
-    (event,) = events_of(planning().instance, CallEnded(PLANNING, 1, FATAL, USED), NOW_S)
+    (event,) = events_for(planning().instance, CallEnded(PLANNING, 1, FATAL, USED), NOW_S)
     assert not event.planning_failed.HasField("retry_time")
 
 
@@ -62,15 +62,15 @@ def test_what_a_planner_tells_is_recorded_once_however_often_it_is_handed_in() -
     life = planning()
     for number in (1, 1, 2, 3, 3, 2):
         told = SubtasksStreamed(1, PLAN.subtasks[:number], "how")
-        life.then(*events_of(life.instance, told, NOW_S))
+        life.then(*events_for(life.instance, told, NOW_S))
     assert list(life.instance.subtasks) == ["a", "b", "c"]
-    assert kinds(events_of(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == ["plan_completed"]
+    assert kinds(events_for(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == ["plan_completed"]
 
 
 def test_a_plan_that_contradicts_what_was_told_before_is_invalid_and_ends_what_was_begun_of_it() -> None:
     life = planning()
-    life.then(*events_of(life.instance, SubtasksStreamed(1, (part("x"),), "how"), NOW_S)).started("x")
-    events = events_of(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
+    life.then(*events_for(life.instance, SubtasksStreamed(1, (part("x"),), "how"), NOW_S)).started("x")
+    events = events_for(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
     assert kinds(events) == ["subtask_failed", "planning_failed"]
     assert events[0].subtask_failed.error.reason == "INTERRUPTED"
     failed = events[1].planning_failed
@@ -94,15 +94,15 @@ def test_a_plan_that_contradicts_what_was_told_before_is_invalid_and_ends_what_w
 )
 def test_of_an_attempt_that_is_not_in_progress_nothing_is_recorded(outcome: Outcome) -> None:
     life = Life().planned(part("a"), part("b")).started("a")
-    life.then(*events_of(life.instance, CallEnded(A, 1, FLAKY, USED), NOW_S)).started("a").done("b")
+    life.then(*events_for(life.instance, CallEnded(A, 1, FLAKY, USED), NOW_S)).started("a").done("b")
     assert life.instance.work(A).attempt == 2
-    assert events_of(life.instance, outcome, NOW_S) == ()
+    assert events_for(life.instance, outcome, NOW_S) == ()
     assert apply_outcomes(life.instance, [outcome], NOW_S, at(NOW_S)) == (life.instance, ())
 
 
 def test_outcomes_in_a_row_see_what_those_before_them_did() -> None:
     life = planning()
-    life.then(*events_of(life.instance, SubtasksStreamed(1, PLAN.subtasks[:2], "how"), NOW_S))
+    life.then(*events_for(life.instance, SubtasksStreamed(1, PLAN.subtasks[:2], "how"), NOW_S))
     life.started("a").started("b")
     outcomes = [
         CallEnded(A, 1, "kept", USED),
@@ -142,7 +142,7 @@ def foreign(instance: Instance, number: int) -> Sequence[Event]:
         return ()
     key, work = under_way[number % len(under_way)]
     result = PLAN if key == PLANNING else "theirs"
-    return events_of(instance, CallEnded(key, work.attempt, FLAKY if number % 2 else result, USED), NOW_S)
+    return events_for(instance, CallEnded(key, work.attempt, FLAKY if number % 2 else result, USED), NOW_S)
 
 
 @given(st.data())
@@ -170,7 +170,7 @@ def test_whatever_came_first_an_outcome_is_recorded_at_most_once_and_never_break
         before = life.instance
         after, events = apply_outcomes(before, [outcome], now_s, at(now_s))
         assert fold(events, before) == after
-        assert bool(events) == bool(events_of(before, outcome, now_s))
+        assert bool(events) == bool(events_for(before, outcome, now_s))
         assert apply_outcomes(after, [outcome], now_s, at(now_s)) == (after, ())
         life.then(*events)
     assert life.refolded() == life.instance

@@ -222,6 +222,20 @@ async def test_a_shared_refusal_holds_all_models_of_its_endpoint_and_no_other() 
     crowd.scheduler.close()
 
 
+async def test_models_that_are_refused_together_share_a_limit_though_nothing_is_said_of_that() -> None:
+    crowd = Crowd(4)
+    crowd.want("a", 1, "here/big")
+    crowd.want("b", 1, "here/small")
+    refused = ModelError("RATE_LIMITED", "slow", retryable=True, retry_after_s=3600)
+    await crowd.release(error=refused)
+    await crowd.release(error=refused)
+    crowd.want("c", 1, "here/third")
+    crowd.want("d", 1, "other/small")
+    assert crowd.order == ["a", "b", "d"]
+    assert crowd.scheduler.obstacle("here/third").startswith("here takes no more calls for now")
+    crowd.scheduler.close()
+
+
 async def test_one_that_waits_for_an_endpoint_is_not_overtaken_by_calls_of_its_other_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -32,7 +32,7 @@ from orchestrator.core.instance import (
     WorkKey,
     subtask_of,
 )
-from orchestrator.core.outcomes import Outcome, events_of
+from orchestrator.core.outcomes import Outcome, events_for
 from orchestrator.core.state import SCHEMA, fold
 from orchestrator.core.wire import failure_message, usage_message
 from orchestrator.v1 import event_pb2 as pb
@@ -221,7 +221,7 @@ def apply_outcomes(
     """
     recorded: list[pb.Event] = []
     for outcome in outcomes:
-        if events := events_of(instance, outcome, now_s):
+        if events := events_for(instance, outcome, now_s):
             instance = apply(instance, events, now_s)
             recorded += events
     return _with_consequences(instance, recorded, now_s, since_s) if recorded else (instance, ())

@@ -129,14 +129,14 @@ def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
 
 
 def calls_interrupted(
-    instance: Instance, now_s: float, *, by_crash: bool, but: Collection[WorkKey] = ()
+    instance: Instance, now_s: float, *, by_crash: bool, except_works: Collection[WorkKey] = ()
 ) -> tuple[pb.Event, ...]:
     """Record that the service stopped or crashed during calls, `but` some; each may begin again at once."""
     cause = Failure(INTERRUPTED, f"the service {'crashed' if by_crash else 'stopped'} during the call")
     return tuple(
         failed(key, work.attempt, work.model, cause, CUT_OFF, now_s, by_crash=by_crash)
         for key, work in instance.works
-        if work.state == IN_PROGRESS and key not in but
+        if work.state == IN_PROGRESS and key not in except_works
     )
 
 

@@ -51,7 +51,7 @@ def is_in_progress(instance: Instance, key: WorkKey, attempt: int) -> bool:
     return work.state == IN_PROGRESS and work.attempt == attempt
 
 
-def events_of(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Event]:
+def events_for(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Event]:
     """Make the events that an outcome records of an instance as it is now; none where the attempt has ended.
 
     With a planning attempt that fails, the calls end that were begun on its plan.

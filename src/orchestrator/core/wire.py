@@ -67,7 +67,7 @@ def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
     return whole or subtask_key(cast("event_pb2.SubtaskStarted", payload).subtask_id)
 
 
-def ended_attempt(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
+def attempt_ended_by(event: event_pb2.Event) -> tuple[WorkKey, int] | None:
     """Return the work and the attempt that failed or succeeded with an event; None: none did by itself."""
     name = event.WhichOneof("payload")
     if name not in _ENDS:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import WorkKey
-from orchestrator.core.wire import ended_attempt
+from orchestrator.core.wire import attempt_ended_by
 from orchestrator.log.base import Page
 from orchestrator.log.subscription import CaughtUp, Step
 from orchestrator.models.base import OnText
@@ -95,7 +95,7 @@ class TextReader:
         for event in events:
             if event.WhichOneof("payload") in _STOPS:
                 self._stop = event.sequence
-            elif ended := ended_attempt(event):
+            elif ended := attempt_ended_by(event):
                 self._ends[ended] = event.sequence
 
     def _has_ended(self, attempt: Attempt) -> bool:

@@ -123,7 +123,9 @@ class Run:
         try:
             still_open = {attempt.work for attempt in self._calls.values()}
             self._append(
-                calls_interrupted(self.instance, self.context.clock.now_s(), by_crash=True, but=still_open)
+                calls_interrupted(
+                    self.instance, self.context.clock.now_s(), by_crash=True, except_works=still_open
+                )
             )
         except Exception as error:  # noqa: BLE001  as in `advance`
             self._halt(error)
@@ -180,7 +182,7 @@ class Run:
         since_s = self.context.clock.since_s
         waits_s: list[float] = []
         granted: list[_Granted] = []
-        exhausted: set[str] = set()
+        models_without_slot: set[str] = set()
         self._dispatched = None
         self._obstacle = self._awaited_model = ""
         commands = decider.decide(self.instance, since_s)
@@ -193,11 +195,11 @@ class Run:
                         waits_s.append(wait_s)
                     case CallModel(key):
                         model = model_for(self.instance, key)
-                        slot = None if model in exhausted else self._acquire(model)
+                        slot = None if model in models_without_slot else self._acquire(model)
                         if slot:
                             granted.append(_Granted(key, model, slot))
-                        elif model not in exhausted:
-                            exhausted.add(model)  # for as long as this pass takes
+                        elif model not in models_without_slot:
+                            models_without_slot.add(model)  # for as long as this pass takes
                             if (left_s := budget.left_s(self.instance, since_s)) is not None:
                                 waits_s.append(left_s)  # it may pass while the instance waits
                     case _:
@@ -358,7 +360,7 @@ class Run:
             summarize(instance),
             self.epoch,
             waits_for_storage=True,
-            follows=self._queue[-1].durable if self._queue else None,
+            previous=self._queue[-1].durable if self._queue else None,
         )
         self.instance = instance
         durable = self.context.log.append(append)

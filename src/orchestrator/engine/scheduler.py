@@ -3,11 +3,16 @@
 import asyncio
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import ModelError
 from orchestrator.models.gate import Gate
+
+_TOGETHER_S: Final = 1.0
+"""Refusals of two models within this time come from a limit that they share."""
+_SHARED_S: Final = 120.0
+"""How long that is believed."""
 
 
 class Slot(NamedTuple):
@@ -37,8 +42,9 @@ class CallScheduler:
     waits is asked again when there is a slot: it may take its share of what is free, at least one, and
     takes its place behind all others if it wants more. So one with many subtasks cannot starve others (round
     robin; Nagle, RFC 970), and one throttled model does not hold up another: what its endpoint says of that
-    model closes the model's gate, what it says of all calls closes the endpoint's. Models that nobody calls
-    are forgotten.
+    model closes the model's gate, what it says of all calls closes the endpoint's; so does a refusal without
+    a word about that where another of its models is refused at the same time. Models that are not called are
+    forgotten.
     """
 
     def __init__(self, limit: int, jitter: Callable[[], float]) -> None:
@@ -48,6 +54,10 @@ class CallScheduler:
         self._free = limit
         self._lines: dict[str, _Line] = {}
         self._endpoints: dict[str, Gate] = {}
+        self._last_refusal: dict[str, tuple[str, float]] = {}
+        """By endpoint: which model was refused last, and when."""
+        self._shared_until_s: dict[str, float] = {}
+        """By endpoint: until when a refusal that names no scope is taken for one of all its models."""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._offer: tuple[str, InstanceRef] | None = None
         """The model and the instance that is being asked, if one is: it comes before those that wait."""
@@ -83,8 +93,11 @@ class CallScheduler:
         """Release the slot of a call that has ended to those that wait."""
         self._free += 1
         own, shared = self._lines[slot.model].gates
-        gate, other = (shared, own) if error and error.is_shared else (own, shared)
         now_s = asyncio.get_running_loop().time()
+        is_shared = error is not None and (
+            error.is_shared or (error.is_refusal and self._seems_shared(slot.model, now_s))
+        )
+        gate, other = (shared, own) if is_shared else (own, shared)
         if error and error.is_refusal:
             gate.refuse(slot.started_s, now_s, error.retry_after_s, self._jitter())
             other.void(slot.started_s)
@@ -97,6 +110,15 @@ class CallScheduler:
         if not self._is_dispatching and any(line.queue for line in self._lines.values()):
             self._is_dispatching = True
             self._dispatch_handle = asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _seems_shared(self, model: str, now_s: float) -> bool:
+        """Return whether models of an endpoint were refused together, and so share a limit for a while."""
+        endpoint = _endpoint(model)
+        other, other_s = self._last_refusal.get(endpoint, (model, now_s))
+        self._last_refusal[endpoint] = (model, now_s)
+        if other != model and now_s - other_s <= _TOGETHER_S:
+            self._shared_until_s[endpoint] = now_s + _SHARED_S
+        return now_s < self._shared_until_s.get(endpoint, 0.0)
 
     def obstacle(self, model: str) -> str:
         """Return what a model's calls wait for now."""

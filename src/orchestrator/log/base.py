@@ -61,7 +61,7 @@ class Append(NamedTuple):
     """Of the writer's lease on the instance; None: it has none, as in steering."""
     waits_for_storage: bool = False
     """Whether it stays queued while the storage takes no writes, instead of failing."""
-    follows: "asyncio.Future[None] | None" = None
+    previous: "asyncio.Future[None] | None" = None
     """The append of the same writer that it goes on from, where that one is not known to be durable: should
     it fail, this one fails too. The sequence alone does not tell, for another writer may have used it."""
 
@@ -71,11 +71,11 @@ class Append(NamedTuple):
         return _is_dense(self.events, after=self.expected_sequence)
 
     @property
-    def has_failed_before(self) -> bool:
+    def has_failed_predecessor(self) -> bool:
         """Whether the append that this one follows is known not to be durable, or nobody can know."""
-        follows = self.follows
-        return follows is not None and (
-            follows.cancelled() or (follows.done() and follows.exception() is not None)
+        previous = self.previous
+        return previous is not None and (
+            previous.cancelled() or (previous.done() and previous.exception() is not None)
         )
 
 

@@ -162,7 +162,7 @@ class MemoryEventLog:
         life = self._life(append.ref)
         if append.epoch is not None and append.epoch < life.epoch:
             raise FencedError
-        if append.has_failed_before or append.expected_sequence != len(life.events):
+        if append.has_failed_predecessor or append.expected_sequence != len(life.events):
             raise SequenceConflictError(len(life.events))
         if not append.is_dense:
             raise gap(append.ref.id)

@@ -88,7 +88,7 @@ class _RequestTerms:
         prompt = self.dialect.adapt(request.prompt)
         return request._replace(prompt=prompt, max_output_tokens=self.limit)
 
-    def after(
+    def after_rejection(
         self, answer: HttpResponse, sent: Mapping[str, object], request: ModelRequest
     ) -> "_RequestTerms | None":
         """Return the terms to try next after a refusal; None: it is about something else."""
@@ -101,7 +101,7 @@ class _RequestTerms:
             learnt_limits = self.learnt_limits.learn(refusal, _characters(request))
             return replace(self, learnt_limits=learnt_limits, limit=refusal.limit)
         is_rejection = answer.status in REJECTED
-        if dialect := self.dialect.after(words, sent, is_rejection=is_rejection):
+        if dialect := self.dialect.after_rejection(words, sent, is_rejection=is_rejection):
             return replace(self, dialect=dialect)
         if is_rejection and (guessed := token_limits.guess(words, self.limit)):
             learnt_limits = self.learnt_limits.learn(guessed, _characters(request))
@@ -229,7 +229,7 @@ class HttpProvider(ABC):
                 if answer.finish is Finish.CUT and not request.prompt.may_be_cut:
                     self._forget_limits(request)
                 return answer
-            changed = terms.after(answer, body, request)
+            changed = terms.after_rejection(answer, body, request)
             if changed is None and call.delivery == "whole" and _asks_for_stream(answer):
                 self._deliveries.mark_failed(request, "whole")
                 changed = replace(terms, dialect=terms.dialect.with_stream())

@@ -87,7 +87,9 @@ class Dialect:
         """Return the dialect in which the endpoint is asked to stream again."""
         return replace(self, omitted=self.omitted - {"stream"})
 
-    def after(self, words: str, sent: Mapping[str, Any], *, is_rejection: bool = True) -> "Dialect | None":
+    def after_rejection(
+        self, words: str, sent: Mapping[str, Any], *, is_rejection: bool = True
+    ) -> "Dialect | None":
         """Return the dialect to try next, given a refusal's words and the body that was refused.
 
         `is_rejection`: by its status it is about the request; otherwise only what can be nothing else is

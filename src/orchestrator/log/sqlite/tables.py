@@ -86,7 +86,7 @@ class _Row(NamedTuple):
     epoch: int
 
 
-class Group:
+class CommitGroup:
     """What one transaction writes."""
 
     def __init__(self, position: int, key: int) -> None:
@@ -139,7 +139,7 @@ class Group:
             self._sequences[key] = (key, last)
 
     def _has_failed_before(self, append: Append) -> bool:
-        return append.follows in self._failed or append.has_failed_before
+        return append.previous in self._failed or append.has_failed_predecessor
 
     def _add(self, ref: InstanceRef, events: Sequence[Event], summary: Summary, epoch: int) -> None:
         key = ref.incarnation
@@ -207,9 +207,9 @@ class SqliteTables:
         """Return whether there is anything after the last position that is known to be durable."""
         return await self._highest("position", "event", "deletion") > self.position
 
-    async def prepare(self, pendings: Sequence[Pending]) -> Group:
+    async def prepare(self, pendings: Sequence[Pending]) -> CommitGroup:
         """Begin a transaction for all that is pending, but for what it marks as refused."""
-        group = Group(self.position, self.key)
+        group = CommitGroup(self.position, self.key)
         if creations := [pending for pending in pendings if isinstance(pending, PendingCreations)]:
             await self._create(creations, group)
         appends = [pending for pending in pendings if isinstance(pending, PendingAppend)]
@@ -218,11 +218,11 @@ class SqliteTables:
             group.add_append(pending)
         return group
 
-    async def commit(self, group: Group) -> None:
+    async def commit(self, group: CommitGroup) -> None:
         """Write the rest of a group, and commit it."""
         await self.connection.write(group.statements())
 
-    def publish(self, group: Group) -> None:
+    def publish(self, group: CommitGroup) -> None:
         """Take a group into account that is durable."""
         self.position, self.key = group.position, group.key
         for key, row in group.rows.items():
@@ -231,7 +231,7 @@ class SqliteTables:
             else:
                 self._rows[key] = row
 
-    async def _create(self, pendings: Sequence[PendingCreations], group: Group) -> None:
+    async def _create(self, pendings: Sequence[PendingCreations], group: CommitGroup) -> None:
         """Insert the rows of new instances, but for those it marks as refused."""
         numbered = list(enumerate(chain.from_iterable(each.creations for each in pendings), self.key + 1))
         values: list[object] = []
@@ -278,7 +278,7 @@ class SqliteTables:
                     if len(pending.creations) > 1:
                         await asyncio.sleep(0)  # a hundred long prompts take a while to encode
 
-    async def _find_rows(self, pendings: Sequence[PendingAppend], group: Group) -> None:
+    async def _find_rows(self, pendings: Sequence[PendingAppend], group: CommitGroup) -> None:
         """Bring the rows of all instances that are appended to."""
         unknown: set[int] = set()
         for pending in pendings:

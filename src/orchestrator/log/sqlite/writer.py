@@ -17,7 +17,7 @@ from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import RequestError, StorageError, UnavailableError
 from orchestrator.log.base import Append, Created, Creation, Duplicate, Head, gap
 from orchestrator.log.sqlite.connection import Connection, connect
-from orchestrator.log.sqlite.tables import Group, Pending, PendingAppend, PendingCreations, SqliteTables
+from orchestrator.log.sqlite.tables import CommitGroup, Pending, PendingAppend, PendingCreations, SqliteTables
 from orchestrator.log.storage_faults import mend
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -299,7 +299,7 @@ class SqliteWriter:
                 pending.durable.set_result(result)
         self._on_durable(dict.fromkeys(refs))
 
-    def _publish(self, pendings: Sequence[Pending], group: Group) -> None:
+    def _publish(self, pendings: Sequence[Pending], group: CommitGroup) -> None:
         """Wake readers, and those who wait for a group that is durable."""
         self._tables.publish(group)
         for pending in pendings:
