@@ -62,7 +62,7 @@ lint: .venv/installed ## Check style, types, layers and protos
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
-	$(BIN)/mypy build_hooks/openapi.py
+	$(BIN)/mypy build_hooks/openapi.py build_hooks/page_routes.py
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against $(RELEASED)
@@ -87,6 +87,10 @@ bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to ins
 screenshots: install ## Make the screenshots in docs anew
 	@fc-list : family | grep --quiet '^Inter$$' || { $(APT_INSTALL) fonts-inter >/dev/null; }
 	$(BIN)/python docs/screenshots.py
+
+.PHONY: page-routes
+page-routes: ## Give each file of the page its route in envoy.yaml
+	$(PYTHON) build_hooks/page_routes.py
 
 .PHONY: release-protos
 release-protos: .venv/installed ## Make today's protos the ones that later ones must not break

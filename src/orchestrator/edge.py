@@ -1,7 +1,7 @@
 """The REST edge: real Envoy in front of the gRPC service, as a child process of this one.
 
-What Envoy does is written in `envoy.yaml` and nowhere else; here it is given its addresses, started, watched
-and stopped. The child never outlives its parent, not even one that was killed (on Linux).
+`envoy.yaml` alone says what Envoy does; this module fills in addresses and files, and starts, watches and
+stops the process. The child never outlives its parent, not even one that was killed (on Linux).
 """
 
 import asyncio
@@ -11,9 +11,9 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, NoReturn
 
 import yaml
@@ -28,11 +28,13 @@ READY_TIMEOUT_S: Final = 15.0
 STOP_GRACE_S: Final = 5.0
 """How long Envoy may take to end after SIGTERM; it is killed then."""
 
-_REST: Final = f"{PREFIX}REST_ADDRESS"
-_GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
+_REST_SETTING: Final = f"{PREFIX}REST_ADDRESS"
+_GRPC_SETTING: Final = f"{PREFIX}GRPC_ADDRESS"
 _PACKAGE: Final = "src/orchestrator/"
 """How envoy.yaml names the files of this package, relative to the root of a checkout."""
-_RBAC: Final = "envoy.filters.http.rbac"
+_WEB: Final = f"{_PACKAGE}web/"
+_PACKAGE_FOLDER: Final = Path(__file__).parent
+_PAGE_PATH: Final = "/-/ui/"
 _POLL_S: Final = 0.05
 _LOG_TAIL_BYTES: Final = 4096
 
@@ -56,14 +58,14 @@ class EdgeError(OrchestratorError):
 
 
 class EdgeProcess:
-    """A running Envoy: what `running` gives."""
+    """A running Envoy, as `running` yields it."""
 
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self._process = process
-        self._tail = b""
-        self._log = asyncio.create_task(self._read_log())
+        self._log_tail = b""
+        self._log_reader = asyncio.create_task(self._read_log())
         self.address: Final = address
-        """Where it answers, `host:port`; the port is the one in use when 0 was asked for."""
+        """Where it listens, `host:port`; with the port in use where 0 was asked for."""
 
     @property
     def pid(self) -> int:
@@ -71,31 +73,31 @@ class EdgeProcess:
         return self._process.pid
 
     async def watch(self) -> NoReturn:
-        """Wait for as long as Envoy runs; raise EdgeError when it ends. Cancel this before the block ends."""
+        """Wait while Envoy runs and raise EdgeError when it ends; cancel this before the block ends."""
         code = await self._process.wait()
-        await self._log
-        raise EdgeError(f"Envoy ended with code {code}; its last words: {self._last_words()}")
+        await self._log_reader
+        raise EdgeError(f"Envoy ended with code {code}; its last words: {self._log_excerpt()}")
 
     async def _wait_until_ready(self) -> None:
         """Return once `/-/ready` says 200; raise EdgeError when Envoy ends or READY_TIMEOUT_S is over."""
-        ended = asyncio.create_task(self.watch())
+        watching = asyncio.create_task(self.watch())
         status = 0
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 while status != 200:  # noqa: PLR2004  HTTP's OK
-                    await asyncio.wait({ended}, timeout=_POLL_S)
-                    if ended.done():
-                        await ended
-                    status = await _status(self.address, "/-/ready")
+                    await asyncio.wait({watching}, timeout=_POLL_S)
+                    if watching.done():
+                        await watching
+                    status = await _request_status(self.address, "/-/ready")
         except TimeoutError:
-            found = f"answers {status} on /-/ready" if status else "does not listen"
+            condition = f"answers {status} on /-/ready" if status else "does not listen"
             raise EdgeError(
-                f"Envoy on {self.address} {found} after {READY_TIMEOUT_S:g} s: is the gRPC service serving "
-                f"at {_GRPC}? Envoy's last words: {self._last_words()}"
+                f"Envoy on {self.address} {condition} after {READY_TIMEOUT_S:g} s: is the gRPC service "
+                f"serving at {_GRPC_SETTING}? Envoy's last words: {self._log_excerpt()}"
             ) from None
         finally:
-            ended.cancel()
-            await asyncio.wait({ended})
+            watching.cancel()
+            await asyncio.wait({watching})
 
     async def _stop(self) -> None:
         with suppress(ProcessLookupError):
@@ -107,15 +109,15 @@ class EdgeProcess:
             with suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-        await self._log
+        await self._log_reader
 
     async def _read_log(self) -> None:
         assert self._process.stderr is not None  # noqa: S101  it was asked for
         while chunk := await self._process.stderr.read(_LOG_TAIL_BYTES):
-            self._tail = (self._tail + chunk)[-_LOG_TAIL_BYTES:]
+            self._log_tail = (self._log_tail + chunk)[-_LOG_TAIL_BYTES:]
 
-    def _last_words(self) -> str:
-        return self._tail.decode(errors="replace").strip() or "none"
+    def _log_excerpt(self) -> str:
+        return self._log_tail.decode(errors="replace").strip() or "none"
 
 
 @asynccontextmanager
@@ -124,21 +126,20 @@ async def running(
 ) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
-    Both are `host:port`; port 0 of `rest_address` picks a free one. Pages of `origins` may call it, as those
-    of this machine, and it may be called by the names `hosts`, as by this machine's. The block begins when
-    Envoy answers and finds the service serving (grpc.health.v1): serve before you enter. Whoever enters
-    should also await `watch()`. The child is killed when the thread that entered ends, so enter on the main
-    thread.
+    Both are `host:port`; port 0 of `rest_address` picks a free one. `origins` and `hosts` allow pages and
+    names besides this machine's own. The block begins when Envoy answers and finds the service serving
+    (grpc.health.v1), so the service must be up before. Await `watch()` inside of the block to notice an end
+    of Envoy. The child is killed when the thread that entered ends, so enter on the main thread.
 
     Raise SettingsError when there is no Envoy or the address cannot be used, EdgeError when Envoy does not
     come up.
     """
     envoy = find_envoy()
-    rest_host, rest_port = _resolved(rest_address, _REST)
-    rest_address = _joined(rest_host, free_port(_joined(rest_host, rest_port), _REST))
+    rest_host, rest_port = _resolve(rest_address, _REST_SETTING)
+    rest_address = _join_address(rest_host, free_port(_join_address(rest_host, rest_port), _REST_SETTING))
     config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins, hosts=hosts)
     async with AsyncExitStack() as stack:
-        # Envoy reads it only as it starts: once it answers, the file is gone, and no kill leaves it behind.
+        # Envoy reads the file as it starts and not again: it is gone before a kill could leave it behind.
         with tempfile.NamedTemporaryFile("w", prefix="orchestrator-", suffix=".yaml") as file:
             file.write(config)
             file.flush()
@@ -162,42 +163,47 @@ async def running(
 def render(
     *, rest_address: str, grpc_address: str, origins: Sequence[str] = (), hosts: Sequence[str] = ()
 ) -> str:
-    """Give `envoy.yaml` for these addresses, as YAML text; raise SettingsError when one cannot be used.
+    """Return `envoy.yaml` for these addresses, as YAML text.
 
-    The pages of `origins` may call the service, and it may be called by the names `hosts`, besides those that
-    the file names.
+    `origins` and `hosts` are allowed besides those in the file, and every file of the page is served. What is
+    replaced is found by name, so the order of entries in the file is free. Raise SettingsError when an
+    address cannot be used or the file lacks a name.
     """
-    rest_host, rest_port = _resolved(rest_address, _REST)
-    grpc_host, grpc_port = _resolved(grpc_address, _GRPC)
+    rest_host, rest_port = _resolve(rest_address, _REST_SETTING)
+    grpc_host, grpc_port = _resolve(grpc_address, _GRPC_SETTING)
     config: Any = yaml.safe_load(config_file().read_text())
-    resources = config["static_resources"]
-    listener, cluster = resources["listeners"][0], resources["clusters"][0]
-    listener["address"]["socket_address"] = {"address": rest_host, "port_value": rest_port}
-    connection_manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
-    endpoint["address"]["socket_address"] = {"address": grpc_host, "port_value": grpc_port}
-    # Aliases in the file: what is changed here is changed wherever it stands.
-    virtual_host = connection_manager["route_config"]["virtual_hosts"][0]
-    cors = virtual_host["typed_per_filter_config"]["envoy.filters.http.cors"]
-    allowed = cors["allow_origin_string_match"][0]["safe_regex"]
-    allowed["regex"] = "|".join([*map(re.escape, origins), allowed["regex"]])
-    rbac = next(each for each in connection_manager["http_filters"] if each["name"] == _RBAC)
-    (refusal,) = rbac["typed_config"]["rules"]["policies"]["foreign_host"]["permissions"]
-    named = refusal["not_rule"]["header"]["string_match"]["safe_regex"]
-    names = (rest_address.rpartition(":")[0], *hosts)
-    others = [re.escape(name) for name in names if not re.fullmatch(named["regex"], name)]
-    named["regex"] = named["regex"].replace("localhost", "|".join([*others, "localhost"]))
-    text: str = yaml.safe_dump(_located(config), sort_keys=False, width=110)
+    resources = _member(config, "static_resources")
+    listener = _named(resources, "listeners", "rest")
+    listener["address"] = _socket_address(rest_host, rest_port)
+    cluster = _named(resources, "clusters", "orchestrator")
+    endpoint = {"endpoint": {"address": _socket_address(grpc_host, grpc_port)}}
+    _member(cluster, "load_assignment")["endpoints"] = [{"lb_endpoints": [endpoint]}]
+
+    filter_chain = _named(listener, "filter_chains", "rest")
+    manager = _named(filter_chain, "filters", "envoy.filters.network.http_connection_manager")
+    http = _member(manager, "typed_config")
+    rbac = _named(http, "http_filters", "envoy.filters.http.rbac")
+    policies = _member(rbac, "typed_config", "rules", "policies")
+    # Aliases in the file: a matcher that is changed here is changed wherever it stands.
+    _allow(_header_matcher(policies, "foreign_origin", "origin"), map(re.escape, origins))
+    allowed_hosts = _header_matcher(policies, "foreign_host", ":authority")
+    names = [rest_address.rpartition(":")[0], *hosts]
+    others = [re.escape(name) for name in names if not re.fullmatch(allowed_hosts["regex"], name)]
+    _allow(allowed_hosts, [rf"(?i:({'|'.join(others)})\.?(:\d*)?)"] if others else [])
+
+    virtual_host = _named(_member(http, "route_config"), "virtual_hosts", "orchestrator")
+    _add_page_routes(_member(virtual_host, "routes"))
+    text: str = yaml.safe_dump(_with_absolute_paths(config), sort_keys=False, width=110)
     return text
 
 
 def find_envoy() -> Path:
     """Find the `envoy` binary beside this Python or on the PATH; raise SettingsError when there is none."""
-    beside = Path(sys.executable).with_name("envoy")
-    if os.access(beside, os.X_OK):
-        return beside
-    if found := shutil.which("envoy"):
-        return Path(found).absolute()
+    installed = Path(sys.executable).with_name("envoy")
+    if os.access(installed, os.X_OK):
+        return installed
+    if on_path := shutil.which("envoy"):
+        return Path(on_path).absolute()
     raise SettingsError(
         f"no envoy for the REST edge: {how_to_install('envoy')}, or put an envoy on the PATH; "
         "`orchestrator serve` runs without it, gRPC only"
@@ -206,45 +212,105 @@ def find_envoy() -> Path:
 
 def config_file() -> Path:
     """Find `envoy.yaml`: in the installed package, or at the root of the checkout; raise SettingsError."""
-    here = Path(__file__)
-    for file in (here.with_name("envoy.yaml"), here.parents[2] / "envoy.yaml"):
+    module = Path(__file__)
+    for file in (module.with_name("envoy.yaml"), module.parents[2] / "envoy.yaml"):
         if file.is_file():
             return file
-    raise SettingsError(f"envoy.yaml is not beside {here.parent}: install the package again")
+    raise SettingsError(f"envoy.yaml is not beside {module.parent}: install the package again")
 
 
-def _located(value: Any) -> Any:
+def _member(value: Any, *keys: str) -> Any:
+    """Return what is below nested keys of a mapping; raise SettingsError that names a missing key."""
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise SettingsError(f"envoy.yaml has no {key!r} where it is needed ({'.'.join(keys)})")
+        value = value[key]
+    return value
+
+
+def _named(parent: Any, key: str, name: str) -> Any:
+    """Return the one entry of the list `parent[key]` with this name; raise SettingsError without it."""
+    entries = [entry for entry in _member(parent, key) if entry.get("name") == name]
+    if len(entries) != 1:
+        raise SettingsError(
+            f"envoy.yaml has {len(entries) or 'no'} {key} with the name {name!r}: it needs one"
+        )
+    return entries[0]
+
+
+def _header_matcher(policies: Any, policy: str, header: str) -> Any:
+    """Return the `safe_regex` that a policy compares a header with; raise SettingsError without one."""
+    pending = [_member(policies, policy)]
+    while pending:
+        match pending.pop():
+            case {"name": name, "string_match": {"safe_regex": matcher}} if name == header:
+                return matcher
+            case dict() as value:
+                pending += value.values()
+            case list() as value:
+                pending += value
+    raise SettingsError(f"envoy.yaml has no safe_regex for the header {header!r} in its policy {policy!r}")
+
+
+def _allow(matcher: Any, expressions: Iterable[str]) -> None:
+    matcher["regex"] = "|".join([*expressions, matcher["regex"]])
+
+
+def _socket_address(host: str, port: int) -> Any:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _add_page_routes(routes: list[Any]) -> None:
+    """Give each file of the page that has no route the one of another file of its kind, with its own name."""
+    by_name: dict[str, Any] = {}
+    for route in routes:
+        filename = route.get("direct_response", {}).get("body", {}).get("filename", "")
+        if filename.startswith(_WEB):
+            by_name[filename.removeprefix(_WEB)] = route
+    by_suffix = {PurePosixPath(name).suffix: route for name, route in by_name.items()}
+    web = _PACKAGE_FOLDER / "web"
+    for name in sorted(file.relative_to(web).as_posix() for file in web.rglob("*") if file.is_file()):
+        similar = by_suffix.get(PurePosixPath(name).suffix)
+        if similar is not None and name not in by_name:
+            response = {**similar["direct_response"], "body": {"filename": f"{_WEB}{name}"}}
+            # Before all others, of which some match any path.
+            routes.insert(
+                0, {**similar, "match": {"path": f"{_PAGE_PATH}{name}"}, "direct_response": response}
+            )
+
+
+def _with_absolute_paths(value: Any) -> Any:
     """Replace each path into the checkout's package, at any depth, by where the package is."""
     match value:
         case dict():
-            return {key: _located(each) for key, each in value.items()}
+            return {key: _with_absolute_paths(each) for key, each in value.items()}
         case list():
-            return [_located(each) for each in value]
+            return [_with_absolute_paths(each) for each in value]
         case str() if value.startswith(_PACKAGE):
-            file = Path(__file__).parent / value.removeprefix(_PACKAGE)
+            file = _PACKAGE_FOLDER / value.removeprefix(_PACKAGE)
             if not file.is_file():
                 raise SettingsError(f"{file} is missing: install the package again, it brings or builds it")
             return str(file)
     return value
 
 
-def _resolved(address: str, name: str) -> tuple[str, int]:
-    """Split `host:port` and look the host up: Envoy binds and connects to IP addresses only."""
+def _resolve(address: str, name: str) -> tuple[str, int]:
+    """Split `host:port` and resolve the host: Envoy binds and connects to IP addresses only."""
     host, port = split_address(address, name)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise SettingsError(f"{name} is {address!r}: {host} has no address ({error.strerror})") from None
-    return str(found[0][4][0]), port
+    return str(addresses[0][4][0]), port
 
 
-def _joined(host: str, port: int) -> str:
+def _join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _status(address: str, path: str) -> int:
+async def _request_status(address: str, path: str) -> int:
     """Request `path` and return the HTTP status, or 0 without an answer."""
-    host, port = split_address(address, _REST)
+    host, port = split_address(address, _REST_SETTING)
     try:
         reader, writer = await asyncio.open_connection(host, port)
     except OSError:

@@ -1,7 +1,12 @@
 """What envoy.yaml says, and what is made of it."""
 
+import json
+import random
 import re
+import runpy
 import subprocess
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,45 @@ from orchestrator.settings import Settings
 ROOT = Path(__file__).parents[2]
 
 
+ADDRESSES = {"rest_address": "127.0.0.1:8787", "grpc_address": "127.0.0.1:50051"}
+HTTP_CONNECTION_MANAGER = "envoy.filters.network.http_connection_manager"
+
+
 def as_it_stands() -> Any:
     return yaml.safe_load((ROOT / "envoy.yaml").read_text())
+
+
+def lists_in(value: Any) -> Iterator[tuple[str, list[Any]]]:
+    """All lists of a configuration with their keys, each once: what is an alias in the file is one object."""
+    seen: set[int] = set()
+    pending = [("", value)]
+    while pending:
+        key, each = pending.pop()
+        if not isinstance(each, dict | list) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, list):
+            yield key, each
+            pending += [(key, item) for item in each]
+        else:
+            pending += each.items()
+
+
+def without_order(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: without_order(each) for key, each in value.items()}
+        case list():
+            return sorted(map(without_order, value), key=partial(json.dumps, sort_keys=True))
+    return value
+
+
+def render_from(config: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any) -> Any:
+    """Render another configuration than that of envoy.yaml."""
+    file = folder / "envoy.yaml"
+    file.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(edge, "config_file", lambda: file)
+    return yaml.safe_load(edge.render(**{**ADDRESSES, **settings}))
 
 
 def test_the_file_is_valid_as_it_stands() -> None:
@@ -48,6 +90,88 @@ def test_rendering_changes_the_addresses_and_the_path_only() -> None:
     assert "port_value: 1234" in moved
     assert "address: 127.0.0.2\n" in moved
     assert "port_value: 4321" in moved
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_entries_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
+) -> None:
+    settings: dict[str, Any] = {
+        "rest_address": "127.0.0.3:1234",
+        "grpc_address": "127.0.0.2:4321",
+        "origins": ("https://app.example.com",),
+        "hosts": ("app.example.com",),
+    }
+    expected = yaml.safe_load(edge.render(**settings))
+    config = as_it_stands()
+    for _, entries in lists_in(config):
+        random.Random(seed).shuffle(entries)
+    assert without_order(render_from(config, monkeypatch, tmp_path, **settings)) == without_order(expected)
+
+
+def test_other_entries_before_ours_are_left_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = as_it_stands()
+    resources = config["static_resources"]
+    address = {"socket_address": {"address": "127.0.0.9", "port_value": 9}}
+    resources["listeners"].insert(0, {"name": "metrics", "address": address})
+    resources["clusters"].insert(0, {"name": "metrics", "load_assignment": {"endpoints": []}})
+    rendered = render_from(config, monkeypatch, tmp_path, rest_address="127.0.0.3:1234")["static_resources"]
+    assert rendered["listeners"][0]["address"] == address
+    assert rendered["listeners"][1]["address"]["socket_address"]["port_value"] == 1234
+    assert rendered["clusters"][0] == resources["clusters"][0]
+
+
+NAMES = [
+    ("listeners", "rest"),
+    ("filter_chains", "rest"),
+    ("filters", HTTP_CONNECTION_MANAGER),
+    ("http_filters", "envoy.filters.http.rbac"),
+    ("virtual_hosts", "orchestrator"),
+    ("clusters", "orchestrator"),
+]
+
+
+@pytest.mark.parametrize(("key", "name"), NAMES)
+def test_a_name_that_is_missing_or_there_twice_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, name: str
+) -> None:
+    config = as_it_stands()
+    (entries,) = (
+        entries
+        for of, entries in lists_in(config)
+        if of == key and any(entry.get("name") == name for entry in entries)
+    )
+    (entry,) = (entry for entry in entries if entry.get("name") == name)
+    entries.append(entry)
+    with pytest.raises(SettingsError, match=f"envoy.yaml has 2 {key} with the name '{re.escape(name)}'"):
+        render_from(config, monkeypatch, tmp_path)
+    entry["name"] = "another"
+    with pytest.raises(SettingsError, match=f"envoy.yaml has no {key} with the name '{re.escape(name)}'"):
+        render_from(config, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(("policy", "header"), [("foreign_host", ":authority"), ("foreign_origin", "origin")])
+def test_a_policy_or_an_expression_that_is_missing_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy: str, header: str
+) -> None:
+    config = as_it_stands()
+    (filters,) = (entries for key, entries in lists_in(config) if key == "http_filters")
+    (rbac,) = (each for each in filters if each["name"] == "envoy.filters.http.rbac")
+    policies = rbac["typed_config"]["rules"]["policies"]
+    policies[policy]["permissions"] = [{"any": True}]
+    with pytest.raises(SettingsError, match=f"no safe_regex for the header '{header}'.*'{policy}'"):
+        render_from(config, monkeypatch, tmp_path)
+    del policies[policy]
+    with pytest.raises(SettingsError, match=f"envoy.yaml has no '{policy}'"):
+        render_from(config, monkeypatch, tmp_path)
+
+
+def test_the_routes_of_the_pages_files_are_as_make_page_routes_writes_them() -> None:
+    with_page_routes = runpy.run_path(str(ROOT / "build_hooks/page_routes.py"))["with_page_routes"]
+    text = (ROOT / "envoy.yaml").read_text()
+    assert with_page_routes(text) == text, "a file of the page has come or gone: make page-routes"
 
 
 def test_a_host_without_an_address_names_its_setting() -> None:

@@ -1,5 +1,6 @@
 """The page's files, as Envoy serves them."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -37,11 +38,38 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 @pytest.mark.parametrize("name", FILES)
 async def test_each_file_of_the_page_is_served_as_it_is(name: str, client: httpx.AsyncClient) -> None:
     answer = await client.get(f"/-/ui/{name.replace('index.html', '')}")
-    assert answer.status_code == 200, f"{name} needs a route in envoy.yaml"
+    assert answer.status_code == 200, f"{name} is not served"
     assert answer.content == (WEB / name).read_bytes()
     assert answer.headers["content-type"] == TYPES[Path(name).suffix]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-cache"
+
+
+async def test_a_new_file_of_the_page_is_served_without_a_route_in_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "orchestrator"
+    shutil.copytree(WEB, package / "web")
+    shutil.copytree(WEB.with_name("v1"), package / "v1")
+    monkeypatch.setattr(edge, "_PACKAGE_FOLDER", package)
+    new = {"new.js": "text/javascript", "parts/new.css": "text/css", "vendor/new.svg": "image/svg+xml"}
+    (package / "web/parts").mkdir()
+    for name in new:
+        (package / "web" / name).write_text(f"/* {name} */")
+    (package / "web/notes.txt").write_text("not the page's")
+    async with (
+        stub_service.serving(StubService()) as grpc_address,
+        edge.running(rest_address="127.0.0.1:0", grpc_address=grpc_address) as process,
+        httpx.AsyncClient(base_url=f"http://{process.address}", trust_env=False) as client,
+    ):
+        for name, content_type in new.items():
+            answer = await client.get(f"/-/ui/{name}")
+            assert (answer.status_code, answer.text) == (200, f"/* {name} */")
+            assert answer.headers["content-type"] == content_type
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert (await client.get("/-/ui/notes.txt")).status_code == 404
+        assert (await client.get("/-/ui/app.js")).content == (WEB / "app.js").read_bytes()
 
 
 async def test_the_policy_lets_nothing_in_but_the_pages_own_files(client: httpx.AsyncClient) -> None:
