@@ -142,7 +142,9 @@ async def test_verbs_reach_their_methods(
     [
         (compressed(CREATION), {"content-encoding": "gzip"}),
         (compressed(CREATION), {"content-encoding": "GZip"}),
-        (compressed(CREATION) + compressed(b" "), {"content-encoding": "gzip"}),
+        (compressed(CREATION), {"content-encoding": "x-gzip"}),
+        (compressed(CREATION), {"content-encoding": "X-GZip"}),
+        (compressed(b" " * 5000 + CREATION), {"content-encoding": "gzip"}),
         (CREATION, {"content-encoding": "identity"}),
         (CREATION, {"content-encoding": ""}),
         (codecs.BOM_UTF8 + CREATION, {}),
@@ -172,6 +174,64 @@ async def test_a_large_body_that_compresses_well_comes_through(
         "/-/instances:batchCreate", content=content, headers={"content-encoding": "gzip"}
     )
     assert len(response.json()["instances"]) == 100
+
+
+WHOLE = compressed(CREATION)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(WHOLE[:-8], id="no trailer"),
+        pytest.param(WHOLE[:-4], id="no size"),
+        pytest.param(WHOLE[:-1], id="one byte short"),
+        pytest.param(WHOLE[:-12], id="the data cut"),
+        pytest.param(WHOLE[:-8] + b"\0\0\0\0" + WHOLE[-4:], id="another CRC"),
+        pytest.param(WHOLE[:-4] + b"\0\0\0\0", id="another size"),
+        pytest.param(WHOLE + b"junk", id="junk behind"),
+        pytest.param(WHOLE + bytes(512), id="padding behind"),
+        pytest.param(WHOLE + compressed(b" "), id="a second member"),
+        pytest.param(compressed(CREATION[:12]) + compressed(CREATION[12:]), id="two halves"),
+    ],
+)
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip"])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_in_damaged_gzip_or_in_several_members_is_refused(
+    client: httpx.AsyncClient, service: StubService, content: bytes, coding: str, *, chunked: bool
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for byte in content:
+            yield bytes([byte])
+
+    before = len(service.created)
+    response = await client.post(
+        "/", content=pieces() if chunked else content, headers={"content-encoding": coding}
+    )
+    assert "damaged, or in more than one member" in assert_error(response, 400, 3)["message"]
+    assert len(service.created) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b'{"prompt": "x', b'{"prompt": "x\\"}', b'{"labels": {"a": "}"}', b"  ", b"tru", b'"x', b"1"],
+)
+async def test_a_compressed_body_that_ends_before_its_json_is_refused_at_once(
+    client: httpx.AsyncClient, content: bytes
+) -> None:
+    response = await client.post(
+        "/", content=compressed(content), headers={"content-encoding": "gzip"}, timeout=5
+    )
+    assert "ends before its JSON" in assert_error(response, 400, 3)["message"]
+
+
+async def test_a_compressed_body_may_hold_brackets_and_quotes_in_its_texts(
+    client: httpx.AsyncClient, service: StubService
+) -> None:
+    prompt = 'an open "{[ and a closed ]} \\" and \\'
+    content = compressed(json.dumps({"prompt": prompt}).encode())
+    response = await client.post("/", content=content, headers={"content-encoding": "gzip"})
+    assert response.status_code == 200, response.text
+    assert service.created[-1].prompt == prompt
 
 
 async def test_what_inflates_to_over_32_mib_is_413(client: httpx.AsyncClient, service: StubService) -> None:
