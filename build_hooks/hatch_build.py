@@ -30,7 +30,7 @@ class ProtoBuildHook(BuildHookInterface):
             f"--mypy_grpc_out={out}",
             *map(str, sources),
         ]
-        describe = [
+        describe_for_envoy = [
             "--include_imports",
             "--include_source_info",
             f"--descriptor_set_out={descriptors}",
@@ -38,7 +38,7 @@ class ProtoBuildHook(BuildHookInterface):
             # Envoy shows an error's details as JSON only when it knows their types.
             "google/rpc/error_details.proto",
         ]
-        for arguments in (generate, describe):
+        for arguments in (generate, describe_for_envoy):
             if protoc.main(["protoc", *include, *arguments]) != 0:
                 raise RuntimeError(f"protoc failed on {len(sources)} files of protos/; its message is above")
         # By its path: the build's backend cannot import what lies beside it.
