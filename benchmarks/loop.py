@@ -30,7 +30,7 @@ from orchestrator.engine.base import Engine
 from orchestrator.log.base import Creation
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.states import StateStore
-from orchestrator.models.thoughts import AnswerText
+from orchestrator.models.http.thoughts import AnswerText
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.v1 import orchestrator_pb2 as pb
 
@@ -104,7 +104,7 @@ def texts(characters: int) -> None:
         in_pieces(f"an answer, {name}", text, AnswerText().add)
 
 
-async def stands_still(name: str, work: Coroutine[Any, Any, object]) -> None:
+async def measure_stall(name: str, work: Coroutine[Any, Any, object]) -> None:
     """Measure the longest time that nothing else had its turn."""
     turns = [time.perf_counter()]
 
@@ -131,20 +131,20 @@ async def lists(path: Path, characters: int, instances: int) -> None:
     """Measure plans that are parsed in a thread, and pages of finished and of running instances."""
     entry = json.dumps({"id": "a", "title": "b"})
     text = filled('{"summary": "s", "subtasks": [', f"{entry},", characters) + "]"
-    await stands_still("a plan that lacks its end", parsed(text))
+    await measure_stall("a plan that lacks its end", parsed(text))
     log = await SqliteEventLog.open(path)
     engine = AsyncMock(states=StateStore(log))
     engine.waiting_reason = lambda _: ""
     service = OrchestratorService(cast("Engine", engine), log, CONFIG)
     request = pb.ListInstancesRequest(page_size=1000)
-    await stands_still("a page of finished instances", service.ListInstances(request, AsyncMock()))
+    await measure_stall("a page of finished instances", service.ListInstances(request, AsyncMock()))
     for number in range(instances):
         new = NewInstance(id=f"new-{number}", prompt="Build it.", config=CONFIG)
         instance, events = new.begin(time.time())
         await log.create([Creation(InstanceKey("", new.id), events, instance)])
     for state in ("not loaded", "loaded"):
         name = f"a page of queued instances, {state}"
-        await stands_still(name, service.ListInstances(request, AsyncMock()))
+        await measure_stall(name, service.ListInstances(request, AsyncMock()))
     await log.aclose()
 
 

@@ -32,10 +32,10 @@ from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.subscription import wait_for_end
-from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest, Models, Provider
-from orchestrator.models.chat_completions import ChatCompletions
-from orchestrator.models.http import EndpointClient
+from orchestrator.models.http.address import Address
+from orchestrator.models.http.chat_completions import ChatCompletions
+from orchestrator.models.http.client import EndpointClient
 from orchestrator.models.scripted import plan_text
 from orchestrator.v1 import instance_pb2 as pb
 

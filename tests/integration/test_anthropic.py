@@ -28,8 +28,8 @@ from support.streams import Event
 from orchestrator.core import plan
 from orchestrator.core.lenient_json import values
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.models import streaming as streaming_module
 from orchestrator.models.base import ModelRequest
+from orchestrator.models.http import streaming as streaming_module
 
 
 async def sent(request: ModelRequest) -> Call:

@@ -17,9 +17,9 @@ from support.provider_calls import KEY, SCHEMA, AnswerMode, both_modes, chat, mo
 
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import ModelError
-from orchestrator.models import http
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.http import client
+from orchestrator.models.http.chat_completions import ChatCompletions
 
 USAGE = {"stream_options": {"include_usage": True}}
 
@@ -379,7 +379,7 @@ def test_every_error_of_the_http_libraries_becomes_a_model_error(kind: type[Base
     assert len(ABOVE) > 20
     error = kind.__new__(kind)
     error.__dict__.update(_conn_key=None, _os_error=OSError("broken"))
-    with pytest.raises(ModelError), http.mapped_errors("host", 1):
+    with pytest.raises(ModelError), client.mapped_errors("host", 1):
         raise error
 
 
@@ -389,7 +389,7 @@ def test_a_refused_connection_is_no_timeout_though_the_transport_says_so() -> No
     error.__cause__ = refused
     with (
         pytest.raises(ModelError, match="could not connect to host: Connection refused"),
-        http.mapped_errors("host", 1),
+        client.mapped_errors("host", 1),
     ):
         raise error
 

@@ -16,8 +16,8 @@ from support.provider_calls import AnswerMode, both_modes, chat, failure, messag
 from support.streams import Event, last, stopped, used, written
 
 from orchestrator.errors import ModelError
-from orchestrator.models import streaming
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http import streaming
+from orchestrator.models.http.endpoint import HttpProvider
 
 Make = Callable[..., HttpProvider]
 

@@ -14,7 +14,7 @@ from orchestrator.core.create import NewInstance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models.base import Models
-from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.http.chat_completions import ChatCompletions
 from orchestrator.v1 import instance_pb2 as pb
 
 PER_S = 40

@@ -17,10 +17,10 @@ from support.service import Service, service
 
 from orchestrator.core.instance import WorkKey
 from orchestrator.errors import ModelError
-from orchestrator.models import endpoint as endpoint_module
-from orchestrator.models import streaming
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http import endpoint as endpoint_module
+from orchestrator.models.http import streaming
+from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb

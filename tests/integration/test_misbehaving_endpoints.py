@@ -42,11 +42,10 @@ from support.provider_calls import (
 from orchestrator.core.lenient_json import values
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import ModelError
-from orchestrator.models import http
-from orchestrator.models import streaming as streaming_module
-from orchestrator.models.anthropic import Anthropic
-from orchestrator.models.chat_completions import ChatCompletions
-from orchestrator.models.endpoint import MOST_WHITE_SPACE, HttpProvider
+from orchestrator.models.http import streaming as streaming_module
+from orchestrator.models.http.anthropic import Anthropic
+from orchestrator.models.http.chat_completions import ChatCompletions
+from orchestrator.models.http.endpoint import MOST_WHITE_SPACE, HttpProvider
 
 Make = Callable[..., HttpProvider]
 

@@ -15,7 +15,7 @@ from orchestrator.core.instance import Instance
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models.base import Models
-from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.http.chat_completions import ChatCompletions
 from orchestrator.v1 import instance_pb2 as pb
 
 QUICK = pb.RetryPolicy(max_attempts=6)

@@ -7,9 +7,9 @@ from support.endpoint import Endpoint
 from support.provider_calls import KEY, model_request
 
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.base import Models
-from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.http.anthropic import Anthropic
+from orchestrator.models.http.chat_completions import ChatCompletions
 from orchestrator.models.providers import ENDPOINTS, from_environment, ollama_address
 from orchestrator.models.providers import Endpoint as SetUp
 

@@ -216,7 +216,7 @@ async def test_an_instance_that_cannot_be_read_keeps_no_other_from_going_on(
     assert "a cannot be taken up" in caplog.text
 
 
-async def test_one_that_stands_still_at_the_end_keeps_no_other_from_being_cut(
+async def test_a_fault_at_the_end_keeps_no_other_from_being_cancelled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Held()

@@ -25,7 +25,7 @@ from support.service import service
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.core.replies import Finish, ModelReply
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.models.scripted import plan_text
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb

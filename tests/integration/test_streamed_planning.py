@@ -21,7 +21,7 @@ from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models.base import ModelRequest, Models, OnText, Provider
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted
 from orchestrator.v1 import instance_pb2 as pb
 

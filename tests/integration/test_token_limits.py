@@ -13,8 +13,8 @@ from support.refusals import CAPS, NO_ROOM, RATES, TOO_LONG, UNCLEAR, WINDOWS, W
 
 from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import HttpProvider
-from orchestrator.models.token_limits import LEAST
+from orchestrator.models.http.endpoint import HttpProvider
+from orchestrator.models.http.token_limits import LEAST
 
 Make = Callable[..., HttpProvider]
 Refuse = Callable[[str], Answer]

@@ -20,9 +20,9 @@ from support.service import service
 
 from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError
-from orchestrator.models import delivery
-from orchestrator.models import endpoint as endpoint_module
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http import delivery
+from orchestrator.models.http import endpoint as endpoint_module
+from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 

@@ -11,10 +11,10 @@ from support.endpoint import completion as chat_completion
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.core.replies import ModelReply, find_failure
 from orchestrator.errors import ModelError
-from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.chat_completions import ChatCompletions
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http.anthropic import Anthropic
+from orchestrator.models.http.chat_completions import ChatCompletions
+from orchestrator.models.http.endpoint import HttpProvider
 
 KEY = "sk-very-secret"
 SCHEMA = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.errors import SettingsError
-from orchestrator.models.address import Address
+from orchestrator.models.http.address import Address
 
 ENDINGS = ("chat/completions", "completions", "responses")
 URL = "chat/completions"

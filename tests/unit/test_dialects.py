@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.models.structured import Dialect
+from orchestrator.models.http.structured import Dialect
 
 SENT = {
     "model": "m",

@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.core.replies import Finish
-from orchestrator.models.finish import finish_of, reason_of
+from orchestrator.models.http.finish import finish_of, reason_of
 
 NORMAL = [
     "stop",

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.models import scope
+from orchestrator.models.http import scope
 
 ORGANIZATION = "this request would exceed your organization's rate limit of 40,000 input tokens per minute."
 NAMED = "rate limit reached for gpt-4o in organization org-x on requests per min (rpm): limit 3."

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.models import streaming
-from orchestrator.models.streaming import Event, SseDecoder
+from orchestrator.models.http import streaming
+from orchestrator.models.http.streaming import Event, SseDecoder
 
 
 def data(events: object) -> list[bytes]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.models import thoughts
-from orchestrator.models.thoughts import AnswerText
+from orchestrator.models.http import thoughts
+from orchestrator.models.http.thoughts import AnswerText
 
 CHANNEL = "<|channel|>analysis<|message|>"
 FINAL = "<|channel|>final<|message|>"

@@ -6,9 +6,9 @@ import re
 import pytest
 from support.refusals import CAPS, NO_ROOM, OTHERS, RATES, TOO_LONG, WINDOWS, WITHOUT_NUMBERS
 
-from orchestrator.models import token_limits
-from orchestrator.models.error_body import words
-from orchestrator.models.token_limits import LEAST, Refusal, TokenLimits, is_too_long, refusal
+from orchestrator.models.http import token_limits
+from orchestrator.models.http.error_body import words
+from orchestrator.models.http.token_limits import LEAST, Refusal, TokenLimits, is_too_long, refusal
 
 
 def said(message: str) -> str:

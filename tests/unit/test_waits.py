@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator.models.waits import requested_wait_s
+from orchestrator.models.http.waits import requested_wait_s
 
 DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
 DATE_S = 1_704_067_200

@@ -28,7 +28,7 @@ from orchestrator.installation import DISTRIBUTION, WEIGHTS, how_to_install
 from orchestrator.log import storage_faults
 from orchestrator.models import llama, providers
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import HttpProvider
+from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.models.llama import Llama
 from orchestrator.models.prices import Prices
 from orchestrator.settings import Settings, split_address

@@ -23,7 +23,7 @@ from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.installation import WEIGHTS, how_to_install
 from orchestrator.models.base import ModelRequest, OnText, timed_out
-from orchestrator.models.chat_completions import ChatCompletions
+from orchestrator.models.http.chat_completions import ChatCompletions
 
 MODEL: Final = "smollm2-135m-instruct"
 PARALLEL_CALLS: Final = 4

@@ -8,11 +8,11 @@ from typing import Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models.address import Address
-from orchestrator.models.anthropic import Anthropic
 from orchestrator.models.base import ModelRequest, Models, OnText, Provider
-from orchestrator.models.chat_completions import ChatCompletions
-from orchestrator.models.http import IDLE_TIMEOUT_S
+from orchestrator.models.http.address import Address
+from orchestrator.models.http.anthropic import Anthropic
+from orchestrator.models.http.chat_completions import ChatCompletions
+from orchestrator.models.http.client import IDLE_TIMEOUT_S
 from orchestrator.models.llama import Llama
 
 ACCOUNT_VARIABLE: Final = "CLOUDFLARE_ACCOUNT_ID"

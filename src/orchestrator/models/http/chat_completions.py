@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import Content, HttpProvider, count, response_id
-from orchestrator.models.finish import finish_of, reason_of
-from orchestrator.models.streaming import Accumulator
-from orchestrator.models.structured import Dialect
+from orchestrator.models.http.address import Address
+from orchestrator.models.http.endpoint import Content, HttpProvider, count, response_id
+from orchestrator.models.http.finish import finish_of, reason_of
+from orchestrator.models.http.streaming import Accumulator
+from orchestrator.models.http.structured import Dialect
 
 _THOUGHTS: Final = ("reasoning_content", "reasoning")
 _TEXT_FIELDS: Final = ("content", "refusal", *_THOUGHTS)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from orchestrator.core.prompts import Message, Prompt
-from orchestrator.models.token_limits import is_too_long
+from orchestrator.models.http.token_limits import is_too_long
 
 REJECTED: Final = frozenset({400, 422})
 """The statuses with which endpoints refuse a parameter."""

@@ -17,16 +17,16 @@ from typing import Any, ClassVar, Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.core.replies import Finish, ModelReply
 from orchestrator.errors import ModelError
-from orchestrator.models import error_body, token_limits
-from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest, OnText, timed_out
-from orchestrator.models.delivery import Delivery, DeliveryChooser
-from orchestrator.models.failures import INVALID_ANSWER, Failures
-from orchestrator.models.http import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
-from orchestrator.models.streaming import BYTE_ORDER_MARK, Accumulator, Event, SseDecoder
-from orchestrator.models.structured import REJECTED, Dialect
-from orchestrator.models.thoughts import AnswerText
-from orchestrator.models.token_limits import TokenLimits
+from orchestrator.models.http import error_body, token_limits
+from orchestrator.models.http.address import Address
+from orchestrator.models.http.client import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
+from orchestrator.models.http.delivery import Delivery, DeliveryChooser
+from orchestrator.models.http.failures import INVALID_ANSWER, Failures
+from orchestrator.models.http.streaming import BYTE_ORDER_MARK, Accumulator, Event, SseDecoder
+from orchestrator.models.http.structured import REJECTED, Dialect
+from orchestrator.models.http.thoughts import AnswerText
+from orchestrator.models.http.token_limits import TokenLimits
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""

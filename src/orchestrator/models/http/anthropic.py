@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Final
 
 from orchestrator.core.prompts import Prompt
 from orchestrator.core.replies import Finish
-from orchestrator.models.address import Address
 from orchestrator.models.base import ModelRequest
-from orchestrator.models.endpoint import Content, HttpProvider, count, response_id
-from orchestrator.models.finish import finish_of, reason_of
-from orchestrator.models.streaming import Accumulator
-from orchestrator.models.structured import Dialect
+from orchestrator.models.http.address import Address
+from orchestrator.models.http.endpoint import Content, HttpProvider, count, response_id
+from orchestrator.models.http.finish import finish_of, reason_of
+from orchestrator.models.http.streaming import Accumulator
+from orchestrator.models.http.structured import Dialect
 
 VERSION: Final = "2023-06-01"
 """The API's version: there has been no other since."""

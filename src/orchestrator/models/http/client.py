@@ -22,8 +22,8 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from orchestrator.errors import AddressError, ModelError, SettingsError
-from orchestrator.models import trust
-from orchestrator.models.address import Address
+from orchestrator.models.http import trust
+from orchestrator.models.http.address import Address
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """The longest a connection may take to open; the rest of a call's time is the model's."""

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from orchestrator.core.replies import Finish
 from orchestrator.errors import ModelError
-from orchestrator.models.finish import finish_of, reason_of
+from orchestrator.models.http.finish import finish_of, reason_of
 
 # So long a stream that says nothing more is waited for after a reason to stop.
 QUIET_S: Final = 8.0

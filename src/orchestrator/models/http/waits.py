@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from orchestrator.models import error_body
+from orchestrator.models.http import error_body
 
 _NUMBER: Final = r"\d{1,15}(?:\.\d{1,15})?"
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

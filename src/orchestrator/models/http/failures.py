@@ -13,9 +13,9 @@ from orchestrator.core.instance import TOO_LONG
 from orchestrator.core.plan import well_formed
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import AddressError, ModelError, SettingsError
-from orchestrator.models import error_body, scope, token_limits, waits, web_page
-from orchestrator.models.address import Address
-from orchestrator.models.http import PROXY_LOGIN, HttpResponse, tls_required_error
+from orchestrator.models.http import error_body, scope, token_limits, waits, web_page
+from orchestrator.models.http.address import Address
+from orchestrator.models.http.client import PROXY_LOGIN, HttpResponse, tls_required_error
 
 REFUSALS: Final = frozenset({"content_filter", "content_policy_violation", "refusal"})
 """How endpoints name an answer that they or the model will not give."""
