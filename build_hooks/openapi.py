@@ -273,7 +273,10 @@ class _Description:
         if field.message_type:
             match field.message_type.full_name:
                 case "google.protobuf.FieldMask":
-                    return {"type": "string", "examples": ["subtasks,budget.maxTokens"]}
+                    config = self._pool.FindMessageTypeByName(f"{self._package}.InstanceConfig")
+                    path = "|".join(re.escape(path) for path in ("*", *_mask_paths(config)))
+                    pattern = f"^(?:(?:{path})(?:,(?:{path}))*)?$"
+                    return {"type": "string", "pattern": pattern, "examples": ["subtasks,budget.maxTokens"]}
                 case "google.protobuf.Duration":
                     return {"type": "string", "pattern": _duration(limits), "examples": ["1.5s"]}
                 case "google.protobuf.Timestamp":
@@ -400,6 +403,16 @@ def _int64(limits: Any) -> str:
     if limits is None or not limits.HasField("minimum"):
         return "^-?[0-9]+$" if limits is None else f"^-?[0-9]{{1,{_SAFE_DIGITS}}}$"
     return f"^[1-9][0-9]{{0,{_SAFE_DIGITS - 1}}}$" if limits.minimum else f"^[0-9]{{1,{_SAFE_DIGITS}}}$"
+
+
+def _mask_paths(config: Descriptor) -> Iterator[str]:
+    """Yield what a mask in JSON may name of a config: its fields that a client sets, and their scalars."""
+    for field in config.fields:
+        if field.name == "catalogue":
+            continue  # output only
+        yield field.json_name
+        if field.message_type and not field.is_repeated:
+            yield from (f"{field.json_name}.{part.json_name}" for part in field.message_type.fields)
 
 
 def _duration(limits: Any) -> str:

@@ -42,6 +42,7 @@ from support.provider_calls import (
 from orchestrator.core.lenient_json import values
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import ModelError
+from orchestrator.models.http import client as http_client
 from orchestrator.models.http import streaming as streaming_module
 from orchestrator.models.http.anthropic import Anthropic
 from orchestrator.models.http.chat_completions import ChatCompletions
@@ -251,7 +252,7 @@ async def test_an_event_that_is_no_json_is_tried_again(make: Make) -> None:
 async def test_an_answer_without_end_is_given_up(
     make: Make, mode: AnswerMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(http_client, "MAX_ANSWER_BYTES", 1000)
     error = await failure(make, always("x" * 2000), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
@@ -286,7 +287,7 @@ async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(mak
 async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_client, "CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         waiting = [_knock(full.getsockname()) for _ in range(4)]  # so many that the next one is not let in
         kind = Anthropic if make is messages else ChatCompletions

@@ -17,7 +17,9 @@ export function Review({ watch, onSteered }) {
   const { instance } = watch;
   const seen = useSeen(instance);
   const [plan] = useState(() => [...instance.subtasks.values()].map(draftOf));
-  const kept = watch.review;
+  // A new plan may come before the answer to the decision on the last one, which is done with then.
+  const isDecided = watch.review?.isSending && !isSame(watch.review.plan, plan);
+  const kept = isDecided ? null : watch.review;
   const [draft, setDraft] = useState(kept && !isSame(kept.draft, kept.plan) ? kept.draft : plan);
   const workers = instance.config.workers ?? [];
   const [feedback, setFeedback] = useState(kept?.feedback ?? '');
