@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from support.lives import Life
+from support.lives import Life, labelled
 from support.logs import append, create, creation, events, global_pages, key, record
 from support.writers import Writer
 
@@ -254,13 +254,6 @@ async def test_deletions_are_told_when_a_reader_stands_in_the_middle_of_the_life
     await log.delete(ref)
     assert await told(log, after=page.cursor) == ["-a"]
     assert await told(log) == ["-a"]
-
-
-def labelled(instance_id: str, **labels: str) -> Life:
-    life = Life(instance_id)
-    life.events[0].instance_created.labels.update(labels)
-    life.instance = replace(life.instance, labels=labels)
-    return life
 
 
 async def told(

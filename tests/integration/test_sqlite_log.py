@@ -4,14 +4,15 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lives import Life
-from support.logs import append, create, creation, delete, ids, key, load, read, record
+from support.lives import Life, labelled
+from support.logs import append, create, creation, delete, global_pages, ids, key, load, read, record
 
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
 from orchestrator.log.base import Page, Query, encode_row
@@ -533,3 +534,66 @@ async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
         await delete(log, "a")
     with pytest.raises(InstanceNotFoundError):
         await load(log, "a")
+
+
+async def test_a_short_read_waits_for_no_long_one(log: SqliteEventLog) -> None:
+    ref = await create(log, Life("a"))
+    may_end = threading.Event()
+    scan = asyncio.create_task(log._scanner._execute(may_end.wait, 20))
+    try:
+        long_reads = [
+            asyncio.create_task(read)
+            for read in (
+                log.read_all(0),
+                log.read_all(0, labels=[("team", "red")]),
+                log.list(Query()),
+                log.unfinished(),
+                log.finished_before(1, 1),
+            )
+        ]
+        assert len((await log.read(ref, 0)).ordinals) == 1
+        assert (await log.head(key("a"))).ref == ref
+        assert await log.last_position() == 1
+        assert await log.check_creation(creation(Life("b"))) is None
+        assert not any(read.done() for read in long_reads)
+    finally:
+        may_end.set()
+    await asyncio.gather(scan, *long_reads)
+
+
+@pytest.mark.parametrize("filters", [{}, {"tenant": ""}, {"labels": [("team", "red")]}])
+async def test_nothing_falls_between_the_steps_of_one_read(
+    filters: dict[str, Any], log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many queries a read is made of: what is committed between two of them is not passed over."""
+    number = 0
+
+    async def commit_more() -> None:
+        nonlocal number
+        number += 1
+        ref = await create(log, labelled(f"gone{number}", team="red").terminated())
+        await log.delete(ref)
+        await create(log, labelled(f"stays{number}", team="red"))
+
+    for connection in (log._reader, log._scanner):
+        fetchall = connection.execute_fetchall
+
+        async def and_more_is_committed(*query: Any, fetchall: Any = fetchall) -> Any:
+            await commit_more()
+            return await fetchall(*query)
+
+        monkeypatch.setattr(connection, "execute_fetchall", and_more_is_committed)
+    told: list[str] = []
+    cursor = 0
+    while number < 20:
+        page = await log.read_all(cursor, 5, **filters)
+        told += [event.instance_id for event in page.events.events()]
+        told += [deleted.ref.id for deleted in page.deletions]
+        cursor = page.cursor
+    monkeypatch.undo()
+    for page in await global_pages(log, cursor, **filters):
+        told += [event.instance_id for event in page.events.events()]
+        told += [deleted.ref.id for deleted in page.deletions]
+    assert [name for name in told if name.startswith("stays")] == [f"stays{n}" for n in range(1, number + 1)]
+    gone = [name for name in told if name.startswith("gone")]
+    assert list(dict.fromkeys(gone)) == [f"gone{n}" for n in range(1, number + 1)]

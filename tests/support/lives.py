@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from orchestrator.core import config, lifecycle
@@ -180,6 +181,13 @@ def _candidates(instance: Instance) -> Iterator[Event]:
     yield Event(instance_completed=InstanceCompleted())
     yield Event(instance_errored=InstanceErrored(error=error))
     yield Event(instance_terminated=InstanceTerminated(cut_off_calls=instance.open_calls))
+
+
+def labelled(instance_id: str, **labels: str) -> Life:
+    life = Life(instance_id)
+    life.events[0].instance_created.labels.update(labels)
+    life.instance = replace(life.instance, labels=labels)
+    return life
 
 
 def part(subtask_id: str, *depends_on: str) -> Subtask:

@@ -6,7 +6,6 @@ cursor outlives a call, so the WAL can always be checkpointed.
 
 import asyncio
 import errno
-import json
 import os
 import sqlite3
 from collections import OrderedDict
@@ -44,8 +43,8 @@ from orchestrator.log.sqlite.tables import find_duplicate
 from orchestrator.log.sqlite.writer import SqliteWriter
 from orchestrator.log.storage_faults import mend
 
-_SCANNED_EVENTS: Final = 2048
-"""How many events one read looks at for those of a tenant or with labels."""
+_SCANNED_POSITIONS: Final = 1024
+"""How many positions one read looks at for what is of a tenant or has labels."""
 _SCANNED_INSTANCES: Final = 2048
 """How many instances one read of a list looks at, where not all of those are asked for."""
 _TERMINAL: Final = ",".join(str(state) for state in sorted(TERMINAL))
@@ -53,6 +52,34 @@ _MAX_HEADS: Final = 16_384
 _NO_POSITION: Final = 2**63 - 1
 _Place = tuple[int, int, int, str | None, tuple[tuple[str, str], ...]]
 """How often something was committed before, after which position, how much, and of which instances."""
+
+_GLOBAL_PAGE_SQL: Final = f"""
+    WITH scanned AS MATERIALIZED (
+        SELECT position, instance, NULL AS tenant, NULL AS id, NULL AS labels FROM event WHERE position > ?1
+        UNION ALL
+        SELECT position, instance, tenant, id, labels FROM deletion WHERE position > ?1
+        ORDER BY position LIMIT ?2
+    ), matching AS MATERIALIZED (
+        SELECT position, instance, tenant, id FROM scanned WHERE {{condition}} ORDER BY position LIMIT ?3 + 1
+    )
+    SELECT scan.count, scan.end, scan.matching, page.position, page.instance, page.tenant, page.id, event.data
+    FROM (
+        SELECT count(*) AS count, max(position) AS end, (SELECT count(*) FROM matching) AS matching
+        FROM scanned
+    ) AS scan
+    LEFT JOIN (
+        SELECT matching.*, sum(length(data)) OVER (ORDER BY matching.position) - length(data) AS before
+        FROM matching LEFT JOIN event ON event.position = matching.position
+        LIMIT ?3
+    ) AS page ON coalesce(before, 0) < {PAGE_BYTES}
+    LEFT JOIN event ON event.position = page.position
+    ORDER BY page.position
+"""  # noqa: S608
+"""What happened after a position: of a bounded number of positions those that match, as far as a page holds.
+
+It is one statement, so that it reads one state of the file: were deletions and events read apart, what is
+committed between would fall between.
+"""
 
 
 class SqliteEventLog:
@@ -236,65 +263,16 @@ class SqliteEventLog:
         self, after: int, limit: int, tenant: str | None, labels: Sequence[tuple[str, str]]
     ) -> GlobalPage:
         is_filtered = tenant is not None or bool(labels)
-        connection = self._scanner
-        if after < self._writer.deletion_position:
-            deletions = await self._deletions(connection, after, limit)
-            if deletions and deletions[0].is_next:
-                return _deleted(deletions, tenant, labels)
-            before = deletions[0].position if deletions else _NO_POSITION
-        else:
-            before = _NO_POSITION
-        ((end, count),) = await fetch(
-            connection,
-            "SELECT max(position), count(*) FROM (SELECT position FROM event"
-            " WHERE position > ? AND position < ? ORDER BY position LIMIT ?)",
-            (after, before, scanned := _SCANNED_EVENTS if is_filtered else limit),
-        )
-        if not count:
-            return GlobalPage(Page(b"", (), at_end=before == _NO_POSITION), (), after)
-        conditions = ["position > ?1 AND position <= ?2"]
-        values: list[object] = [after, end, limit]
-        if tenant is not None:
-            conditions.append("EXISTS (SELECT 1 FROM instance WHERE key = event.instance AND tenant = ?4)")
-            values.append(tenant)
-        for name, value in labels:
-            conditions.append(
-                f"EXISTS (SELECT 1 FROM label WHERE label.instance = event.instance"  # noqa: S608
-                f" AND name = ?{len(values) + 1} AND value = ?{len(values) + 2})"
-            )
-            values += (name, value)
+        scanned = _SCANNED_POSITIONS if is_filtered else limit
+        conditions, values = _filters(tenant, labels, first_place=4)
         rows = await fetch(
-            connection,
-            f"""
-            SELECT 0, page.total, page.position, page.position, event.data
-            FROM ({_page_sql(" AND ".join(conditions))}) AS page
-            JOIN event ON event.position = page.position ORDER BY page.position
-            """,  # noqa: S608
-            values,
+            self._scanner,
+            _GLOBAL_PAGE_SQL.format(condition=" AND ".join(conditions)),
+            (after, scanned, limit, *values),
         )
-        self._forget_heads_before(end)
-        is_whole = not rows or len(rows) == rows[0][1] < limit
-        cursor = end if is_whole else rows[-1][2]
-        at_end = is_whole and count < scanned and before == _NO_POSITION
-        events = Page(b"".join([row[4] for row in rows]), [row[3] for row in rows], at_end=at_end)
-        return GlobalPage(events, (), cursor)
-
-    async def _deletions(
-        self, connection: aiosqlite.Connection, after: int, limit: int
-    ) -> Sequence["_Deleted"]:
-        rows = await fetch(
-            connection,
-            "SELECT position, instance, tenant, id, labels, NOT EXISTS (SELECT 1 FROM event"
-            " WHERE event.position > ?1 AND event.position < deletion.position)"
-            " FROM deletion WHERE position > ?1 ORDER BY position LIMIT ?2",
-            (after, limit),
-        )
-        return [
-            _Deleted(
-                position, InstanceRef(InstanceKey(tenant, instance_id), key), json.loads(labels), is_next
-            )
-            for position, key, tenant, instance_id, labels, is_next in rows
-        ]
+        page = _global_page(rows, after, scanned)
+        self._forget_heads_before(page.cursor)
+        return page
 
     async def last_position(self) -> int:
         """Give the last position; see EventLog."""
@@ -393,24 +371,65 @@ def _window(query: Query) -> tuple[Statement, int]:
     return ("SELECT key FROM instance WHERE key < ?", (before,)), size
 
 
-class _Deleted(NamedTuple):
+class _Found(NamedTuple):
+    """What happened at a position."""
+
     position: int
-    ref: InstanceRef
-    labels: Mapping[str, str]
-    is_next: bool
-    """Whether no event lies before it."""
+    incarnation: int
+    tenant: str | None
+    """None: it is an event, and there is no id."""
+    id: str
+    data: bytes
 
 
-def _deleted(found: Sequence[_Deleted], tenant: str | None, labels: Sequence[tuple[str, str]]) -> GlobalPage:
-    """Return the page of the deletions that follow each other without an event between them."""
-    run = list(takewhile(lambda deleted: deleted.is_next, found))
-    matching = [
-        Deletion(deleted.ref, deleted.position)
-        for deleted in run
-        if tenant in (None, deleted.ref.key.tenant)
-        and all(deleted.labels.get(name) == value for name, value in labels)
-    ]
-    return GlobalPage(Page(b"", (), at_end=False), matching, run[-1].position)
+def _filters(
+    tenant: str | None, labels: Sequence[tuple[str, str]], first_place: int
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Write the SQL for who is wanted of those scanned, and give the values from a numbered place on."""
+    conditions, values = ["true"], list[str]()
+    if tenant is not None:
+        values.append(tenant)
+        conditions.append(
+            f"?{first_place} = coalesce(scanned.tenant,"  # noqa: S608
+            " (SELECT tenant FROM instance WHERE key = scanned.instance))"
+        )
+    for label in labels:
+        place = first_place + len(values)
+        values += label
+        conditions.append(
+            f"CASE WHEN scanned.labels IS NULL"  # noqa: S608
+            f" THEN EXISTS (SELECT 1 FROM label WHERE instance = scanned.instance"
+            f" AND name = ?{place} AND value = ?{place + 1})"
+            f" ELSE EXISTS (SELECT 1 FROM json_each(scanned.labels)"
+            f" WHERE key = ?{place} AND atom = ?{place + 1}) END"
+        )
+    return conditions, values
+
+
+def _global_page(rows: Sequence[sqlite3.Row], after: int, scannable: int) -> GlobalPage:
+    """Build a page of what was found; it ends before an event that follows a deletion."""
+    scanned, end, matching = rows[0][:3]
+    found = [_Found(*row[3:]) for row in rows if row[3] is not None]
+    events = list(takewhile(lambda row: row.tenant is None, found))
+    deletions = []
+    for row in found[len(events) :]:
+        if row.tenant is None:
+            break
+        deletions.append(
+            Deletion(InstanceRef(InstanceKey(row.tenant, row.id), row.incarnation), row.position)
+        )
+    is_whole = len(events) + len(deletions) == matching
+    page = Page(
+        data=b"".join([row.data for row in events]),
+        ordinals=[row.position for row in events],
+        at_end=is_whole and scanned < scannable,
+    )
+    last = deletions[-1].position if deletions else after
+    if is_whole:
+        last = end or after
+    elif not deletions:
+        last = events[-1].position
+    return GlobalPage(page, deletions, last)
 
 
 def _page(rows: Sequence[sqlite3.Row], limit: int) -> Page:

@@ -191,8 +191,6 @@ class SqliteTables:
         """Of the last event or deletion that is known to be durable."""
         self.key = 0
         """Of the newest instance that is known to be durable."""
-        self.deletion_position = 0
-        """Of the last deletion that is known to be durable."""
         self._rows: dict[int, _Row] = {}
         """Of instances that may go on, as they are known to be durable."""
 
@@ -200,8 +198,6 @@ class SqliteTables:
         """Find out which numbers have been given."""
         self.position = await self._highest("position", "event", "deletion")
         self.key = await self._highest("key", "instance")
-        ((last,),) = await fetch(self.connection, "SELECT coalesce(max(position), 0) FROM deletion")
-        self.deletion_position = int(last)
 
     async def has_new_rows(self) -> bool:
         """Return whether there is anything after the last position that is known to be durable."""
@@ -343,7 +339,6 @@ class SqliteTables:
             ]
         )
         self.position += 1
-        self.deletion_position = self.position
         self._rows.pop(key, None)
 
     async def shrink(self, pages: int) -> bool:

@@ -80,11 +80,6 @@ class SqliteWriter:
         """The position of the last event or deletion that is known to be durable."""
         return self._tables.position
 
-    @property
-    def deletion_position(self) -> int:
-        """The position of the last deletion that is known to be durable."""
-        return self._tables.deletion_position
-
     async def watch(self) -> None:
         """Wait for as long as the writer runs; raise what ended it."""
         await asyncio.shield(self._task)
