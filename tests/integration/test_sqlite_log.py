@@ -15,11 +15,12 @@ from support.lives import Life, labelled
 from support.logs import append, create, creation, delete, global_pages, ids, key, load, read, record
 
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
-from orchestrator.log.base import Page, Query, encode_row
+from orchestrator.log.base import Page, Query, SequenceConflictError, encode_row
 from orchestrator.log.retention import sweep
 from orchestrator.log.sqlite import SqliteEventLog, schema
 from orchestrator.log.sqlite.connection import Statement
 from orchestrator.log.subscription import CaughtUp, follow
+from orchestrator.v1.event_pb2 import Event, InstancePauseRequested
 
 
 @pytest.fixture
@@ -597,3 +598,53 @@ async def test_nothing_falls_between_the_steps_of_one_read(
     assert [name for name in told if name.startswith("stays")] == [f"stays{n}" for n in range(1, number + 1)]
     gone = [name for name in told if name.startswith("gone")]
     assert list(dict.fromkeys(gone)) == [f"gone{n}" for n in range(1, number + 1)]
+
+
+async def test_the_file_itself_refuses_what_does_not_follow_its_last_event(log: SqliteEventLog) -> None:
+    life, other = Life("a"), Life("b")
+    ref = await create(log, life)
+    behind = append(life.planned(), ref, 1)
+    await log.append(behind)
+    # The writer takes the instance for one that stands where it stood before.
+    rows = log._writer._tables._rows
+    rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=1)
+    results = await asyncio.gather(log.append(behind), log.create([creation(other)]), return_exceptions=True)
+    assert isinstance(results[0], SequenceConflictError)
+    assert results[0].last_sequence == len(life.events)
+    assert isinstance(results[1], list)
+    # And where the events alone would pass, because their place is free.
+    beyond = len(life.events) + 7
+    rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=beyond)
+    event = Event(instance_pause_requested=InstancePauseRequested(), sequence=beyond + 1)
+    with pytest.raises(SequenceConflictError):
+        await log.append(behind._replace(expected_sequence=beyond, events=[event]))
+    assert await load(log, "a") == life.instance
+
+
+async def test_instances_that_the_writer_does_not_know_are_found_by_one_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    lives = [Life(f"i{number}") for number in range(50)]
+    refs = [await create(log, life) for life in lives]
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    async with asyncio.timeout(10):
+        while log._writer._may_shrink:  # noqa: ASYNC110  its last look at the file is no event
+            await asyncio.sleep(0.001)
+    queries = 0
+    connection = log._writer._tables.connection
+    fetchall = connection.execute_fetchall
+
+    async def counted(*query: Any) -> Any:
+        nonlocal queries
+        queries += 1
+        return await fetchall(*query)
+
+    monkeypatch.setattr(connection, "execute_fetchall", counted)
+    await asyncio.gather(
+        *(log.append(append(life.planned(), ref, 1)) for life, ref in zip(lives, refs, strict=True))
+    )
+    assert queries == 1
+    await log.aclose()

@@ -97,7 +97,7 @@ class CommitGroup:
         self.rows: dict[int, _Row] = {}
         """By the instance's key: as it is after this."""
         self._changes: dict[int, tuple[object, ...]] = {}
-        """Rows whose state changes."""
+        """Rows whose state changes: the key, the last sequence before and after this, and what is new."""
         self._sequences: dict[int, tuple[object, ...]] = {}
         """Rows that go on in the same state."""
         self._refs: dict[int, InstanceRef] = {}
@@ -132,11 +132,12 @@ class CommitGroup:
         assert row  # noqa: S101  or it would have been refused
         self._add(ref, append.events, append.summary, row.epoch)
         key, summary, last = ref.incarnation, append.summary, append.events[-1].sequence
+        before = self._changes.get(key) or self._sequences.get(key) or (key, append.expected_sequence)
         if summary.state != row.state or key in self._changes:
-            self._changes[key] = (key, last, summary.state, summary.end_time_s)
+            self._changes[key] = (*before[:2], last, summary.state, summary.end_time_s)
             self._sequences.pop(key, None)
         else:
-            self._sequences[key] = (key, last)
+            self._sequences[key] = (*before[:2], last)
 
     def _has_failed_before(self, append: Append) -> bool:
         return append.previous in self._failed or append.has_failed_predecessor
@@ -174,9 +175,15 @@ class CommitGroup:
         ]
 
     def _updates(self) -> Sequence[Statement]:
-        """Update rows; those whose state stays the same by themselves, for that touches no index."""
-        last = "UPDATE instance SET last_sequence = change.value ->> 1"
-        state = ", state = change.value ->> 2, end_time_s = change.value ->> 3"
+        """Update rows; those whose state stays the same by themselves, for that touches no index.
+
+        A row that does not have the last sequence that it has to have would lose it, which fails the group.
+        """
+        last = (
+            "UPDATE instance"
+            " SET last_sequence = CASE last_sequence WHEN change.value ->> 1 THEN change.value ->> 2 END"
+        )
+        state = ", state = change.value ->> 3, end_time_s = change.value ->> 4"
         rest = " FROM json_each(?) AS change WHERE instance.key = change.value ->> 0"
         both = ((last + rest, self._sequences), (last + state + rest, self._changes))
         return [(query, (json.dumps(list(rows.values())),)) for query, rows in both if rows]
@@ -226,6 +233,11 @@ class SqliteTables:
                 self._rows.pop(key, None)
             else:
                 self._rows[key] = row
+
+    async def roll_back(self) -> None:
+        """Take back what was begun, and forget what is known of instances: the file contradicts it."""
+        await self.connection.rollback()
+        self._rows.clear()
 
     async def _create(self, pendings: Sequence[PendingCreations], group: CommitGroup) -> None:
         """Insert the rows of new instances, but for those it marks as refused."""
@@ -285,9 +297,12 @@ class SqliteTables:
                 group.rows[key] = row
             else:
                 unknown.add(key)
-        for key in unknown:
-            query = "SELECT state, last_sequence, epoch FROM instance WHERE key = ?"
-            for found in await fetch(self.connection, query, (key,)):
+        if unknown:
+            query = (
+                "SELECT key, state, last_sequence, epoch FROM instance"
+                " WHERE key IN (SELECT value FROM json_each(?))"
+            )
+            for key, *found in await fetch(self.connection, query, (json.dumps(list(unknown)),)):
                 group.rows[key] = _Row(*found)
 
     async def acquire_lease(self, ref: InstanceRef) -> int:

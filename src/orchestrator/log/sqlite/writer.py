@@ -196,8 +196,11 @@ class SqliteWriter:
         del self._queue[: len(group)]
         return group
 
-    async def _commit(self, pendings: Sequence[Pending]) -> None:
-        """Make a group durable, however long the storage takes to recover, or until the log is closed."""
+    async def _commit(self, pendings: Sequence[Pending], *, alone: bool = False) -> None:
+        """Make a group durable, however long the storage takes to recover, or until the log is closed.
+
+        What contradicts the log is tried `alone`, with nothing taken as known, before it is at fault.
+        """
         while pendings:
             group = None
             try:
@@ -208,7 +211,13 @@ class SqliteWriter:
                     return
                 await self._tables.commit(group)
             except sqlite3.IntegrityError as error:
-                await self._commit_individually(pendings, error)
+                await self._tables.roll_back()
+                if alone:
+                    pendings[0].reject(StorageError(f"an entry contradicts the log: {error}"))
+                    return
+                for pending in pendings:
+                    pending.reset()
+                    await self._commit([pending], alone=True)
                 return
             except sqlite3.Error as error:
                 self._on_storage_error(error)
@@ -218,16 +227,6 @@ class SqliteWriter:
             self._on_storage_recovered()
             self._publish(pendings, group)
             return
-
-    async def _commit_individually(self, pendings: Sequence[Pending], error: sqlite3.IntegrityError) -> None:
-        """Commit one by one, leaving out what contradicts the log: that is not the storage's fault."""
-        await self._tables.connection.rollback()
-        if len(pendings) == 1:
-            pendings[0].reject(StorageError(f"an entry contradicts the log: {error}"))
-            return
-        for pending in pendings:
-            pending.reset()
-            await self._commit([pending])
 
     def _on_storage_error(self, error: sqlite3.Error) -> None:
         is_new = self._storage_error is None
