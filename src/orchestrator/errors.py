@@ -13,7 +13,7 @@ OrchestratorError
 │   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
 │   ├── QueueFullError            QUEUE_FULL
 │   ├── ResponseTooLargeError     RESPONSE_TOO_LARGE
-│   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY
+│   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY, COMMIT_UNKNOWN
 └── ModelError                    one model call failed; becomes a *Failed event
     └── AddressError              and all others will, until the endpoint's address is corrected
 """

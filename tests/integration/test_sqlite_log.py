@@ -19,7 +19,7 @@ from orchestrator.log.base import Page, Query, SequenceConflictError, encode_row
 from orchestrator.log.retention import sweep
 from orchestrator.log.sqlite import SqliteEventLog, schema
 from orchestrator.log.sqlite.connection import Statement
-from orchestrator.log.subscription import CaughtUp, follow
+from orchestrator.log.subscription import CaughtUp, Idle, follow, follow_all
 from orchestrator.v1.event_pb2 import Event, InstancePauseRequested
 
 
@@ -531,10 +531,64 @@ async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
         raise sqlite3.OperationalError("disk I/O error")
 
     log._writer._tables.connection.write = write_and_fail  # type: ignore[method-assign]
-    with pytest.raises(UnavailableError):
-        await delete(log, "a")
+    first = log._writer._tables.connection
+    await delete(log, "a")
+    assert log._writer._tables.connection is not first  # it did fail
     with pytest.raises(InstanceNotFoundError):
         await load(log, "a")
+    await create(log, Life("b"))
+    assert [deleted.position for deleted in (await log.read_all(0)).deletions] == [3]
+    assert await log.last_position() == 4
+
+
+async def test_the_file_itself_refuses_what_does_not_follow_its_last_event(log: SqliteEventLog) -> None:
+    life, other = Life("a"), Life("b")
+    ref = await create(log, life)
+    behind = append(life.planned(), ref, 1)
+    await log.append(behind)
+    # The writer takes the instance for one that stands where it stood before.
+    rows = log._writer._tables._rows
+    rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=1)
+    results = await asyncio.gather(log.append(behind), log.create([creation(other)]), return_exceptions=True)
+    assert isinstance(results[0], SequenceConflictError)
+    assert results[0].last_sequence == len(life.events)
+    assert isinstance(results[1], list)
+    # And where the events alone would pass, because their place is free.
+    beyond = len(life.events) + 7
+    rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=beyond)
+    event = Event(instance_pause_requested=InstancePauseRequested(), sequence=beyond + 1)
+    with pytest.raises(SequenceConflictError):
+        await log.append(behind._replace(expected_sequence=beyond, events=[event]))
+    assert await load(log, "a") == life.instance
+
+
+async def test_instances_that_the_writer_does_not_know_are_found_by_one_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.db"
+    log = await SqliteEventLog.open(path)
+    lives = [Life(f"i{number}") for number in range(50)]
+    refs = [await create(log, life) for life in lives]
+    await log.aclose()
+    log = await SqliteEventLog.open(path)
+    async with asyncio.timeout(10):
+        while log._writer._may_shrink:  # noqa: ASYNC110  its last look at the file is no event
+            await asyncio.sleep(0.001)
+    queries = 0
+    connection = log._writer._tables.connection
+    fetchall = connection.execute_fetchall
+
+    async def counted(*query: Any) -> Any:
+        nonlocal queries
+        queries += 1
+        return await fetchall(*query)
+
+    monkeypatch.setattr(connection, "execute_fetchall", counted)
+    await asyncio.gather(
+        *(log.append(append(life.planned(), ref, 1)) for life, ref in zip(lives, refs, strict=True))
+    )
+    assert queries == 1
+    await log.aclose()
 
 
 async def test_a_short_read_waits_for_no_long_one(log: SqliteEventLog) -> None:
@@ -600,51 +654,37 @@ async def test_nothing_falls_between_the_steps_of_one_read(
     assert list(dict.fromkeys(gone)) == [f"gone{n}" for n in range(1, number + 1)]
 
 
-async def test_the_file_itself_refuses_what_does_not_follow_its_last_event(log: SqliteEventLog) -> None:
-    life, other = Life("a"), Life("b")
-    ref = await create(log, life)
-    behind = append(life.planned(), ref, 1)
-    await log.append(behind)
-    # The writer takes the instance for one that stands where it stood before.
-    rows = log._writer._tables._rows
-    rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=1)
-    results = await asyncio.gather(log.append(behind), log.create([creation(other)]), return_exceptions=True)
-    assert isinstance(results[0], SequenceConflictError)
-    assert results[0].last_sequence == len(life.events)
-    assert isinstance(results[1], list)
-    # And where the events alone would pass, because their place is free.
-    beyond = len(life.events) + 7
-    rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=beyond)
-    event = Event(instance_pause_requested=InstancePauseRequested(), sequence=beyond + 1)
-    with pytest.raises(SequenceConflictError):
-        await log.append(behind._replace(expected_sequence=beyond, events=[event]))
-    assert await load(log, "a") == life.instance
-
-
-async def test_instances_that_the_writer_does_not_know_are_found_by_one_statement(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_long_way_without_a_match_is_told_as_it_is_gone(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "log.db"
-    log = await SqliteEventLog.open(path)
-    lives = [Life(f"i{number}") for number in range(50)]
-    refs = [await create(log, life) for life in lives]
-    await log.aclose()
-    log = await SqliteEventLog.open(path)
-    async with asyncio.timeout(10):
-        while log._writer._may_shrink:  # noqa: ASYNC110  its last look at the file is no event
-            await asyncio.sleep(0.001)
-    queries = 0
-    connection = log._writer._tables.connection
-    fetchall = connection.execute_fetchall
+    monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_POSITIONS", 4)
+    for number in range(20):
+        await create(log, Life(f"i{number}"))
+    async with aclosing(follow_all(log, labels=[("team", "red")], live=False, idle_s=0)) as reader:
+        steps = [step async for step in reader]
+    assert steps[-1] == CaughtUp(20)
+    idle = [step.last for step in steps if isinstance(step, Idle)]
+    assert idle == sorted(set(idle))
+    assert len(idle) >= 2
 
-    async def counted(*query: Any) -> Any:
-        nonlocal queries
-        queries += 1
-        return await fetchall(*query)
 
-    monkeypatch.setattr(connection, "execute_fetchall", counted)
-    await asyncio.gather(
-        *(log.append(append(life.planned(), ref, 1)) for life, ref in zip(lives, refs, strict=True))
-    )
-    assert queries == 1
-    await log.aclose()
+async def test_a_writer_that_is_cancelled_behind_a_commit_ends_the_watch(
+    log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled(_: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(log._writer._tables, "publish", cancelled)
+    watch = asyncio.create_task(log.watch())
+    with pytest.raises(UnavailableError, match="same request_id") as caught:
+        await create(log, Life("a"))
+    assert caught.value.reason == "COMMIT_UNKNOWN"
+    with pytest.raises(StorageError, match="was cancelled"):
+        await asyncio.wait_for(watch, 5)
+    with pytest.raises(UnavailableError) as caught:
+        await create(log, Life("b"))
+    assert caught.value.reason == "SHUTTING_DOWN"
+    assert (await load(log, "a")).last_sequence == 1
+    with pytest.raises(asyncio.CancelledError):
+        await log.aclose()
+    log.aclose = _nothing  # type: ignore[method-assign]

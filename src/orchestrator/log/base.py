@@ -188,8 +188,9 @@ class EventLog(Protocol):
 
         The future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED) where one of
         them cannot be, with StorageError where an instance's events leave a gap, and with UnavailableError
-        (STORAGE_READ_ONLY) while the storage takes no writes: then nothing is written. Creations and appends
-        become durable in the order they are queued.
+        (STORAGE_READ_ONLY) while the storage takes no writes: then nothing is written. Where the log ends
+        while they are written it fails with UnavailableError (COMMIT_UNKNOWN). Creations and appends become
+        durable in the order they are queued.
         """
 
     async def check_creation(self, creation: Creation) -> Duplicate | None:

@@ -92,6 +92,8 @@ async def follow_all(
     if not 0 <= after <= last_position:
         raise SequenceOutOfRangeError("after_position", after, last_position)
     last, has_caught_up = after, False
+    now_s = asyncio.get_running_loop().time
+    yield_time_s = now_s()
     with log.wakeups.watch() as woken:
         while True:
             log.wakeups.check_open()
@@ -102,7 +104,12 @@ async def follow_all(
                 yield page.events
             for deletion in page.deletions:
                 yield deletion
+            if page.events.ordinals or page.deletions:
+                yield_time_s = now_s()
             if not page.events.at_end:
+                if now_s() - yield_time_s >= idle_s:  # a long way on which nothing matches
+                    yield Idle(last)
+                    yield_time_s = now_s()
                 continue
             if not has_caught_up:
                 has_caught_up = True

@@ -82,7 +82,10 @@ class SqliteWriter:
 
     async def watch(self) -> None:
         """Wait for as long as the writer runs; raise what ended it."""
-        await asyncio.shield(self._task)
+        await asyncio.wait([self._task])
+        if self._task.cancelled():  # what waits here was not
+            raise StorageError("the event log's writer was cancelled: start the service again")
+        self._task.result()
 
     async def aclose(self) -> None:
         """Write what is queued and close the connection."""
@@ -187,7 +190,9 @@ class SqliteWriter:
         finally:
             # Nothing must wait for a writer that has ended, whatever ended it.
             self._closing = True
-            for queued in (*group, *self._queue):
+            for begun in group:
+                begun.reject(_unknown())
+            for queued in self._queue:
                 queued.reject(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
 
     def _drain(self) -> Sequence[Pending]:
@@ -276,6 +281,7 @@ class SqliteWriter:
     async def _commit_alone(
         self, pending: Pending, write: Coroutine[None, None, object], *refs: InstanceRef
     ) -> None:
+        result = None
         try:
             result = await write
         except RequestError as error:
@@ -283,14 +289,13 @@ class SqliteWriter:
             return
         except sqlite3.Error as error:
             self._on_storage_error(error)
-            # For the reopening; whether it landed shows when it is asked for again.
-            if await self._is_committed():
-                await self._tables.load_counters()
-            pending.reject(self._read_only())
-        else:
-            self._on_storage_recovered()
-            if not pending.durable.done():
-                pending.durable.set_result(result)
+            if not await self._is_committed():
+                pending.reject(self._read_only())
+                return
+            await self._tables.load_counters()  # only a deletion takes a position: it is durable
+        self._on_storage_recovered()
+        if not pending.durable.done():
+            pending.durable.set_result(result)
         self._on_durable(dict.fromkeys(refs))
 
     def _publish(self, pendings: Sequence[Pending], group: CommitGroup) -> None:
@@ -309,6 +314,14 @@ class SqliteWriter:
 
 def _future() -> "asyncio.Future[Any]":
     return asyncio.get_running_loop().create_future()
+
+
+def _unknown() -> UnavailableError:
+    return UnavailableError(
+        "COMMIT_UNKNOWN",
+        "the service stopped while this was written, and whether it was is not known: "
+        "ask again with the same request_id",
+    )
 
 
 def _is_grouped(pending: Pending) -> bool:
