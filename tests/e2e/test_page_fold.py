@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from playwright.async_api import Browser, Page
 from support.endpoint import Answer, Call, Endpoint, failing
-from support.lives import NOW_S, Life, Transition, lives_by_transition, part, resolved
+from support.lives import NOW_S, Life, lives_by_transition, part, resolved
 from support.process import on_endpoint, process
 
 from orchestrator.core import view
@@ -40,7 +40,7 @@ from orchestrator.v1.event_pb2 import (
     SubtaskSkipped,
     SynthesisFailed,
 )
-from orchestrator.v1.instance_pb2 import STATE_QUEUED, STATE_RUNNING, Failure
+from orchestrator.v1.instance_pb2 import STATE_QUEUED, Failure
 
 FOLD = """async (id) => {
     const { apply, emptyInstance, EVENT_NAMES } = await import('/-/ui/fold.js');
@@ -209,12 +209,7 @@ async def test_the_page_folds_a_life_as_the_core_does(browser: Browser, name: st
     await page.close()
 
 
-DIFFERENT = (
-    (STATE_QUEUED, "subtask_planned", STATE_RUNNING),
-    (STATE_QUEUED, "subtask_skipped", STATE_RUNNING),
-)
-"""Transitions after which the page still shows a queued instance, until an attempt starts."""
-EXPLORED = lives_by_transition(*DIFFERENT)
+EXPLORED = lives_by_transition()
 CALL_ENDS = {
     "planning_failed",
     "subtask_failed",
@@ -237,21 +232,8 @@ def test_there_is_a_life_for_every_transition_that_is_possible() -> None:
 
 async def test_the_page_folds_every_transition_as_the_core_does(browser: Browser) -> None:
     page = await browser.new_page()
-    for transition, events in EXPLORED.items():
-        if transition not in DIFFERENT:
-            await assert_folds_alike(page, fold(events), events)
-    await page.close()
-
-
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="the page takes only a started attempt for running"
-)
-@pytest.mark.parametrize("transition", DIFFERENT, ids=lambda transition: transition[1])
-async def test_the_page_folds_a_queued_instance_that_runs_without_an_attempt_as_the_core_does(
-    browser: Browser, transition: Transition
-) -> None:
-    page = await browser.new_page()
-    await assert_folds_alike(page, fold(EXPLORED[transition]), EXPLORED[transition])
+    for events in EXPLORED.values():
+        await assert_folds_alike(page, fold(events), events)
     await page.close()
 
 

@@ -152,9 +152,14 @@ function isReusable({ reusable, subtasks }, subtask) {
   return done && !subtask.attempt && definition(done) === definition(subtask) && done.dependsOn.every(isSame);
 }
 
-function startAttempt(instance, work, { attempt, model }, now) {
+/** Work on an instance that was queued makes it a running one. */
+function markRunning(instance, now) {
   if (instance.state === 'STATE_QUEUED') instance.state = 'STATE_RUNNING';
-  instance.startTime ||= now;
+  if (instance.state === 'STATE_RUNNING') instance.startTime ||= now;
+}
+
+function startAttempt(instance, work, { attempt, model }, now) {
+  markRunning(instance, now);
   Object.assign(work, { state: 'RUNNING', attempt, model, retryTime: 0 });
   work.attempts.push({ number: attempt, model, start: now, end: 0, outcome: 'RUNNING', error: null, usage: NO_USAGE });
 }
@@ -222,7 +227,8 @@ const EVOLVE = {
     failAttempt(instance, instance.planning, payload, now);
     setPlanAside(instance);
   },
-  subtaskPlanned(instance, payload) {
+  subtaskPlanned(instance, payload, now) {
+    markRunning(instance, now);
     const subtask = newSubtask(payload.subtask);
     if (payload.summary) instance.summary = payload.summary;
     instance.subtasks.set(subtask.id, subtask);
@@ -268,7 +274,8 @@ const EVOLVE = {
   subtaskFailed(instance, payload, now) {
     failAttempt(instance, instance.subtasks.get(payload.subtaskId), payload, now);
   },
-  subtaskSkipped(instance, payload) {
+  subtaskSkipped(instance, payload, now) {
+    markRunning(instance, now);
     Object.assign(instance.subtasks.get(payload.subtaskId), { state: 'SKIPPED', error: payload.error });
   },
   synthesisStarted(instance, payload, now) {
