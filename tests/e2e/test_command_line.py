@@ -12,12 +12,12 @@ from support.shell import Shell
 
 
 async def test_run_goes_through_the_envoy_of_the_service_that_it_follows(tmp_path: Path) -> None:
-    meant, other = tmp_path / "meant", tmp_path / "other"
-    meant.mkdir()
+    folder, other = tmp_path / "meant", tmp_path / "other"
+    folder.mkdir()
     other.mkdir()
     async with (
         Endpoint(subtasks=1) as endpoint,
-        process(meant, "up", **on_endpoint(endpoint.url)) as service,
+        process(folder, "up", **on_endpoint(endpoint.url)) as service,
         process(other, "up", **on_endpoint(endpoint.url)) as another,
     ):
         # The variables name the other one, and a REST address that nobody has.

@@ -555,7 +555,7 @@ class Lives(RuleBasedStateMachine):
         for event in events[len(life.seen) :]:
             life.ledger.read(event)
             if event.sequence == life.copied:
-                life.ledger.begun.clear()  # those were its source's calls
+                life.ledger.started.clear()  # those were its source's calls
         life.seen = data
         self._nothing_is_paid_for_twice(name, calls)
         instance = fold(events)  # raises where an event cannot follow
@@ -597,7 +597,7 @@ class Lives(RuleBasedStateMachine):
         assert all(calls[part] == count for (part, _), count in life.calls_when_paid.items()), (name, calls)
         if life.ledger.ended:
             # A call that had begun a moment before a kill may have left no trace.
-            allowed = {part: life.ledger.begun[part] + life.kills for part in calls_before}
+            allowed = {part: life.ledger.started[part] + life.kills for part in calls_before}
             assert all(calls_before[part] <= allowed[part] for part in calls_before), (name, calls_before)
 
 

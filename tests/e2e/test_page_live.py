@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.async_api import Page, expect
 from support.page import module
-from support.staged_service import BIG, PROMPT, SMALL, StagedService, begun, limited
+from support.staged_service import BIG, PROMPT, SMALL, StagedService, limited, started
 
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1.instance_pb2 import Failure
@@ -20,7 +20,7 @@ def said(text: str, offset: int = 0, *, attempt: int = 1, subtask_id: str = "t1"
 
 async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
-    await service.stage("live", begun(), ago_s=10)
+    await service.stage("live", started(), ago_s=10)
     await page.goto(f"{address}#/instances/live")
     note, written = page.locator("[data-lane=subtask-t1] .note"), page.locator(".writing")
     await service.write("live", said("The 😀 "), said("first", 6))
@@ -57,7 +57,7 @@ async def test_a_result_that_was_cut_off_is_not_told_as_whole(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("cut", begun(), ago_s=10)
+    await service.stage("cut", started(), ago_s=10)
     await page.goto(f"{address}#/instances/cut")
     await service.record(
         "cut",
@@ -84,7 +84,7 @@ async def test_the_list_pages_filters_and_stays_current(stage: tuple[StagedServi
     await page.get_by_role("link", name="Errored", exact=True).click()
     await expect(items).to_have_count(5)
     await expect(page.get_by_role("button", name="Show older")).to_have_count(0)
-    await service.stage("new", begun(), ago_s=0)
+    await service.stage("new", started(), ago_s=0)
     await service.record("new", pb.InstanceErrored(error=LATER))
     await expect(items).to_have_count(6)
     await expect(items.first).to_have_attribute("href", "#/instances/new?state=errored")
@@ -100,7 +100,7 @@ async def test_the_list_pages_filters_and_stays_current(stage: tuple[StagedServi
 
 async def test_an_instance_is_forked_and_deleted(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
-    await service.stage("source", [*begun(), (5, pb.InstanceErrored(error=LATER))], ago_s=60)
+    await service.stage("source", [*started(), (5, pb.InstanceErrored(error=LATER))], ago_s=60)
     await page.goto(f"{address}#/instances/source")
     await page.get_by_role("button", name="Fork…").click()
     dialog = page.get_by_role("dialog")
@@ -132,7 +132,7 @@ async def test_an_instance_that_was_deleted_elsewhere_leaves_the_list_when_it_is
 ) -> None:
     service, address = stage
     for name in ("stays", "gone"):
-        await service.stage(name, [*begun(), (5, pb.InstanceTerminated())], ago_s=0)
+        await service.stage(name, [*started(), (5, pb.InstanceTerminated())], ago_s=0)
     await page.goto(address)
     row = page.locator('.item[href$="/gone"]')
     await expect(row).to_have_count(1)
@@ -156,7 +156,7 @@ async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
     await page.goto(f"{address}?{width}#/new")
     await page.get_by_label("Prompt").wait_for()
     await expect(page.locator(f'.item[href$="/old-{width}"]')).to_have_count(1)
-    await service.stage(f"new-{width}", begun(), ago_s=0)
+    await service.stage(f"new-{width}", started(), ago_s=0)
     await service.record(f"new-{width}", pb.InstanceTerminated())
     await expect(page.locator(f'.item[href$="/new-{width}"] .tone')).to_have_text("Terminated")
     assert complaints == []

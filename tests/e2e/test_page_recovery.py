@@ -8,7 +8,7 @@ from playwright.async_api import Browser, Page, Route, expect
 from support.endpoint import Endpoint, hang
 from support.page import button, created, open_page, shows, ui
 from support.process import on_endpoint, process
-from support.staged_service import PROMPT, SMALL, StagedService, begun, limited
+from support.staged_service import PROMPT, SMALL, StagedService, limited, started
 
 from orchestrator.v1 import event_pb2 as pb
 
@@ -58,7 +58,7 @@ async def test_a_list_that_could_not_be_read_is_read_once_the_service_is_back(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("there", begun(), ago_s=10)
+    await service.stage("there", started(), ago_s=10)
     is_back = asyncio.Event()
 
     async def stand_in(route: Route) -> None:
@@ -103,7 +103,7 @@ async def test_a_refused_action_is_told_until_the_state_changes(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("refused", begun(), ago_s=10)
+    await service.stage("refused", started(), ago_s=10)
     await page.goto(f"{address}#/instances/refused")
     refusal = page.locator(".actions").get_by_role("alert")
     await button(page, "Pause").click()  # which a staged service does not know
@@ -120,7 +120,7 @@ async def test_a_full_disk_is_told_until_something_is_recorded_again(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("other", begun(), ago_s=20)
+    await service.stage("other", started(), ago_s=20)
     await page.goto(f"{address}#/new")
     info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "STORAGE_READ_ONLY"}
     full = json.dumps({"code": 14, "message": "the disk is full: make room", "details": [info]})
@@ -173,7 +173,7 @@ async def test_what_an_attempt_failed_of_is_no_longer_told_as_the_subtasks_once_
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("again", begun(), ago_s=10)
+    await service.stage("again", started(), ago_s=10)
     await page.goto(f"{address}#/instances/again")
     await service.record("again", limited(in_s=0))
     await page.locator("[data-lane=subtask-t1] .row").click()
@@ -187,7 +187,7 @@ async def test_an_attempt_that_will_not_come_is_not_announced(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
-    await service.stage("halted", begun(), ago_s=10)
+    await service.stage("halted", started(), ago_s=10)
     await page.goto(f"{address}#/instances/halted")
     note = page.locator("[data-lane=subtask-t1] .note")
     await service.record("halted", limited(in_s=3600))

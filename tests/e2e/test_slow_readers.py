@@ -90,7 +90,7 @@ async def test_readers_who_stop_cost_little_hold_up_nobody_and_read_on(running: 
         before_mib = resident_mib(service)
         calls = [stream(stub, number) for number, stub in enumerate(stubs)]
         async with asyncio.timeout(SERVED_S):
-            begun = [await call.read() for call in calls]
+            started = [await call.read() for call in calls]
         for number in range(INSTANCES):
             async with asyncio.timeout(SERVED_S):
                 await client.create("Build it", instance_id=f"i{number}")
@@ -98,7 +98,7 @@ async def test_readers_who_stop_cost_little_hold_up_nobody_and_read_on(running: 
             assert answer.instance.state == instance_pb2.STATE_COMPLETE
         grown_mib = resident_mib(service) - before_mib
         assert grown_mib < READERS * MOST_MIB_A_READER
-        for call, first in list(zip(calls, begun, strict=True))[:4]:
+        for call, first in list(zip(calls, started, strict=True))[:4]:
             messages = [first, *await rest(call)]
             events = [event for message in messages for event in message.batch.events]
             long = [event.sequence for event in events if event.instance_id == "long"]

@@ -26,29 +26,29 @@ def shell_without_service(tmp_path: Path) -> Shell:
 @asynccontextmanager
 async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService]]:
     """The one that is meant, and another that answers elsewhere."""
-    async with ScriptedService(play_well) as meant, ScriptedService(play_well) as other:
-        yield await meant.start(rest_port=0), await other.start(rest_port=0)
+    async with ScriptedService(play_well) as own, ScriptedService(play_well) as other:
+        yield await own.start(rest_port=0), await other.start(rest_port=0)
 
 
 @pytest.mark.parametrize("flag", ["--address", "--grpc-address"])
 async def test_run_creates_where_it_follows_whatever_answers_elsewhere(
     shell_without_service: Shell, flag: str
 ) -> None:
-    async with two_services() as (meant, other):
-        outcome = await shell_without_service.on(other).run("run", "p", flag, meant.address)
+    async with two_services() as (own, other):
+        outcome = await shell_without_service.on(other).run("run", "p", flag, own.address)
     assert outcome.code == 0, outcome.err
-    assert (len(meant.requests), meant.created_over_rest) == (1, 1)
+    assert (len(own.requests), own.created_over_rest) == (1, 1)
     assert not other.requests
-    assert f"to see it: http://{meant.rest_address}/-/ui/#/instances/i1" in outcome.err
+    assert f"to see it: http://{own.rest_address}/-/ui/#/instances/i1" in outcome.err
 
 
 async def test_a_rest_address_that_leads_to_another_service_is_not_used(shell_without_service: Shell) -> None:
-    async with two_services() as (meant, other):  # as through a tunnel to gRPC alone
-        assert meant.info
-        meant.info.rest_address = other.rest_address
-        outcome = await shell_without_service.run("run", "p", "--address", meant.address)
+    async with two_services() as (own, other):  # as through a tunnel to gRPC alone
+        assert own.info
+        own.info.rest_address = other.rest_address
+        outcome = await shell_without_service.run("run", "p", "--address", own.address)
     assert outcome.code == 0, outcome.err
-    assert (len(meant.requests), meant.created_over_rest, len(other.requests)) == (1, 0, 0)
+    assert (len(own.requests), own.created_over_rest, len(other.requests)) == (1, 0, 0)
     assert f"another service answers at {other.rest_address}: creating the instance over gRPC" in outcome.err
     assert "to see it" not in outcome.err
 
@@ -57,14 +57,14 @@ async def test_a_rest_address_that_leads_to_another_service_is_not_used(shell_wi
 async def test_without_rest_that_is_its_own_a_service_is_asked_over_grpc(
     shell_without_service: Shell, kind: str
 ) -> None:
-    async with two_services() as (meant, other):
-        assert meant.info
-        meant.info.rest_address = {"without REST": "", "unreachable REST": free_address()}.get(kind, "")
+    async with two_services() as (own, other):
+        assert own.info
+        own.info.rest_address = {"without REST": "", "unreachable REST": free_address()}.get(kind, "")
         if kind == "older":
-            meant.info = None
-        outcome = await shell_without_service.on(other).run("run", "p", "--address", meant.address)
+            own.info = None
+        outcome = await shell_without_service.on(other).run("run", "p", "--address", own.address)
     assert outcome.code == 0, outcome.err
-    assert (len(meant.requests), meant.created_over_rest, len(other.requests)) == (1, 0, 0)
+    assert (len(own.requests), own.created_over_rest, len(other.requests)) == (1, 0, 0)
     assert "over gRPC" in outcome.err
 
 
@@ -109,14 +109,14 @@ async def test_another_product_at_the_address_is_told_as_that(shell_without_serv
 async def test_run_says_what_this_terminal_sets_and_the_service_has_otherwise(
     shell_without_service: Shell,
 ) -> None:
-    async with two_services() as (meant, _):
+    async with two_services() as (own, _):
         shell = shell_without_service.with_variables(
             ORCHESTRATOR_BIG_MODEL="openai/mine",
             ORCHESTRATOR_SMALL_MODEL="openai/small",
             ORCHESTRATOR_MAX_OUTPUT_TOKENS="7",
         )
-        outcome = await shell.run("run", "p", "--address", meant.address)
-        chosen = await shell.run("run", "p", "--address", meant.address, "--big-model", "openai/mine")
+        outcome = await shell.run("run", "p", "--address", own.address)
+        chosen = await shell.run("run", "p", "--address", own.address, "--big-model", "openai/mine")
     assert (
         "ORCHESTRATOR_BIG_MODEL is openai/mine here, and the service was started without it, with openai/big"
         in outcome.err
@@ -137,20 +137,20 @@ async def test_doctor_tells_what_the_service_is_set_to(shell_without_service: Sh
         ORCHESTRATOR_BIG_MODEL="openai/mine", ORCHESTRATOR_REST_ADDRESS="127.0.0.1:1"
     )
     (shell.folder / "orchestrator.toml").write_text('[[workers]]\nname = "coder"\n')
-    async with two_services() as (meant, _):
-        outcome = await doctor(shell, meant, "--json")
+    async with two_services() as (own, _):
+        outcome = await doctor(shell, own, "--json")
     findings = {}
     for check in outcome.json["checks"]:
         findings.setdefault(check["subject"], []).append((check["status"], check["finding"]))
     (status, said), *differences = findings["service"]
     assert status == "ok"
-    assert said == f"0.1.0 at {meant.address}, big model openai/big, small model openai/small"
+    assert said == f"0.1.0 at {own.address}, big model openai/big, small model openai/small"
     assert [status for status, _ in differences] == ["warning"] * 3
     assert "ORCHESTRATOR_BIG_MODEL is openai/mine here" in differences[0][1]
-    rest = f"ORCHESTRATOR_REST_ADDRESS is 127.0.0.1:1 here, and the service answers at {meant.rest_address}"
+    rest = f"ORCHESTRATOR_REST_ADDRESS is 127.0.0.1:1 here, and the service answers at {own.rest_address}"
     assert differences[1][1] == rest
     assert "workers in orchestrator.toml are not those of the service, which has none" in differences[2][1]
-    assert findings["rest"] == [("ok", f"{meant.rest_address} is answered by the service")]
+    assert findings["rest"] == [("ok", f"{own.rest_address} is answered by the service")]
     # Its keys are its own: that this terminal has none does not break it.
     ((status, said),) = findings["big model"]
     assert (status, said) == ("warning", "called with this terminal's variables: openai/big cannot be called")
@@ -160,12 +160,12 @@ async def test_doctor_tells_what_the_service_is_set_to(shell_without_service: Sh
 async def test_doctor_names_the_service_s_workers_and_a_version_that_is_not_this_one_s(
     shell_without_service: Shell,
 ) -> None:
-    async with two_services() as (meant, other):
-        assert meant.info
-        meant.info.version = "0.0.9"
-        meant.info.rest_address = other.rest_address
-        meant.info.workers.append(orchestrator_pb2.ServiceWorker(name="coder", model="openai/codex"))
-        outcome = await doctor(shell_without_service, meant)
+    async with two_services() as (own, other):
+        assert own.info
+        own.info.version = "0.0.9"
+        own.info.rest_address = other.rest_address
+        own.info.workers.append(orchestrator_pb2.ServiceWorker(name="coder", model="openai/codex"))
+        outcome = await doctor(shell_without_service, own)
     assert re.search(r"! service +0\.0\.9 at ", outcome.out)
     assert re.search(r"! worker coder +called with this terminal's variables: openai/codex", outcome.out)
     assert (

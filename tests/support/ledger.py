@@ -26,7 +26,7 @@ class Ledger:
     def __init__(self) -> None:
         self.paid: dict[str, int] = {}
         """What must not be called for again, and the sequence of the event that says so."""
-        self.begun = Counter[str]()
+        self.started = Counter[str]()
         """How many calls the log tells of."""
         self.open: dict[str, str] = {}
         """What is under way, and by which model."""
@@ -45,7 +45,7 @@ class Ledger:
         match kind:
             case "planning_started" | "subtask_started" | "synthesis_started":
                 assert part not in self.paid, f"{part} has been paid for, and begins again: {event}"
-                self.begun[part] += 1
+                self.started[part] += 1
                 self.open[part] = payload.model
             case "planning_failed" | "subtask_failed" | "synthesis_failed":
                 self.open.pop(part)

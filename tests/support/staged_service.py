@@ -31,7 +31,7 @@ PROMPT = event_pb2.InstanceCreated(
 )
 
 
-def begun() -> list[Step]:
+def started() -> list[Step]:
     """An instance that is planned, and its only subtask at work."""
     subtask = instance_pb2.Subtask(id="t1", title="Part 1", instructions="Do it.")
     return [

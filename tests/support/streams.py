@@ -100,15 +100,18 @@ def of_message(body: Mapping[str, Any]) -> list[Event]:
 def _block(index: int, block: Mapping[str, Any]) -> Iterator[Event]:
     match block["type"]:
         case "text":
-            begun, deltas = {"text": ""}, [{"type": "text_delta", "text": it} for it in pieces(block["text"])]
+            head, deltas = (
+                {"text": ""},
+                [{"type": "text_delta", "text": it} for it in pieces(block["text"])],
+            )
         case "thinking":
-            begun = {"thinking": ""}
+            head = {"thinking": ""}
             deltas = [{"type": "thinking_delta", "thinking": it} for it in pieces(block["thinking"])]
         case "tool_use":
-            begun = {"input": {}}
+            head = {"input": {}}
             whole = json.dumps(block["input"])
             deltas = [{"type": "input_json_delta", "partial_json": it} for it in ["", *pieces(whole)]]
-    yield {"type": "content_block_start", "index": index, "content_block": {**block, **begun}}
+    yield {"type": "content_block_start", "index": index, "content_block": {**block, **head}}
     for delta in deltas:
         yield {"type": "content_block_delta", "index": index, "delta": delta}
     yield {"type": "content_block_stop", "index": index}

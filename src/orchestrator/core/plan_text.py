@@ -267,10 +267,10 @@ class PlanReader:
         """Find the list and read what comes before it; raise ValueError where that is no plan's beginning."""
         found = _LIST.search(self._text, self._scanned)
         if not found:
-            begun = self._text.rfind(_LIST_KEY, self._scanned)
-            if begun < 0 or not _LIST_BEGUN.match(self._text, begun):
-                begun = len(self._text) - len(_LIST_KEY)
-            self._scanned = max(self._scanned, begun)
+            start = self._text.rfind(_LIST_KEY, self._scanned)
+            if start < 0 or not _LIST_BEGUN.match(self._text, start):
+                start = len(self._text) - len(_LIST_KEY)
+            self._scanned = max(self._scanned, start)
             return
         head = json.loads(self._text[self._text.index("{") : found.end()] + "]}")
         if head["subtasks"] != [] or not isinstance(head.get("summary"), str):

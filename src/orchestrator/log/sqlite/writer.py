@@ -190,8 +190,8 @@ class SqliteWriter:
         finally:
             # Nothing must wait for a writer that has ended, whatever ended it.
             self._closing = True
-            for begun in group:
-                begun.reject(_unknown())
+            for each in group:
+                each.reject(_unknown())
             for queued in self._queue:
                 queued.reject(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
 

@@ -345,11 +345,11 @@ class HttpProvider(ABC):
                 chunk, broken = None, error
             except TimeoutError:
                 chunk, broken = None, self._failures.cut((0, 0))
-            if chunk and not has_begun and (begun := chunk.lstrip(_BLANK)):
+            if chunk and not has_begun and (head := chunk.lstrip(_BLANK)):
                 has_begun = True
-                if begun.startswith((b"{", b"<")):
+                if head.startswith((b"{", b"<")):
                     others = await streamed.read_all()  # no stream, whatever its type says
-                    return self._reply_from_body(replace(others, body=begun + others.body), call)
+                    return self._reply_from_body(replace(others, body=head + others.body), call)
             changes = accumulator.changes
             for event in events.flush() if chunk is None else events.feed(chunk):
                 body, problem = self._decode(event)

@@ -138,19 +138,19 @@ class AnswerText:
                 return self._answer_on(added, is_end=is_end)
 
     def _open(self, *, is_end: bool) -> bool:
-        begun = self._pending.lstrip()
-        if self._can_afford_tag() and (opening := _OPENING.match(begun)):
+        head = self._pending.lstrip()
+        if self._can_afford_tag() and (opening := _OPENING.match(head)):
             self._may_read -= self._cost_of_tag()
             self._stage = "thinking"
             self._closing = _CLOSINGS.get(opening[0].lower(), _BARE_CLOSING)
-            self._bare = [self._pending[: len(self._pending) - len(begun) + opening.end()]]
-            self._pending = begun[opening.end() :]
+            self._bare = [self._pending[: len(self._pending) - len(head) + opening.end()]]
+            self._pending = head[opening.end() :]
             return True
-        if not is_end and _may_open(begun):
+        if not is_end and _may_open(head):
             return False
         if self._is_json and not self.has_thoughts:
-            self._begins_with_json = begun[:1] in ("{", "[")
-            self._buffers_until_answer |= begun[:1] not in ("{", "[", "`")
+            self._begins_with_json = head[:1] in ("{", "[")
+            self._buffers_until_answer |= head[:1] not in ("{", "[", "`")
         self._stage = "answering"
         return True
 
@@ -242,19 +242,19 @@ def _begins_with_whole_json(text: str) -> bool:
     return True
 
 
-def _may_open(begun: str) -> bool:
+def _may_open(head: str) -> bool:
     """Return whether the beginning of a text may still become that of thoughts."""
-    lower = begun.lower()
-    return any(opening.startswith(lower) for opening in _CLOSINGS) or _UNTAGGED.startswith(begun)
+    lower = head.lower()
+    return any(opening.startswith(lower) for opening in _CLOSINGS) or _UNTAGGED.startswith(head)
 
 
 def _safe_length(text: str) -> int:
     """Return how many characters of a text cannot belong to a closing tag that has not come in full."""
     tail = text[-_LONGEST:]
     for sign in _TAG_START.finditer(tail):
-        begun = tail[sign.start() :]
-        if any(closing.startswith(begun.lower()) for closing in _CLOSINGS.values()):
-            return len(text) - len(begun)
+        head = tail[sign.start() :]
+        if any(closing.startswith(head.lower()) for closing in _CLOSINGS.values()):
+            return len(text) - len(head)
     return len(text)
 
 
