@@ -21,7 +21,7 @@ from orchestrator.v1.instance_pb2 import Instance, InstanceConfig, State
 
 _PAGE_SIZE: Final = 1000
 _GONE_ON: Final = ("SEQUENCE_MISMATCH", "STATE_FORBIDS", "INSTANCE_NOT_FOUND")
-"""Reasons of a refusal that say: somebody else was faster."""
+"""Reasons of a refusal after which the instance is skipped: another client changed or deleted it first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

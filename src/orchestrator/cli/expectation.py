@@ -10,7 +10,7 @@ from orchestrator.client import Client, ServiceError
 T = TypeVar("T")
 
 _SHOWN_EVENTS: Final = 4
-"""The most events that are told; of more, the first and the last ones."""
+"""The most events that a message lists; of more, it lists the first and the last ones."""
 
 
 async def call_expecting(

@@ -97,7 +97,7 @@ def created_message(instance_id: str, settings: Settings) -> str:
 def review_due_message(instance_id: str, settings: Settings, *, sequence: int | None = None) -> str:
     """Build the message for a plan that waits for review; `sequence` is the event at which it was shown.
 
-    What decides then names that event, so that no decision goes to a plan that nobody saw.
+    The command that decides names that event, so that a plan revised since then is not approved unread.
     """
     review = command(f"review {instance_id}{address_option(settings)}")
     expected = f" --expected-sequence {sequence}" if sequence else ""

@@ -1,4 +1,4 @@
-"""What came of model calls, as values that hold whatever else happened to the instance, and what they record.
+"""The outcomes of model calls, as values that stand apart from the instance's state, and what they record.
 
 An outcome names the work and the attempt that it is of. Should other events come first, as another writer's,
 it is looked at again on top of them; where the attempt has ended meanwhile, nothing comes of it.

@@ -296,7 +296,7 @@ def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
 def _block(tag: str, text: str) -> str:
     """Put the text between tags that it does not contain, so that it cannot close them.
 
-    One pass over the text, whatever it holds: a client could fill it with closing tags.
+    One pass over the text, even when a client filled it with closing tags.
     """
     name = tag
     if f"</{tag}" in text:

@@ -261,7 +261,7 @@ class LocalEngine:
             del self._loading[ref]
 
     def _start(self, ref: InstanceRef, instance: Instance) -> None:
-        run = self._runs[ref] = Run(ref, instance, self._context, self._on_durable, is_admitted=True)
+        run = self._runs[ref] = Run(ref, instance, self._context, self._on_durable)
         run.recover()
         run.advance()
         if run.is_at_rest:

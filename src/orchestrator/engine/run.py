@@ -89,8 +89,6 @@ class Run:
     """Called whenever something that was appended has become durable, and after a rebase."""
     epoch: int | None = None
     """Of the lease under which it writes."""
-    is_admitted: bool = False
-    """Whether it may make calls: only so many instances are active at once."""
     is_halted: bool = False
     """Whether it does nothing more: the instance was deleted, another holds its lease, or something went
     wrong that must not happen, and only the log knows how the instance stands."""
@@ -170,7 +168,7 @@ class Run:
         """Start whatever is to be done now, and wake up when something is to be done later."""
         self.apply_pending()
         try:
-            if self.is_admitted and not self.is_halted and not self._is_rebasing:
+            if not self.is_halted and not self._is_rebasing:
                 self._advance()
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._halt(error)
@@ -326,8 +324,7 @@ class Run:
             self._pending[:0] = lost
             self.apply_pending()
             self._cancel_ended_calls()
-            if self.is_admitted:
-                self.recover()
+            self.recover()
             self.on_durable(self)
 
     def _drop_settled(self) -> Sequence[Outcome]:

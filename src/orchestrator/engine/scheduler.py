@@ -148,7 +148,7 @@ class CallScheduler:
                 pending.cancel()
 
     def _add_line(self, model: str, now_s: float) -> _Line:
-        """Add a model, and drop those that nobody calls: clients may name any."""
+        """Add a model, and drop the idle ones: clients may name any number of models."""
         for name, line in tuple(self._lines.items()):
             if not line.queue and line.gates[0].is_idle(now_s):
                 del self._lines[name]

@@ -72,7 +72,7 @@ class Append(NamedTuple):
 
     @property
     def has_failed_predecessor(self) -> bool:
-        """Whether the append that this one follows is known not to be durable, or nobody can know."""
+        """Whether the append that this one follows failed, or its outcome is unknown."""
         previous = self.previous
         return previous is not None and (
             previous.cancelled() or (previous.done() and previous.exception() is not None)

@@ -188,7 +188,7 @@ class SqliteWriter:
                 f"again; what was acknowledged is in {self._path}"
             ) from error
         finally:
-            # Nothing must wait for a writer that has ended, whatever ended it.
+            # No append may wait for a writer that has ended, by an error or by a cancellation.
             self._closing = True
             for each in group:
                 each.reject(_unknown())
