@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from orchestrator.core import config, lifecycle
-from orchestrator.core.budget import Since
+from orchestrator.core.budget import Elapsed
 from orchestrator.core.events import (
     call_started,
     completed,
@@ -42,7 +42,7 @@ CONFIG = config.default("scripted/big", "scripted/small")
 NOW_S = 1_700_000_000.0
 
 
-def at(now_s: float) -> Since:
+def at(now_s: float) -> Elapsed:
     """How long ago things were recorded, at this time."""
     return lambda time_s: now_s - time_s
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from orchestrator.core.instance import Failure, Instance
 
-Since = Callable[[float], float]
+Elapsed = Callable[[float], float]
 """Returns the seconds elapsed since a recorded time, which is in seconds since the epoch."""
 
 
-def exceeded(instance: Instance, since_s: Since) -> Failure | None:
+def exceeded(instance: Instance, elapsed_s: Elapsed) -> Failure | None:
     """Return why no further call may start; None: one may."""
     if not instance.config.HasField("budget"):
         return None
@@ -26,7 +26,7 @@ def exceeded(instance: Instance, since_s: Since) -> Failure | None:
             f"{instance.usage.cost_usd:.6g} USD are spent and budget.max_cost_usd is "
             f"{budget.max_cost_usd:g}: what is done is kept; raise the budget to go on",
         )
-    left = left_s(instance, since_s)
+    left = left_s(instance, elapsed_s)
     if left is not None and left <= 0:
         return Failure(
             "DEADLINE_EXCEEDED",
@@ -36,11 +36,11 @@ def exceeded(instance: Instance, since_s: Since) -> Failure | None:
     return None
 
 
-def left_s(instance: Instance, since_s: Since) -> float | None:
+def left_s(instance: Instance, elapsed_s: Elapsed) -> float | None:
     """Return the seconds left of budget.max_duration; None: no limit, or work has not started."""
     if not instance.config.budget.HasField("max_duration") or not instance.start_time_s:
         return None
-    return _max_duration_s(instance) - since_s(instance.start_time_s)
+    return _max_duration_s(instance) - elapsed_s(instance.start_time_s)
 
 
 def _max_duration_s(instance: Instance) -> float:

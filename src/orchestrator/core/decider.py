@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from orchestrator.core import budget, merging, retry
-from orchestrator.core.budget import Since
+from orchestrator.core.budget import Elapsed
 from orchestrator.core.commands import CallModel, Command, Record, WakeAfter
 from orchestrator.core.config import MAX_CRASHES
 from orchestrator.core.events import pause_requested, subtasks_planned, whole_plan
@@ -41,10 +41,10 @@ _SPECIFIC_REASONS: Final = ("MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT
 """Reasons that are more helpful to a person than the name of the stage."""
 
 
-def decide(instance: Instance, since_s: Since) -> tuple[Command, ...]:
+def decide(instance: Instance, elapsed_s: Elapsed) -> tuple[Command, ...]:
     """Return the commands due now; a call is requested until it has started.
 
-    `since_s` returns the seconds elapsed since a recorded time. Waits are measured as elapsed time, because
+    `elapsed_s` returns the seconds elapsed since a recorded time. Waits are measured as elapsed time, because
     the wall clock may have been set since the time was recorded.
     """
     if instance.state in TERMINAL or instance.state in (PAUSED, WAITING):
@@ -57,10 +57,10 @@ def decide(instance: Instance, since_s: Since) -> tuple[Command, ...]:
     if crashed := _crashed_too_often(instance):
         return (Record((pause_requested(crashed),)),)
     if not instance.is_planned:
-        return _decide_planning(instance, since_s)
+        return _decide_planning(instance, elapsed_s)
     if unsettled := _unsettled(instance):
-        return _decide_subtasks(instance, unsettled, since_s)
-    return _decide_synthesis(instance, since_s)
+        return _decide_subtasks(instance, unsettled, elapsed_s)
+    return _decide_synthesis(instance, elapsed_s)
 
 
 def _crashed_too_often(instance: Instance) -> Failure | None:
@@ -79,7 +79,7 @@ def _crashed_too_often(instance: Instance) -> Failure | None:
     return None
 
 
-def _decide_planning(instance: Instance, since_s: Since) -> tuple[Command, ...]:
+def _decide_planning(instance: Instance, elapsed_s: Elapsed) -> tuple[Command, ...]:
     if instance.config.subtasks:
         own = map(subtask_of, instance.config.subtasks)
         return (Record(tuple(whole_plan(0, "", own, "", None))),)
@@ -87,15 +87,15 @@ def _decide_planning(instance: Instance, since_s: Since) -> tuple[Command, ...]:
         return _fail_stage("PLANNING_FAILED", "planning", instance.planning)
     if instance.planning.state == IN_PROGRESS:
         # Subtasks that the planner has streamed so far can start.
-        return _decide_subtasks(instance, _unsettled(instance), since_s)
-    return _call(instance, PLANNING, since_s)
+        return _decide_subtasks(instance, _unsettled(instance), elapsed_s)
+    return _call(instance, PLANNING, elapsed_s)
 
 
 def _unsettled(instance: Instance) -> list[Subtask]:
     return [subtask for subtask in instance.subtasks.values() if subtask.work.state not in SETTLED]
 
 
-def _decide_subtasks(instance: Instance, unsettled: list[Subtask], since_s: Since) -> tuple[Command, ...]:
+def _decide_subtasks(instance: Instance, unsettled: list[Subtask], elapsed_s: Elapsed) -> tuple[Command, ...]:
     skipped = []
     ready = []
     running = 0
@@ -115,21 +115,21 @@ def _decide_subtasks(instance: Instance, unsettled: list[Subtask], since_s: Sinc
             ready.append(subtask)
     if skipped:
         return (Record(tuple(skipped)),)
-    if ready and (failure := budget.exceeded(instance, since_s)):
+    if ready and (failure := budget.exceeded(instance, elapsed_s)):
         # What runs has been paid for: it may finish before the instance errs.
         return () if instance.has_open_calls else (_errored(failure),)
     free = instance.config.max_parallel_subtasks - running
     commands: list[Command] = []
     for subtask in ready:
-        if (wait_s := _wait_s(instance, subtask.work, since_s)) > 0:
-            commands.append(_wake(instance, wait_s, since_s))
+        if (wait_s := _wait_s(instance, subtask.work, elapsed_s)) > 0:
+            commands.append(_wake(instance, wait_s, elapsed_s))
         elif free > 0:
             commands.append(CallModel(subtask.key))
             free -= 1
     return tuple(commands)
 
 
-def _decide_synthesis(instance: Instance, since_s: Since) -> tuple[Command, ...]:
+def _decide_synthesis(instance: Instance, elapsed_s: Elapsed) -> tuple[Command, ...]:
     failed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == FAILED]
     done = any(subtask.work.state == COMPLETED for subtask in instance.subtasks.values())
     if unmerged := [subtask for subtask in failed if subtask.merges]:
@@ -141,30 +141,30 @@ def _decide_synthesis(instance: Instance, since_s: Since) -> tuple[Command, ...]
         return _fail_stage("SYNTHESIS_FAILED", "the synthesis", instance.synthesis)
     if merges := merging.merges(instance):
         return (Record(tuple(subtasks_planned(instance, merges, ""))),)
-    return _call(instance, SYNTHESIS, since_s)
+    return _call(instance, SYNTHESIS, elapsed_s)
 
 
-def _call(instance: Instance, key: WorkKey, since_s: Since) -> tuple[Command, ...]:
+def _call(instance: Instance, key: WorkKey, elapsed_s: Elapsed) -> tuple[Command, ...]:
     work = instance.work(key)
     if work.state == IN_PROGRESS:
         return ()
-    if failure := budget.exceeded(instance, since_s):
+    if failure := budget.exceeded(instance, elapsed_s):
         return (_errored(failure),)
-    if (wait_s := _wait_s(instance, work, since_s)) > 0:
-        return (_wake(instance, wait_s, since_s),)
+    if (wait_s := _wait_s(instance, work, elapsed_s)) > 0:
+        return (_wake(instance, wait_s, elapsed_s),)
     return (CallModel(key),)
 
 
-def _wait_s(instance: Instance, work: Work, since_s: Since) -> float:
+def _wait_s(instance: Instance, work: Work, elapsed_s: Elapsed) -> float:
     """Return the seconds until the next attempt may start; 0 or less: now."""
     if not work.retry_time_s:
         return 0.0
     delay_s = work.retry_time_s - work.fail_time_s
-    return min(delay_s, retry.longest_delay_s(instance.config.retry)) - since_s(work.fail_time_s)
+    return min(delay_s, retry.longest_delay_s(instance.config.retry)) - elapsed_s(work.fail_time_s)
 
 
-def _wake(instance: Instance, wait_s: float, since_s: Since) -> WakeAfter:
-    left_s = budget.left_s(instance, since_s)
+def _wake(instance: Instance, wait_s: float, elapsed_s: Elapsed) -> WakeAfter:
+    left_s = budget.left_s(instance, elapsed_s)
     return WakeAfter(wait_s if left_s is None else min(wait_s, left_s))
 
 
@@ -203,17 +203,17 @@ def apply(instance: Instance, events: Sequence[pb.Event], now_s: float) -> Insta
 
 
 def apply_with_consequences(
-    instance: Instance, events: Sequence[pb.Event], now_s: float, since_s: Since
+    instance: Instance, events: Sequence[pb.Event], now_s: float, elapsed_s: Elapsed
 ) -> tuple[Instance, Sequence[pb.Event]]:
     """Apply events, and those that follow from them without a call.
 
     Return the instance after them and all of the events, each with its sequence number and time `now_s`.
     """
-    return _with_consequences(apply(instance, events, now_s), events, now_s, since_s)
+    return _with_consequences(apply(instance, events, now_s), events, now_s, elapsed_s)
 
 
 def apply_outcomes(
-    instance: Instance, outcomes: Iterable[Outcome], now_s: float, since_s: Since
+    instance: Instance, outcomes: Iterable[Outcome], now_s: float, elapsed_s: Elapsed
 ) -> tuple[Instance, Sequence[pb.Event]]:
     """Apply the outcomes of calls in order, and the events that follow from them.
 
@@ -224,16 +224,16 @@ def apply_outcomes(
         if events := events_for(instance, outcome, now_s):
             instance = apply(instance, events, now_s)
             recorded += events
-    return _with_consequences(instance, recorded, now_s, since_s) if recorded else (instance, ())
+    return _with_consequences(instance, recorded, now_s, elapsed_s) if recorded else (instance, ())
 
 
 def _with_consequences(
-    instance: Instance, events: Sequence[pb.Event], now_s: float, since_s: Since
+    instance: Instance, events: Sequence[pb.Event], now_s: float, elapsed_s: Elapsed
 ) -> tuple[Instance, Sequence[pb.Event]]:
     all_events = [*events]
     while consequences := [
         event
-        for command in decide(instance, since_s)
+        for command in decide(instance, elapsed_s)
         if isinstance(command, Record)
         for event in command.events
     ]:

@@ -1,4 +1,4 @@
-"""How long ago things were recorded, whatever the clock on the wall has been set to since."""
+"""Time elapsed since recorded times, measured so that setting the wall clock does not change it."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Clock:
         self.now_s = now_s
         self._monotonic_s = lru_cache(_CACHED_TIMES)(self._to_monotonic_s)
 
-    def since_s(self, time_s: float) -> float:
+    def elapsed_s(self, time_s: float) -> float:
         """Return how many seconds ago something was recorded at a time since the epoch; never below 0."""
         placed_s = self._monotonic_s(time_s)
         return asyncio.get_running_loop().time() - placed_s

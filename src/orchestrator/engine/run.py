@@ -148,7 +148,7 @@ class Run:
 
     def _append_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         clock, planning = self.context.clock, self.instance.planning
-        instance, events = decider.apply_outcomes(self.instance, outcomes, clock.now_s(), clock.since_s)
+        instance, events = decider.apply_outcomes(self.instance, outcomes, clock.now_s(), clock.elapsed_s)
         if events:
             self._queue_append(instance, events, outcomes)
         if self.instance.planning is not planning:
@@ -177,13 +177,13 @@ class Run:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        since_s = self.context.clock.since_s
+        elapsed_s = self.context.clock.elapsed_s
         waits_s: list[float] = []
         granted: list[_Granted] = []
         models_without_slot: set[str] = set()
         self._dispatched = None
         self._obstacle = self._awaited_model = ""
-        commands = decider.decide(self.instance, since_s)
+        commands = decider.decide(self.instance, elapsed_s)
         try:
             for command in commands:
                 match command:
@@ -198,7 +198,7 @@ class Run:
                             granted.append(_Granted(key, model, slot))
                         elif model not in models_without_slot:
                             models_without_slot.add(model)  # for as long as this pass takes
-                            if (left_s := budget.left_s(self.instance, since_s)) is not None:
+                            if (left_s := budget.left_s(self.instance, elapsed_s)) is not None:
                                 waits_s.append(left_s)  # it may pass while the instance waits
                     case _:
                         assert_never(command)
@@ -342,14 +342,14 @@ class Run:
             return
         clock = self.context.clock
         self._queue_append(
-            *decider.apply_with_consequences(self.instance, events, clock.now_s(), clock.since_s)
+            *decider.apply_with_consequences(self.instance, events, clock.now_s(), clock.elapsed_s)
         )
 
     def _queue_append(
         self, instance: Instance, events: Sequence[Event], outcomes: Sequence[Outcome] = ()
     ) -> None:
         if instance.start_time_s == instance.update_time_s:
-            budget.left_s(instance, self.context.clock.since_s)  # looked at before the clock can be set
+            budget.left_s(instance, self.context.clock.elapsed_s)  # looked at before the clock can be set
         append = Append(
             self.ref,
             self.instance.last_sequence,

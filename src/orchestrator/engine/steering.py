@@ -44,7 +44,7 @@ async def steer(
             raise SequenceMismatchError(key.id, expected_sequence, instance.last_sequence)
         asked = action(instance)
         origin.stamp(asked)
-        after, events = decider.apply_with_consequences(instance, asked, clock.now_s(), clock.since_s)
+        after, events = decider.apply_with_consequences(instance, asked, clock.now_s(), clock.elapsed_s)
         after = await states.resolve(after)
         check(after, asked)
         durable = log.append(Append(ref, instance.last_sequence, events, summarize(after)))
