@@ -94,7 +94,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
         service = OrchestratorService(engine, log, defaults, info)
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         edge_stack = await stack.enter_async_context(AsyncExitStack())
-        address = await stack.enter_async_context(serving(service, log.wakeups, settings.grpc_address))
+        address = await stack.enter_async_context(serving(service, log.notifier, settings.grpc_address))
         service.info.grpc_address = address
         envoy = None
         if edge:

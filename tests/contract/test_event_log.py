@@ -396,7 +396,7 @@ async def test_closing_sends_readers_away_with_word_to_come_back(log: EventLog) 
         await anext(reader)
         waiting = asyncio.ensure_future(anext(reader))
         await asyncio.sleep(0)
-        log.wakeups.close()
+        log.notifier.close()
         with pytest.raises(UnavailableError, match="resume with the last sequence seen"):
             await waiting
 

@@ -78,7 +78,7 @@ def has_failed(instance: Instance) -> bool:
 
 
 async def until_failed(log: SqliteEventLog) -> None:
-    with log.wakeups.watch(await ref(log, "a")) as woken:
+    with log.notifier.watch(await ref(log, "a")) as woken:
         while not has_failed(await load(log, "a")):
             await woken.wait()
             woken.clear()

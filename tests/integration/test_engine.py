@@ -377,7 +377,7 @@ async def test_a_retry_that_is_not_yet_due_waits_across_a_restart(tmp_path: Path
     policy.initial_delay.seconds = policy.max_delay.seconds = 3600
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FLAKY)) as (engine, log):
         await engine.create(wish(config=resolved(retry=policy)))
-        with log.wakeups.watch(await ref(log, "a")) as woken:
+        with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).planning.failures == 0:
                 await woken.wait()
                 woken.clear()
@@ -396,14 +396,14 @@ async def test_a_caller_who_leaves_does_not_leave_an_instance_that_never_runs(tm
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
             await creating
-        with log.wakeups.watch() as woken:
+        with log.notifier.watch() as woken:
             while not await ids(log):
                 await woken.wait()
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
 
 
 async def until(log: SqliteEventLog, state: pb.State.ValueType, instance_id: str = "a") -> Instance:
-    with log.wakeups.watch(await ref(log, instance_id)) as woken:
+    with log.notifier.watch(await ref(log, instance_id)) as woken:
         while (instance := await load(log, instance_id)).state != state:
             await woken.wait()
             woken.clear()

@@ -106,7 +106,7 @@ async def test_results_that_meet_a_pause_of_another_writer_are_recorded(log: Eve
         await act(lifecycle.pause)
         workers.permit(3)
         await workers.until_open(0)
-        with log.wakeups.watch(await ref(log, "a")) as woken:
+        with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).state != PAUSED:
                 await woken.wait()
                 woken.clear()

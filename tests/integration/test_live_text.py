@@ -375,7 +375,7 @@ async def test_who_comes_late_is_given_no_text_after_the_event_that_ended_it(
         await has_come.wait()  # it watches, and has read nothing: t1 is still being written
         workers.let.set()
         instance = await ref(running.log, "a")
-        with running.log.wakeups.watch(instance) as woken:
+        with running.log.notifier.watch(instance) as woken:
             while not any(
                 event.subtask_completed.subtask_id == "t1"
                 for event in (await read_page(instance, 0)).events()

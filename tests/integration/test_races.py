@@ -59,7 +59,7 @@ def retry(instance: Instance) -> list[Event]:
 
 
 async def until(log: SqliteEventLog, state: pb.State.ValueType) -> None:
-    with log.wakeups.watch(await ref(log, "a")) as woken:
+    with log.notifier.watch(await ref(log, "a")) as woken:
         while (await load(log, "a")).state != state:
             await woken.wait()
             woken.clear()
@@ -157,7 +157,7 @@ async def test_terminating_in_the_moment_of_creation_is_obeyed(tmp_path: Path) -
     async with running(tmp_path, held) as (engine, log):
 
         async def terminate_at_once() -> None:
-            with log.wakeups.watch() as woken:
+            with log.notifier.watch() as woken:
                 await woken.wait()
             await steer(engine, "a", lifecycle.terminate)
 

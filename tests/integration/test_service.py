@@ -288,7 +288,7 @@ async def test_a_shutdown_cuts_streams_with_unavailable(tmp_path: Path) -> None:
         call = running.stub.StreamEvents(pb.StreamEventsRequest(id="a"))
         await anext(aiter(call))
         reading = asyncio.create_task(drained(call))
-        running.log.wakeups.close()
+        running.log.notifier.close()
         refusal = await refused(reading)
         assert (refusal.code, refusal.info.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
 
@@ -704,7 +704,7 @@ async def test_health_is_the_standard_one(running: Service) -> None:
 async def test_two_services_do_not_share_a_port(running: Service) -> None:
     other = OrchestratorService(running.engine, running.log, instance_pb2.InstanceConfig())
     with pytest.raises(SettingsError, match=r"ORCHESTRATOR_GRPC_ADDRESS is .* cannot be had"):
-        async with serving(other, running.log.wakeups, running.address):
+        async with serving(other, running.log.notifier, running.address):
             pass
 
 

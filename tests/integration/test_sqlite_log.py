@@ -412,7 +412,7 @@ async def test_a_writer_that_ends_behind_a_commit_ends_the_watch_and_holds_up_no
             await asyncio.wait_for(log.watch(), 5)
         with pytest.raises(UnavailableError):
             await record(log, Life("a").planned())
-        log.wakeups.close()  # as the service does once the watch ends
+        log.notifier.close()  # as the service does once the watch ends
         with pytest.raises(UnavailableError):
             await asyncio.wait_for(waiting, 5)
     assert reads <= 1
@@ -430,7 +430,7 @@ async def test_the_lock_is_the_files_by_whatever_name(log: SqliteEventLog, tmp_p
     (tmp_path / "link.db").symlink_to(tmp_path / "log.db")
     with pytest.raises(StorageError, match="in use by another server"):
         await SqliteEventLog.open(tmp_path / "link.db")
-    assert log.wakeups
+    assert log.notifier
 
 
 async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:

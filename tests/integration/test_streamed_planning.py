@@ -20,7 +20,7 @@ from orchestrator.core.replies import ModelReply
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ModelError
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.models.base import ModelRequest, Models, OnText, Provider
+from orchestrator.models.base import ModelRequest, Models, Provider, TextCallback
 from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.models.scripted import Answer, Scripted
 from orchestrator.v1 import instance_pb2 as pb
@@ -97,7 +97,7 @@ def wish(**changes: object) -> NewInstance:
 
 
 async def done(log: SqliteEventLog, *names: str) -> None:
-    with log.wakeups.watch(await ref(log, "a")) as woken:
+    with log.notifier.watch(await ref(log, "a")) as woken:
         while True:
             subtasks = (await load(log, "a")).subtasks
             if all(name in subtasks and subtasks[name].output for name in names):
@@ -132,7 +132,7 @@ async def test_a_plan_that_is_to_be_reviewed_is_not_begun(tmp_path: Path) -> Non
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish(review_plan=True))
         planner.write(HEAD + part("a") + "]}", None)
-        with log.wakeups.watch(await ref(log, "a")) as woken:
+        with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).state != pb.STATE_WAITING:
                 await woken.wait()
                 woken.clear()
@@ -254,7 +254,7 @@ async def test_pausing_amid_planning_begins_nothing_more(tmp_path: Path) -> None
         await done(log, "a")
         await steer(engine, "a", lifecycle.pause)
         planner.write(", " + part("b") + "]}", None)
-        with log.wakeups.watch(await ref(log, "a")) as woken:
+        with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).state != pb.STATE_PAUSED:
                 await woken.wait()
                 woken.clear()
@@ -334,7 +334,7 @@ async def test_what_was_read_before_a_plan_began_anew_is_not_gone_on_with(tmp_pa
     class Thinker(Scripted):
         """Tells of a plan, takes it back, and tells of another."""
 
-        async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+        async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
             if request.prompt.role != "planning":
                 return await super().complete(request, on_text)
             real = HEAD + part("real") + "]}"

@@ -60,7 +60,7 @@ async def service(
         if workers:
             defaults.catalogue = await engine.states.store_catalogue(workers)
         address = await stack.enter_async_context(
-            serving(OrchestratorService(engine, log, defaults), log.wakeups, "127.0.0.1:0", grace_s=1)
+            serving(OrchestratorService(engine, log, defaults), log.notifier, "127.0.0.1:0", grace_s=1)
         )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         yield Service(address, OrchestratorStub(channel), log, engine)

@@ -16,7 +16,7 @@ from orchestrator.core.instance import WorkKey
 from orchestrator.core.wire import attempt_ended_by
 from orchestrator.log.base import Page
 from orchestrator.log.subscription import CaughtUp, Step
-from orchestrator.models.base import OnText
+from orchestrator.models.base import TextCallback
 from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import OutputDelta
 
@@ -136,7 +136,7 @@ class LiveTexts:
         instance = self._instances.get(ref)
         return instance is not None and bool(instance.readers)
 
-    def writer(self, ref: InstanceRef, attempt: Attempt) -> OnText:
+    def writer(self, ref: InstanceRef, attempt: Attempt) -> TextCallback:
         """Return what takes the text of an attempt's next call, behind that of its calls before.
 
         It takes room only once there is text.

@@ -31,7 +31,7 @@ from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import InstanceNotFoundError, ModelError, SettingsError, UnavailableError
 from orchestrator.log.base import Append, EventLog, FencedError, SequenceConflictError
 from orchestrator.log.states import StateStore
-from orchestrator.models.base import ModelRequest, Models, OnText
+from orchestrator.models.base import ModelRequest, Models, TextCallback
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -435,7 +435,7 @@ class Run:
             is_watched=key == PLANNING or self.context.live.is_watched(self.ref),
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
-        on_text: OnText | None
+        on_text: TextCallback | None
         if key == PLANNING:
             reader = profile.plan_reader(instance)
             self._planning = (work.attempt, reader) if reader else None

@@ -180,7 +180,7 @@ class EventLog(Protocol):
     """
 
     @property
-    def wakeups(self) -> "Wakeups":
+    def notifier(self) -> "CommitNotifier":
         """Wakes readers when something was committed."""
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
@@ -289,8 +289,8 @@ class FencedError(Exception):
     """Another writer holds the lease now: this one must not go on."""
 
 
-class Wakeups:
-    """Wakes readers when there is something new; what it is they read in the log.
+class CommitNotifier:
+    """Wakes readers after each commit; what was committed they read in the log.
 
     A wake-up carries no data, so nothing is lost when several fall together and a slow reader costs nothing.
     """
@@ -299,8 +299,8 @@ class Wakeups:
         self._watchers: dict[int, set[asyncio.Event]] = {}
         """By incarnation; 0: of all instances."""
         self._closed = False
-        self.count = 0
-        """How often something was committed: what is read within one count is the same for all."""
+        self.commits = 0
+        """How many commits there were: what is read between two of them is the same for all readers."""
 
     def check_open(self) -> None:
         """Raise UnavailableError (SHUTTING_DOWN) once the service stops: readers are to come back later."""
@@ -310,7 +310,7 @@ class Wakeups:
             )
 
     def close(self) -> None:
-        """Send every reader away."""
+        """Wake every reader, so that `check_open` ends it."""
         self._closed = True
         for watchers in self._watchers.values():
             for woken in watchers:
@@ -332,9 +332,9 @@ class Wakeups:
             if not watchers:
                 self._watchers.pop(incarnation, None)
 
-    def wake(self, refs: Iterable[InstanceRef]) -> None:
+    def notify(self, refs: Iterable[InstanceRef]) -> None:
         """Wake the watchers of these instances, and those of all."""
-        self.count += 1
+        self.commits += 1
         if not self._watchers:
             return
         for incarnation in (0, *(ref.incarnation for ref in refs)):

@@ -16,6 +16,7 @@ from orchestrator.log.base import (
     PAGE_BYTES,
     PAGE_EVENTS,
     Append,
+    CommitNotifier,
     Created,
     Creation,
     Deletion,
@@ -28,7 +29,6 @@ from orchestrator.log.base import (
     Query,
     Row,
     SequenceConflictError,
-    Wakeups,
     encode_row,
     gap,
     no_catalogue,
@@ -58,7 +58,7 @@ class MemoryEventLog:
     """Keeps everything in lists; what is queued is written, in order, when the loop comes round."""
 
     def __init__(self) -> None:
-        self.wakeups = Wakeups()
+        self.notifier = CommitNotifier()
         self._lives: dict[int, _Life] = {}
         """By incarnation, in the order of creation."""
         self._by_key: dict[InstanceKey, _Life] = {}
@@ -130,7 +130,7 @@ class MemoryEventLog:
             raise
         for life, creation in zip(created, _created_of(batch, outcomes), strict=True):
             self._write(life, [encode_row(event) for event in creation.events])
-        self.wakeups.wake(life.ref for life in created)
+        self.notifier.notify(life.ref for life in created)
         return outcomes
 
     def _duplicate(self, creation: Creation) -> Duplicate | None:
@@ -168,7 +168,7 @@ class MemoryEventLog:
             raise gap(append.ref.id)
         self._write(life, [encode_row(event) for event in append.events])
         life.summary = append.summary
-        self.wakeups.wake((append.ref,))
+        self.notifier.notify((append.ref,))
 
     def _life(self, ref: InstanceRef) -> _Life:
         try:
@@ -207,7 +207,7 @@ class MemoryEventLog:
         self._positions = [position for position, _ in kept]
         self._rows = [row for _, row in kept]
         self._write(life, [None])
-        self.wakeups.wake((ref,))
+        self.notifier.notify((ref,))
 
     def _remove(self, life: _Life) -> None:
         del self._lives[life.ref.incarnation], self._by_key[life.ref.key]

@@ -53,9 +53,9 @@ async def follow(
     if not 0 <= after <= head.last_sequence:
         raise SequenceOutOfRangeError("after_sequence", after, head.last_sequence)
     last, has_caught_up = after, False
-    with log.wakeups.watch(head.ref) as woken:
+    with log.notifier.watch(head.ref) as woken:
         while True:
-            log.wakeups.check_open()
+            log.notifier.check_open()
             woken.clear()
             page = await log.read(head.ref, last)
             if page.ordinals:
@@ -94,9 +94,9 @@ async def follow_all(
     last, has_caught_up = after, False
     now_s = asyncio.get_running_loop().time
     yield_time_s = now_s()
-    with log.wakeups.watch() as woken:
+    with log.notifier.watch() as woken:
         while True:
-            log.wakeups.check_open()
+            log.notifier.check_open()
             woken.clear()
             page = await log.read_all(last, tenant=tenant, labels=labels)
             last = page.cursor
@@ -126,13 +126,13 @@ async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, time
     It is the life that goes by the key at first: raise InstanceNotFoundError once that one is over.
     """
     head = await log.head(key)
-    with log.wakeups.watch(head.ref) as woken:
+    with log.notifier.watch(head.ref) as woken:
         try:
             async with asyncio.timeout(timeout_s):
                 while (now := await log.head(key)).state not in TERMINAL:
                     if now.ref != head.ref:
                         break  # deleted, and made anew under the same key
-                    log.wakeups.check_open()
+                    log.notifier.check_open()
                     await woken.wait()
                     woken.clear()
         except TimeoutError:

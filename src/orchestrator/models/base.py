@@ -10,11 +10,11 @@ from orchestrator.errors import ModelError, SettingsError
 from orchestrator.models.prices import Prices
 
 
-class OnText(Protocol):
-    """Is told each piece of an answer's text as it comes, in order. It must not raise."""
+class TextCallback(Protocol):
+    """Called with each piece of an answer's text as it arrives, in order. It must not raise."""
 
     def __call__(self, piece: str, *, is_restart: bool = False) -> None:
-        """Take a piece; `is_restart`: all before it were thoughts, and the answer begins with it."""
+        """Accept a piece; `is_restart`: all before it were thoughts, and the answer begins with it."""
 
 
 class ModelRequest(NamedTuple):
@@ -47,7 +47,7 @@ class Provider(Protocol):
     def check(self, model: str) -> None:
         """Raise SettingsError where it is plain beforehand that a model cannot be called."""
 
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails, or when its time is over.
 
         The reply tells how it finished: one that was cut or refused is a reply too, and no failure here.

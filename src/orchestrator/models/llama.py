@@ -22,7 +22,7 @@ from orchestrator.core.replies import ModelReply
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError, SettingsError
 from orchestrator.installation import WEIGHTS, how_to_install
-from orchestrator.models.base import ModelRequest, OnText, timed_out
+from orchestrator.models.base import ModelRequest, TextCallback, timed_out
 from orchestrator.models.http.chat_completions import ChatCompletions
 
 MODEL: Final = "smollm2-135m-instruct"
@@ -66,7 +66,7 @@ class Llama:
         """Start the server and wait until it answers; raise ModelError that says what is missing."""
         await self._running()
 
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling frees the server's slot at once.
 
         Where the server has to start, that is part of the request's time.

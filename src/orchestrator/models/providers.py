@@ -8,7 +8,7 @@ from typing import Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError, SettingsError
-from orchestrator.models.base import ModelRequest, Models, OnText, Provider
+from orchestrator.models.base import ModelRequest, Models, Provider, TextCallback
 from orchestrator.models.http.address import Address
 from orchestrator.models.http.anthropic import Anthropic
 from orchestrator.models.http.chat_completions import ChatCompletions
@@ -103,7 +103,7 @@ class UnavailableProvider:
         """Raise SettingsError."""
         raise SettingsError(self.problem)
 
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
+    async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:  # noqa: ARG002
         """Raise ModelError."""
         raise ModelError("MODEL_UNAUTHENTICATED", self.problem, retryable=False)
 

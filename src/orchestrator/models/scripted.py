@@ -14,7 +14,7 @@ from typing import Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.core.replies import ModelReply
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelRequest, OnText, timed_out
+from orchestrator.models.base import ModelRequest, TextCallback, timed_out
 
 Answer = str | ModelReply | ModelError | AsyncIterator[str]
 """What a model says: all at once, or as an iterator gives it piece by piece, until it raises a ModelError."""
@@ -45,7 +45,7 @@ class Scripted:
     def check(self, model: str) -> None:
         """Accept every model."""
 
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
         """Answer one request; raise the script's ModelError where it gives one."""
         answer = self._canned(request) if self._script is None else self._script(request)
         if isinstance(answer, str):
@@ -75,13 +75,13 @@ class Scripted:
                 return "# The result\n\nAll parts, put together."
 
 
-def _emit_reply(reply: ModelReply, on_text: OnText | None) -> ModelReply:
+def _emit_reply(reply: ModelReply, on_text: TextCallback | None) -> ModelReply:
     if on_text is not None:
         on_text(reply.text)
     return reply
 
 
-async def _collect(pieces: AsyncIterator[str], on_text: OnText | None) -> str:
+async def _collect(pieces: AsyncIterator[str], on_text: TextCallback | None) -> str:
     said = []
     async for piece in pieces:
         said.append(piece)

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from orchestrator.addresses import free_port
 from orchestrator.errors import InvalidArgumentError, RequestError, SettingsError
-from orchestrator.log.base import Wakeups
+from orchestrator.log.base import CommitNotifier
 from orchestrator.rpc import sizes, status
 from orchestrator.rpc.service import Context, OrchestratorService
 from orchestrator.settings import PREFIX
@@ -43,7 +43,7 @@ _OPTIONS: Final = (
 
 @asynccontextmanager
 async def serving(
-    service: OrchestratorService, wakeups: Wakeups, address: str, *, grace_s: float = 5.0
+    service: OrchestratorService, notifier: CommitNotifier, address: str, *, grace_s: float = 5.0
 ) -> AsyncIterator[str]:
     """Serve on `host:port` while the block runs, and yield the address (port 0 picks a free one).
 
@@ -70,7 +70,7 @@ async def serving(
         yield f"{address.rpartition(':')[0]}:{port}"
     finally:
         await healthy.enter_graceful_shutdown()
-        wakeups.close()
+        notifier.close()
         await server.stop(grace_s)
 
 

@@ -23,6 +23,7 @@ from orchestrator.log.base import (
     PAGE_BYTES,
     PAGE_EVENTS,
     Append,
+    CommitNotifier,
     Created,
     Creation,
     Deletion,
@@ -33,7 +34,6 @@ from orchestrator.log.base import (
     Page,
     Query,
     Row,
-    Wakeups,
     no_catalogue,
 )
 from orchestrator.log.sqlite.connection import Statement, connect, connect_reader, fetch
@@ -86,7 +86,7 @@ class SqliteEventLog:
     """An EventLog in one SQLite file, for one server at a time. Make it with `open`."""
 
     def __init__(self, path: Path, lock: DatabaseLock) -> None:
-        self.wakeups = Wakeups()
+        self.notifier = CommitNotifier()
         self._path = path
         self._lock = lock
         self._writer = SqliteWriter(path, self._on_durable)
@@ -194,7 +194,7 @@ class SqliteEventLog:
                 self._heads.pop(ref.key, None)
         while len(self._heads) > _MAX_HEADS:
             self._heads.popitem(last=False)
-        self.wakeups.wake(heads)
+        self.notifier.notify(heads)
 
     def _forget_heads_before(self, position: int) -> None:
         """Look heads up again once a reader has seen what the writer does not know to be durable yet."""
@@ -245,7 +245,7 @@ class SqliteEventLog:
 
         Followers that stand at one place share one read: a commit wakes all of them.
         """
-        place = (self.wakeups.count, after, limit, tenant, tuple(labels))
+        place = (self.notifier.commits, after, limit, tenant, tuple(labels))
         reading = self._readings.get(place)
         if reading is None:
             reading = asyncio.create_task(self._read_all(after, limit, tenant, labels))

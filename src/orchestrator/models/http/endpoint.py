@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.core.replies import Finish, ModelReply
 from orchestrator.errors import ModelError
-from orchestrator.models.base import ModelRequest, OnText, timed_out
+from orchestrator.models.base import ModelRequest, TextCallback, timed_out
 from orchestrator.models.http import error_body, token_limits
 from orchestrator.models.http.address import Address
 from orchestrator.models.http.client import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
@@ -114,7 +114,7 @@ class Call:
     """One call while it is made."""
 
     request: ModelRequest
-    on_text: OnText | None
+    on_text: TextCallback | None
     delivery: Delivery = "streamed"
     """How its answer was asked for last."""
     response_id: str = ""
@@ -178,7 +178,7 @@ class HttpProvider(ABC):
     def check(self, model: str) -> None:  # noqa: B027  there is nothing to override
         """Accept every name: only the endpoint knows its models."""
 
-    async def complete(self, request: ModelRequest, on_text: OnText | None = None) -> ModelReply:
+    async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails. Cancelling closes the connection at once."""
         call = Call(request, on_text)
         try:
