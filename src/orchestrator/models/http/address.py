@@ -71,7 +71,7 @@ class Address:
         return f"{self.base}{f'/{operation}' if operation else ''}{f'?{query}' if query else ''}"
 
     @property
-    def called(self) -> str:
+    def setting(self) -> str:
         """The setting that holds it, for messages."""
         return self.variable or "the address"
 

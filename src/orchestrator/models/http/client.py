@@ -92,7 +92,7 @@ class StreamingResponse:
 
 @contextmanager
 def mapped_errors(
-    host: str, idle_timeout_s: float | None = None, called: str = "the address"
+    host: str, idle_timeout_s: float | None = None, setting: str = "the address"
 ) -> Iterator[None]:
     """Raise a ModelError in place of whatever the HTTP library raises when a call breaks.
 
@@ -103,19 +103,21 @@ def mapped_errors(
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, OSError) as error:
         # The transport calls a refused connection a timeout; what aiohttp raised says it better.
         cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-        raise _to_model_error(cause, host, idle_timeout_s, called) from None
+        raise _to_model_error(cause, host, idle_timeout_s, setting) from None
 
 
 class _BrokenOffError(ModelError):
     """A connection that there was, and that ended."""
 
 
-def _to_model_error(error: BaseException, host: str, idle_timeout_s: float | None, called: str) -> ModelError:
+def _to_model_error(
+    error: BaseException, host: str, idle_timeout_s: float | None, setting: str
+) -> ModelError:
     reason = "CONNECTION_FAILED"
     match error:
         case aiohttp.ConnectionTimeoutError() | httpx.ConnectTimeout() | httpx.PoolTimeout():
             reason = "CONNECT_TIMEOUT"
-            problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is {called} right?"
+            problem = f"could not connect to {host} within {CONNECT_TIMEOUT_S:g} s: is {setting} right?"
         case aiohttp.ServerTimeoutError() | httpx.ReadTimeout():
             reason = "IDLE_TIMEOUT"
             silence = f"{idle_timeout_s:g} s" if idle_timeout_s else "too long"
@@ -124,18 +126,18 @@ def _to_model_error(error: BaseException, host: str, idle_timeout_s: float | Non
             )
         case aiohttp.InvalidURL() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
             problem = f"{host} is not an address that can be called ({type(error).__name__})"
-            return AddressError("REQUEST_REJECTED", problem, f"correct {called}")
+            return AddressError("REQUEST_REJECTED", problem, f"correct {setting}")
         case aiohttp.ClientConnectorCertificateError():
-            return _certificate_error(getattr(error, "certificate_error", None), host, called)
+            return _certificate_error(getattr(error, "certificate_error", None), host, setting)
         case aiohttp.ClientConnectorSSLError():
             cause = error.os_error
             said = getattr(cause, "reason", None) or cause.strerror or cause
             problem = f"no TLS connection to {host} ({said})"
             if said in _NO_TLS:
                 problem += ", which speaks none at that port"
-                return AddressError(reason, problem, f"begin {called} with http://, or correct its port")
+                return AddressError(reason, problem, f"begin {setting} with http://, or correct its port")
         case aiohttp.ClientConnectorDNSError():
-            problem = f"there is no host {host} ({error.os_error.strerror}): is {called} right, "
+            problem = f"there is no host {host} ({error.os_error.strerror}): is {setting} right, "
             problem += "and is there a network?"
         case aiohttp.ClientProxyConnectionError():
             problem = f"could not connect to the system's proxy: {error.os_error.strerror or error.os_error}"
@@ -154,10 +156,10 @@ def _to_model_error(error: BaseException, host: str, idle_timeout_s: float | Non
     return ModelError(reason, problem, retryable=True)
 
 
-def _certificate_error(error: object, host: str, called: str) -> AddressError:
+def _certificate_error(error: object, host: str, setting: str) -> AddressError:
     """Return what is wrong with a certificate, and what to do about that."""
-    variable, place = trust.chosen()
-    authorities = f"{variable}, which is {place}" if variable else "the system"
+    variable, path = trust.ca_source()
+    authorities = f"{variable}, which is {path}" if variable else "the system"
     problem = f"the certificate of {host} is not trusted"
     mend = "set SSL_CERT_FILE to a PEM file with the certificate of the authority that issued it"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -165,13 +167,13 @@ def _certificate_error(error: object, host: str, called: str) -> AddressError:
         if error.verify_code in _VALIDITY_CODES:
             mend = "is this machine's clock right? Otherwise whoever runs the endpoint has to renew it"
         elif error.verify_code in _FOR_ANOTHER_HOST:
-            mend = f"correct {called}, which must have the name that is in the certificate"
+            mend = f"correct {setting}, which must have the name that is in the certificate"
     return AddressError("CONNECTION_FAILED", problem, mend)
 
 
-def tls_required_error(where: str, called: str, said: str = "") -> AddressError:
+def tls_required_error(where: str, setting: str, said: str = "") -> AddressError:
     """Plain HTTP was sent where TLS is spoken."""
-    problem, mend = f"{where} speaks TLS at that port", f"begin {called} with https://"
+    problem, mend = f"{where} speaks TLS at that port", f"begin {setting} with https://"
     return AddressError("CONNECTION_FAILED", problem, mend, said)
 
 
@@ -223,7 +225,7 @@ class EndpointClient:
         is_reusable = self._scheme != "http" or idle_timeout_s is None
         headers = None if is_reusable else {"Connection": "close"}
         try:
-            with mapped_errors(self.host, idle_timeout_s, self._address.called):
+            with mapped_errors(self.host, idle_timeout_s, self._address.setting):
                 async with client.stream(
                     "POST", self._address.url(path), content=body, headers=headers, timeout=waits
                 ) as response:
@@ -235,7 +237,7 @@ class EndpointClient:
         except ModelError as error:
             if not isinstance(error, _BrokenOffError) or not await self._peer_speaks_tls():
                 raise
-            raise tls_required_error(self.host, self._address.called) from None
+            raise tls_required_error(self.host, self._address.setting) from None
 
     async def _peer_speaks_tls(self) -> bool:
         """Return whether a plain HTTP call broke because the other side speaks TLS, which it does not say."""

@@ -236,7 +236,7 @@ class HttpProvider(ABC):
             if changed is None or changes == _MOST_CHANGES:
                 if call.delivery == "whole" and answer.status in _GATEWAY_TIMEOUTS:
                     self._deliveries.mark_failed(request, "whole")
-                raise self._failures.of_status(answer, request.model)
+                raise self._failures.from_status(answer, request.model)
             logger.info("%s/%s refused %s: trying %s", self._name, request.model, terms, changed)
             terms = changed
             changes += 1
@@ -344,7 +344,7 @@ class HttpProvider(ABC):
             except ModelError as error:
                 chunk, broken = None, error
             except TimeoutError:
-                chunk, broken = None, self._failures.cut((0, 0))
+                chunk, broken = None, self._failures.stream_cut((0, 0))
             if chunk and not has_begun and (head := chunk.lstrip(_BLANK)):
                 has_begun = True
                 if head.startswith((b"{", b"<")):
@@ -356,7 +356,7 @@ class HttpProvider(ABC):
                 if problem:
                     failure = self._failures.as_error_response(problem, streamed.headers)
                     if accumulator.has_text or preludes > _MOST_PRELUDES:
-                        raise self._failures.of_status(failure, request.model)
+                        raise self._failures.from_status(failure, request.model)
                     return failure
                 preludes += 1
                 added = answer.add(accumulator.add(body))
@@ -376,7 +376,7 @@ class HttpProvider(ABC):
                 )
         content = self._parse(accumulator.body(), request)
         if not (events.has_ended or accumulator.is_whole(broken)):
-            raise broken or self._failures.cut(content.used if content else (0, 0))
+            raise broken or self._failures.stream_cut(content.used if content else (0, 0))
         if content is None:
             raise self._failures.invalid("sent a stream with no answer in it")
         call.emit(answer.end(), is_restart=answer.has_restarted)
@@ -407,7 +407,7 @@ class HttpProvider(ABC):
         try:
             value = json.loads(data)
         except ValueError:
-            raise self._failures.no_json(data) from None
+            raise self._failures.not_json(data) from None
         except RecursionError:
             raise self._failures.invalid("sent JSON that is nested too deeply") from None
         if not isinstance(value, dict):
@@ -446,7 +446,7 @@ class HttpProvider(ABC):
             explanation=self._failures.quote(why.encode(errors="replace")).removeprefix(". "),
             token_limit=request.token_limit,
             has_thoughts=answer.has_thoughts,
-            endpoint=self._failures.where,
+            endpoint=self._failures.endpoint,
         )
 
     def _blank_run_error(self, request: ModelRequest, content: Content | None) -> ModelError:

@@ -81,22 +81,22 @@ class Failures:
     """What holds the key; empty: it has none."""
 
     @property
-    def where(self) -> str:
+    def endpoint(self) -> str:
         """The endpoint, for messages."""
         return f"{self.name} ({self.address.netloc})"
 
-    def of_status(self, answer: HttpResponse, model: str) -> ModelError:
+    def from_status(self, answer: HttpResponse, model: str) -> ModelError:
         """Return what an answer that is no success means."""
         status, body = answer.status, error_body.words(answer.body)
-        said, where = self.quote(answer.body), self.where
+        said, endpoint = self.quote(answer.body), self.endpoint
         is_bad_request = status == HTTPStatus.BAD_REQUEST
         match status:
             case _ if status in _REDIRECTS and "Location" in answer.headers:
                 return self._redirected(answer, said)
             case _ if is_bad_request and _TLS_IS_SPOKEN.search(body):
-                return tls_required_error(where, self.address.called, said)
+                return tls_required_error(endpoint, self.address.setting, said)
             case HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-                problem = f"the system's proxy lets no call through to {where}"
+                problem = f"the system's proxy lets no call through to {endpoint}"
                 return AddressError("REQUEST_REJECTED", problem, PROXY_LOGIN.format(scheme="HTTP"), said)
             case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
                 return self._unauthenticated(status, model, said)
@@ -119,7 +119,7 @@ class Failures:
             ):
                 # An empty account is reported as a rate limit, but no waiting fills it.
                 retryable = not any(word in body for word in _QUOTA_EXHAUSTED)
-                message = f"{where} limits the rate of calls{said}"
+                message = f"{endpoint} limits the rate of calls{said}"
                 wait_s = _believed_wait_s(answer)
                 is_shared = scope.is_shared_limit(body, model)
                 return ModelError(
@@ -128,19 +128,19 @@ class Failures:
             case _ if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
                 status != HTTPStatus.PAYMENT_REQUIRED and token_limits.is_too_long(body)
             ):
-                message = f"{where} says that {model!r} was given more than it takes{said}"
+                message = f"{endpoint} says that {model!r} was given more than it takes{said}"
                 return ModelError(TOO_LONG, message, retryable=True)
             case _ if status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                message = f"{where} could not answer now, status {status}{said}"
+                message = f"{endpoint} could not answer now, status {status}{said}"
                 is_shared = scope.is_shared_fault(status, body, model)
                 wait_s = _believed_wait_s(answer)
                 return ModelError(
                     "OVERLOADED", message, retryable=True, retry_after_s=wait_s, is_shared=is_shared
                 )
             case _ if REFUSALS.intersection(body.splitlines()):
-                return ModelError("MODEL_REFUSED", f"{where} refused the prompt{said}", retryable=False)
+                return ModelError("MODEL_REFUSED", f"{endpoint} refused the prompt{said}", retryable=False)
             case _:
-                message = f"{where} rejected the request with {status}{said}"
+                message = f"{endpoint} rejected the request with {status}{said}"
                 return ModelError("REQUEST_REJECTED", message, retryable=False)
 
     def as_error_response(self, error: object, headers: Mapping[str, str]) -> HttpResponse:
@@ -150,19 +150,19 @@ class Failures:
 
     def invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
         """Return an answer that cannot be read. `used`: the tokens it cost, of input and of output."""
-        message = f"{self.where} {problem}{self.quote(body)}"
+        message = f"{self.endpoint} {problem}{self.quote(body)}"
         return _failed("OUTPUT_INVALID", message, used)
 
-    def no_json(self, body: bytes) -> ModelError:
+    def not_json(self, body: bytes) -> ModelError:
         """Return an answer that is not JSON: perhaps a page of a proxy in between."""
         if not web_page.is_page(body.decode(errors="replace")):
             return self.invalid("sent what is not JSON", body)
-        doubts = f"is {self.address.called} right, or is it a proxy's page, or one to log in on?"
+        doubts = f"is {self.address.setting} right, or is it a proxy's page, or one to log in on?"
         return self.invalid(f"sent a web page in place of an answer: {doubts}", body)
 
-    def cut(self, used: tuple[int, int]) -> ModelError:
+    def stream_cut(self, used: tuple[int, int]) -> ModelError:
         """Return a stream that ended before the answer did."""
-        message = f"{self.where} ended the stream before the answer was complete"
+        message = f"{self.endpoint} ended the stream before the answer was complete"
         return _failed("STREAM_CUT", message, used)
 
     def quote(self, body: bytes) -> str:
@@ -188,7 +188,7 @@ class Failures:
 
     def _unauthenticated(self, status: int, model: str, said: str) -> ModelError:
         if self.address.login:
-            problem, place = "the login that the service has for it", self.address.called
+            problem, place = "the login that the service has for it", self.address.setting
         elif self.key or not self.key_variable:
             problem, place = "the service's key", self.key_variable or "its key"
         else:
@@ -198,11 +198,11 @@ class Failures:
             mend += f", and that it may use {model!r}"
         if self.key_variable or self.address.variable:
             mend += ", where the service is started, and restart it: it reads that when it starts"
-        message = f"{self.where} refused {problem} with {status}: {mend}{said}"
+        message = f"{self.endpoint} refused {problem} with {status}: {mend}{said}"
         return ModelError("MODEL_UNAUTHENTICATED", message, retryable=False)
 
     def _no_model(self, model: str, said: str) -> ModelError:
-        message = f"{self.where} has no model {model!r}, or the address is wrong: check both{said}"
+        message = f"{self.endpoint} has no model {model!r}, or the address is wrong: check both{said}"
         return ModelError("MODEL_NOT_FOUND", message, retryable=False)
 
     def _not_found(self, answer: HttpResponse, model: str, words: str, said: str) -> ModelError:
@@ -213,16 +213,16 @@ class Failures:
         is_about_path = answer.status == HTTPStatus.METHOD_NOT_ALLOWED or _NO_PATH.search(words)
         if not is_page and (is_about_model or not is_about_path):
             return self._no_model(model, said)
-        called = self.address.called
-        mend = f"correct {called}, which is the address without /{self.path}"
+        setting = self.address.setting
+        mend = f"correct {setting}, which is the address without /{self.path}"
         if not self.path.startswith("v1/") and (with_version := self.address.with_version):
-            mend = f"add /v1 to {called}, as in {with_version}, or correct it"
-        problem = f"{self.where} has nothing at {self.address.shown(self.path)}"
+            mend = f"add /v1 to {setting}, as in {with_version}, or correct it"
+        problem = f"{self.endpoint} has nothing at {self.address.shown(self.path)}"
         return AddressError("MODEL_NOT_FOUND", problem, mend, said)
 
     def _redirected(self, answer: HttpResponse, said: str) -> ModelError:
         """Return the failure of a redirect, which is not followed: the key would go to another host."""
-        called = self.address.called
+        setting = self.address.setting
         location = urljoin(self.address.url(self.path), answer.headers["Location"]).partition("#")[0]
         try:
             target = Address.parse(location)
@@ -230,12 +230,12 @@ class Failures:
         except SettingsError:
             target = new = self.address
         if new.base == self.address.base:
-            mend = f"correct {called}"
+            mend = f"correct {setting}"
         elif new.path != target.path:
-            mend = f"set {called} to {new.base}"
+            mend = f"set {setting} to {new.base}"
         else:
-            mend = f"set {called} to that if it is the API, and no page to log in on"
-        problem = f"{self.where} redirects to {target.base}, with status {answer.status}"
+            mend = f"set {setting} to that if it is the API, and no page to log in on"
+        problem = f"{self.endpoint} redirects to {target.base}, with status {answer.status}"
         return AddressError("REQUEST_REJECTED", problem, mend, said)
 
 
