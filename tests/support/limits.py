@@ -31,14 +31,14 @@ class Sliding(Unlimited):
 
     def __init__(self, calls: int, window_s: float = 1) -> None:
         self._calls, self._window_s = calls, window_s
-        self._begun_s: deque[float] = deque()
+        self._starts_s: deque[float] = deque()
 
     def begin(self, now_s: float) -> float | None:
-        while self._begun_s and self._begun_s[0] <= now_s - self._window_s:
-            self._begun_s.popleft()
-        if len(self._begun_s) >= self._calls:
-            return self._begun_s[0] + self._window_s - now_s
-        self._begun_s.append(now_s)
+        while self._starts_s and self._starts_s[0] <= now_s - self._window_s:
+            self._starts_s.popleft()
+        if len(self._starts_s) >= self._calls:
+            return self._starts_s[0] + self._window_s - now_s
+        self._starts_s.append(now_s)
         return None
 
 

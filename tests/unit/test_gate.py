@@ -23,7 +23,7 @@ class Figures(NamedTuple):
     refused: float
     """The share of all calls that was refused."""
     per_s: float
-    """How many calls a second were taken, from the second second on until nearly all had begun."""
+    """How many calls a second were taken, from the second second on until nearly all had started."""
     seconds: float
 
 
@@ -35,7 +35,7 @@ class World:
     """
 
     def __init__(self, limit: Limit, latency_s: float, retry_after: RetryAfter, seed: int = 1) -> None:
-        self.gate = Gate(most=MOST)
+        self.gate = Gate(max_open=MOST)
         self.now_s = 0.0
         self.refuse_next = 0
         self.fail_every = 0
@@ -66,7 +66,7 @@ class World:
                 self._wake_s = wake_s
                 self._after(wait_s, lambda: None)
 
-    def _arrival(self, begun_s: float, refused_before: int) -> Callable[[], None]:
+    def _arrival(self, started_s: float, refused_before: int) -> Callable[[], None]:
         def arrive() -> None:
             self._calls += 1
             early_s = 1.0 if self.refuse_next else self._limit.begin(self.now_s)
@@ -80,12 +80,12 @@ class World:
             self._after(self._latency_s * self._dice.uniform(0.5, 1.5), failed if fails else ended)
 
         def refused(retry_after_s: float | None) -> None:
-            self.gate.refuse(begun_s, self.now_s, retry_after_s, self._dice.random())
+            self.gate.refuse(started_s, self.now_s, retry_after_s, self._dice.random())
             again(retry_after_s or 0)
 
         def failed() -> None:
             self._limit.end()
-            self.gate.fail(begun_s, self.now_s, None, self._dice.random())
+            self.gate.fail(started_s, self.now_s, None, self._dice.random())
             again(0)
 
         def again(wait_s: float) -> None:
@@ -216,7 +216,7 @@ def test_an_endpoint_that_refuses_nothing_is_used_to_the_full() -> None:
 
 def pressed() -> Gate:
     """A gate at which as many calls are open as may be at first, and another waits."""
-    gate = Gate(most=MOST)
+    gate = Gate(max_open=MOST)
     for _ in range(FIRST_LIMIT):
         assert gate.wait_s(0) == 0
         gate.begin(0)
@@ -231,17 +231,17 @@ def test_faults_of_single_calls_slow_nothing_down() -> None:
 
 
 def test_five_faults_in_a_row_close_the_gate_for_a_moment_and_teach_it_nothing() -> None:
-    gate = Gate(most=MOST)
+    gate = Gate(max_open=MOST)
     for number in range(5):
         assert gate.wait_s(number) == 0
         gate.begin(number)
         gate.fail(number, number + 0.5, None, jitter=0)
     assert gate.wait_s(4.5) == 0.25
-    begun = 0
+    started = 0
     while gate.wait_s(6) == 0:
         gate.begin(6)
-        begun += 1
-    assert begun == FIRST_LIMIT
+        started += 1
+    assert started == FIRST_LIMIT
 
 
 def test_a_fault_that_says_when_to_come_again_closes_the_gate_until_then_and_teaches_it_nothing() -> None:
@@ -256,7 +256,7 @@ def test_a_fault_that_says_when_to_come_again_closes_the_gate_until_then_and_tea
 
 
 def test_after_a_fault_an_answer_counts_anew() -> None:
-    gate = Gate(most=MOST)
+    gate = Gate(max_open=MOST)
     for number in range(20):
         assert gate.wait_s(number) == 0
         gate.begin(number)
@@ -282,7 +282,7 @@ def test_a_day_of_sparse_calls_and_a_refusal_leave_nothing_behind(apart_s: float
 
 
 def test_after_a_refusal_nothing_begins_before_its_time() -> None:
-    gate = Gate(most=8)
+    gate = Gate(max_open=8)
     gate.begin(0)
     gate.refuse(0, 1, 30, 0)
     assert gate.wait_s(1) == 30
@@ -305,14 +305,14 @@ def test_after_a_refusal_nothing_begins_before_its_time() -> None:
 def test_a_gate_opens_a_little_later_than_told_and_never_earlier(
     retry_after_s: float | None, jitter: float, wait_s: float
 ) -> None:
-    gate = Gate(most=8)
+    gate = Gate(max_open=8)
     gate.begin(0)
     gate.refuse(0, 0, retry_after_s, jitter)
     assert gate.wait_s(0) == pytest.approx(wait_s)
 
 
 def test_the_refusals_of_one_moment_count_once() -> None:
-    gate = Gate(most=8)
+    gate = Gate(max_open=8)
     for _ in range(3):
         gate.begin(0)
     gate.refuse(0, 1.0, 1, 0)
@@ -321,7 +321,7 @@ def test_the_refusals_of_one_moment_count_once() -> None:
 
 
 def test_a_single_refusal_among_few_calls_sets_no_pace() -> None:
-    gate = Gate(most=8)
+    gate = Gate(max_open=8)
     gate.begin(0)
     gate.refuse(0, 0.1, None, 0)
     for now_s in (1.0, 1.1, 1.2):
@@ -341,7 +341,7 @@ def test_what_was_before_a_wait_of_minutes_is_forgotten() -> None:
 
 
 def test_refusals_that_say_nothing_are_waited_for_longer_each_time() -> None:
-    gate, now_s, waits_s = Gate(most=8), 0.0, list[float]()
+    gate, now_s, waits_s = Gate(max_open=8), 0.0, list[float]()
     for _ in range(20):
         gate.begin(now_s)
         gate.refuse(now_s, now_s, None, 0)
@@ -367,21 +367,21 @@ def test_after_a_refusal_one_call_goes_first() -> None:
     st.lists(st.sampled_from(["begin", "end", "refuse", "fail", "later"]), max_size=200), st.integers(1, 20)
 )
 def test_no_more_are_open_than_allowed_and_there_is_always_a_way_on(steps: list[str], most: int) -> None:
-    gate, now_s, begun = Gate(most=most), 0.0, list[float]()
+    gate, now_s, started = Gate(max_open=most), 0.0, list[float]()
     for step in steps:
-        wait_s = gate.wait_s(now_s, has_waited=len(begun) % 2 == 0)
+        wait_s = gate.wait_s(now_s, has_waited=len(started) % 2 == 0)
         match step:
             case "begin" if wait_s == 0:
                 gate.begin(now_s)
-                begun.append(now_s)
-            case "end" if begun:
-                begun.pop()
+                started.append(now_s)
+            case "end" if started:
+                started.pop()
                 gate.end()
-            case "refuse" if begun:
-                gate.refuse(begun.pop(), now_s, 0.5, 0.5)
-            case "fail" if begun:
-                gate.fail(begun.pop(), now_s, None, 0.5)
+            case "refuse" if started:
+                gate.refuse(started.pop(), now_s, 0.5, 0.5)
+            case "fail" if started:
+                gate.fail(started.pop(), now_s, None, 0.5)
             case _:
                 now_s += 0.3
-        assert len(begun) <= most
-        assert begun or gate.wait_s(now_s) is not None  # with nothing open, time alone opens it
+        assert len(started) <= most
+        assert started or gate.wait_s(now_s) is not None  # with nothing open, time alone opens it

@@ -1,4 +1,4 @@
-"""How many calls an endpoint takes, found out by calling it.
+"""Find out how many calls an endpoint takes by calling it.
 
 A gate is a controller without a clock: it is notified when calls begin and how they end, and says when the
 next may begin. It learns only while calls wait for it, since the load without a queue is not the capacity,
@@ -28,10 +28,10 @@ _PAUSE_S: Final = 0.25  # after a refusal that does not say when to come again, 
 _PAUSE_GROWTH: Final = 1.5  # times that, if nothing has gone well since the last one
 _LONGEST_PAUSE_S: Final = 30.0
 _JITTER_SHARE: Final = (
-    0.1  # of the wait, at most, so that those who were refused together do not come back together
+    0.1  # of the wait, at most, so that calls that were refused together are not repeated together
 )
 _MAX_JITTER_S: Final = 1.0  # and at most so much
-_FAULTS: Final = 5  # in a row are no longer the calls' own
+_FAULTS: Final = 5  # in a row are the endpoint's, no longer the calls' own
 
 _EVIDENCE: Final = 32  # calls of one second make a pace
 _MIN_SUCCESSES: Final = 4  # calls have to go well after one refusal for the next to say anything new
@@ -46,29 +46,29 @@ _MOST_TRUST: Final = 4
 class _Ramp(NamedTuple):
     """More and more calls may be open, beside those that were."""
 
-    since_s: float
+    start_s: float
     base: int
     more: int = FIRST_LIMIT
     doubling_s: float = _DOUBLING_S
 
     def width(self, now_s: float) -> float:
-        return self.base + self.more * 2 ** min((now_s - self.since_s) / self.doubling_s, 20)
+        return self.base + self.more * 2 ** min((now_s - self.start_s) / self.doubling_s, 20)
 
-    def when_s(self, calls: int) -> float:
-        """From when on so many may be open."""
-        return self.since_s + self.doubling_s * max(0.0, log2(max(1, calls - self.base) / self.more))
+    def open_from_s(self, calls: int) -> float:
+        """Return from when on so many may be open."""
+        return self.start_s + self.doubling_s * max(0.0, log2(max(1, calls - self.base) / self.more))
 
 
 class _Width(NamedTuple):
     """So many calls may be open, and one more after some seconds."""
 
     calls: int
-    since_s: float
+    start_s: float
     per_s: int
     """How many calls had gone well in a second."""
 
     def at(self, now_s: float) -> int:
-        return self.calls + int(((now_s - self.since_s) / 10) ** 3)
+        return self.calls + int(((now_s - self.start_s) / 10) ** 3)
 
 
 class _Pace(NamedTuple):
@@ -78,21 +78,21 @@ class _Pace(NamedTuple):
     """
 
     level: float
-    since_s: float
+    start_s: float
     trust: int = 1
     """How many times longer it stays near its level."""
 
     def at(self, now_s: float) -> float:
         patience_s = self.trust * max(5.0, 16 / self.level)
-        turns = (now_s - self.since_s) / patience_s - 1
+        turns = (now_s - self.start_s) / patience_s - 1
         return self.level * (1 + turns**3 * (0.03 if turns < 0 else 0.125))
 
 
 @dataclass(slots=True)
 class Gate:
-    """That of one model, or of all calls to one endpoint: shared by all who make them."""
+    """Bounds the calls of one model, or all calls to one endpoint; shared by all that make them."""
 
-    most: int
+    max_open: int
     """The most calls that may be open, however well it goes."""
     _open: int = 0
     _ramp: _Ramp = field(default_factory=lambda: _Ramp(0.0, 0))
@@ -105,16 +105,16 @@ class Gate:
     _wanted_s: float = -inf
     """Until when calls were wanted."""
     _first_s: float = 0.0
-    """Since when there always was."""
+    """Since when calls have been wanted without a break."""
     _has_waited: bool = False
-    """Whether anybody has had to wait since."""
+    """Whether a call has had to wait since then."""
     _count: int = 0
-    """How many calls have begun since that went well, or still may."""
+    """How many calls have started since then that went well, or still may."""
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     """When the latest of them began."""
 
     _closed_s: float = -inf
-    """When the gate was closed last: refusals of calls begun before say nothing new."""
+    """When the gate was closed last: refusals of calls started before say nothing new."""
     _closed_until_s: float = 0.0
     _closings: int = 0
     """How often it has been closed since a call went well that began before the refused one."""
@@ -152,10 +152,10 @@ class Gate:
             return self._closed_until_s - now_s
         if self._open >= self._widest(now_s):
             return None
-        return max(0.0, (self._next_s if self._pace else self._ramp.when_s(self._open + 1)) - now_s)
+        return max(0.0, (self._next_s if self._pace else self._ramp.open_from_s(self._open + 1)) - now_s)
 
     def _widest(self, now_s: float) -> int:
-        return min(self._width.at(now_s), self.most) if self._width else self.most
+        return min(self._width.at(now_s), self.max_open) if self._width else self.max_open
 
     def begin(self, now_s: float) -> None:
         """Record that a call begins."""
@@ -173,9 +173,9 @@ class Gate:
         self._open -= 1
         self._faults = 0
 
-    def void(self, begun_s: float) -> None:
+    def void(self, started_s: float) -> None:
         """Record that a call ended without an answer, for a reason that says nothing of this gate."""
-        self._uncount(begun_s)
+        self._uncount(started_s)
 
     def is_idle(self, now_s: float) -> bool:
         """Whether nothing would be lost with the gate: it is open, unused, and has nothing to remember."""
@@ -183,39 +183,39 @@ class Gate:
         is_wanted = self._open > 0 or now_s <= max(self._closed_until_s, last_s + _SLACK_S)
         return not is_wanted and (not self._faults or now_s > self._failed_s + _HORIZON_S)
 
-    def fail(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
+    def fail(self, started_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
         """Record that the endpoint failed at a call that began at a time.
 
         The gate closes where the endpoint says for how long, as in `refuse`, or has failed often in a row.
         """
-        self._uncount(begun_s)
+        self._uncount(started_s)
         self._faults += 1
         self._failed_s = now_s
-        if begun_s > self._closed_s and (retry_after_s or self._faults >= _FAULTS):
-            self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
+        if started_s > self._closed_s and (retry_after_s or self._faults >= _FAULTS):
+            self._close(started_s, now_s, retry_after_s or 0.0, jitter)
             self._is_refused = False
 
-    def refuse(self, begun_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
+    def refuse(self, started_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
         """Record that a call that began at a time was refused: there are too many.
 
         The gate closes for as long as the endpoint says and, by `jitter` from 0 to 1, a little longer: other
         services may have been told the same.
         """
-        self._uncount(begun_s)
-        if begun_s > self._closed_s:
-            self._close(begun_s, now_s, retry_after_s or 0.0, jitter)
+        self._uncount(started_s)
+        if started_s > self._closed_s:
+            self._close(started_s, now_s, retry_after_s or 0.0, jitter)
             self._is_refused = True
         else:
             self._open_at_close -= 1
 
-    def _uncount(self, begun_s: float) -> None:
+    def _uncount(self, started_s: float) -> None:
         self._open -= 1
-        self._count -= begun_s >= self._first_s
-        if begun_s in self._recent_s:
-            self._recent_s.remove(begun_s)
+        self._count -= started_s >= self._first_s
+        if started_s in self._recent_s:
+            self._recent_s.remove(started_s)
 
-    def _close(self, begun_s: float, now_s: float, wait_s: float, jitter: float) -> None:
-        if any(self._ramp.since_s <= earlier_s < begun_s for earlier_s in self._recent_s):
+    def _close(self, started_s: float, now_s: float, wait_s: float, jitter: float) -> None:
+        if any(self._ramp.start_s <= earlier_s < started_s for earlier_s in self._recent_s):
             self._closings = 0
         if not self._closings:
             self._first_closed_s = now_s
@@ -234,7 +234,7 @@ class Gate:
             self._ramp = _Ramp(now_s, self._open)
 
     def _open_if_due(self, now_s: float) -> None:
-        if self._closed_s < self._ramp.since_s or now_s < self._closed_until_s:
+        if self._closed_s < self._ramp.start_s or now_s < self._closed_until_s:
             return
         if now_s - self._first_closed_s > _HORIZON_S:
             self._width = self._pace = None
@@ -247,8 +247,8 @@ class Gate:
 
     def _learn(self, now_s: float) -> None:
         """Take up what went well until the gate was closed: by now it is known which calls did."""
-        closed_s, opened_s, pace, width = self._closed_s, self._ramp.since_s, self._pace, self._width
-        per_s = max(1, sum(begun_s > closed_s - 1 for begun_s in self._recent_s))
+        closed_s, opened_s, pace, width = self._closed_s, self._ramp.start_s, self._pace, self._width
+        per_s = max(1, sum(started_s > closed_s - 1 for started_s in self._recent_s))
         if now_s - self._first_closed_s > _LONG_S:
             rounded_s = min(self._closed_until_s - closed_s, _ROUNDED_S)
             average = _BACKOFF_FACTOR * self._count / (now_s - self._first_s - rounded_s)
@@ -258,7 +258,7 @@ class Gate:
             trust = min(2 * pace.trust, _MOST_TRUST) if pace.at(closed_s) > pace.level else 1
             self._pace = _Pace(0.95 * min(pace.at(closed_s), per_s), now_s, trust)
         elif pace:
-            if sum(begun_s >= opened_s for begun_s in self._recent_s) >= _MIN_SUCCESSES:
+            if sum(started_s >= opened_s for started_s in self._recent_s) >= _MIN_SUCCESSES:
                 level = (
                     _BACKOFF_FACTOR * per_s
                     if _BACKOFF_FACTOR * per_s <= 1.1 * pace.level
@@ -268,7 +268,7 @@ class Gate:
         elif width is None and per_s < min(_EVIDENCE, 6 * self._open_at_close):
             self._width = _Width(self._open_at_close, now_s, per_s)
         elif width and (self._closings > 1 or width.at(closed_s) > width.calls):
-            self._width = width._replace(since_s=now_s)  # one call more was too many, or nothing is new
+            self._width = width._replace(start_s=now_s)  # one call more was too many, or nothing is new
         else:
             self._width, self._pace = (
                 None,
