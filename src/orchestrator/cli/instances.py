@@ -261,7 +261,7 @@ def events(
     """
 
     async def call(client: "Client") -> None:
-        # A stream goes on trying; whether anybody answers, and knows the instance, is to be known at once.
+        # A stream goes on trying; whether a service answers and has the instance must be known at once.
         full_id = (await with_full_id(client, instance_id, client.get)).instance.id
         from orchestrator.cli import follow as follow_module  # noqa: PLC0415
         from orchestrator.cli import reporters, tables  # noqa: PLC0415

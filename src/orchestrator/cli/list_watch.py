@@ -56,7 +56,7 @@ async def _watch_table(fetch: Fetch) -> None:
 
 
 async def _watch_lines(fetch: Fetch, is_deleted: IsDeleted, *, as_json: bool) -> None:
-    """Print each instance that has changed or begun to wait, the oldest first, and deletions."""
+    """Print deletions and each instance that has changed or started to wait, the oldest first."""
     seen: dict[str, tuple[int, int, bool]] = {}
     instances: Sequence[Instance] | None = None
     while True:

@@ -177,7 +177,7 @@ class Instance:
     reusable: Mapping[str, Subtask] = field(default_factory=lambda: EMPTY)
     """Completed subtasks of plans whose attempt failed: paid for, should the next plan have them too."""
     failed_plans: int = 0
-    """Planning attempts whose answer was no plan, or that failed when work on their plan could have begun."""
+    """Planning attempts whose answer was no plan, or that failed once work on the plan could have started."""
     plan_fault: str = ""
     """What the planner has to mend: the fault of its last answer that was no plan, until there is one."""
     synthesis: Work = NOT_STARTED
@@ -200,7 +200,7 @@ class Instance:
     last_sequence: int = 0
 
     def work(self, key: WorkKey) -> Work:
-        """Return how a piece of work stands; one that is not known has not begun."""
+        """Return the progress of a piece of work; one that is not recorded has not started."""
         if key == PLANNING:
             return self.planning
         if key == SYNTHESIS:

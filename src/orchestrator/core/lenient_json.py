@@ -18,10 +18,10 @@ _MAX_CANDIDATES: Final = 256
 class JsonFaultError(ValueError):
     """A text cannot be read as JSON; the message says where it breaks, and what is expected there."""
 
-    def __init__(self, message: str, *, has_begun: bool = True, is_cut: bool = False) -> None:
+    def __init__(self, message: str, *, is_value: bool = True, is_cut: bool = False) -> None:
         super().__init__(message)
-        self.has_begun = has_begun
-        """Whether a key or a string was there: if not, the bracket is as likely one in a sentence."""
+        self.is_value = is_value
+        """Whether a key or a string was found: if not, the bracket is as likely one in a sentence."""
         self.is_cut = is_cut
         """Whether the only fault is that the text ends."""
 
@@ -48,7 +48,7 @@ def values(text: str) -> Iterator[Any | JsonFaultError]:
             position = end
             yield value
         except JsonFaultError as fault:
-            if not fault.has_begun:
+            if not fault.is_value:
                 position = found.end()
                 continue
             yield fault
@@ -123,7 +123,7 @@ class _Reader:
         self._text = text
         self._path: list[str] = []
         """The path to the value being parsed, as in `subtasks`, `[1]`, `title`."""
-        self._has_begun = False
+        self._is_value = False
 
     def value(self, start: int) -> tuple[Any, int]:
         if len(self._path) > _MAX_DEPTH:
@@ -178,7 +178,7 @@ class _Reader:
             self._path.append(f"[{len(elements)}]")
             value, end = self.value(position)
             self._path.pop()
-            self._has_begun = self._has_begun or isinstance(value, str)
+            self._is_value = self._is_value or isinstance(value, str)
             elements.append(value)
             position = self._skip_whitespace(end)
             if self._text.startswith(",", position):
@@ -191,7 +191,7 @@ class _Reader:
 
     def _key(self, start: int) -> tuple[str, int]:
         string = self._string(start)
-        self._has_begun = self._has_begun or string is not None
+        self._is_value = self._is_value or string is not None
         if string is None:
             word = _WORD.match(self._text, start)
             if not word:
@@ -201,7 +201,7 @@ class _Reader:
         colon = self._skip_whitespace(end)
         if not self._text.startswith(":", colon):
             self._fail(colon, f"a colon is expected after the key {key[:40]!r}")
-        self._has_begun = True
+        self._is_value = True
         return key, colon + 1
 
     def _string(self, start: int) -> tuple[str, int] | None:
@@ -213,7 +213,7 @@ class _Reader:
             return None
         found = _STRINGS[opening].match(self._text, start)
         if not found:
-            self._has_begun = self._has_begun or bool(_ESCAPED_OPENING.match(self._text, start))
+            self._is_value = self._is_value or bool(_ESCAPED_OPENING.match(self._text, start))
             self._fail(len(self._text), f"the string that begins at character {start} has no end")
         return _unescape(found[1]), found.end()
 
@@ -261,11 +261,11 @@ class _Reader:
             problem += "; dots must not stand for what is left out"
         elif after_text and position < len(self._text):
             problem += '; within a string a quotation mark is written \\"'
-        raise _fault(self._text, position, problem, path=path, has_begun=self._has_begun)
+        raise _fault(self._text, position, problem, path=path, is_value=self._is_value)
 
 
 def _fault(
-    text: str, position: int, problem: str, *, path: str = "", has_begun: bool = True
+    text: str, position: int, problem: str, *, path: str = "", is_value: bool = True
 ) -> JsonFaultError:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
@@ -273,7 +273,7 @@ def _fault(
     before = " ".join(text[max(0, position - 40) : position].split())
     found = f"comes {text[position : position + 20]!r}" if position < len(text) else "the text ends"
     message = f"its JSON breaks at {where}: after {before!r} {found}; {problem}"
-    return JsonFaultError(message, has_begun=has_begun, is_cut=not text[position:].strip("` \r\n\t"))
+    return JsonFaultError(message, is_value=is_value, is_cut=not text[position:].strip("` \r\n\t"))
 
 
 def _unescape(content: str) -> str:

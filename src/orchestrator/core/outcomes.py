@@ -54,7 +54,7 @@ def is_in_progress(instance: Instance, key: WorkKey, attempt: int) -> bool:
 def events_for(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[Event]:
     """Make the events that an outcome records of an instance as it is now; none where the attempt has ended.
 
-    With a planning attempt that fails, the calls end that were begun on its plan.
+    A planning attempt that fails also ends the calls that were started on its plan.
     """
     match outcome:
         case SubtasksStreamed(attempt, subtasks, summary):

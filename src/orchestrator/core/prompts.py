@@ -189,7 +189,7 @@ class Full:
         return _prompt("planning", system, parts, schema=_schema(most))
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:
-        """None where a plan is reviewed, which is one whole, or where too much was begun in vain already."""
+        """None where a plan is reviewed, which needs a whole one, or where too much was started in vain."""
         if instance.config.review_plan or instance.failed_plans >= _MAX_FAILED_PLANS:
             return None
         return PlanReader(instance.config.max_subtasks)

@@ -384,7 +384,7 @@ class Run:
                 self._halt(error)
 
     async def _perform(self, attempt: Attempt) -> ModelError | None:
-        """Make a call that has begun, and hand in what came of it; what went wrong."""
+        """Make a call whose start is recorded, and queue its outcome; return what went wrong."""
         try:
             outcome = await self._attempt(attempt)
             if attempt.work == PLANNING:

@@ -29,7 +29,7 @@ class Endpoint:
     url: str
     """May hold variables, as in {ACCOUNT_ID}, which then are needed."""
     url_variable: str
-    """Holds another address in place of the usual one. Whoever sets it may do without a key."""
+    """Holds another address in place of the usual one; where it is set, a key may be missing."""
     key_variables: tuple[str, ...] = ()
     """The first that is set holds the key."""
     is_keyless: bool = False

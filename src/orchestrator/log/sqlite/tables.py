@@ -55,7 +55,7 @@ class Pending:
         """Fail those who wait for it."""
         if not self.durable.done():
             self.durable.set_exception(error)
-            self.durable.exception()  # it may have been queued without anybody waiting
+            self.durable.exception()  # it may have been queued and not awaited
 
 
 @dataclass(slots=True, eq=False)
@@ -235,7 +235,7 @@ class SqliteTables:
                 self._rows[key] = row
 
     async def roll_back(self) -> None:
-        """Take back what was begun, and forget what is known of instances: the file contradicts it."""
+        """Roll back the transaction, and drop the cached instances: the file contradicts them."""
         await self.connection.rollback()
         self._rows.clear()
 

@@ -334,7 +334,7 @@ class HttpProvider(ABC):
         answer = AnswerText(is_buffered=self._buffers_until_answer(request.model), is_json=_is_json(request))
         chunks = streamed.chunks()
         broken: ModelError | None = None
-        has_begun = False
+        has_started = False
         preludes = 0
         quiet_until_s: float | None = None
         while not (events.has_ended or accumulator.has_ended):
@@ -345,8 +345,8 @@ class HttpProvider(ABC):
                 chunk, broken = None, error
             except TimeoutError:
                 chunk, broken = None, self._failures.stream_cut((0, 0))
-            if chunk and not has_begun and (head := chunk.lstrip(_BLANK)):
-                has_begun = True
+            if chunk and not has_started and (head := chunk.lstrip(_BLANK)):
+                has_started = True
                 if head.startswith((b"{", b"<")):
                     others = await streamed.read_all()  # no stream, whatever its type says
                     return self._reply_from_body(replace(others, body=head + others.body), call)

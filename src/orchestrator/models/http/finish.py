@@ -61,7 +61,7 @@ _PATTERNS: Final = (
         re.compile("content.*(?:filter|polic|block)|safety|guardrail|moderat|prohibited|refus"),
     ),
 )
-"""How words that are not listed are known: there are more names of the two than anybody lists."""
+"""How words that are not listed are recognised: there are more names of the two than any list holds."""
 _TOOL_CALLS: Final = frozenset(map(_normalized, _TOOL))
 
 
