@@ -49,7 +49,7 @@ async def seen(client: Client, instance_id: str, kinds: list[str]) -> list[event
     ],
     ids=["planning", "with some subtasks done", "synthesising"],
 )
-async def test_an_instance_killed_at_any_stage_completes_and_pays_nothing_twice(
+async def test_an_instance_killed_at_any_stage_completes_and_pays_for_nothing_twice(
     stage: Stage, until: list[str], planning: int, synthesis: int, tmp_path: Path
 ) -> None:
     async with (
@@ -82,7 +82,7 @@ async def test_an_instance_killed_at_any_stage_completes_and_pays_nothing_twice(
         assert payload.HasField("retry_time")
 
 
-async def test_what_was_acknowledged_is_there_after_a_kill_at_once(tmp_path: Path) -> None:
+async def test_acknowledged_writes_survive_an_immediate_kill(tmp_path: Path) -> None:
     stage = Stage("planning")
     async with (
         Endpoint(stage) as endpoint,
@@ -102,7 +102,7 @@ async def test_what_was_acknowledged_is_there_after_a_kill_at_once(tmp_path: Pat
                 assert answer.instance.state == instance_pb2.STATE_COMPLETE
 
 
-async def test_a_reader_goes_on_by_itself_across_a_kill(tmp_path: Path) -> None:
+async def test_a_reader_resumes_automatically_across_a_kill(tmp_path: Path) -> None:
     stage = Stage("synthesis")
     async with (
         Endpoint(stage) as endpoint,

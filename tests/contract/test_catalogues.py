@@ -31,14 +31,14 @@ def life_with(config: pb.InstanceConfig, instance_id: str) -> Life:
     return life.then(Event(instance_created=InstanceCreated(prompt="Build it", config=config)))
 
 
-async def test_a_catalogue_is_given_back_as_it_was_stored_however_often(log: EventLog) -> None:
+async def test_a_catalogue_is_returned_as_it_was_stored_on_every_read(log: EventLog) -> None:
     digest, data = workers.encode([CODER, WRITER])
     for _ in range(2):
         await log.store_catalogue(digest, data)
     assert await log.catalogue(digest) == data
 
 
-async def test_a_catalogue_that_is_not_there_is_named(log: EventLog) -> None:
+async def test_a_missing_catalogue_is_named_in_the_error(log: EventLog) -> None:
     with pytest.raises(StorageError, match="has no catalogue of workers abc, which an event of it names"):
         await log.catalogue("abc")
     await create(log, life_with(naming("abc"), "a"))
@@ -80,14 +80,14 @@ async def test_an_event_of_another_writer_may_name_another_catalogue(log: EventL
     assert (await states.load(key("a"))).instance.workers == ()
 
 
-async def test_an_event_that_holds_its_workers_needs_no_catalogue(log: EventLog) -> None:
+async def test_an_event_with_inline_workers_needs_no_catalogue(log: EventLog) -> None:
     config = pb.InstanceConfig(workers=[CODER])
     config.MergeFrom(CONFIG)
     await create(log, life_with(config, "a"))
     assert (await StateStore(log).load(key("a"))).instance.workers == (CODER,)
 
 
-async def test_a_catalogue_outlives_the_process_and_is_not_written_again(tmp_path: Path) -> None:
+async def test_a_catalogue_survives_the_process_and_is_not_written_again(tmp_path: Path) -> None:
     log = await SqliteEventLog.open(tmp_path / "log.db")
     digest = await StateStore(log).store_catalogue([CODER])
     await log.create([creation(life_with(naming(digest), "a"))])

@@ -73,7 +73,7 @@ def attempt_planning(life: Life) -> Life:
     return life.then(life_event("planning_started", attempt), life_event("planning_failed", attempt))
 
 
-async def test_what_was_appended_is_read_back_in_order(log: EventLog) -> None:
+async def test_appended_events_are_read_back_in_order(log: EventLog) -> None:
     life = Life("a").planned().done("t1", "t2", "t3").completed()
     ref = await create(log, life)
     assert await events(log, ref) == life.events
@@ -107,7 +107,7 @@ async def test_appends_become_durable_in_the_order_they_were_queued(log: EventLo
     assert await events(log, ref) == life.events
 
 
-async def test_a_creation_and_what_is_appended_behind_it_are_durable_together(log: EventLog) -> None:
+async def test_a_creation_and_the_appends_queued_before_it_become_durable_together(log: EventLog) -> None:
     life, other = Life("a"), Life("b")
     ref = await create(log, life)
     appended = log.append(append(attempt_planning(life), ref, 1))
@@ -132,7 +132,7 @@ async def test_an_unknown_instance_is_not_found(log: EventLog) -> None:
     assert await log.last_position() == 0
 
 
-async def test_a_taken_id_is_refused_and_the_first_stays(log: EventLog) -> None:
+async def test_a_used_id_is_rejected_and_the_first_instance_stays(log: EventLog) -> None:
     ref = await create(log, Life("a"))
     with pytest.raises(AlreadyExistsError) as caught:
         await log.create([creation(Life("a"))])
@@ -142,7 +142,7 @@ async def test_a_taken_id_is_refused_and_the_first_stays(log: EventLog) -> None:
     assert await events(log, ref) == Life("a").events
 
 
-async def test_many_at_once_with_one_request_id_make_one_instance(log: EventLog) -> None:
+async def test_concurrent_creations_with_one_request_id_make_one_instance(log: EventLog) -> None:
     outcomes = [
         outcome
         for (outcome,) in await asyncio.gather(
@@ -156,7 +156,7 @@ async def test_many_at_once_with_one_request_id_make_one_instance(log: EventLog)
     assert await log.check_creation(creation(wish("late", "another", b"same"))) is None
 
 
-async def test_a_request_id_with_another_payload_is_refused(log: EventLog) -> None:
+async def test_a_request_id_with_another_payload_is_rejected(log: EventLog) -> None:
     await create(log, wish("a", "key", b"one"))
     with pytest.raises(AlreadyExistsError) as caught:
         await log.create([creation(wish("b", "key", b"two"))])
@@ -164,7 +164,7 @@ async def test_a_request_id_with_another_payload_is_refused(log: EventLog) -> No
     assert caught.value.metadata == {"id": "a"}
 
 
-async def test_a_refused_creation_does_not_take_its_neighbours_along(log: EventLog) -> None:
+async def test_a_rejected_creation_does_not_fail_others_in_its_commit(log: EventLog) -> None:
     results = await asyncio.gather(
         *(log.create([creation(Life(name))]) for name in ("a", "b", "a", "c")), return_exceptions=True
     )
@@ -172,7 +172,7 @@ async def test_a_refused_creation_does_not_take_its_neighbours_along(log: EventL
     assert await ids(log) == ["c", "b", "a"]
 
 
-async def test_a_refused_append_does_not_take_its_neighbours_along(log: EventLog) -> None:
+async def test_a_rejected_append_does_not_fail_others_in_its_commit(log: EventLog) -> None:
     life, other = Life("a").planned(), Life("b")
     ref = await create(log, life)
     other_ref = await create(log, other)
@@ -187,7 +187,7 @@ async def test_a_refused_append_does_not_take_its_neighbours_along(log: EventLog
     assert await events(log, other_ref) == other.events
 
 
-async def test_events_that_leave_a_gap_are_refused(log: EventLog) -> None:
+async def test_events_that_leave_a_gap_are_rejected(log: EventLog) -> None:
     life = Life("a")
     ref = await create(log, life)
     life.planned()
@@ -220,7 +220,7 @@ async def test_positions_follow_the_order_of_commits_over_all_instances(log: Eve
     assert await log.last_position() == places[-1]
 
 
-async def test_a_read_of_all_goes_on_where_nothing_matches(log: EventLog) -> None:
+async def test_a_read_of_all_advances_past_events_that_do_not_match(log: EventLog) -> None:
     red = wish("red", team="red")
     await create(log, red)
     life = Life("noise")
@@ -258,7 +258,7 @@ async def test_instances_are_listed_newest_first_by_state_and_label(log: EventLo
 
 
 @pytest.mark.parametrize("scanned", [1, 3, 2048])
-async def test_a_list_is_walked_to_its_end_whatever_matches(
+async def test_a_list_is_paged_to_its_end_whatever_the_filter_matches(
     scanned: int, log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_INSTANCES", scanned)
@@ -300,7 +300,7 @@ async def walked(log: EventLog, query: Query) -> list[str]:
         query = query._replace(before=page.before)
 
 
-async def test_followers_of_one_place_share_what_they_read_and_miss_nothing(log: EventLog) -> None:
+async def test_followers_at_one_position_share_reads_and_miss_no_event(log: EventLog) -> None:
     life = Life("a")
     ref = await create(log, life)
 
@@ -343,7 +343,7 @@ async def steps(log: EventLog, instance_id: str, **options: object) -> list[subs
     return [step async for step in subscription.follow(log, head, **options)]
 
 
-async def test_a_finished_instance_is_replayed_and_ended(log: EventLog) -> None:
+async def test_a_finished_instance_is_replayed_and_its_stream_ends(log: EventLog) -> None:
     life = Life("a").planned().done("t1", "t2", "t3").completed()
     await create(log, life)
     *pages, end = await steps(log, "a")
@@ -375,21 +375,21 @@ async def test_reading_all_past_the_end_is_out_of_range(log: EventLog, after: in
         await anext(subscription.follow_all(log, after=after))
 
 
-async def test_without_follow_a_reader_stops_once_it_has_caught_up(log: EventLog) -> None:
+async def test_without_follow_a_reader_stops_once_caught_up(log: EventLog) -> None:
     await create(log, Life("a"))
     page, caught_up = await steps(log, "a", live=False)
     assert isinstance(page, Page)
     assert caught_up == subscription.CaughtUp(1)
 
 
-async def test_a_quiet_stream_says_so(log: EventLog) -> None:
+async def test_a_quiet_stream_yields_heartbeats(log: EventLog) -> None:
     await create(log, Life("a"))
     async with aclosing(subscription.follow(log, await log.head(key("a")), idle_s=0.001)) as reader:
         found = [await anext(reader) for _ in range(4)]
     assert found[1:] == [subscription.CaughtUp(1), subscription.Idle(1), subscription.Idle(1)]
 
 
-async def test_closing_sends_readers_away_with_word_to_come_back(log: EventLog) -> None:
+async def test_closing_ends_readers_with_an_error_that_asks_them_to_resume(log: EventLog) -> None:
     await create(log, Life("a"))
     async with aclosing(subscription.follow(log, await log.head(key("a")))) as reader:
         await anext(reader)
@@ -431,14 +431,14 @@ async def test_instances_with_a_label_are_followed_alone(log: EventLog) -> None:
     assert rest.ordinals == [4, 6]
 
 
-async def test_a_reader_of_all_stands_where_it_has_looked_though_nothing_matched(log: EventLog) -> None:
+async def test_a_reader_of_all_reports_the_position_scanned_though_nothing_matched(log: EventLog) -> None:
     for number in range(6):
         await create(log, wish(f"i{number}", team="blue"))
     found = [step async for step in subscription.follow_all(log, labels=[("team", "red")], live=False)]
     assert found == [subscription.CaughtUp(6)]
 
 
-async def test_whoever_waits_for_an_end_gets_it_or_the_state_when_time_is_up(log: EventLog) -> None:
+async def test_a_wait_for_the_end_returns_the_end_or_the_state_at_its_timeout(log: EventLog) -> None:
     life = Life("a")
     await create(log, life)
     assert (await ended(log, "a", 0.001)).state == pb.STATE_QUEUED
@@ -451,7 +451,7 @@ async def test_whoever_waits_for_an_end_gets_it_or_the_state_when_time_is_up(log
 @settings(max_examples=30, deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.none() | st.floats(0, 1)), max_size=12))
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_readers_who_join_anywhere_see_every_event_once_and_in_order(
+async def test_readers_that_join_anywhere_see_every_event_once_and_in_order(
     kind: str, steps: list[tuple[int, bool, float | None]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     log = await open_log(kind, tmp_path_factory.mktemp("log"))
@@ -484,7 +484,7 @@ async def test_readers_who_join_anywhere_see_every_event_once_and_in_order(
     await log.aclose()
 
 
-def test_the_fixture_for_a_wish_is_what_the_fold_gives() -> None:
+def test_the_fixture_for_a_created_instance_equals_its_fold() -> None:
     life = wish("a", "key", b"digest", team="red")
     assert life.refolded() == life.instance
 
@@ -496,7 +496,7 @@ def finished(instance_id: str, request_id: str = "", end_time_s: float = 0) -> L
     return life
 
 
-async def test_a_deleted_instance_is_gone_for_everybody(log: EventLog) -> None:
+async def test_a_deleted_instance_is_gone_for_every_method(log: EventLog) -> None:
     ref = await create(log, finished("a", "key"))
     await create(log, wish("b", team="red"))
     await log.delete(ref)
@@ -522,7 +522,7 @@ async def test_only_a_finished_instance_is_deleted(log: EventLog) -> None:
     assert await load(log, "a") == life.instance
 
 
-async def test_places_of_the_deleted_are_not_given_again(log: EventLog) -> None:
+async def test_positions_of_deleted_instances_are_not_reused(log: EventLog) -> None:
     ref = await create(log, finished("a"))
     last = await log.last_position()
     await log.delete(ref)
@@ -540,7 +540,7 @@ async def test_an_id_and_a_request_id_are_free_again_after_deletion(log: EventLo
     assert await events(log, await create(log, life)) == life.events
 
 
-async def test_a_reader_of_a_deleted_instance_is_told_so_even_if_the_id_lives_on(log: EventLog) -> None:
+async def test_a_reader_of_a_deleted_instance_gets_not_found_even_if_the_id_is_reused(log: EventLog) -> None:
     life = Life("a")
     await create(log, life)
     async with aclosing(subscription.follow(log, await log.head(key("a")), idle_s=5)) as reader:
@@ -553,7 +553,7 @@ async def test_a_reader_of_a_deleted_instance_is_told_so_even_if_the_id_lives_on
             await anext(reader)
 
 
-async def test_what_follows_on_a_deleted_instance_is_refused(log: EventLog) -> None:
+async def test_an_append_to_a_deleted_instance_is_rejected(log: EventLog) -> None:
     life = finished("a")
     ref = await create(log, life)
     before = len(life.events)
@@ -563,7 +563,7 @@ async def test_what_follows_on_a_deleted_instance_is_refused(log: EventLog) -> N
     assert await ids(log) == []
 
 
-async def test_creations_that_go_together_are_all_there_or_none(log: EventLog) -> None:
+async def test_a_batch_of_creations_is_atomic(log: EventLog) -> None:
     await create(log, Life("taken"))
     last = await log.last_position()
     for refused in (["a", "taken", "b"], ["a", "b", "a"]):
@@ -577,7 +577,7 @@ async def test_creations_that_go_together_are_all_there_or_none(log: EventLog) -
     assert await events(log, outcomes[1].ref) == Life("b").events
 
 
-async def test_a_repeated_request_among_creations_keeps_the_others_from_nothing(log: EventLog) -> None:
+async def test_a_repeated_request_in_a_batch_does_not_prevent_the_other_creations(log: EventLog) -> None:
     await create(log, wish("first", "key", b"same"))
     lives = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
     outcomes = await log.create([creation(life) for life in lives])
@@ -591,7 +591,7 @@ async def test_a_repeated_request_among_creations_keeps_the_others_from_nothing(
     assert await ids(log) == ["b", "a", "first"]
 
 
-async def test_finished_instances_are_found_by_when_they_finished(log: EventLog) -> None:
+async def test_finished_instances_are_found_by_end_time(log: EventLog) -> None:
     for name, end_time_s in (("late", 300.0), ("early", 100.0), ("middle", 200.0)):
         await create(log, finished(name, end_time_s=end_time_s))
     await create(log, Life("running"))
@@ -604,7 +604,7 @@ async def test_finished_instances_are_found_by_when_they_finished(log: EventLog)
     assert await before(100) == []
 
 
-async def test_what_goes_on_again_has_not_finished(log: EventLog) -> None:
+async def test_a_retried_instance_is_not_listed_as_finished(log: EventLog) -> None:
     life = finished("a")
     await create(log, life)
     await record(log, life.retried())
@@ -612,7 +612,7 @@ async def test_what_goes_on_again_has_not_finished(log: EventLog) -> None:
     assert [head.ref.id for head in await log.unfinished()] == ["a"]
 
 
-async def test_a_sweep_removes_what_finished_before(log: EventLog) -> None:
+async def test_a_sweep_removes_instances_that_finished_before_the_limit(log: EventLog) -> None:
     for number in range(5):
         await create(log, finished(f"i{number}", end_time_s=100.0 + number))
     await create(log, Life("running"))
@@ -620,7 +620,7 @@ async def test_a_sweep_removes_what_finished_before(log: EventLog) -> None:
     assert await ids(log) == ["running", "i4", "i3"]
 
 
-async def test_retention_outlives_what_it_stumbles_over(
+async def test_retention_continues_after_an_exception(
     log: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create(log, finished("old", end_time_s=100.0))
@@ -664,7 +664,7 @@ async def test_a_page_ends_early_when_its_events_are_large(log: EventLog) -> Non
     assert max(len(page.events.data) for page in everything) < 1_500_000
 
 
-async def test_a_closed_log_has_written_what_was_queued_and_takes_nothing_more(log: EventLog) -> None:
+async def test_a_closed_log_has_written_its_queue_and_rejects_further_writes(log: EventLog) -> None:
     life = Life("a").terminated()
     queued = log.create([creation(life)])
     await log.aclose()

@@ -151,7 +151,7 @@ STEP = st.tuples(
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(STEP, max_size=40))
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_two_writers_in_any_order_leave_what_the_model_says(
+async def test_two_writers_in_any_order_leave_the_log_as_the_model_predicts(
     kind: str, steps: list[tuple[str, int, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     log = await open_log(kind, tmp_path_factory.mktemp("log"))

@@ -42,7 +42,9 @@ def store(log: CountingLog, **limits: int) -> StateStore:
     return StateStore(log, **limits)  # type: ignore[arg-type]  the two methods that it uses
 
 
-async def test_a_known_state_is_given_again_and_topped_up(log: EventLog, counting: CountingLog) -> None:
+async def test_a_cached_state_is_reused_and_updated_with_new_events(
+    log: EventLog, counting: CountingLog
+) -> None:
     states = store(counting)
     life = Life("a").planned()
     await create(log, life)
@@ -54,7 +56,7 @@ async def test_a_known_state_is_given_again_and_topped_up(log: EventLog, countin
     assert counting.read_after == [0, 6]
 
 
-async def test_what_its_owner_keeps_is_not_read(log: EventLog, counting: CountingLog) -> None:
+async def test_a_state_that_its_owner_stores_is_not_read(log: EventLog, counting: CountingLog) -> None:
     states = store(counting)
     life = Life("a")
     ref = await create(log, life)
@@ -67,7 +69,9 @@ async def test_what_its_owner_keeps_is_not_read(log: EventLog, counting: Countin
     assert counting.read_after == []
 
 
-async def test_a_state_of_another_life_is_never_given(log: EventLog, counting: CountingLog) -> None:
+async def test_a_state_of_a_deleted_instance_is_never_returned_for_its_id(
+    log: EventLog, counting: CountingLog
+) -> None:
     states = store(counting)
     await create(log, Life("a").planned().terminated())
     await states.load(key("a"))
@@ -80,9 +84,7 @@ async def test_a_state_of_another_life_is_never_given(log: EventLog, counting: C
     assert counting.read_after == [0, 0]
 
 
-async def test_what_goes_on_while_it_is_read_is_known_as_it_is_then(
-    log: EventLog, counting: CountingLog
-) -> None:
+async def test_a_late_read_does_not_replace_a_newer_state(log: EventLog, counting: CountingLog) -> None:
     states = store(counting)
     life = Life("a")
     ref = await create(log, life)
@@ -99,7 +101,7 @@ async def test_what_goes_on_while_it_is_read_is_known_as_it_is_then(
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-async def test_those_used_last_are_kept_as_far_as_there_is_room(
+async def test_the_most_recently_used_states_are_kept_up_to_the_limit(
     log: EventLog, counting: CountingLog, is_finished: bool
 ) -> None:
     states = store(counting, max_characters=3 * 5000)
@@ -119,7 +121,7 @@ async def test_those_used_last_are_kept_as_far_as_there_is_room(
     assert not await is_kept("b")
 
 
-async def test_a_text_counts_for_its_length_and_one_state_is_always_kept(
+async def test_states_count_by_the_length_of_their_texts_and_one_is_always_kept(
     log: EventLog, counting: CountingLog
 ) -> None:
     states = store(counting, max_characters=20_000)
@@ -131,7 +133,7 @@ async def test_a_text_counts_for_its_length_and_one_state_is_always_kept(
         assert counting.read_after == read_after
 
 
-async def test_what_is_forgotten_makes_room(log: EventLog, counting: CountingLog) -> None:
+async def test_forgotten_states_free_their_room(log: EventLog, counting: CountingLog) -> None:
     states = store(counting, max_characters=2 * 5000)
     refs = [await create(log, Life(name)) for name in "abc"]
     await states.load(key("a"))

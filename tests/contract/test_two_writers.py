@@ -35,7 +35,7 @@ async def writers(log: EventLog) -> tuple[Writer, Writer]:
     return await Writer(log).look("a"), await Writer(log).look("a")
 
 
-async def test_the_slower_of_two_fails_reads_what_happened_and_goes_on(
+async def test_the_slower_of_two_writers_gets_a_conflict_reloads_and_continues(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     fast, slow = writers
@@ -53,7 +53,7 @@ async def test_the_slower_of_two_fails_reads_what_happened_and_goes_on(
     assert (await fast.look("a")).seen == slow.seen
 
 
-async def test_what_is_queued_behind_a_refused_append_is_refused_with_it(
+async def test_appends_queued_behind_a_rejected_append_are_rejected_with_it(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     fast, slow = writers
@@ -69,7 +69,7 @@ async def test_what_is_queued_behind_a_refused_append_is_refused_with_it(
 
 
 @pytest.mark.parametrize("is_one_commit", [True, False])
-async def test_an_append_behind_a_refused_one_is_refused_though_its_sequence_is_the_last(
+async def test_an_append_behind_a_rejected_one_is_rejected_though_its_sequence_matches(
     log: EventLog, writers: tuple[Writer, Writer], is_one_commit: bool
 ) -> None:
     fast, slow = writers
@@ -85,7 +85,7 @@ async def test_an_append_behind_a_refused_one_is_refused_though_its_sequence_is_
     assert len(await events(log, fast.seen.ref)) == 3
 
 
-async def test_an_append_behind_one_that_nobody_waits_for_any_more_is_refused(
+async def test_an_append_behind_a_cancelled_one_is_rejected(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     writer, other = writers
@@ -98,7 +98,7 @@ async def test_an_append_behind_one_that_nobody_waits_for_any_more_is_refused(
     assert [event.sequence for event in found] == list(range(1, len(found) + 1))
 
 
-async def test_only_the_newest_lease_writes_and_who_needs_none_still_does(
+async def test_only_the_newest_lease_can_write_and_appends_without_a_lease_still_can(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     old, new = writers
@@ -120,7 +120,9 @@ async def test_only_the_newest_lease_writes_and_who_needs_none_still_does(
     assert len(await events(log, ref)) == 9
 
 
-async def test_a_fence_is_told_before_a_conflict(log: EventLog, writers: tuple[Writer, Writer]) -> None:
+async def test_a_fenced_append_reports_the_fence_before_a_conflict(
+    log: EventLog, writers: tuple[Writer, Writer]
+) -> None:
     old, new = writers
     epoch = await log.acquire_lease(old.seen.ref)
     newer = await log.acquire_lease(old.seen.ref)
@@ -131,7 +133,7 @@ async def test_a_fence_is_told_before_a_conflict(log: EventLog, writers: tuple[W
         await log.acquire_lease(InstanceRef(key("a"), 99))
 
 
-async def test_a_lease_outlasts_what_is_written_under_it_and_ends_with_the_life(log: EventLog) -> None:
+async def test_a_lease_survives_appends_and_ends_with_the_incarnation(log: EventLog) -> None:
     life = Life("a")
     ref = await create(log, life)
     assert [await log.acquire_lease(ref) for _ in range(3)] == [1, 2, 3]
@@ -148,7 +150,7 @@ async def anew(log: EventLog, ref: InstanceRef, life: Life) -> InstanceRef:
     return await create(log, life)
 
 
-async def test_between_two_reads_a_life_may_have_been_replaced(log: EventLog) -> None:
+async def test_an_incarnation_may_be_replaced_between_two_reads(log: EventLog) -> None:
     old, new = Life("a").planned().terminated(), Life("a", instructions="another")
     ref = await create(log, old)
     writer = await Writer(log).look("a")
@@ -178,7 +180,7 @@ class InterruptedLog:
         return page
 
 
-async def test_between_two_pages_of_a_load_a_life_may_have_been_replaced(log: EventLog) -> None:
+async def test_an_incarnation_may_be_replaced_between_two_pages_of_a_load(log: EventLog) -> None:
     old = Life("a").planned().done("t1").terminated()
     await create(log, old)
     interrupted = InterruptedLog(log)
@@ -190,7 +192,7 @@ async def test_between_two_pages_of_a_load_a_life_may_have_been_replaced(log: Ev
     assert (await states.load(key("a"))).instance == new
 
 
-async def test_what_was_decided_of_one_life_never_reaches_the_next(log: EventLog) -> None:
+async def test_an_append_for_one_incarnation_never_reaches_the_next(log: EventLog) -> None:
     old, new = Life("a").terminated(), Life("a").terminated()
     ref = await create(log, old)
     writer = await Writer(log).look("a")
@@ -203,7 +205,7 @@ async def test_what_was_decided_of_one_life_never_reaches_the_next(log: EventLog
     assert await events(log, new_ref) == new.events
 
 
-async def test_who_waits_for_an_end_is_not_given_another_lifes(
+async def test_a_wait_for_the_end_never_returns_the_end_of_another_incarnation(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = await create(log, Life("a").terminated())
@@ -219,7 +221,7 @@ async def test_who_waits_for_an_end_is_not_given_another_lifes(
         await wait_for_end(log, states, ref.key, 30)
 
 
-async def test_deletions_are_told_at_their_place_in_the_order(log: EventLog) -> None:
+async def test_deletions_are_reported_at_their_position_in_the_order(log: EventLog) -> None:
     refs = [await create(log, labelled(name, team="red").terminated()) for name in "abcd"]
     await create(log, Life("e"))
     await log.delete(refs[0])
@@ -236,7 +238,7 @@ async def test_deletions_are_told_at_their_place_in_the_order(log: EventLog) -> 
     assert await told(log, after=last) == []
 
 
-async def test_many_deletions_in_a_row_are_all_told(log: EventLog) -> None:
+async def test_many_consecutive_deletions_are_all_reported(log: EventLog) -> None:
     refs = [await create(log, Life(f"i{number}").terminated()) for number in range(30)]
     for ref in refs:
         await log.delete(ref)
@@ -247,7 +249,7 @@ async def test_many_deletions_in_a_row_are_all_told(log: EventLog) -> None:
     assert await told(log, labels=[("team", "red")]) == []
 
 
-async def test_deletions_are_told_when_a_reader_stands_in_the_middle_of_the_life(log: EventLog) -> None:
+async def test_a_deletion_is_reported_to_a_reader_in_the_middle_of_the_instance(log: EventLog) -> None:
     life = Life("a").planned().terminated()
     ref = await create(log, life)
     page = await log.read_all(0, 2)
@@ -277,7 +279,7 @@ async def told(
     return [what for _, what in found]
 
 
-async def test_of_two_creations_under_one_id_one_is_there(log: EventLog) -> None:
+async def test_of_two_creations_with_one_id_one_succeeds(log: EventLog) -> None:
     results = await asyncio.gather(
         log.create([creation(Life("a", instructions="first"))]),
         log.create([creation(Life("a", instructions="second"))]),
@@ -296,7 +298,7 @@ def requested(instance_id: str, request_id: str = "key") -> Life:
     return life
 
 
-async def test_of_two_creations_for_one_request_both_get_the_one_instance(log: EventLog) -> None:
+async def test_two_creations_with_one_request_id_return_the_same_instance(log: EventLog) -> None:
     (first,), (second,) = await asyncio.gather(
         log.create([creation(requested("a"))]), log.create([creation(requested("b"))])
     )
@@ -305,7 +307,7 @@ async def test_of_two_creations_for_one_request_both_get_the_one_instance(log: E
     assert await told(log) == ["a1"]
 
 
-async def test_tenants_may_use_the_same_names_and_see_only_their_own(log: EventLog) -> None:
+async def test_tenants_may_use_the_same_ids_and_see_only_their_own(log: EventLog) -> None:
     lives = {tenant: requested("a") for tenant in ("red", "blue")}
     refs = {tenant: await create(log, life, tenant) for tenant, life in lives.items()}
     with pytest.raises(AlreadyExistsError):
@@ -336,7 +338,7 @@ async def view(log: EventLog) -> pb.Instance | None:
     return pb.Instance.FromString(row.view) if row.view else None
 
 
-async def test_a_list_shows_an_instance_at_rest_and_nothing_stale(log: EventLog) -> None:
+async def test_a_list_shows_instances_at_rest_and_no_stale_view(log: EventLog) -> None:
     life = Life("a")
     await create(log, life)
     assert await view(log) is None
@@ -352,13 +354,13 @@ async def test_a_list_shows_an_instance_at_rest_and_nothing_stale(log: EventLog)
     assert row.head == (ref, pb.STATE_TERMINATED, len(life.events))
 
 
-async def test_what_is_created_at_rest_is_shown_at_once(log: EventLog) -> None:
+async def test_an_instance_created_at_rest_is_listed_at_once(log: EventLog) -> None:
     life = Life("a").planned().terminated()
     await create(log, life)
     assert await view(log) == view_of(life.instance)
 
 
-async def test_a_refused_append_changes_neither_state_nor_view(
+async def test_a_rejected_append_changes_neither_state_nor_view(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     fast, slow = writers
@@ -370,7 +372,7 @@ async def test_a_refused_append_changes_neither_state_nor_view(
     assert [head.ref for head in await log.unfinished()] == [fast.seen.ref]
 
 
-async def test_two_events_of_one_commit_leave_the_view_of_the_last(
+async def test_two_events_in_one_commit_leave_the_view_of_the_last(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     writer, _ = writers

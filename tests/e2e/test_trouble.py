@@ -83,7 +83,9 @@ async def test_a_port_that_is_taken_is_named_with_its_setting(name: str, tmp_pat
         ('[prices]\n"a/b" = 3', 'prices."a/b" in orchestrator.toml must be { input_usd'),
     ],
 )
-async def test_what_is_wrong_in_the_file_is_blamed_on_the_file(text: str, words: str, tmp_path: Path) -> None:
+async def test_an_invalid_value_of_the_file_is_reported_for_the_file(
+    text: str, words: str, tmp_path: Path
+) -> None:
     (tmp_path / "orchestrator.toml").write_text(text)
     _, errors = await told(tmp_path, "up")
     assert errors.startswith("error: ")

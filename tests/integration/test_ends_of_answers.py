@@ -311,7 +311,9 @@ async def test_an_error_in_a_stream_is_the_failure_that_it_names(
 
 
 @both_modes
-async def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(make: Make, mode: AnswerMode) -> None:
+async def test_thoughts_without_an_opening_tag_are_not_part_of_the_answer(
+    make: Make, mode: AnswerMode
+) -> None:
     thoughts = "Okay, the user wants a number.\nMaybe 5?\n</think>\n\n"
     answer = message(f"{thoughts}Four") if make is messages else completion(f"{thoughts}Four")
     assert (await reply(make, lambda _: answer, mode=mode)).text == "Four"
@@ -331,7 +333,7 @@ async def test_json_in_thoughts_is_not_the_plan(make: Make, mode: AnswerMode, th
 
 @both_modes
 @pytest.mark.parametrize("thoughts", ['<think>{"summary": "draft"}', '{"summary": "draft"}?\n</think>\n'])
-async def test_thoughts_alone_are_no_answer(make: Make, mode: AnswerMode, thoughts: str) -> None:
+async def test_thoughts_alone_are_not_an_answer(make: Make, mode: AnswerMode, thoughts: str) -> None:
     answer = message(thoughts) if make is messages else completion(thoughts)
     error = await failure(make, lambda _: answer, mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("OUTPUT_INVALID", True, 20)

@@ -178,7 +178,7 @@ async def test_a_prompt_that_leaves_no_room_is_too_long_at_once(message: str) ->
 
 
 @pytest.mark.parametrize("message", TOO_LONG)
-async def test_a_prompt_that_is_too_long_is_known_in_every_dialect(message: str) -> None:
+async def test_a_prompt_that_is_too_long_is_recognised_in_every_dialect(message: str) -> None:
     error = await failure(chat, above(0, message), wanting())
     assert (error.reason, error.retryable) == ("INPUT_TOO_LONG", True)
 

@@ -45,14 +45,14 @@ def test_an_address_is_called_below_its_path_and_before_its_query(text: str, cal
         ("http://h", ""),
     ],
 )
-def test_a_login_is_basic_auth(text: str, authorization: str) -> None:
+def test_a_login_becomes_basic_auth(text: str, authorization: str) -> None:
     assert Address.parse(text).authorization == authorization
 
 
 @pytest.mark.parametrize(
     "text", ["https://user:hunter2xyz@h/v1?key=hunter2xyz&api-version=3", "https://hunter2xyz@h/v1"]
 )
-def test_an_address_is_shown_without_what_is_secret_in_it(text: str) -> None:
+def test_an_address_is_shown_without_its_secrets(text: str) -> None:
     address = Address.parse(text)
     assert "hunter2xyz" not in repr(address) + address.shown(URL) + address.base
     assert "hunter2xyz" in address.secrets
@@ -83,7 +83,7 @@ def test_an_address_is_shown_without_what_is_secret_in_it(text: str) -> None:
         ("http://h:0/v1", "nothing listens on port 0"),
     ],
 )
-def test_what_is_no_address_is_refused_with_the_mend(text: str, words: str) -> None:
+def test_an_invalid_address_is_rejected_with_the_mend(text: str, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Address.parse(text)
     assert words in str(caught.value)
@@ -104,7 +104,7 @@ def test_what_is_no_address_is_refused_with_the_mend(text: str, words: str) -> N
         "h/v1#hunter",
     ],
 )
-def test_what_is_refused_is_shown_without_what_may_be_secret_in_it(text: str) -> None:
+def test_a_rejected_address_is_shown_without_possible_secrets(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Address.parse(text)
     assert "hunter" not in str(caught.value)

@@ -38,11 +38,11 @@ def test_code_is_copied_as_it_is_with_its_fences(markdown: str) -> None:
     assert fenced() in "\n".join(drawn(markdown))
 
 
-def test_code_that_holds_fences_keeps_its_own() -> None:
+def test_code_that_contains_fences_keeps_them() -> None:
     assert drawn("~~~~md\n```\nx\n```\n~~~~") == ["~~~~md", "```", "x", "```", "~~~~"]
 
 
-def test_code_that_is_indented_gets_fences() -> None:
+def test_indented_code_gets_fences() -> None:
     assert drawn("    make run\n    make up") == ["```", "make run", "make up", "```"]
 
 
@@ -50,7 +50,7 @@ def test_a_shell_session_keeps_its_blank_lines_and_its_spaces() -> None:
     assert drawn("```\n  a\n\n\n  b\n```") == ["```", "  a", "", "", "  b", "```"]
 
 
-def test_prose_is_laid_out_around_it() -> None:
+def test_prose_around_code_is_laid_out() -> None:
     lines = drawn(f"1. Do this, which is told at some length:\n\n{indented(fenced(), '   ')}\n\n10. On\n")
     assert lines[0].rstrip() == " 1 Do this, which is told at"
     assert lines[1].rstrip() == "   some length:"
@@ -58,11 +58,11 @@ def test_prose_is_laid_out_around_it() -> None:
     assert lines[-1].rstrip() == " 2 On"
 
 
-def test_a_list_item_that_begins_with_code_keeps_its_sign() -> None:
+def test_a_list_item_that_begins_with_code_keeps_its_marker() -> None:
     assert [line.rstrip() for line in drawn("- ```\n  x\n  ```\n- y")] == [" •", "```", "x", "```", " • y"]
 
 
-def test_code_is_coloured_in_a_terminal_that_has_colours() -> None:
+def test_code_is_coloured_in_a_terminal_with_colours() -> None:
     console = Console(width=30, force_terminal=True, color_system="standard")
     with console.capture() as capture:
         Answer("```python\ndef f(): return 1\n```").print_on(console)

@@ -45,11 +45,11 @@ def changed(mask: list[str], **values: object) -> pb.InstanceConfig:
     return config.read_changes(pb.InstanceConfig(**values), mask, DEFAULTS).apply(RECORDED)
 
 
-def test_what_is_recorded_here_has_every_field() -> None:
+def test_the_recorded_configuration_of_these_tests_sets_every_field() -> None:
     assert {known.name for known, _ in RECORDED.ListFields()} == set(FIELDS)
 
 
-def test_without_a_mask_the_fields_that_are_set_replace_what_is_recorded() -> None:
+def test_without_a_mask_the_fields_that_are_set_replace_the_recorded_ones() -> None:
     result = changed([], max_subtasks=9, budget={"max_tokens": 6})
     assert (result.max_subtasks, result.budget.max_tokens, result.budget.max_cost_usd) == (9, 6, 1)
     assert list(result.subtasks) == [OWN]
@@ -57,7 +57,7 @@ def test_without_a_mask_the_fields_that_are_set_replace_what_is_recorded() -> No
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_field_that_is_named_and_not_given_goes_back_to_the_default(name: str) -> None:
+def test_a_field_that_is_named_and_not_set_returns_to_its_default(name: str) -> None:
     result = changed([name])
     expected = pb.InstanceConfig()
     expected.CopyFrom(RECORDED)
@@ -70,7 +70,7 @@ def test_a_field_that_is_named_and_not_given_goes_back_to_the_default(name: str)
 
 
 @pytest.mark.parametrize("name", [known.name for known in pb.RetryPolicy.DESCRIPTOR.fields])
-def test_a_part_of_the_retry_policy_goes_back_to_the_default_alone(name: str) -> None:
+def test_a_part_of_the_retry_policy_returns_to_its_default_alone(name: str) -> None:
     result = changed([f"retry.{name}"])
     assert getattr(result.retry, name) == getattr(DEFAULTS.retry, name)
     for other in set(pb.RetryPolicy.DESCRIPTOR.fields_by_name) - {name}:
@@ -78,18 +78,18 @@ def test_a_part_of_the_retry_policy_goes_back_to_the_default_alone(name: str) ->
 
 
 @pytest.mark.parametrize("name", [known.name for known in pb.Budget.DESCRIPTOR.fields])
-def test_one_limit_of_the_budget_is_taken_away_alone(name: str) -> None:
+def test_one_limit_of_the_budget_can_be_cleared_alone(name: str) -> None:
     result = changed([f"budget.{name}"])
     assert not result.budget.HasField(name)
     assert len(result.budget.ListFields()) == 2
 
 
-def test_a_budget_without_limits_is_none() -> None:
+def test_a_budget_without_limits_is_cleared() -> None:
     limits = [f"budget.{known.name}" for known in pb.Budget.DESCRIPTOR.fields]
     assert not changed(limits).HasField("budget")
 
 
-def test_exactly_the_named_fields_are_taken_from_what_is_given() -> None:
+def test_exactly_the_named_fields_are_taken_from_the_request() -> None:
     values = {"max_subtasks": 9, "max_parallel_subtasks": -5, "budget": {"max_tokens": 6}}
     result = changed(["max_subtasks", "budget", "subtasks"], **values)
     assert (result.max_subtasks, result.max_parallel_subtasks) == (9, 2)
@@ -97,13 +97,13 @@ def test_exactly_the_named_fields_are_taken_from_what_is_given() -> None:
     assert not result.subtasks
 
 
-def test_a_list_that_is_named_is_replaced_by_the_one_that_is_given() -> None:
+def test_a_named_list_is_replaced_by_the_list_of_the_request() -> None:
     workers = [pb.Worker(name="writer")]
     assert list(changed(["workers"], workers=workers).workers) == workers
     assert list(changed(["workers"]).workers) == list(DEFAULTS.workers)
 
 
-def test_a_value_that_equals_none_is_a_value_where_it_is_given() -> None:
+def test_a_value_that_equals_the_default_is_kept_where_it_is_set() -> None:
     result = changed(
         ["instructions", "review_plan", "tolerated_failures"], instructions="", review_plan=False
     )
@@ -116,7 +116,7 @@ def test_a_star_names_every_field() -> None:
     assert changed(["*"], max_subtasks=9).max_subtasks == 9
 
 
-def test_a_value_out_of_its_range_is_refused_where_it_is_named() -> None:
+def test_a_value_out_of_range_is_rejected_where_it_is_named() -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         changed(["max_parallel_subtasks"], max_parallel_subtasks=-5)
     assert caught.value.field == "config.max_parallel_subtasks"
@@ -126,7 +126,7 @@ def test_a_value_out_of_its_range_is_refused_where_it_is_named() -> None:
     "path",
     ["prompt", "Budget", "budget.", ".budget", "budget.max_tokens.x", "retry.*", "workers.name", "**", ""],
 )
-def test_an_unknown_path_is_refused_with_the_known_ones(path: str) -> None:
+def test_an_unknown_path_is_rejected_with_the_known_ones(path: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         config.read_changes(pb.InstanceConfig(), ["budget", path])
     assert (caught.value.reason, caught.value.field) == ("CONFIG_INVALID", "update_mask")
@@ -139,7 +139,7 @@ def with_own_plan() -> Life:
     return Life(subtasks=[OWN]).then(*whole_plan(0, "", [own], "", None)).terminated()
 
 
-def test_a_retry_cannot_take_away_a_plan_that_is_made() -> None:
+def test_a_retry_cannot_clear_a_completed_plan() -> None:
     life = with_own_plan()
     for mask in ("subtasks", "*"):
         with pytest.raises(InvalidArgumentError, match="fork the instance at STAGE_PLAN") as caught:
@@ -147,7 +147,7 @@ def test_a_retry_cannot_take_away_a_plan_that_is_made() -> None:
         assert caught.value.field == "config.subtasks"
 
 
-def test_a_fork_that_keeps_the_plan_cannot_take_it_away() -> None:
+def test_a_fork_that_keeps_the_plan_cannot_clear_it() -> None:
     life = with_own_plan()
     changes = config.read_changes(pb.InstanceConfig(), ["subtasks"], DEFAULTS)
     with pytest.raises(InvalidArgumentError, match="fork at STAGE_PLAN"):
@@ -155,14 +155,14 @@ def test_a_fork_that_keeps_the_plan_cannot_take_it_away() -> None:
     assert not fork(life.instance, api.STAGE_PLAN, changes, new_id="b").config.subtasks
 
 
-def test_a_review_that_the_mask_leaves_out_is_not_asked_for() -> None:
+def test_a_review_left_out_of_the_mask_is_not_requested() -> None:
     life = Life().planned(part("a")).done("a").completed()
     given = pb.InstanceConfig(review_plan=True)
     changes = config.read_changes(given, ["max_subtasks"], DEFAULTS)
     assert not fork(life.instance, api.STAGE_SUBTASKS, changes, new_id="b").config.review_plan
 
 
-def test_a_catalogue_of_the_clients_own_takes_the_place_of_the_one_that_is_named_and_back() -> None:
+def test_a_catalogue_of_the_client_replaces_the_services_and_back() -> None:
     recorded = config.default("a/big", "a/small")
     recorded.catalogue = "earlier"
     now = config.default("a/big", "a/small")

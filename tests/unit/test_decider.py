@@ -55,16 +55,16 @@ FATAL = ModelError("REQUEST_REJECTED", "no", retryable=False)
 FLAKY = ModelError("OVERLOADED", "later", retryable=True)
 
 
-def test_first_of_all_a_plan_is_made() -> None:
+def test_planning_is_the_first_command() -> None:
     assert what(Life()) == [CallModel(PLANNING)]
 
 
-def test_a_plan_under_way_is_not_made_twice() -> None:
+def test_a_plan_in_progress_is_not_started_twice() -> None:
     life = Life()
     assert what(life.then(call_started(life.instance, PLANNING))) == []
 
 
-def test_a_clients_own_plan_is_recorded_without_a_call() -> None:
+def test_a_plan_of_the_client_is_recorded_without_a_call() -> None:
     life = Life(subtasks=[instance_pb2.Subtask(id="x", instructions="do x")])
     (command,) = what(life)
     life.then(*command.events)
@@ -91,7 +91,7 @@ def test_no_more_run_in_parallel_than_allowed() -> None:
     assert what(life) == []
 
 
-def test_a_retry_waits_for_its_time() -> None:
+def test_a_retry_waits_for_its_delay() -> None:
     life = fail(Life(), PLANNING, FLAKY)
     failed_s = life.instance.update_time_s
     assert what(life, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
@@ -105,7 +105,7 @@ def test_the_endpoints_retry_after_is_a_lower_bound() -> None:
 
 
 @pytest.mark.parametrize(("max_delay_s", "longest_s"), [(1, 600), (3000, 3000)])
-def test_no_recorded_wait_is_longer_than_the_policys_longest(max_delay_s: int, longest_s: float) -> None:
+def test_no_recorded_wait_exceeds_the_policys_longest(max_delay_s: int, longest_s: float) -> None:
     policy = instance_pb2.RetryPolicy()
     policy.max_delay.seconds = max_delay_s
     life = Life(retry=policy)
@@ -116,13 +116,13 @@ def test_no_recorded_wait_is_longer_than_the_policys_longest(max_delay_s: int, l
     assert what(life, now_s=life.instance.update_time_s) == [WakeAfter(longest_s)]
 
 
-def test_an_endpoint_is_not_believed_for_longer_than_the_longest_wait() -> None:
+def test_an_endpoints_wait_is_capped_at_the_longest_wait() -> None:
     years = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=1e9)
     life = fail(Life(), PLANNING, years)
     assert life.instance.planning.retry_time_s - life.instance.update_time_s == 600
 
 
-def test_after_the_last_attempt_planning_has_failed() -> None:
+def test_planning_fails_after_the_last_attempt() -> None:
     life = Life(retry=instance_pb2.RetryPolicy(max_attempts=2))
     for _ in range(2):
         fail(life, PLANNING, FLAKY)
@@ -132,12 +132,12 @@ def test_after_the_last_attempt_planning_has_failed() -> None:
 
 
 @pytest.mark.parametrize("reason", ["MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND"])
-def test_a_reason_that_tells_what_to_change_becomes_the_instances(reason: str) -> None:
+def test_a_reason_that_names_the_mend_becomes_the_instances_error(reason: str) -> None:
     life = fail(Life(), PLANNING, ModelError(reason, "mend me", retryable=False))
     assert recorded(life).instance_errored.error.reason == reason
 
 
-def test_a_call_goes_to_its_workers_model_or_else_to_the_small_one() -> None:
+def test_a_call_goes_to_its_workers_model_or_else_to_the_small_model() -> None:
     catalogue = [
         instance_pb2.Worker(name="coder", model="scripted/codex"),
         instance_pb2.Worker(name="writer", use="writes prose"),
@@ -152,7 +152,7 @@ def test_a_call_goes_to_its_workers_model_or_else_to_the_small_one() -> None:
     assert model_for(life.instance, SYNTHESIS) == "scripted/big"
 
 
-def test_siblings_of_a_failed_subtask_go_on_and_its_dependents_are_skipped() -> None:
+def test_siblings_of_a_failed_subtask_continue_and_its_dependents_are_skipped() -> None:
     life = fail(
         Life().planned(part("a"), part("b"), part("c", "a"), part("d", "c")), WorkKey("subtask", "a"), FATAL
     )
@@ -171,19 +171,19 @@ def test_a_failed_subtask_errs_the_instance_once_its_siblings_are_done() -> None
     assert (error.reason, error.subtask_id) == ("SUBTASK_FAILED", "a")
 
 
-def test_a_tolerated_failure_does_not_keep_the_synthesis() -> None:
+def test_a_tolerated_failure_does_not_prevent_the_synthesis() -> None:
     life = fail(
         Life(tolerated_failures=1).planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL
     ).done("b")
     assert what(life) == [CallModel(SYNTHESIS)]
 
 
-def test_with_nothing_done_there_is_nothing_to_synthesise() -> None:
+def test_with_no_completed_subtask_there_is_no_synthesis() -> None:
     life = fail(Life(tolerated_failures=9).planned(part("a")), WorkKey("subtask", "a"), FATAL)
     assert recorded(life).instance_errored.error.reason == "SUBTASK_FAILED"
 
 
-def test_a_synthesised_instance_is_complete() -> None:
+def test_an_instance_with_a_synthesis_is_complete() -> None:
     life = Life().planned(part("a")).done("a")
     assert what(life) == [CallModel(SYNTHESIS)]
     life.then(call_started(life.instance, SYNTHESIS))
@@ -191,7 +191,7 @@ def test_a_synthesised_instance_is_complete() -> None:
     assert recorded(life).instance_completed.usage.model_calls == 3
 
 
-def test_pausing_starts_nothing_new_and_lets_what_runs_finish() -> None:
+def test_pausing_starts_nothing_new_and_lets_running_calls_finish() -> None:
     life = Life().planned(part("a"), part("b")).started("a").then(PAUSE)
     assert what(life) == []
     life.then(work_completed(life.instance, WorkKey("subtask", "a"), "out", Usage()))
@@ -202,7 +202,7 @@ def test_pausing_starts_nothing_new_and_lets_what_runs_finish() -> None:
     assert what(life) == [CallModel(WorkKey("subtask", "b"))]
 
 
-def test_a_spent_token_budget_lets_what_runs_finish_and_then_errs() -> None:
+def test_a_spent_token_budget_lets_running_calls_finish_and_then_errs() -> None:
     life = Life(budget=instance_pb2.Budget(max_tokens=30)).planned(part("a"), part("b"))
     assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
     life = Life(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
@@ -221,7 +221,7 @@ def test_a_passed_deadline_errs() -> None:
     assert command.events[0].instance_errored.error.reason == "DEADLINE_EXCEEDED"
 
 
-def test_a_crash_records_what_was_under_way_and_counts_no_failure() -> None:
+def test_a_crash_records_interrupted_calls_and_counts_no_failure() -> None:
     life = Life(retry=instance_pb2.RetryPolicy(max_attempts=1)).planned(part("a"), part("b")).started("a")
     life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
     work = life.instance.subtasks["a"].work
@@ -235,7 +235,7 @@ def crashed(life: Life) -> Life:
     return life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
 
 
-def test_an_instance_at_which_the_service_crashes_again_and_again_is_paused_with_the_reason() -> None:
+def test_an_instance_at_which_the_service_crashes_repeatedly_is_paused_with_the_reason() -> None:
     life = Life().planned(part("a"), part("b"))
     for _ in range(2):
         crashed(life.started("a"))
@@ -253,7 +253,7 @@ def test_an_instance_at_which_the_service_crashes_again_and_again_is_paused_with
     assert view.instance(life.instance).waiting_reason == ""
 
 
-def test_what_is_completed_between_crashes_begins_their_count_anew() -> None:
+def test_completed_work_between_crashes_resets_their_count() -> None:
     life = Life().planned(part("a"), part("b"), part("c"))
     for done in ("b", "c"):
         crashed(crashed(life.started("a")).started("a"))
@@ -262,7 +262,7 @@ def test_what_is_completed_between_crashes_begins_their_count_anew() -> None:
     assert what(life) == [CallModel(WorkKey("subtask", "a"))]
 
 
-def test_an_orderly_stop_and_a_failure_of_the_call_itself_are_no_crash_in_a_row() -> None:
+def test_an_orderly_stop_or_a_failed_call_interrupts_a_row_of_crashes() -> None:
     life = Life().planned(part("a"))
     for _ in range(5):
         life.started("a").then(*calls_interrupted(life.instance, NOW_S, by_crash=False))
@@ -274,13 +274,13 @@ def test_an_orderly_stop_and_a_failure_of_the_call_itself_are_no_crash_in_a_row(
     assert life.instance.crashes == {WorkKey("subtask", "a"): 1}
 
 
-def test_how_many_crashes_are_borne_is_a_matter_of_configuration() -> None:
+def test_the_number_of_tolerated_crashes_is_configurable() -> None:
     life = Life(retry=instance_pb2.RetryPolicy(max_crashes=1)).planned(part("a"))
     crashed(life.started("a"))
     assert recorded(life).instance_pause_requested.cause.reason == "CRASHED_REPEATEDLY"
 
 
-def test_an_instance_that_ended_waits_or_rests_is_left_alone() -> None:
+def test_an_instance_that_has_ended_waits_or_is_paused_gets_no_command() -> None:
     assert what(Life().planned(part("a")).done("a").completed()) == []
     assert what(Life(review_plan=True).planned(part("a"))) == []
 
@@ -301,7 +301,7 @@ def plans(draw: st.DrawFn) -> tuple:
     tolerated=st.integers(0, 3),
     data=st.data(),
 )
-def test_whatever_happens_every_instance_ends_and_no_result_is_paid_for_twice(
+def test_every_instance_ends_and_no_result_is_paid_for_twice_whatever_happens(
     plan: tuple[Subtask, ...], parallel: int, tolerated: int, data: st.DataObject
 ) -> None:
     life = Life(max_parallel_subtasks=parallel, tolerated_failures=tolerated)

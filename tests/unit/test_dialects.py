@@ -33,7 +33,7 @@ PLANNING = {**SENT, "response_format": {"type": "json_schema"}}
     ],
 )
 @pytest.mark.parametrize("is_rejection", [True, False])
-def test_a_model_that_knows_no_system_role_gets_its_text_from_the_user(
+def test_for_a_model_without_a_system_role_the_system_text_moves_to_the_user_message(
     words: str, is_rejection: bool
 ) -> None:
     changed = Dialect().after_rejection(words, SENT, is_rejection=is_rejection)
@@ -81,7 +81,7 @@ def test_a_rejection_that_may_be_about_the_system_role_is_tried_without_it(words
         "outlines: could not build fsm",
     ],
 )
-def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: str) -> None:
+def test_a_rejection_that_may_be_about_the_format_moves_to_the_next_rung(words: str) -> None:
     assert Dialect().after_rejection(words, PLANNING) == Dialect(json_modes=("json_object", "prompt"))
 
 
@@ -100,7 +100,7 @@ def test_a_rejection_that_may_be_about_the_format_goes_down_the_ladder(words: st
     ],
 )
 @pytest.mark.parametrize("is_rejection", [True, False])
-def test_a_format_that_fails_is_left_for_the_next_rung(words: str, is_rejection: bool) -> None:
+def test_a_format_that_fails_is_replaced_by_the_next_rung(words: str, is_rejection: bool) -> None:
     changed = Dialect().after_rejection(words, PLANNING, is_rejection=is_rejection)
     assert changed == Dialect(json_modes=("json_object", "prompt"))
     assert Dialect().after_rejection(words, SENT, is_rejection=is_rejection) is None
@@ -115,5 +115,5 @@ def test_a_format_that_fails_is_left_for_the_next_rung(words: str, is_rejection:
         "busy: try the schedule",
     ],
 )
-def test_what_is_no_rejection_changes_nothing_unless_it_can_mean_nothing_else(words: str) -> None:
+def test_an_unrelated_error_changes_nothing_unless_no_other_cause_is_possible(words: str) -> None:
     assert Dialect().after_rejection(words, PLANNING, is_rejection=False) is None

@@ -67,7 +67,7 @@ def render(renderable: RenderableType, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def test_a_subtask_waits_for_what_it_depends_on_until_that_is_settled() -> None:
+def test_a_subtask_is_shown_waiting_until_its_dependencies_are_settled() -> None:
     plan = plan_events(subtask_planned("t1"), subtask_planned("t2", "Second", ["t1"]))
     assert subtask_rows(progress_of(plan).instance, START_S)[1] == Row(
         Mark.WAITING, "t2", "Second", "after t1"
@@ -76,7 +76,7 @@ def test_a_subtask_waits_for_what_it_depends_on_until_that_is_settled() -> None:
     assert subtask_rows(progress_of([*plan, subtask_started("t1"), done]).instance, START_S)[1].note == ""
 
 
-def test_a_running_subtask_shows_how_long_it_has_been_at_work() -> None:
+def test_a_running_subtask_shows_its_elapsed_time() -> None:
     progress = progress_of([*plan_events(subtask_planned("t1", "First")), subtask_started("t1")])
     (row,) = subtask_rows(progress.instance, START_S + 4 + 2.5)
     assert row == Row(Mark.RUNNING, "t1", "First", "", 2.5)
@@ -87,7 +87,7 @@ def test_a_clock_behind_the_services_shows_no_negative_time() -> None:
     assert subtask_rows(progress.instance, START_S)[0].elapsed_s == 0.0
 
 
-def test_a_retry_counts_down_and_says_why() -> None:
+def test_a_retry_counts_down_and_shows_its_reason() -> None:
     progress = progress_of(
         [
             *plan_events(subtask_planned("t1")),
@@ -112,7 +112,7 @@ def test_a_clock_far_behind_the_services_counts_a_retry_down_from_its_delay() ->
     assert row.note == f"attempt 2 in {START_S + 20 - failed_s:.0f}s"
 
 
-def test_a_second_attempt_is_told_without_the_first_ones_trouble() -> None:
+def test_a_second_attempt_is_shown_without_the_error_of_the_first() -> None:
     events = [
         *plan_events(subtask_planned("t1")),
         subtask_started("t1"),
@@ -123,7 +123,7 @@ def test_a_second_attempt_is_told_without_the_first_ones_trouble() -> None:
     assert (row.mark, row.note, row.error) == (Mark.RUNNING, "attempt 2", "")
 
 
-def test_a_failed_and_a_skipped_subtask_say_why() -> None:
+def test_a_failed_and_a_skipped_subtask_show_the_reason() -> None:
     skipped = pb.SubtaskSkipped(
         subtask_id="t2", error=instance_pb2.Failure(reason="DEPENDENCY_FAILED", message="t1 failed")
     )
@@ -135,14 +135,14 @@ def test_a_failed_and_a_skipped_subtask_say_why() -> None:
     assert (second.mark, second.error) == (Mark.SKIPPED, "dependency failed: t1 failed")
 
 
-def test_when_it_has_ended_time_stands_still() -> None:
+def test_elapsed_time_stops_when_the_instance_ends() -> None:
     progress = progress_of(
         [*plan_events(subtask_planned("t1")), subtask_started("t1"), pb.InstanceTerminated()]
     )
     assert render(view(progress.instance, START_S + 10)) == render(view(progress.instance, START_S + 999))
 
 
-def test_an_event_of_a_later_version_hinders_nothing() -> None:
+def test_an_event_of_a_later_version_is_ignored() -> None:
     progress = progress_of([pb.InstanceCreated(prompt="p")])
     unknown = pb.Event(instance_id="i1", sequence=2)
     progress.apply(unknown)
@@ -155,14 +155,12 @@ def test_an_event_of_a_later_version_hinders_nothing() -> None:
     ("decision", "words"),
     [(0, "later version"), (1, "plan approved"), (2, "plan rejected"), (17, "later version")],
 )
-def test_a_decision_is_told_by_its_name_and_one_that_is_not_known_is_none_of_them(
-    decision: int, words: str
-) -> None:
+def test_a_decision_is_shown_by_its_name_and_an_unknown_one_as_unknown(decision: int, words: str) -> None:
     event = payload_event("i1", 1, pb.PlanReviewed(decision=decision), START_S)
     assert words in Progress().describe(event)
 
 
-def test_reading_from_the_middle_still_tells_each_event() -> None:
+def test_reading_from_the_middle_still_describes_each_event() -> None:
     progress = Progress()
     event = payload_event("i1", 9, subtask_started("t4", 2), START_S)
     progress.apply(event)
@@ -172,7 +170,7 @@ def test_reading_from_the_middle_still_tells_each_event() -> None:
 @pytest.mark.parametrize(
     "kind", [field.name for field in pb.Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
 )
-def test_every_kind_of_event_has_its_words(kind: str) -> None:
+def test_every_kind_of_event_has_a_description(kind: str) -> None:
     event = pb.Event(instance_id="i1", sequence=1)
     getattr(event, kind).SetInParent()
     progress = Progress()
@@ -185,7 +183,7 @@ def test_every_kind_of_event_has_its_words(kind: str) -> None:
 
 @pytest.mark.parametrize("width", [20, 50, 80, 100, 200])
 @pytest.mark.parametrize("title", ["Short", "日本語のドキュメントを書く" * 8, "long " * 40, EVIL])
-def test_no_line_is_wider_than_the_terminal_nor_steers_it(width: int, title: str) -> None:
+def test_no_line_exceeds_the_terminals_width_or_contains_control_sequences(width: int, title: str) -> None:
     plan = plan_events(subtask_planned("t1", title), subtask_planned("t2", title, ["t1"]), prompt=title)
     again = subtask_failed("t1", retry_at_s=START_S + 100, message=title * 3)
     progress = progress_of([*plan, subtask_started("t1"), again])
@@ -200,7 +198,7 @@ def test_no_line_is_wider_than_the_terminal_nor_steers_it(width: int, title: str
 
 @pytest.mark.parametrize("width", [20, 60, 120])
 @pytest.mark.parametrize("text", ["Short", "日本語のドキュメントを書く" * 80, "long " * 400, EVIL * 9])
-def test_what_is_being_written_fits_and_cannot_steer(width: int, text: str) -> None:
+def test_live_text_fits_and_contains_no_control_sequences(width: int, text: str) -> None:
     progress = progress_of([*plan_events(subtask_planned("t1", "First")), subtask_started("t1")])
     shown = view(
         progress.instance, START_S + 9, width=width, height=24, live_texts={"t1": LiveText(1, 99, text)}
@@ -211,7 +209,7 @@ def test_what_is_being_written_fits_and_cannot_steer(width: int, text: str) -> N
     assert not STEERING.search("\n".join(lines))
 
 
-def test_below_a_running_subtask_is_the_end_of_what_it_writes() -> None:
+def test_a_running_subtask_shows_the_end_of_its_live_text() -> None:
     progress = progress_of(
         [
             *plan_events(subtask_planned("t1"), subtask_planned("t2")),
@@ -229,7 +227,7 @@ def test_below_a_running_subtask_is_the_end_of_what_it_writes() -> None:
 
 
 @pytest.mark.parametrize("height", [10, 16, 24])
-def test_texts_share_the_room_that_rows_leave(height: int) -> None:
+def test_live_texts_share_the_rows_that_are_left(height: int) -> None:
     names = [f"t{i}" for i in range(6)]
     progress = progress_of([*plan_events(*map(subtask_planned, names)), *map(subtask_started, names)])
     live_texts = {name: LiveText(1, 9999, "word " * 800) for name in names}
@@ -238,7 +236,7 @@ def test_texts_share_the_room_that_rows_leave(height: int) -> None:
     assert ("word" in text) == (height >= 24)
 
 
-def test_a_draft_puts_deltas_in_their_places() -> None:
+def test_live_text_merges_deltas_by_offset() -> None:
     def delta(offset: int, text: str, attempt: int = 1) -> OutputDelta:
         return OutputDelta(subtask_id="t1", attempt=attempt, offset=offset, text=text)
 
@@ -255,14 +253,14 @@ def test_a_draft_puts_deltas_in_their_places() -> None:
     assert long.with_delta(delta(0, "one two")) == LiveText(1, 7, "one two")
 
 
-def test_while_the_service_is_away_the_drawing_says_so() -> None:
+def test_while_the_service_is_unreachable_the_drawing_shows_it() -> None:
     progress = progress_of(plan_events(subtask_planned("t1")))
     assert "reconnecting… 7.0s" in render(view(progress.instance, START_S + 9, disconnected_s=7))
     assert "reconnecting" in render(view(Progress().instance, START_S, disconnected_s=7))
     assert "reconnecting" not in render(view(progress.instance, START_S + 9))
 
 
-def test_a_plan_that_awaits_review_is_shown_with_the_command_for_it() -> None:
+def test_a_plan_awaiting_review_is_shown_with_the_review_command() -> None:
     created = pb.InstanceCreated(prompt="p", config=instance_pb2.InstanceConfig(review_plan=True))
     progress = progress_of([created, *plan_events(subtask_planned("t1"))[1:]])
     assert "review i1 --approve" in render(view(progress.instance, START_S + 9))
@@ -272,7 +270,7 @@ def test_a_plan_that_awaits_review_is_shown_with_the_command_for_it() -> None:
     assert progress.describe(completed) == "plan complete: 1 subtask, waits for review"
 
 
-def test_each_piece_of_work_shows_what_it_has_used_where_there_is_room() -> None:
+def test_each_piece_of_work_shows_its_usage_where_there_is_room() -> None:
     usage = instance_pb2.Usage(input_tokens=1000, output_tokens=234, model_calls=1)
     done = pb.SubtaskCompleted(subtask_id="t1", attempt=1, output="x", usage=usage)
     plan = plan_events(subtask_planned("t1", "First"), subtask_planned("t2", "Second", ["t1"]))
@@ -294,7 +292,7 @@ def test_each_piece_of_work_shows_what_it_has_used_where_there_is_room() -> None
     assert first.endswith("1,234 tok   $0.0123   1.0s")
 
 
-def test_when_it_has_ended_a_failure_is_told_in_full() -> None:
+def test_the_error_of_an_ended_instance_is_shown_in_full() -> None:
     message = "no key for openai: set OPENAI_API_KEY, or choose another ORCHESTRATOR_BIG_MODEL"
     error = instance_pb2.Failure(reason="MODEL_UNAUTHENTICATED", message=message)
     events = [*plan_events()[:2], pb.PlanningFailed(attempt=1, error=error), pb.InstanceErrored(error=error)]
@@ -302,7 +300,7 @@ def test_when_it_has_ended_a_failure_is_told_in_full() -> None:
     assert message in " ".join(line.strip() for line in lines)
 
 
-def test_markup_in_a_title_is_shown_as_it_is() -> None:
+def test_markup_in_a_title_is_shown_literally() -> None:
     progress = progress_of(plan_events(subtask_planned("t1", "[bold]x[/bold] [red]")))
     assert "[bold]x[/bold] [red]" in render(view(progress.instance, START_S))
 
@@ -316,7 +314,7 @@ def test_a_long_plan_fits_the_terminals_height(height: int) -> None:
     assert "40 waiting" in text
 
 
-def test_where_room_is_short_what_moves_is_shown_and_what_is_done_gives_way() -> None:
+def test_where_room_is_short_active_rows_are_shown_before_completed_ones() -> None:
     marks = [Mark.DONE, Mark.WAITING, Mark.RUNNING, Mark.DONE, Mark.FAILED, Mark.RETRYING]
     all_rows = [Row(mark, f"t{i}", "") for i, mark in enumerate(marks)]
     assert [row.label for row in select_visible(all_rows, 3)] == ["t2", "t4", "t5"]
@@ -324,25 +322,25 @@ def test_where_room_is_short_what_moves_is_shown_and_what_is_done_gives_way() ->
     assert select_visible(all_rows, 6) == all_rows
 
 
-def test_an_answer_cannot_steer_the_terminal() -> None:
+def test_an_answer_cannot_send_control_sequences_to_the_terminal() -> None:
     text = render(Answer(f"# {EVIL}\n\n{EVIL} &#x202e;gnp &#27;[2J &#13;over\n\n```\n{EVIL}\n```\n"))
     assert not STEERING.search(text)
     assert "\\x1b[31mred" in text
 
 
-def test_an_answers_links_show_where_they_lead() -> None:
+def test_an_answers_links_show_their_target() -> None:
     text = render(Answer("[your bank](https://elsewhere.example)"))
     assert "https://elsewhere.example" in text
     assert "\x1b]8" not in text
 
 
-def test_control_characters_are_spelt_out() -> None:
+def test_control_characters_are_escaped() -> None:
     assert strip_controls("a\tb\r\nc\x1b[0m\x9b\u202e") == "a\tb\nc\\x1b[0m\\x9b\\u202e"
     assert one_line(" a\n\tb\x00 ") == "a b\\x00"
     assert one_line("abcdef", 4) == "abc…"
 
 
-def test_times_and_numbers_read_well() -> None:
+def test_times_and_numbers_are_formatted_for_people() -> None:
     spans = (-1, 0.04, 9.94, 9.96, 59.4, 59.6, 125, 3599.6, 3720)
     expected = ["0.0s", "0.0s", "9.9s", "10s", "59s", "1m00s", "2m05s", "1h00m", "1h02m"]
     assert [duration(span) for span in spans] == expected

@@ -10,7 +10,7 @@ from orchestrator.v1.event_pb2 import Event
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_test_that_the_table_of_failures_names_is_there() -> None:
+def test_every_test_named_in_the_table_of_failures_exists() -> None:
     paths = [path for kind in ("unit", "integration") for path in (ROOT / "tests" / kind).glob("test_*.py")]
     files = {path.name: path.read_text() for path in paths}
     named = re.findall(r"`(test_\w+)`(?: \(`(test_\w+\.py)`\))?", (ROOT / "docs/models.md").read_text())
@@ -36,7 +36,7 @@ def test_the_page_folds_every_kind_of_event() -> None:
     assert set(cases) == {field.camelcase_name for field in payload.fields}
 
 
-def test_every_function_that_the_architecture_places_in_a_module_is_there() -> None:
+def test_every_function_named_in_the_architecture_exists_in_its_module() -> None:
     document = (ROOT / "docs/architecture.md").read_text()
     placed = re.findall(r"`([\w.]+)`\s+(?:\(|in\s+)`([\w/]+\.py)`", document)
     assert len(placed) > 10

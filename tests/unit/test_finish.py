@@ -102,7 +102,7 @@ FAILED = [
     [(NORMAL, Finish.NORMAL), (CUT, Finish.CUT), (FILTERED, Finish.FILTERED), (FAILED, Finish.FAILED)],
     ids=str,
 )
-def test_a_reason_to_stop_means_the_same_in_every_spelling(words: list[str], finish: Finish) -> None:
+def test_a_finish_reason_means_the_same_in_every_spelling(words: list[str], finish: Finish) -> None:
     assert {word: finish_of(word) for word in words} == dict.fromkeys(words, finish)
 
 
@@ -113,20 +113,20 @@ def test_a_reason_to_stop_means_the_same_in_every_spelling(words: list[str], fin
         ("function_call_filter: MALFORMED_FUNCTION_CALL", Finish.FAILED),
     ],
 )
-def test_what_stands_behind_a_colon_is_a_comment(reason: str, finish: Finish) -> None:
+def test_text_behind_a_colon_is_a_comment(reason: str, finish: Finish) -> None:
     assert finish_of(reason) is finish
 
 
-def test_a_call_of_a_tool_is_a_normal_end_only_where_a_tool_may_be_called() -> None:
+def test_a_tool_call_is_a_normal_end_only_where_tools_are_allowed() -> None:
     assert {finish_of(word, may_call_tool=False) for word in ("tool_use", "tool_calls")} == {Finish.FAILED}
     assert finish_of("stop", may_call_tool=False) is Finish.NORMAL
 
 
 @pytest.mark.parametrize("value", [None, "", " ", "null", "None", {}, {"type": None}])
-def test_no_reason_is_none_and_a_normal_end_of_what_has_ended(value: object) -> None:
+def test_a_missing_reason_is_none_and_a_normal_end_once_the_stream_has_ended(value: object) -> None:
     assert reason_of(value) == ""
     assert finish_of("") is Finish.NORMAL
 
 
-def test_a_reason_may_be_an_object_that_names_its_type() -> None:
+def test_a_reason_may_be_an_object_with_a_type() -> None:
     assert reason_of({"type": "length", "length": 9}) == "length"

@@ -4,7 +4,7 @@ from orchestrator.cli.follow import resume_command, settings_options
 from orchestrator.settings import Settings
 
 
-def test_a_command_to_paste_has_the_flags_that_it_needs_and_no_others(tmp_path: Path) -> None:
+def test_a_command_to_paste_has_exactly_the_flags_that_it_needs(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text('rest_address = "127.0.0.1:1"')
     settings = Settings.load(
         {"ORCHESTRATOR_GRPC_ADDRESS": "127.0.0.1:2"}, tmp_path, database="my data/x.db", big_model=None

@@ -28,14 +28,14 @@ def complete() -> Life:
     return Life().planned(part("a"), part("b", "a")).done("a", "b").completed()
 
 
-def test_a_fork_at_the_plan_keeps_the_prompt_alone() -> None:
+def test_a_fork_at_the_plan_keeps_only_the_prompt() -> None:
     instance, kinds = forked(complete(), api.STAGE_PLAN, max_subtasks=3)
     assert kinds == ["instance_created"]
     assert (instance.prompt, instance.forked_from, instance.config.max_subtasks) == ("Build it", "a", 3)
     assert decide(instance, at(NOW_S)) == (CallModel(PLANNING),)
 
 
-def test_a_fork_at_the_subtasks_keeps_the_plan_and_what_it_cost() -> None:
+def test_a_fork_at_the_subtasks_keeps_the_plan_and_its_usage() -> None:
     source = complete()
     instance, kinds = forked(source, api.STAGE_SUBTASKS, small_model="scripted/other")
     planned = ["planning_started", "subtask_planned", "subtask_planned", "plan_completed"]
@@ -54,7 +54,7 @@ def test_a_fork_at_the_synthesis_keeps_every_output() -> None:
     assert source.instance == source.refolded()
 
 
-def test_what_a_fork_copied_counts_for_its_budget_and_not_as_its_own() -> None:
+def test_copied_usage_counts_for_the_budget_and_not_as_the_forks_own() -> None:
     new = fork(
         complete().instance,
         api.STAGE_SYNTHESIS,
@@ -72,7 +72,7 @@ def test_what_a_fork_copied_counts_for_its_budget_and_not_as_its_own() -> None:
     assert life.instance == life.refolded()
 
 
-def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
+def test_superseded_events_of_the_source_are_left_out_but_their_usage_is_kept() -> None:
     source = Life().planned(part("a"))
     source.then(call_started(source.instance, WorkKey("subtask", "a")))
     flaky = ModelError("OVERLOADED", "later", retryable=True)
@@ -85,7 +85,7 @@ def test_detours_of_the_source_are_left_out_and_their_usage_is_not() -> None:
     assert instance.subtasks["a"].work.usage == Usage(6, 2, 2)
 
 
-def test_failed_and_skipped_subtasks_stay_so() -> None:
+def test_failed_and_skipped_subtasks_keep_their_state() -> None:
     source = Life(tolerated_failures=1).planned(part("a"), part("b", "a"), part("c"))
     source.then(call_started(source.instance, WorkKey("subtask", "a")))
     fatal = ModelError("REQUEST_REJECTED", "no", retryable=False)
@@ -101,7 +101,7 @@ def test_failed_and_skipped_subtasks_stay_so() -> None:
     assert decide(instance, at(NOW_S)) == (CallModel(SYNTHESIS),)
 
 
-def test_a_clients_own_plan_is_kept_without_a_call() -> None:
+def test_a_plan_of_the_client_is_kept_without_a_call() -> None:
     mine = [instance_pb2.Subtask(id="x", instructions="do x")]
     source = Life(subtasks=mine)
     (record,) = decide(source.instance, at(NOW_S))
@@ -120,7 +120,7 @@ def test_a_clients_own_plan_is_kept_without_a_call() -> None:
         (False, {"review_plan": False}, False),
     ],
 )
-def test_a_plan_is_reviewed_again_only_where_that_is_asked_for(
+def test_a_plan_is_reviewed_again_only_on_request(
     reviewed: bool, changes: dict[str, object], waits: bool
 ) -> None:
     source = Life(review_plan=True).planned(part("a"))
@@ -143,7 +143,7 @@ def test_a_fork_at_the_synthesis_is_not_reviewed() -> None:
         (Life().planned(part("a"), part("b")).done("a"), api.STAGE_SYNTHESIS),
     ],
 )
-def test_where_the_source_has_not_come_so_far_it_cannot_be_forked(
+def test_a_stage_that_the_source_has_not_reached_cannot_be_forked(
     source: Life, stage: api.Stage.ValueType
 ) -> None:
     with pytest.raises(StateForbidsError, match=r"cannot be asked to fork at .* before") as caught:
@@ -160,7 +160,7 @@ def test_where_the_source_has_not_come_so_far_it_cannot_be_forked(
         (api.STAGE_PLAN, {"max_subtasks": 1000}, "config.max_subtasks"),
     ],
 )
-def test_a_fork_that_makes_no_sense_is_refused(
+def test_an_inconsistent_fork_is_rejected(
     stage: api.Stage.ValueType, changes: dict[str, object], field: str
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:

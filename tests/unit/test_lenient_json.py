@@ -23,7 +23,7 @@ json_values = st.recursive(
 
 @example(value={"a": "", "]\x1f": None}, indent=None, ascii_only=True)  # the second key has an escape
 @given(json_values, st.sampled_from([None, 1]), st.booleans())
-def test_what_is_json_is_read_as_json_is(value: Any, indent: int | None, ascii_only: bool) -> None:
+def test_valid_json_is_parsed_as_json(value: Any, indent: int | None, ascii_only: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert read(text) == (value, len(text))
     assert lenient_json._Reader(text).value(0) == (value, len(text))
@@ -57,7 +57,7 @@ def test_what_is_json_is_read_as_json_is(value: Any, indent: int | None, ascii_o
         (r'{"a": "\ud83d\ude00", "b": 1,}', {"a": "😀", "b": 1}),
     ],
 )  # fmt: skip
-def test_what_can_be_meant_in_one_way_only_is_read_so(text: str, value: Any) -> None:
+def test_text_with_one_possible_meaning_is_parsed_so(text: str, value: Any) -> None:
     assert list(values(text)) == [value]
 
 
@@ -86,26 +86,26 @@ def test_what_can_be_meant_in_one_way_only_is_read_so(text: str, value: Any) -> 
         ('{"a": ' + "9" * 5000 + "}", "the number is too long"),
     ],
 )  # fmt: skip
-def test_what_is_cut_or_in_doubt_is_refused_where_it_breaks(text: str, words: str) -> None:
+def test_cut_or_ambiguous_text_is_rejected_at_its_position(text: str, words: str) -> None:
     (fault,) = values(text)
     with pytest.raises(JsonFaultError, match=words.replace("] is", r"\] is").replace("} is", r"\} is")):
         raise fault
 
 
 @given(json_values.filter(lambda value: isinstance(value, dict) and value), st.data())
-def test_no_beginning_of_a_text_is_ever_whole(value: Any, data: st.DataObject) -> None:
+def test_no_prefix_of_a_text_parses_as_whole(value: Any, data: st.DataObject) -> None:
     text = json.dumps(value).replace('"', data.draw(st.sampled_from(['"', "'"])))
     beginning = text[: data.draw(st.integers(1, len(text) - 1))]
     with pytest.raises(JsonFaultError):
         read(beginning)
 
 
-def test_brackets_of_prose_are_passed_over() -> None:
+def test_brackets_in_prose_are_skipped() -> None:
     text = 'Use {name}, {{x}}; in [0, 1) see [here](x). Say "{x}" or "[y]". {"a": 1} {"b", "c"} {"d": 2} {'
     assert [value for value in values(text) if isinstance(value, dict)] == [{"a": 1}, {"d": 2}]
 
 
-def test_nothing_is_taken_from_within_what_breaks() -> None:
+def test_nothing_is_extracted_from_inside_malformed_json() -> None:
     broken = '{"a": [{"b": 1}], oops, "c": {"d": 2}}'
     fault, *after = values(f'{broken} {{"e": 3}}')
     assert isinstance(fault, JsonFaultError)
@@ -113,7 +113,7 @@ def test_nothing_is_taken_from_within_what_breaks() -> None:
     assert len(list(values(broken[:-1] + ' {"e": 3}'))) == 1
 
 
-def test_members_without_their_brace_are_no_values() -> None:
+def test_members_without_their_brace_are_not_values() -> None:
     (fault,) = values('```json\n"a": "x", "b": [{"c": 1}]}')
     with pytest.raises(JsonFaultError, match=r"after .*\"b\":' comes .* a key stands before it, but no {"):
         raise fault
@@ -122,7 +122,7 @@ def test_members_without_their_brace_are_no_values() -> None:
     assert list(values('This is "the plan": {"a": 1}')) == [{"a": 1}]
 
 
-def test_a_string_that_holds_json_is_given_as_it_is() -> None:
+def test_a_string_that_contains_json_is_returned_unchanged() -> None:
     inner = '{\n "a": "b"\n}'
     assert list(values(f"Here: {json.dumps(inner)}")) == [inner]
     (fault,) = values(json.dumps(inner)[:-3])
@@ -139,5 +139,5 @@ def test_a_string_that_holds_json_is_given_as_it_is() -> None:
     ids=range(11),
 )
 @pytest.mark.timeout(20)
-def test_a_long_text_of_nonsense_costs_little(text: str) -> None:
+def test_a_long_nonsensical_text_is_cheap_to_parse(text: str) -> None:
     assert all(isinstance(value, JsonFaultError) for value in values(text))

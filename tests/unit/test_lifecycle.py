@@ -43,9 +43,7 @@ def lives() -> dict[str, Life]:
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("state", lives())
-def test_an_action_is_allowed_where_the_table_allows_its_event_and_changes_nothing_elsewhere(
-    state: str, action: str
-) -> None:
+def test_an_action_is_allowed_exactly_where_the_table_allows_its_event(state: str, action: str) -> None:
     life = lives()[state]
     assert instance_pb2.State.Name(life.instance.state) == f"STATE_{state}"
     before = life.refolded()
@@ -73,13 +71,13 @@ def test_an_action_is_allowed_where_the_table_allows_its_event_and_changes_nothi
         ("ERRORED", "pause", "; you can retry, restart, fork or delete it"),
     ],
 )
-def test_a_refusal_says_what_is_allowed_instead(state: str, action: str, words: str) -> None:
+def test_a_rejection_names_the_allowed_actions(state: str, action: str, words: str) -> None:
     with pytest.raises(StateForbidsError) as caught:
         ACTIONS[action](lives()[state].instance)
     assert str(caught.value).endswith(words)
 
 
-def test_a_retry_changes_the_config_and_records_it_whole() -> None:
+def test_a_retry_changes_the_config_and_records_it_completely() -> None:
     (event,) = lifecycle.retry(lives()["ERRORED"].instance, changes(max_subtasks=3))
     assert event.instance_retried.config.max_subtasks == 3
     assert event.instance_retried.config.big_model == "scripted/big"
@@ -105,7 +103,7 @@ def test_a_review_may_edit_the_plan_or_reject_it_with_feedback() -> None:
         (event_pb2.DECISION_APPROVE, [instance_pb2.Subtask(id="x")], "", "PLAN_INVALID"),
     ],
 )
-def test_a_review_that_makes_no_sense_is_refused(
+def test_an_inconsistent_review_is_rejected(
     decision: event_pb2.Decision.ValueType,
     subtasks: list[instance_pb2.Subtask],
     feedback: str,

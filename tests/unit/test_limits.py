@@ -54,7 +54,7 @@ def with_number(path: str, value: float) -> pb.InstanceConfig:
 
 
 @pytest.mark.parametrize(("path", "at", "beyond"), list(numbers()), ids=str)
-def test_a_number_is_taken_from_its_least_to_its_greatest(
+def test_a_number_is_accepted_from_its_minimum_to_its_maximum(
     path: str, at: list[float], beyond: list[float]
 ) -> None:
     for value in at:
@@ -104,7 +104,7 @@ def test_every_number_of_a_configuration_has_limits() -> None:
         ),
     ],
 )
-def test_what_is_beyond_a_limit_is_told_with_the_value_and_the_limit(wanted: Any, words: str) -> None:
+def test_a_value_beyond_a_limit_is_reported_with_the_value_and_the_limit(wanted: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         config.resolve(pb.InstanceConfig(**wanted), BASE)
     assert str(caught.value) == words
@@ -118,7 +118,7 @@ def test_what_is_beyond_a_limit_is_told_with_the_value_and_the_limit(wanted: Any
         {"workers": WORKERS[1:]},
     ],
 )
-def test_what_is_at_a_limit_is_taken(wanted: Any) -> None:
+def test_a_value_at_a_limit_is_accepted(wanted: Any) -> None:
     config.resolve(pb.InstanceConfig(**wanted), BASE)
 
 
@@ -132,7 +132,7 @@ def test_what_is_at_a_limit_is_taken(wanted: Any) -> None:
         ({"id": "x"}, {"id": "x\n"}),
     ],
 )
-def test_a_subtask_is_taken_at_each_limit_and_refused_beyond_it(at: Any, beyond: Any) -> None:
+def test_a_subtask_is_accepted_at_each_limit_and_rejected_beyond_it(at: Any, beyond: Any) -> None:
     subtask = Subtask("t1", "Part 1", "Write it.")
     plan.validate([subtask._replace(**at)], 1)
     with pytest.raises(plan.PlanError):
@@ -155,7 +155,7 @@ def test_a_subtask_is_taken_at_each_limit_and_refused_beyond_it(at: Any, beyond:
         ({"labels": {"k": ""}}, {"labels": {"k\n": ""}}, "labels[k\n]"),
     ],
 )
-def test_a_request_is_taken_at_each_limit_and_refused_beyond_it(at: Any, beyond: Any, field: str) -> None:
+def test_a_request_is_accepted_at_each_limit_and_rejected_beyond_it(at: Any, beyond: Any, field: str) -> None:
     def ask(wanted: Any) -> None:
         create.new_instance(CreateInstanceRequest(**{"prompt": "x", **wanted}), base=BASE, fallback_id="a")
 
@@ -166,18 +166,18 @@ def test_a_request_is_taken_at_each_limit_and_refused_beyond_it(at: Any, beyond:
 
 
 @pytest.mark.parametrize(("name", "most"), [("max_output_tokens", 1_000_000), ("max_crashes", 1000)])
-def test_a_setting_is_bound_as_the_field_that_it_is_the_default_of(name: str, most: int) -> None:
+def test_a_setting_has_the_limits_of_the_field_that_it_defaults(name: str, most: int) -> None:
     assert getattr(Settings(**{name: most}), name) == most
     with pytest.raises(SettingsError, match=f"is {most + 1}: it must be at most {most}$"):
         Settings(**{name: most + 1})
 
 
-def test_the_limits_that_the_service_tells_are_those_of_the_protos() -> None:
+def test_the_limits_reported_by_the_service_are_those_of_the_protos() -> None:
     told = info.service_info(Settings(), BASE).limits
     assert told.max_prompt_bytes == limits.of(CreateInstanceRequest, "prompt").max_bytes == 262_144
     assert told.max_batch_instances == limits.of(BatchCreateInstancesRequest, "requests").max_items == 100
 
 
-def test_the_page_takes_titles_as_long_as_the_service_does() -> None:
+def test_the_page_accepts_titles_as_long_as_the_service_does() -> None:
     page = resources.files("orchestrator").joinpath("web/review.js").read_text()
     assert f'maxlength="{limits.of(pb.Subtask, "title").max_length}"' in page

@@ -31,7 +31,7 @@ def given_by(reader: TextReader) -> list[tuple[str, int, int, str]]:
     return [(delta.subtask_id, delta.attempt, delta.offset, delta.text) for delta in reader.read()]
 
 
-def test_offsets_count_on_through_the_calls_of_an_attempt() -> None:
+def test_offsets_continue_across_the_calls_of_an_attempt() -> None:
     texts, attempt = LiveTexts(), Attempt(SYNTHESIS, 2, 9)
     with texts.subscribe("i") as reader:
         texts.writer("i", attempt)("One ")
@@ -45,7 +45,7 @@ def test_offsets_count_on_through_the_calls_of_an_attempt() -> None:
             assert given_by(later) == []
 
 
-def test_thoughts_of_a_later_call_are_replaced_from_where_that_call_began() -> None:
+def test_thoughts_of_a_later_call_are_replaced_from_the_start_of_that_call() -> None:
     texts, attempt = LiveTexts(), Attempt(T1, 1, 3)
     with texts.subscribe("i") as reader:
         texts.writer("i", attempt)("One ")
@@ -59,7 +59,7 @@ def test_thoughts_of_a_later_call_are_replaced_from_where_that_call_began() -> N
             assert given_by(late) == [("t1", 1, 0, "One two!")]
 
 
-def test_of_what_has_ended_a_reader_is_given_nothing_and_of_the_next_life_under_that_number_all() -> None:
+def test_an_ended_attempt_yields_nothing_and_the_next_incarnation_everything() -> None:
     texts = LiveTexts()
     old, new = Attempt(T1, 1, 3), Attempt(T1, 1, 8)
     with texts.subscribe("i") as reader:
@@ -69,7 +69,7 @@ def test_of_what_has_ended_a_reader_is_given_nothing_and_of_the_next_life_under_
         assert given_by(reader) == [("t1", 1, 0, "new")]
 
 
-def test_when_all_has_ended_nothing_more_is_given_though_it_is_still_written() -> None:
+def test_text_written_after_the_end_is_not_delivered() -> None:
     texts, attempt = LiveTexts(), Attempt(T1, 1, 3)
     with texts.subscribe("i") as reader:
         reader.note([Event(sequence=5, instance_terminated=InstanceTerminated())])
@@ -79,7 +79,7 @@ def test_when_all_has_ended_nothing_more_is_given_though_it_is_still_written() -
         assert given_by(reader) == [("t1", 2, 0, "retried")]
 
 
-def test_a_failure_ends_the_text_of_its_attempt_alone() -> None:
+def test_a_failure_ends_only_the_text_of_its_attempt() -> None:
     texts = LiveTexts()
     first, other = Attempt(T1, 1, 3), Attempt(WorkKey("subtask", "t2"), 1, 4)
     with texts.subscribe("i") as reader:
@@ -91,7 +91,7 @@ def test_a_failure_ends_the_text_of_its_attempt_alone() -> None:
         assert given_by(reader) == [("t2", 1, 0, "here")]
 
 
-async def test_who_reads_slowly_is_given_all_text_before_the_event_that_ends_it() -> None:
+async def test_a_slow_reader_gets_all_text_before_the_event_that_ends_it() -> None:
     texts, attempt = LiveTexts(), Attempt(T1, 1, 3)
     queue: asyncio.Queue[Step] = asyncio.Queue()
 
@@ -125,7 +125,7 @@ STEPS = st.one_of(st.text(max_size=5), st.sampled_from(["call", "anew", "read", 
 
 
 @given(st.lists(STEPS, max_size=30))
-def test_whoever_comes_when_and_reads_how_often_puts_together_the_same_text(steps: list[str]) -> None:
+def test_every_reader_reconstructs_the_same_text_whenever_it_joins_and_reads(steps: list[str]) -> None:
     texts, attempt = LiveTexts(), Attempt(T1, 1, 3)
     write, begins, whole = texts.writer("i", attempt), 0, ""
     seen: dict[TextReader, str] = {}

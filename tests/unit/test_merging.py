@@ -58,7 +58,7 @@ def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> No
     assert life.instance == life.refolded()
 
 
-def test_merges_are_no_part_of_the_plan_that_clients_see() -> None:
+def test_merges_are_not_part_of_the_plan_shown_to_clients() -> None:
     life = with_outputs(1500, 1500, max_input_characters=2000)
     step(life)
     life.started("merge-1").then(
@@ -69,7 +69,7 @@ def test_merges_are_no_part_of_the_plan_that_clients_see() -> None:
 
 
 @given(st.lists(st.integers(0, 9000), min_size=1, max_size=20), st.integers(0, 9000))
-def test_after_a_few_rounds_there_is_a_synthesis_that_fits(lengths: list[int], merged: int) -> None:
+def test_a_few_rounds_of_merging_end_in_a_synthesis_that_fits(lengths: list[int], merged: int) -> None:
     life = with_outputs(*lengths, max_input_characters=2000, max_subtasks=64, max_parallel_subtasks=64)
     rounds = 0
     while (commands := step(life)) != [CallModel(SYNTHESIS)]:
@@ -87,7 +87,7 @@ def test_after_a_few_rounds_there_is_a_synthesis_that_fits(lengths: list[int], m
     assert len(told) < 2000 + 500 * len(lengths)
 
 
-def test_a_merge_is_given_its_outputs_and_told_to_keep_the_code() -> None:
+def test_a_merge_prompt_contains_its_outputs_and_asks_to_keep_the_code() -> None:
     life = with_outputs(1500, 1500, max_input_characters=2000)
     step(life)
     prompt = FULL.work(life.instance, life.instance.subtasks["merge-1"])
@@ -96,7 +96,7 @@ def test_a_merge_is_given_its_outputs_and_told_to_keep_the_code() -> None:
     assert "characters were cut here" in prompt.messages[1].content
 
 
-def test_each_time_it_was_too_much_it_is_given_half() -> None:
+def test_each_rejection_as_too_long_halves_the_room() -> None:
     life = with_outputs(100_000, 100_000, max_input_characters=1_000_000)
     instance = life.instance
     limits = []
@@ -107,7 +107,7 @@ def test_each_time_it_was_too_much_it_is_given_half() -> None:
     assert limits[-1] == 2000
 
 
-def test_a_name_that_the_plan_has_taken_is_not_used_again() -> None:
+def test_a_name_used_by_the_plan_is_not_reused() -> None:
     life = Life(max_input_characters=2000).planned(part("merge-1"), part("b"))
     for name in ("merge-1", "b"):
         life.started(name)

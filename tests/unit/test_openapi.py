@@ -39,7 +39,7 @@ def _json_name(name: str) -> str:
     return first + "".join(map(str.capitalize, others))
 
 
-def test_what_is_built_is_what_the_protos_say(description: dict[str, Any]) -> None:
+def test_the_built_description_matches_the_protos(description: dict[str, Any]) -> None:
     describe = runpy.run_path(str(ROOT / "build_hooks/openapi.py"))["describe"]
     again = describe((BUILT / "descriptors.binpb").read_bytes(), description["info"]["version"])
     assert again == description
@@ -49,7 +49,7 @@ def test_it_is_openapi_3_1(description: dict[str, Any]) -> None:
     OpenAPIV31SpecValidator(description).validate()
 
 
-def test_every_rpc_is_described_but_those_for_grpc_only(description: dict[str, Any]) -> None:
+def test_every_rpc_is_described_except_those_for_grpc_only(description: dict[str, Any]) -> None:
     operations = [operation for path in description["paths"].values() for operation in path.values()]
     named = {operation["operationId"].rstrip("0123456789") for operation in operations}
     assert named == {method.name for method in SERVICE.methods} - {"StreamEvents", "StreamAllEvents"}
@@ -66,7 +66,7 @@ def test_everything_has_a_description(description: dict[str, Any]) -> None:
             assert value["description"], (name, field)
 
 
-def test_limits_are_in_the_words_of_json_schema(description: dict[str, Any]) -> None:
+def test_limits_are_expressed_in_json_schema(description: dict[str, Any]) -> None:
     whole = "InstanceConfigInput"
     parallel = schema(description, whole, "max_parallel_subtasks")
     assert (parallel["minimum"], parallel["maximum"]) == (1, 64)
@@ -95,7 +95,7 @@ def test_limits_are_in_the_words_of_json_schema(description: dict[str, Any]) -> 
                     assert parameter["schema"]["pattern"] == plan.ID.pattern
 
 
-def test_values_look_as_envoy_renders_them(description: dict[str, Any]) -> None:
+def test_values_are_described_as_envoy_renders_them(description: dict[str, Any]) -> None:
     instance = description["components"]["schemas"]["Instance"]
     assert instance["properties"]["lastSequence"]["type"] == "string"
     assert instance["properties"]["createTime"]["format"] == "date-time"
@@ -108,7 +108,7 @@ def test_values_look_as_envoy_renders_them(description: dict[str, Any]) -> None:
     assert {"endTime", "error", "config"}.isdisjoint(instance["required"])
 
 
-def test_what_the_service_sets_is_not_asked_for(description: dict[str, Any]) -> None:
+def test_output_only_fields_are_not_part_of_requests(description: dict[str, Any]) -> None:
     subtask = description["components"]["schemas"]["SubtaskInput"]["properties"]
     asked = {name for name, field in subtask.items() if not field.get("readOnly")}
     assert asked == {"id", "title", "instructions", "dependsOn", "worker"}
@@ -117,7 +117,7 @@ def test_what_the_service_sets_is_not_asked_for(description: dict[str, Any]) -> 
     assert decision["enum"] == ["DECISION_APPROVE", "DECISION_REJECT"]
 
 
-def test_streams_are_described_event_by_event(description: dict[str, Any]) -> None:
+def test_streams_are_described_by_event(description: dict[str, Any]) -> None:
     for path in ("/{id}/events", "/-/events"):
         operation = description["paths"][path]["get"]
         assert "204" in operation["responses"]

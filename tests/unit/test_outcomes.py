@@ -51,14 +51,14 @@ def test_a_text_completes_its_work(key: WorkKey) -> None:
     assert "the text" in texts
 
 
-def test_a_failure_is_retried_after_its_delay_counted_from_when_it_is_recorded() -> None:
+def test_a_failure_is_retried_after_a_delay_that_starts_when_it_is_recorded() -> None:
     (event,) = events_for(planning().instance, CallEnded(PLANNING, 1, FLAKY, USED, jitter=0.5), NOW_S + 100)
     assert event.planning_failed.retry_time.ToMicroseconds() == int((NOW_S + 100.75) * 1e6)
     (event,) = events_for(planning().instance, CallEnded(PLANNING, 1, FATAL, USED), NOW_S)
     assert not event.planning_failed.HasField("retry_time")
 
 
-def test_what_a_planner_tells_is_recorded_once_however_often_it_is_handed_in() -> None:
+def test_a_streamed_subtask_is_recorded_once_however_often_it_is_queued() -> None:
     life = planning()
     for number in (1, 1, 2, 3, 3, 2):
         told = SubtasksStreamed(1, PLAN.subtasks[:number], "how")
@@ -67,7 +67,7 @@ def test_what_a_planner_tells_is_recorded_once_however_often_it_is_handed_in() -
     assert kinds(events_for(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == ["plan_completed"]
 
 
-def test_a_plan_that_contradicts_what_was_told_before_is_invalid_and_ends_what_was_begun_of_it() -> None:
+def test_a_plan_that_contradicts_its_streamed_subtasks_is_invalid_and_ends_their_calls() -> None:
     life = planning()
     life.then(*events_for(life.instance, SubtasksStreamed(1, (part("x"),), "how"), NOW_S)).started("x")
     events = events_for(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
@@ -92,7 +92,7 @@ def test_a_plan_that_contradicts_what_was_told_before_is_invalid_and_ends_what_w
     ],
     ids=str,
 )
-def test_of_an_attempt_that_is_not_in_progress_nothing_is_recorded(outcome: Outcome) -> None:
+def test_nothing_is_recorded_for_an_attempt_that_is_not_in_progress(outcome: Outcome) -> None:
     life = Life().planned(part("a"), part("b")).started("a")
     life.then(*events_for(life.instance, CallEnded(A, 1, FLAKY, USED), NOW_S)).started("a").done("b")
     assert life.instance.work(A).attempt == 2
@@ -100,7 +100,7 @@ def test_of_an_attempt_that_is_not_in_progress_nothing_is_recorded(outcome: Outc
     assert apply_outcomes(life.instance, [outcome], NOW_S, at(NOW_S)) == (life.instance, ())
 
 
-def test_outcomes_in_a_row_see_what_those_before_them_did() -> None:
+def test_consecutive_outcomes_see_the_changes_of_those_before_them() -> None:
     life = planning()
     life.then(*events_for(life.instance, SubtasksStreamed(1, PLAN.subtasks[:2], "how"), NOW_S))
     life.started("a").started("b")
@@ -114,7 +114,7 @@ def test_outcomes_in_a_row_see_what_those_before_them_did() -> None:
     assert list(instance.reusable) == ["a"]
 
 
-def test_what_follows_from_outcomes_without_a_call_is_recorded_with_them() -> None:
+def test_consequences_without_a_call_are_recorded_with_their_outcomes() -> None:
     life = Life().planned(part("a")).done("a")
     life.then(call_started(life.instance, SYNTHESIS))
     instance, events = apply_outcomes(life.instance, [CallEnded(SYNTHESIS, 1, "r", USED)], NOW_S, at(NOW_S))
@@ -146,7 +146,7 @@ def foreign(instance: Instance, number: int) -> Sequence[Event]:
 
 
 @given(st.data())
-def test_whatever_came_first_an_outcome_is_recorded_at_most_once_and_never_breaks_the_log(
+def test_an_outcome_is_recorded_at_most_once_and_never_breaks_the_log(
     data: st.DataObject,
 ) -> None:
     life = Life()

@@ -55,13 +55,13 @@ def parsed(*entries: dict[str, Any]) -> plan.Plan:
 
 
 @given(plans())
-def test_a_valid_plan_is_read_as_it_was_written(subtasks: tuple[Subtask, ...]) -> None:
+def test_a_valid_plan_is_parsed_as_written(subtasks: tuple[Subtask, ...]) -> None:
     read = parse(written(subtasks), 16)
     assert (read.summary, read.subtasks) == ("all of it", subtasks)
 
 
 @given(plans(), st.sampled_from(["Sure! {", "", "```json\n", "\ufeff", "[1] "]))
-def test_prose_or_a_fence_around_a_plan_does_not_matter(subtasks: tuple[Subtask, ...], before: str) -> None:
+def test_prose_or_a_fence_around_a_plan_is_ignored(subtasks: tuple[Subtask, ...], before: str) -> None:
     text = written(subtasks)
     assert parse(f"{before}{text}\n```\nGood luck {{", 16).subtasks == subtasks
     assert parse(fenced(text), 16).subtasks == subtasks
@@ -96,7 +96,7 @@ def test_json_of_any_shape_is_a_plan_or_a_plan_error(subtasks: list[Any], summar
 
 
 @given(plans(), st.data())
-def test_a_cycle_is_found_and_shown(subtasks: tuple[Subtask, ...], data: st.DataObject) -> None:
+def test_a_cycle_is_detected_and_shown(subtasks: tuple[Subtask, ...], data: st.DataObject) -> None:
     first, last = sorted(data.draw(st.integers(0, len(subtasks) - 1)) for _ in range(2))
     chained = list(subtasks)
     for index in range(first, last):
@@ -107,7 +107,7 @@ def test_a_cycle_is_found_and_shown(subtasks: tuple[Subtask, ...], data: st.Data
     assert chained[first].id in str(caught.value)
 
 
-def test_what_a_planner_leaves_out_is_filled_in() -> None:
+def test_fields_that_a_planner_omits_get_defaults() -> None:
     read = parsed(
         {"title": "Write it"}, {"instructions": "Test it"}, {"id": "x", "title": "T", "depends_on": None}
     )
@@ -124,7 +124,7 @@ def test_a_title_is_one_line_of_bounded_length() -> None:
     assert len(subtask.title) == plan.MAX_TITLE_CHARACTERS
 
 
-def test_a_dependency_said_twice_counts_once() -> None:
+def test_a_repeated_dependency_counts_once() -> None:
     read = parsed({"title": "a"}, {"title": "b", "depends_on": ["t1", "t1"]})
     assert read.subtasks[1].depends_on == ("t1",)
 
@@ -150,7 +150,7 @@ def test_a_dependency_said_twice_counts_once() -> None:
         ((7,), "subtask 1 is neither a JSON object nor a text"),
     ],
 )
-def test_an_invalid_plan_says_what_to_mend(entries: tuple[Any, ...], mend: str) -> None:
+def test_an_invalid_plan_is_reported_with_its_mend(entries: tuple[Any, ...], mend: str) -> None:
     with pytest.raises(PlanError, match=mend):
         parsed(*entries)
 
@@ -167,7 +167,7 @@ def test_an_invalid_plan_says_what_to_mend(entries: tuple[Any, ...], mend: str) 
         (Subtask("a", "A", "do a", worker="w" * 101), "a worker of over 100 characters"),
     ],
 )
-def test_a_clients_own_plan_is_taken_as_it_stands(subtask: Subtask, mend: str) -> None:
+def test_a_plan_of_the_client_is_accepted_unchanged(subtask: Subtask, mend: str) -> None:
     with pytest.raises(PlanError, match=mend):
         plan.validate([subtask], 16)
 
@@ -187,7 +187,7 @@ def test_a_clients_own_plan_is_taken_as_it_stands(subtask: Subtask, mend: str) -
         ("[1, 2]", r'no "subtasks" list, but this one: \[1, 2\]'),
     ],
 )
-def test_an_answer_that_is_no_plan_says_why(text: str, mend: str) -> None:
+def test_an_answer_that_is_not_a_plan_is_reported_with_the_reason(text: str, mend: str) -> None:
     with pytest.raises(PlanError, match=mend):
         parse(text, 16)
 
@@ -220,7 +220,7 @@ ONE = {"id": "t1", "title": "a"}
     ],
     ids=str,
 )
-def test_a_dependency_is_known_however_it_is_said(needs: Any) -> None:
+def test_a_dependency_is_recognised_in_every_usual_notation(needs: Any) -> None:
     assert parsed(ONE, {"id": "t2", "title": "b", "depends_on": needs}).subtasks[1].depends_on == ("t1",)
 
 
@@ -247,17 +247,17 @@ def test_a_dependency_is_known_however_it_is_said(needs: Any) -> None:
     ],
     ids=str,
 )
-def test_no_dependency_is_none_however_that_is_said(needs: Any) -> None:
+def test_the_absence_of_dependencies_is_recognised_in_every_usual_notation(needs: Any) -> None:
     assert parsed(ONE, {"id": "t2", "title": "b", "depends_on": needs}).subtasks[1].depends_on == ()
 
 
-def test_several_dependencies_may_stand_in_one_text() -> None:
+def test_one_text_may_list_several_dependencies() -> None:
     for needs in ("t1, t2", "t1 and t2", "t1; b", "t1 t2", ["t1, t2"], "1, 2"):
         read = parsed(ONE, {"id": "t2", "title": "b"}, {"title": "c", "depends_on": needs})
         assert read.subtasks[2].depends_on == ("t1", "t2"), needs
 
 
-def test_what_is_called_as_it_is_written_is_not_looked_for_elsewhere() -> None:
+def test_an_exact_id_takes_precedence_over_other_interpretations() -> None:
     read = parsed(
         {"id": "none", "title": "t2"},
         {"id": "t2", "title": "1, 2", "depends_on": "none"},
@@ -267,7 +267,7 @@ def test_what_is_called_as_it_is_written_is_not_looked_for_elsewhere() -> None:
     assert [subtask.depends_on for subtask in read.subtasks] == [(), ("none",), ("t2",), ("t2",)]
 
 
-def test_ids_that_are_none_are_made_to_fit_and_those_who_name_them_follow() -> None:
+def test_invalid_ids_are_made_valid_and_their_references_follow() -> None:
     read = parsed(
         {"id": "task 1", "title": "a"},
         {"id": "task-1", "title": "b", "depends_on": ["task 1"]},
@@ -283,7 +283,7 @@ def test_ids_that_are_none_are_made_to_fit_and_those_who_name_them_follow() -> N
     ]  # fmt: skip
 
 
-def test_an_id_that_is_missing_leaves_the_others_theirs() -> None:
+def test_a_missing_id_does_not_change_the_other_ids() -> None:
     read = parsed({"title": "a"}, {"id": "t1", "title": "b", "depends_on": ["a"]}).subtasks
     assert [(subtask.id, subtask.depends_on) for subtask in read] == [("t1-2", ()), ("t1", ("t1-2",))]
 
@@ -304,11 +304,11 @@ def test_an_id_that_is_missing_leaves_the_others_theirs() -> None:
         ({"id": "x", "instructions": "do a", "worker": "none", "note": 1}, Subtask("x", "x", "do a")),
     ],
 )  # fmt: skip
-def test_usual_other_names_and_forms_of_a_subtask_are_read_as_meant(entry: Any, subtask: Subtask) -> None:
+def test_usual_alternative_names_and_forms_of_a_subtask_are_accepted(entry: Any, subtask: Subtask) -> None:
     assert parsed(entry).subtasks == (subtask,)
 
 
-def test_dependencies_under_all_their_names_count() -> None:
+def test_dependencies_under_all_their_names_are_combined() -> None:
     read = parsed(ONE, {"title": "b", "deps": "t1"}, {"title": "c", "dependencies": [1], "after": ["b"]})
     assert [subtask.depends_on for subtask in read.subtasks] == [(), ("t1",), ("t1", "t2")]
 
@@ -326,14 +326,14 @@ def test_dependencies_under_all_their_names_count() -> None:
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
-def test_a_plan_is_found_wherever_it_lies(value: Any) -> None:
+def test_a_plan_is_found_at_any_depth(value: Any) -> None:
     read = parse(json.dumps(value), 16)
     assert read.summary == "how"
     assert [(subtask.id, subtask.depends_on) for subtask in read.subtasks] == [("t1", ()), ("t2", ("t1",))]
 
 
 @pytest.mark.parametrize("value", [WHOLE["subtasks"], ["a", "b"]], ids=["objects", "texts"])
-def test_a_list_alone_is_a_plan(value: Any) -> None:
+def test_a_bare_list_is_a_plan(value: Any) -> None:
     assert [subtask.instructions for subtask in parse(fenced(json.dumps(value)), 16).subtasks] == ["a", "b"]
 
 
@@ -353,12 +353,12 @@ T1, T2 = WHOLE["subtasks"]
     ],
     ids=["lines", "by-id", "by-id-and-summary", "wrapped", "holes", "escaped", "string-in-string"],
 )
-def test_a_plan_in_an_odd_form_is_read_where_there_is_nothing_else(text: str) -> None:
+def test_a_plan_in_an_unusual_form_is_accepted_where_there_is_no_other(text: str) -> None:
     read = parse(text, 16)
     assert [(subtask.id, subtask.depends_on) for subtask in read.subtasks] == [("t1", ()), ("t2", ("t1",))]
 
 
-def test_data_beside_a_plan_is_none_though_it_looks_like_one_in_an_odd_form() -> None:
+def test_data_beside_a_plan_is_ignored_though_it_resembles_an_unusual_plan() -> None:
     data = {"user": {"name": "a text"}, "post": {"title": "a text"}}
     assert parse(f"The model: {json.dumps(data)}\n{json.dumps(WHOLE)}", 16).summary == "how"
 
@@ -379,7 +379,7 @@ def test_json_in_the_prose_before_the_plan_is_not_the_plan(before: str) -> None:
     assert (read.summary, [subtask.title for subtask in read.subtasks]) == ("how", ["a", "b"])
 
 
-def test_two_plans_are_none() -> None:
+def test_two_plans_are_rejected() -> None:
     other = json.dumps({"summary": "how", "subtasks": [{"title": "c"}]})
     lists = '{"tasks": ["a"], "steps": ["b"]}'
     for text in (f"{json.dumps(WHOLE)} or {other}", f"[{json.dumps(WHOLE)}, {other}]", lists):
@@ -387,20 +387,20 @@ def test_two_plans_are_none() -> None:
             parse(text, 16)
 
 
-def test_what_was_told_while_it_was_written_cannot_be_taken_back_by_a_second_plan() -> None:
+def test_streamed_subtasks_cannot_be_withdrawn_by_a_second_plan() -> None:
     broken = '{"summary": "s", "subtasks": [{"id": "t9", "instructions": "x"}, {"id" 1}]}'
     with pytest.raises(PlanError, match="holds two plans"):
         parse(f"{broken} Once more: {json.dumps(WHOLE)}", 16)
 
 
 @pytest.mark.parametrize("after", ["", "\n", "\n```\n"])
-def test_a_plan_that_lacks_nothing_but_its_last_brace_is_whole(after: str) -> None:
+def test_a_plan_that_lacks_only_its_last_brace_is_complete(after: str) -> None:
     assert len(parse(json.dumps(WHOLE)[:-1] + after, 16).subtasks) == 2
     assert len(parse(f'{{"plan": {json.dumps(WHOLE)[:-1]}{after}', 16).subtasks) == 2
 
 
 @given(plans(), st.data(), st.sampled_from([json.dumps, lambda value: json.dumps({"plan": value})]))
-def test_half_an_answer_is_never_a_plan(
+def test_a_truncated_answer_is_never_a_plan(
     subtasks: tuple[Subtask, ...], data: st.DataObject, form: Any
 ) -> None:
     nested = {"title": "a part", "subtasks": [{"id": "x", "instructions": "inner"}]}
@@ -419,7 +419,7 @@ def test_the_scripted_plan_is_valid(chained: bool) -> None:
     assert len(parse(plan_text(16, chained=chained), 16).subtasks) == 16
 
 
-def test_the_schema_is_what_strict_endpoints_ask_for() -> None:
+def test_the_schema_satisfies_strict_endpoints() -> None:
     def check(value: Any) -> None:
         if isinstance(value, dict):
             if value.get("type") == "object":
@@ -432,7 +432,7 @@ def test_the_schema_is_what_strict_endpoints_ask_for() -> None:
     assert plan.schema(7)["properties"]["subtasks"]["maxItems"] == 7  # type: ignore[index]
 
 
-def test_too_many_subtasks_are_refused_before_any_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_subtasks_are_rejected_before_any_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError
 

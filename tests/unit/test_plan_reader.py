@@ -41,7 +41,7 @@ def read(text: str, size: int) -> tuple[list[Subtask], PlanReader]:
 
 
 @given(PLANS, st.integers(1, 40), st.sampled_from([None, 2]), st.booleans())
-def test_it_tells_of_every_subtask_as_the_whole_text_does(
+def test_it_emits_every_subtask_of_the_whole_text(
     value: object, size: int, indent: int | None, ascii_only: bool
 ) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
@@ -112,7 +112,7 @@ def assert_told(text: str, size: int) -> None:
     PLANS, st.lists(ENTRIES, max_size=3), st.sampled_from(MEANT), st.sampled_from(WRITTEN), st.integers(1, 40)
 )
 @settings(max_examples=500)
-def test_it_never_tells_what_the_whole_does_not_however_it_is_written(
+def test_it_emits_nothing_that_the_whole_plan_lacks_in_any_notation(
     value: Any, more: Any, meant: Callable[[Any], Any], form: Callable[[str], str], size: int
 ) -> None:
     value["subtasks"] += more
@@ -120,7 +120,7 @@ def test_it_never_tells_what_the_whole_does_not_however_it_is_written(
 
 
 @given(PLANS, st.text(st.sampled_from('{}[]",:\\ subtasks'), max_size=20), st.data(), st.integers(1, 40))
-def test_whatever_is_put_in_or_left_out_it_never_tells_what_the_whole_does_not(
+def test_it_emits_nothing_that_the_whole_plan_lacks_after_any_insertion_or_deletion(
     value: object, put_in: str, data: st.DataObject, size: int
 ) -> None:
     text = json.dumps(value)
@@ -130,7 +130,7 @@ def test_whatever_is_put_in_or_left_out_it_never_tells_what_the_whole_does_not(
     assert_told(text[:start] + put_in[:3] + text[end:], size)
 
 
-def test_each_subtask_is_told_as_soon_as_it_is_whole() -> None:
+def test_each_subtask_is_emitted_as_soon_as_it_is_complete() -> None:
     reader = PlanReader(16)
     assert not feed(reader, '{"summary": "how", "subtasks": [{"id": "a", "instructions": "do {a}"')
     assert reader.summary == "how"
@@ -141,7 +141,7 @@ def test_each_subtask_is_told_as_soon_as_it_is_whole() -> None:
     assert not feed(reader, "]}")
 
 
-def test_one_that_depends_on_later_ones_is_held_back_until_they_are_known() -> None:
+def test_a_subtask_with_later_dependencies_is_withheld_until_they_are_parsed() -> None:
     reader = PlanReader(16)
     assert not feed(
         reader, '{"summary": "", "subtasks": [{"id": "a", "instructions": "x", "depends_on": ["c"]},'
@@ -166,11 +166,11 @@ def test_one_that_depends_on_later_ones_is_held_back_until_they_are_known() -> N
         '{"summary": "s", "subtasks": ["a"]}',
     ],
 )
-def test_where_it_is_not_sure_it_tells_nothing(text: str) -> None:
+def test_it_emits_nothing_from_ambiguous_text(text: str) -> None:
     assert read(text, 5)[0] == []
 
 
-def test_beyond_the_allowed_number_it_tells_nothing_more() -> None:
+def test_it_emits_nothing_beyond_the_allowed_number() -> None:
     parts = ", ".join(f'{{"id": "t{number}", "instructions": "x"}}' for number in range(5))
     reader = PlanReader(3)
     told = [
@@ -179,7 +179,7 @@ def test_beyond_the_allowed_number_it_tells_nothing_more() -> None:
     assert told == ["t0", "t1", "t2"]
 
 
-def test_a_plan_full_of_braces_is_looked_at_once_however_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_full_of_braces_is_scanned_once_in_any_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = 0
 
     class Counting(json.JSONDecoder):
@@ -196,7 +196,7 @@ def test_a_plan_full_of_braces_is_looked_at_once_however_it_comes(monkeypatch: p
     assert decoded == 1
 
 
-def test_a_text_that_holds_no_list_is_searched_once_however_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_without_a_list_is_scanned_once_in_any_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
     searched = 0
     pattern = plan_text._LIST
 
@@ -212,14 +212,14 @@ def test_a_text_that_holds_no_list_is_searched_once_however_it_comes(monkeypatch
     assert searched < 10 * len(text)
 
 
-def test_a_key_that_comes_in_pieces_begins_the_list() -> None:
+def test_a_key_split_over_chunks_starts_the_list() -> None:
     subtask = '{"id": "t1", "title": "One", "instructions": "Do.", "depends_on": [], "worker": ""}'
     text = '{"summary": "] } \\"subtasks\\"", "subtasks" : [' + subtask + "]}"
     for size in range(1, 20):
         assert [each.id for each in read(text, size)[0]] == ["t1"]
 
 
-def test_a_subtask_that_has_no_end_is_not_kept_for_ever() -> None:
+def test_an_endless_subtask_is_not_buffered_forever() -> None:
     _, reader = read('{"summary": "", "subtasks": [{"id": "' + "}" * (3 << 20), 1 << 16)
     kept = [value for value in vars(reader).values() if isinstance(value, str)]
     assert sum(map(len, kept)) == 0

@@ -65,7 +65,7 @@ REPLY = ModelReply("text", 3, 4, response_id="id-1", token_limit=500, endpoint="
         ),
     ],
 )
-def test_a_reply_that_is_no_answer_fails_and_says_why(
+def test_a_reply_that_is_not_an_answer_fails_with_the_reason(
     reply: ModelReply, reason: str, retryable: bool, message: str
 ) -> None:
     failure = find_failure(reply, PROMPT, "m")
@@ -80,7 +80,7 @@ def test_a_reply_that_is_no_answer_fails_and_says_why(
     st.sampled_from([PROMPT, MAY_BE_CUT]),
     st.booleans(),
 )
-def test_only_text_that_came_to_its_end_or_may_be_cut_is_an_answer(
+def test_only_text_that_is_complete_or_may_be_cut_is_an_answer(
     finish: Finish, text: str, prompt: Prompt, has_thoughts: bool
 ) -> None:
     reply = ModelReply(text, finish=finish, has_thoughts=has_thoughts)
@@ -88,7 +88,7 @@ def test_only_text_that_came_to_its_end_or_may_be_cut_is_an_answer(
     assert (find_failure(reply, prompt, "m") is None) == (is_whole and text == "text")
 
 
-def test_a_planners_reply_is_read_as_a_plan_and_the_others_are_text() -> None:
+def test_a_planners_reply_is_parsed_as_a_plan_and_other_replies_are_text() -> None:
     instance = Life().planned(part("t1")).done("t1").instance
     plan = read(FULL, instance, PLANNING, PROMPT, ModelReply(plan_text(2)), "m")
     assert isinstance(plan, Plan)
@@ -97,7 +97,7 @@ def test_a_planners_reply_is_read_as_a_plan_and_the_others_are_text() -> None:
     assert read(FULL, instance, SYNTHESIS, PROMPT, ModelReply(" text\n"), "m") == "text"
 
 
-def test_a_reply_that_is_no_plan_fails_with_what_to_mend_and_what_it_cost() -> None:
+def test_an_invalid_plan_fails_with_its_mend_and_its_usage() -> None:
     with pytest.raises(ModelError, match="it holds no JSON object") as caught:
         read(FULL, Life().instance, PLANNING, PROMPT, REPLY, "m")
     assert (caught.value.reason, caught.value.retryable) == ("PLAN_INVALID", True)
@@ -106,7 +106,7 @@ def test_a_reply_that_is_no_plan_fails_with_what_to_mend_and_what_it_cost() -> N
 
 @pytest.mark.parametrize("key", [PLANNING, T1, SYNTHESIS])
 @pytest.mark.parametrize("finish", [finish for finish in Finish if finish is not Finish.NORMAL])
-def test_no_work_is_completed_by_half_an_answer(key: WorkKey, finish: Finish) -> None:
+def test_truncated_answers_complete_no_work(key: WorkKey, finish: Finish) -> None:
     instance = Life().planned(part("t1")).done("t1").instance
     with pytest.raises(ModelError):
         read(FULL, instance, key, PROMPT, ModelReply(plan_text(2), finish=finish), "m")

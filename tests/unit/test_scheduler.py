@@ -45,7 +45,7 @@ async def crowd() -> AsyncIterator[Crowd]:
     crowd.scheduler.close()
 
 
-async def test_instances_that_wait_are_let_in_by_turns(crowd: Crowd) -> None:
+async def test_waiting_instances_acquire_slots_in_turn(crowd: Crowd) -> None:
     for name, wants in (("x", 1), ("a", 4), ("b", 2), ("c", 1)):
         crowd.want(name, wants)
     for _ in range(7):
@@ -54,7 +54,9 @@ async def test_instances_that_wait_are_let_in_by_turns(crowd: Crowd) -> None:
 
 
 @given(limit=st.integers(1, 5), wants=st.lists(st.integers(0, 5), max_size=6))
-async def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, wants: list[int]) -> None:
+async def test_open_slots_never_exceed_the_limit_and_every_request_is_granted(
+    limit: int, wants: list[int]
+) -> None:
     crowd = Crowd(limit)
     for name, want in enumerate(wants):
         crowd.want(str(name), want)
@@ -66,7 +68,7 @@ async def test_no_more_are_in_at_once_than_the_limit_and_all_get_in(limit: int, 
     assert crowd.wants["last"] == 1
 
 
-async def test_one_who_no_longer_wants_a_turn_keeps_nobody_out(crowd: Crowd) -> None:
+async def test_an_instance_that_no_longer_wants_a_slot_blocks_no_other(crowd: Crowd) -> None:
     for name in ("x", "gone", "a"):
         crowd.want(name, 1)
     crowd.wants["gone"] = 0
@@ -74,7 +76,7 @@ async def test_one_who_no_longer_wants_a_turn_keeps_nobody_out(crowd: Crowd) -> 
     assert crowd.order == ["x", "a"]
 
 
-async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
+async def test_a_closed_scheduler_grants_no_slot(crowd: Crowd) -> None:
     crowd.want("x", 1)
     crowd.want("a", 1)
     crowd.scheduler.close()
@@ -94,9 +96,7 @@ async def test_once_closed_no_turn_is_granted(crowd: Crowd) -> None:
         (ModelError("OUTPUT_INVALID", "no JSON", retryable=True), False),
     ],
 )
-async def test_what_says_that_there_are_too_many_calls_closes_an_endpoint(
-    error: ModelError, is_closed: bool
-) -> None:
+async def test_an_error_about_too_many_calls_closes_the_endpoint(error: ModelError, is_closed: bool) -> None:
     crowd = Crowd(4)
     crowd.want("a", 1)
     await crowd.release(error=error)
@@ -105,7 +105,7 @@ async def test_what_says_that_there_are_too_many_calls_closes_an_endpoint(
     crowd.scheduler.close()
 
 
-async def test_an_endpoint_that_fails_at_many_calls_in_a_row_is_given_a_pause() -> None:
+async def test_an_endpoint_with_many_consecutive_failures_is_paused() -> None:
     crowd = Crowd(4)
     for _ in range(5):
         crowd.want("a", 1)
@@ -126,7 +126,7 @@ async def test_one_throttled_endpoint_does_not_stop_another() -> None:
 
 
 @pytest.mark.parametrize(("later_s", "order"), [(3600.4, ["a"]), (3600.5, ["a", "a"])])
-async def test_an_endpoint_is_called_again_a_little_later_than_it_said(
+async def test_an_endpoint_is_called_again_slightly_later_than_it_asked(
     monkeypatch: pytest.MonkeyPatch, later_s: float, order: list[str]
 ) -> None:
     clock_s = 0.0
@@ -140,7 +140,7 @@ async def test_an_endpoint_is_called_again_a_little_later_than_it_said(
     crowd.scheduler.close()
 
 
-async def test_who_waits_at_one_endpoint_is_served_when_another_gives_back() -> None:
+async def test_an_instance_waiting_at_one_endpoint_gets_a_slot_released_at_another() -> None:
     crowd = Crowd(1)
     crowd.want("a", 1, "one")
     crowd.want("b", 1, "other")
@@ -148,13 +148,13 @@ async def test_who_waits_at_one_endpoint_is_served_when_another_gives_back() -> 
     assert crowd.order == ["a", "b"]
 
 
-async def test_a_new_endpoint_is_tried_with_some_calls_first() -> None:
+async def test_a_new_endpoint_is_probed_with_few_calls() -> None:
     crowd = Crowd(100)
     crowd.want("a", 100)
     assert len(crowd.order) == FIRST_LIMIT
 
 
-async def test_an_endpoint_with_many_waiting_does_not_starve_another() -> None:
+async def test_an_endpoint_with_a_long_queue_does_not_starve_another() -> None:
     crowd = Crowd(1)
     crowd.want("a", 9, "busy")
     crowd.want("b", 9, "busy")
@@ -164,7 +164,7 @@ async def test_an_endpoint_with_many_waiting_does_not_starve_another() -> None:
     assert "c" in crowd.order
 
 
-async def test_what_is_free_is_shared_among_those_who_wait() -> None:
+async def test_free_slots_are_shared_among_waiting_instances() -> None:
     crowd = Crowd(6)
     for name, wants in (("x", 6), ("a", 9), ("b", 9)):
         crowd.want(name, wants)
@@ -172,7 +172,7 @@ async def test_what_is_free_is_shared_among_those_who_wait() -> None:
     assert "".join(crowd.order[6:]) == "aaabbb"
 
 
-async def test_whoever_comes_first_elsewhere_does_not_overtake_who_waits() -> None:
+async def test_a_request_at_another_endpoint_does_not_overtake_a_waiting_instance() -> None:
     crowd = Crowd(1)
     crowd.want("x", 1)
     crowd.want("a", 1)
@@ -182,7 +182,7 @@ async def test_whoever_comes_first_elsewhere_does_not_overtake_who_waits() -> No
     assert crowd.order == ["x", "a"]
 
 
-async def test_whoever_is_asked_at_one_endpoint_takes_no_more_than_its_share_at_another() -> None:
+async def test_an_instance_notified_at_one_endpoint_gets_only_its_share_at_another() -> None:
     crowd = Crowd(6)
     crowd.want("x", 6)
 
@@ -198,7 +198,7 @@ async def test_whoever_is_asked_at_one_endpoint_takes_no_more_than_its_share_at_
     assert crowd.order[6:].count("b") == 2
 
 
-async def test_what_a_refusal_says_of_one_model_leaves_the_endpoints_other_models_alone() -> None:
+async def test_a_refusal_about_one_model_does_not_affect_the_endpoints_other_models() -> None:
     crowd = Crowd(4)
     crowd.want("a", 1, "here/big")
     await crowd.release(error=REFUSED)
@@ -209,7 +209,7 @@ async def test_what_a_refusal_says_of_one_model_leaves_the_endpoints_other_model
     crowd.scheduler.close()
 
 
-async def test_a_shared_refusal_holds_all_models_of_its_endpoint_and_no_other() -> None:
+async def test_a_shared_refusal_closes_all_models_of_its_endpoint_and_no_other() -> None:
     crowd = Crowd(4)
     crowd.want("a", 1, "here/big")
     shared = ModelError("RATE_LIMITED", "account", retryable=True, retry_after_s=3600, is_shared=True)
@@ -222,7 +222,7 @@ async def test_a_shared_refusal_holds_all_models_of_its_endpoint_and_no_other() 
     crowd.scheduler.close()
 
 
-async def test_models_that_are_refused_together_share_a_limit_though_nothing_is_said_of_that() -> None:
+async def test_models_refused_together_are_taken_to_share_a_limit() -> None:
     crowd = Crowd(4)
     crowd.want("a", 1, "here/big")
     crowd.want("b", 1, "here/small")
@@ -236,7 +236,7 @@ async def test_models_that_are_refused_together_share_a_limit_though_nothing_is_
     crowd.scheduler.close()
 
 
-async def test_one_that_waits_for_an_endpoint_is_not_overtaken_by_calls_of_its_other_models(
+async def test_a_call_waiting_for_an_endpoint_is_not_overtaken_by_its_other_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock_s = 0.0
@@ -255,7 +255,7 @@ async def test_one_that_waits_for_an_endpoint_is_not_overtaken_by_calls_of_its_o
     crowd.scheduler.close()
 
 
-async def test_models_that_nobody_calls_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_models_that_are_no_longer_called_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     clock_s = 0.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock_s)
     crowd = Crowd(4)
@@ -267,7 +267,7 @@ async def test_models_that_nobody_calls_any_more_are_forgotten(monkeypatch: pyte
     crowd.scheduler.close()
 
 
-async def test_instances_that_are_withdrawn_leave_every_queue() -> None:
+async def test_withdrawn_instances_leave_every_queue() -> None:
     crowd = Crowd(1)
     crowd.want("x", 1)
     for number in range(2000):

@@ -23,7 +23,7 @@ NAMED = "rate limit reached for gpt-4o in organization org-x on requests per min
         ("gpt-4o: the limit of all models is reached", True),
     ],
 )
-def test_a_limit_is_shared_where_the_endpoint_says_whose_it_is_and_names_no_model(
+def test_a_limit_is_shared_where_the_endpoint_names_its_owner_and_no_model(
     words: str, is_shared: bool
 ) -> None:
     assert scope.is_shared_limit(words, "gpt-4o") is is_shared

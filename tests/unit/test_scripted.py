@@ -23,11 +23,11 @@ async def told_and_said(script: Script) -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize("answer", ["all of it", ModelReply("all of it", 1, 2)])
-async def test_an_answer_in_one_piece_is_told_in_one_piece(answer: str | ModelReply) -> None:
+async def test_a_whole_answer_is_emitted_in_one_piece(answer: str | ModelReply) -> None:
     assert await told_and_said(lambda _: answer) == (["all of it"], "all of it")
 
 
-async def test_an_answer_in_pieces_is_told_piece_by_piece() -> None:
+async def test_a_streamed_answer_is_emitted_piece_by_piece() -> None:
     def script(_: ModelRequest) -> AsyncIterator[str]:
         return in_pieces("one two", per_s=10_000)
 
@@ -35,7 +35,7 @@ async def test_an_answer_in_pieces_is_told_piece_by_piece() -> None:
     assert (await Scripted(script).complete(REQUEST)).text == "one two"
 
 
-async def test_whoever_comes_late_is_told_all_pieces_so_far() -> None:
+async def test_a_late_reader_gets_all_pieces_so_far() -> None:
     said, go_on = asyncio.Event(), asyncio.Event()
 
     async def script(_: ModelRequest) -> AsyncIterator[str]:

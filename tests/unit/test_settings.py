@@ -14,12 +14,12 @@ def test_retention_is_a_number_with_a_unit(text: str, seconds: int | None) -> No
 
 
 @pytest.mark.parametrize("text", ["30", "d", "0d", "-1d", "1.5h", "30 d", "2w", "²d"])
-def test_a_retention_that_makes_no_sense_is_refused(text: str) -> None:
+def test_an_invalid_retention_is_rejected(text: str) -> None:
     with pytest.raises(SettingsError, match="as in 30d"):
         Settings(retention=text)
 
 
-def test_prices_come_from_the_file(tmp_path: Path) -> None:
+def test_prices_are_read_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text(
         '[prices]\n"openai/mine" = {input_usd = 1.0, output_usd = 4.0}\n'
     )
@@ -29,7 +29,7 @@ def test_prices_come_from_the_file(tmp_path: Path) -> None:
         Settings.load({"ORCHESTRATOR_PRICES": "cheap"}, Path("/nowhere"))
 
 
-def test_workers_come_from_the_file(tmp_path: Path) -> None:
+def test_workers_are_read_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "orchestrator.toml"
     file.write_text('[[workers]]\nname = "coder"\ntemperature = 0.2\n\n[[workers]]\nname = "writer"\n')
     settings = Settings.load({}, tmp_path)
@@ -51,14 +51,14 @@ def test_workers_come_from_the_file(tmp_path: Path) -> None:
         ("ORCHESTRATOR_PORT", "is no setting"),
     ],
 )
-def test_a_variable_that_is_no_setting_is_refused_with_the_nearest_one(variable: str, words: str) -> None:
+def test_an_unknown_variable_is_rejected_with_the_nearest_setting(variable: str, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load({"PATH": "/bin", variable: "8787"}, Path("/nowhere"))
     assert str(caught.value).startswith(f"{variable} is set, and is no setting")
     assert words in str(caught.value)
 
 
-def test_what_is_empty_and_what_kubernetes_sets_for_a_service_of_our_name_is_let_be() -> None:
+def test_empty_variables_and_those_of_kubernetes_services_are_ignored() -> None:
     foreign = {
         "ORCHESTRATOR_SERVICE_HOST": "10.0.0.1",
         "ORCHESTRATOR_SERVICE_PORT": "50051",
@@ -89,7 +89,7 @@ def test_what_is_empty_and_what_kubernetes_sets_for_a_service_of_our_name_is_let
         ('smal_model = "openai/m"', "{file}: unknown setting 'smal_model': did you mean small_model?"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_blamed_on_the_file(line: str, words: str, tmp_path: Path) -> None:
+def test_an_invalid_value_of_the_file_is_reported_for_the_file(line: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "orchestrator.toml"
     file.write_text(line)
     with pytest.raises(SettingsError) as caught:
@@ -97,7 +97,7 @@ def test_what_is_wrong_in_the_file_is_blamed_on_the_file(line: str, words: str, 
     assert str(caught.value).startswith(words.format(file=file))
 
 
-def test_the_database_is_the_users_own_whatever_the_working_folder(
+def test_the_database_is_in_the_users_data_folder_whatever_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
@@ -110,7 +110,7 @@ def test_the_database_is_the_users_own_whatever_the_working_folder(
     assert Settings().database == settings.database
 
 
-def test_a_database_in_the_working_folder_is_used_and_named_as_found(tmp_path: Path) -> None:
+def test_a_database_in_the_working_folder_is_used_and_reported(tmp_path: Path) -> None:
     found = tmp_path / "data/orchestrator.db"
     found.parent.mkdir()
     found.touch()
@@ -123,14 +123,14 @@ def test_a_database_in_the_working_folder_is_used_and_named_as_found(tmp_path: P
     assert chosen.database_description == str(found)
 
 
-def test_without_a_home_folder_the_database_lies_in_the_working_folder(
+def test_without_a_home_folder_the_database_is_in_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("platformdirs.user_data_path", lambda *_, **__: Path("~/.local/share/orchestrator"))
     assert Settings.load({}, tmp_path).database == str(tmp_path / "data/orchestrator.db")
 
 
-def test_a_variable_beats_the_file_and_a_flag_beats_both(tmp_path: Path) -> None:
+def test_a_variable_overrides_the_file_and_a_flag_overrides_both(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text(
         'big_model = "openai/file"\nsmall_model = "openai/file"\nlog_level = "debug"\nretention = "1d"\n'
         "max_active_instances = 1\n"
@@ -149,7 +149,7 @@ def test_a_variable_beats_the_file_and_a_flag_beats_both(tmp_path: Path) -> None
     assert settings.max_active_instances == 2
 
 
-def test_what_is_wrong_in_a_variable_is_blamed_on_the_variable_whatever_the_file_says(tmp_path: Path) -> None:
+def test_an_invalid_variable_is_reported_for_the_variable_whatever_the_file_holds(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text('rest_address = "127.0.0.1:1"\nmax_concurrent_calls = 3\n')
     with pytest.raises(SettingsError, match=r"^ORCHESTRATOR_REST_ADDRESS is '8787': it must be host:port"):
         Settings.load({"ORCHESTRATOR_REST_ADDRESS": "8787"}, tmp_path)
@@ -157,7 +157,7 @@ def test_what_is_wrong_in_a_variable_is_blamed_on_the_variable_whatever_the_file
         Settings.load({"ORCHESTRATOR_MAX_CONCURRENT_CALLS": "many"}, tmp_path)
 
 
-def test_each_setting_is_called_as_it_was_given(tmp_path: Path) -> None:
+def test_a_faulty_setting_is_named_as_it_was_given(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text(
         'big_model = "openai/f"\nsmall_model = "openai/s"\nlog_level = "debug"\n'
     )
@@ -185,7 +185,7 @@ def test_each_setting_is_called_as_it_was_given(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["ORCHESTRATOR_GRPC_ADDRESS", "ORCHESTRATOR_REST_ADDRESS"])
-def test_an_address_with_a_scheme_is_told_to_have_none(
+def test_an_address_with_a_scheme_is_rejected_with_the_mend(
     tmp_path: Path, name: str, address: str, example: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:

@@ -46,7 +46,7 @@ def test_the_id_may_be_a_position_while_the_sequence_stays_in_the_data() -> None
 
 
 @given(st.text())
-def test_no_text_breaks_the_frame_and_the_event_comes_back(output: str) -> None:
+def test_no_text_breaks_the_frame_and_the_event_is_parsed_back(output: str) -> None:
     event = completed(output)
     (_, (_, name), (_, data)) = fields_of(sse.event_frame(event, 7))
     assert name == "subtask_completed"
@@ -66,7 +66,7 @@ def test_a_delta_has_no_id_and_all_its_fields() -> None:
     assert json.loads(data[1]) == {"subtaskId": "", "attempt": 1, "offset": "0", "text": "Grüße"}
 
 
-def test_the_end_has_no_id_and_says_state_and_sequence() -> None:
+def test_the_end_has_no_id_and_holds_state_and_sequence() -> None:
     end = orchestrator_pb2.StreamEnd(state=instance_pb2.STATE_COMPLETE, sequence=12)
     (name, data) = fields_of(sse.end_frame(end))
     assert name == ("event", "end")
@@ -88,12 +88,12 @@ def test_retry_is_in_milliseconds() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"), [("", None), ("0", 0), ("12", 12), (str(2**63 - 1), 2**63 - 1)]
 )
-def test_a_last_event_id_is_read(value: str, expected: int | None) -> None:
+def test_a_last_event_id_is_parsed(value: str, expected: int | None) -> None:
     assert sse.parse_last_event_id(value) == expected
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "abc", " 1", "٣", "1_000", str(2**63), "9" * 100_000])
-def test_a_last_event_id_that_was_never_given_is_refused(value: str) -> None:
+def test_a_last_event_id_that_was_never_issued_is_rejected(value: str) -> None:
     with pytest.raises(InvalidArgumentError, match="Last-Event-ID") as caught:
         sse.parse_last_event_id(value)
     assert caught.value.reason == "ID_INVALID"

@@ -25,7 +25,7 @@ def bare(kind: str, sequence: int) -> Event:
     return event
 
 
-def test_a_whole_life_folds_to_its_result() -> None:
+def test_a_complete_history_folds_to_its_result() -> None:
     life = Life().planned().done("t1", "t2", "t3").completed()
     instance = life.instance
     assert instance.state == instance_pb2.STATE_COMPLETE
@@ -45,7 +45,7 @@ def test_folding_stored_bytes_gives_the_state_that_was_evolved() -> None:
     assert life.refolded() == life.instance
 
 
-def test_a_state_that_was_given_away_never_changes() -> None:
+def test_a_returned_state_never_changes() -> None:
     approved = Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE))
     life = Life(review_plan=True).planned().then(approved).done("t1").started("t2")
     life.then(bare("instance_terminated", 0)).then(bare("instance_retried", 0)).done("t2", "t3").completed()
@@ -63,7 +63,7 @@ def test_a_state_that_was_given_away_never_changes() -> None:
 
 
 @pytest.mark.parametrize("state", TRANSITIONS)
-def test_every_state_has_only_transitions_to_known_events_and_states(state: int) -> None:
+def test_every_state_has_only_transitions_of_known_events_to_known_states(state: int) -> None:
     for kind, targets in TRANSITIONS[state].items():
         assert kind in PAYLOADS
         assert targets
@@ -76,7 +76,7 @@ def test_a_terminal_state_is_left_only_by_retry_or_restart() -> None:
 
 
 @pytest.mark.parametrize("state", TRANSITIONS)
-def test_what_the_table_forbids_raises(state: int) -> None:
+def test_an_event_that_the_table_forbids_raises(state: int) -> None:
     instance = Instance(id="a", state=state, last_sequence=3)
     for kind in set(PAYLOADS) - set(TRANSITIONS[state]):
         with pytest.raises(IllegalEventError, match=kind):
@@ -115,7 +115,7 @@ def oneofs_in(message: Descriptor, path: str = "", above: tuple[Descriptor, ...]
             yield from oneofs_in(field.message_type, f"{path}{field.name}.", (*above, message))
 
 
-def test_an_event_holds_one_enum_and_one_oneof_that_say_what_happened() -> None:
+def test_an_event_determines_its_change_by_one_enum_and_one_oneof() -> None:
     # A new one needs a test that an unknown value of it is refused, as those of these two are.
     enums = {path for path in enums_in(Event.DESCRIPTOR) if not path.endswith(OUTPUT_ONLY)}
     assert enums == {"plan_reviewed.decision"}
@@ -123,7 +123,7 @@ def test_an_event_holds_one_enum_and_one_oneof_that_say_what_happened() -> None:
 
 
 @pytest.mark.parametrize("decision", [0, 3, 17, 2**31 - 1, -1])
-def test_a_decision_that_this_version_does_not_know_is_refused(decision: int) -> None:
+def test_an_unknown_decision_is_rejected(decision: int) -> None:
     life = Life(review_plan=True).planned()
     before = life.refolded()
     with pytest.raises(IllegalEventError, match=f"decision {decision} is none that this version knows"):
@@ -133,14 +133,14 @@ def test_a_decision_that_this_version_does_not_know_is_refused(decision: int) ->
 
 
 @pytest.mark.parametrize("state", [0, instance_pb2.SUBTASK_STATE_COMPLETED, 17])
-def test_the_state_of_a_subtask_in_a_plan_counts_for_nothing(state: int) -> None:
+def test_the_state_of_a_subtask_in_a_plan_is_ignored(state: int) -> None:
     subtask = instance_pb2.Subtask(id="t1", instructions="do it", state=state)
     life = Life().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1)))
     life.then(Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask)))
     assert states(life.instance) == ["PENDING"]
 
 
-def test_a_configuration_that_is_kept_is_no_part_of_the_event_that_brought_it() -> None:
+def test_changing_a_stored_configuration_does_not_change_its_event() -> None:
     life = Life(max_subtasks=3)
     kinds = ("instance_created", "instance_retried", "instance_restarted")
     life.terminated().retried(max_subtasks=4).terminated()
@@ -182,7 +182,7 @@ def test_an_event_that_contradicts_its_piece_of_work_leaves_the_state_unchanged(
     assert life.instance == before
 
 
-def test_a_failed_planning_attempt_takes_its_subtasks_back() -> None:
+def test_a_failed_planning_attempt_withdraws_its_subtasks() -> None:
     life = Life()
     life.then(
         Event(planning_started=event_pb2.PlanningStarted(attempt=1)),
@@ -195,13 +195,13 @@ def test_a_failed_planning_attempt_takes_its_subtasks_back() -> None:
     assert not life.instance.subtasks
 
 
-def test_terminating_marks_what_ran_as_interrupted() -> None:
+def test_terminating_marks_running_work_as_interrupted() -> None:
     life = Life().planned().started("t1").then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     assert states(life.instance) == ["FAILED", "PENDING", "PENDING"]
     assert life.instance.subtasks["t1"].work.error.reason == "INTERRUPTED"
 
 
-def test_a_call_that_is_cut_off_with_the_instance_counts_as_one() -> None:
+def test_a_call_cancelled_with_the_instance_counts_as_one() -> None:
     life = Life().planned().started("t1").started("t2").terminated()
     assert life.instance.usage == life.instance.own_usage == Usage(10, 20, 3)
     assert life.instance.subtasks["t1"].work.usage == Usage(model_calls=1)
@@ -211,7 +211,7 @@ def test_a_call_that_is_cut_off_with_the_instance_counts_as_one() -> None:
     assert life.instance.subtasks["t1"].work.usage == Usage(1, 2, 2)
 
 
-def test_a_rejected_plans_results_are_taken_over_where_the_next_plan_has_the_same() -> None:
+def test_results_of_a_rejected_plan_are_reused_for_equal_subtasks_of_the_next_plan() -> None:
     life = Life().planned(part("a"), part("b")).done("a", "b")
     life.terminated().retried(review_plan=True)
     life.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_REJECT)))
@@ -220,7 +220,7 @@ def test_a_rejected_plans_results_are_taken_over_where_the_next_plan_has_the_sam
     assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", ""]
 
 
-def test_retrying_keeps_completed_subtasks_and_renews_the_rest() -> None:
+def test_retrying_keeps_completed_subtasks_and_resets_the_rest() -> None:
     life = Life().planned().done("t1").started("t2")
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
@@ -230,7 +230,7 @@ def test_retrying_keeps_completed_subtasks_and_renews_the_rest() -> None:
     assert not life.instance.end_time_s
 
 
-def test_restarting_forgets_all_but_the_wish() -> None:
+def test_restarting_resets_everything_but_the_request() -> None:
     life = Life().planned().done("t1", "t2", "t3").completed()
     life.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=life.instance.config)))
     assert not life.instance.subtasks
@@ -238,7 +238,7 @@ def test_restarting_forgets_all_but_the_wish() -> None:
     assert life.instance.usage == Usage()
 
 
-def test_what_was_used_before_a_restart_stays_an_instance_s_own() -> None:
+def test_usage_before_a_restart_stays_the_instances_own() -> None:
     life = Life().planned(part("t1")).done("t1").completed()
     before = life.instance.usage
     assert before == life.instance.own_usage == Usage(14, 26, 3)
@@ -248,7 +248,7 @@ def test_what_was_used_before_a_restart_stays_an_instance_s_own() -> None:
     assert life.instance.own_usage == before.plus(Usage(10, 20, 1))
 
 
-def test_a_plan_that_awaits_review_waits_through_a_pause() -> None:
+def test_a_plan_awaiting_review_waits_through_a_pause() -> None:
     life = Life(review_plan=True).planned(part("t1"))
     assert life.instance.state == instance_pb2.STATE_WAITING
     life.then(
@@ -261,7 +261,7 @@ def test_a_plan_that_awaits_review_waits_through_a_pause() -> None:
     assert life.then(Event(plan_reviewed=reviewed)).instance.state == instance_pb2.STATE_RUNNING
 
 
-def test_the_view_is_basic_unless_full_is_asked_for() -> None:
+def test_the_view_is_basic_unless_full_is_requested() -> None:
     instance = Life().planned().done("t1").instance
     basic, full = view.instance(instance), view.instance(instance, full=True)
     assert not basic.subtasks[0].output
@@ -272,7 +272,7 @@ def test_the_view_is_basic_unless_full_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("state", [state for state in TRANSITIONS if state])
-def test_every_state_has_a_name_in_the_shape_of_cloudflare_workflows(state: int) -> None:
+def test_every_state_has_a_name_in_the_style_of_cloudflare_workflows(state: int) -> None:
     names = {"queued", "running", "paused", "waitingForPause", "waiting", "complete", "errored", "terminated"}
     assert view.status(Instance(state=state)).status in names
     assert set(wire.STATUS.values()) == names
@@ -286,11 +286,11 @@ def test_the_status_of_a_complete_instance_has_its_output() -> None:
     assert output.final_result == "the result"
 
 
-def test_folding_nothing_gives_nothing() -> None:
+def test_folding_no_events_raises_no_error() -> None:
     assert fold([]) == Instance()
 
 
-def test_the_diagram_in_the_docs_is_that_of_the_table() -> None:
+def test_the_diagram_in_the_docs_matches_the_table() -> None:
     docs = Path(__file__).parents[2] / "docs"
     run = subprocess.run([sys.executable, docs / "states.py"], capture_output=True, check=True)
     assert run.stdout.decode() == (docs / "states.md").read_text(), (
@@ -313,18 +313,18 @@ def replanned(first: list[Event], done: str) -> Life:
     )
 
 
-def test_a_kept_result_is_taken_over_whichever_order_the_plan_comes_in() -> None:
+def test_a_reusable_result_is_taken_over_in_any_order_of_the_plan() -> None:
     life = replanned([told("a"), told("b", "a")], "ab").then(told("b", "a"), told("a"))
     assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of b", "output of a"]
     assert life.instance == life.refolded()
 
 
-def test_what_was_made_from_another_result_is_not_taken_over() -> None:
+def test_results_made_from_other_dependencies_are_not_taken_over() -> None:
     life = replanned([told("a"), told("b", "a")], "ab").then(told("a", text="otherwise")).done("a")
     assert not life.then(told("b", "a")).instance.subtasks["b"].output
 
 
-def test_a_kept_result_outlasts_a_termination_amid_the_next_plan() -> None:
+def test_a_reusable_result_survives_a_termination_during_the_next_plan() -> None:
     life = replanned([told("a"), told("b", "a")], "ab").then(told("a"))
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
@@ -332,7 +332,7 @@ def test_a_kept_result_outlasts_a_termination_amid_the_next_plan() -> None:
     assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", "output of b"]
 
 
-def test_a_retry_with_a_plan_of_the_clients_own_begins_without_half_of_another() -> None:
+def test_a_retry_with_a_plan_of_the_client_discards_a_partial_plan() -> None:
     life = replanned([told("a"), told("b")], "a").then(told("a"))
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
@@ -340,7 +340,7 @@ def test_a_retry_with_a_plan_of_the_clients_own_begins_without_half_of_another()
     assert life.instance.reusable["a"].output
 
 
-def test_an_edited_plan_keeps_what_is_done_and_unchanged() -> None:
+def test_an_edited_plan_keeps_completed_and_unchanged_subtasks() -> None:
     life = Life().planned(part("a"), part("b")).done("a", "b")
     life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     config = instance_pb2.InstanceConfig()

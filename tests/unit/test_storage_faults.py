@@ -79,7 +79,7 @@ def a_damaged_file(path: Path) -> None:
         (a_damaged_file, "restore a backup"),
     ],
 )
-def test_each_of_sqlites_faults_has_its_own_cause(
+def test_each_sqlite_fault_has_its_own_cause(
     fault: Callable[[Path], None], words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "log.db"
@@ -103,11 +103,11 @@ def test_each_of_sqlites_faults_has_its_own_cause(
         (errno.ENOENT, "its folder can be made"),
     ],
 )
-def test_each_of_the_systems_faults_has_its_own_cause(number: int, words: str) -> None:
+def test_each_system_fault_has_its_own_cause(number: int, words: str) -> None:
     assert words in mend(OSError(number, "no"), Path("log.db"))
 
 
-def test_an_io_error_on_a_full_disk_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_io_error_on_a_full_disk_is_reported_as_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
     assert "see to its disk" in mend(error, Path("log.db"))

@@ -17,7 +17,7 @@ def read(sent: bytes) -> list[bytes]:
     return data([*events.feed(sent), *events.flush()])
 
 
-def test_an_event_is_given_when_its_blank_line_has_come() -> None:
+def test_an_event_is_emitted_at_its_blank_line() -> None:
     events = SseDecoder()
     assert data(events.feed(b"data: a\n\ndata: b\n")) == [b"a"]
     assert data(events.feed(b"data: c\r\n\r\nda")) == [b"b\nc"]
@@ -27,11 +27,11 @@ def test_an_event_is_given_when_its_blank_line_has_come() -> None:
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("field", [b"data: ", b"data:", b"\xef\xbb\xbfdata: "])
-def test_lines_may_end_in_any_way_and_a_field_begin_with_or_without_space(end: bytes, field: bytes) -> None:
+def test_lines_end_in_any_usual_way_and_the_space_after_a_colon_is_optional(end: bytes, field: bytes) -> None:
     assert read(field + b"a" + end + end + field + b"b" + end + end) == [b"a", b"b"]
 
 
-def test_a_line_feed_after_a_carriage_return_ends_no_other_line_though_it_comes_later() -> None:
+def test_a_carriage_return_and_a_later_line_feed_end_one_line() -> None:
     events = SseDecoder()
     assert data(events.feed(b"data: a\r")) == []
     assert data(events.feed(b"\ndata: b\r")) == []
@@ -39,32 +39,32 @@ def test_a_line_feed_after_a_carriage_return_ends_no_other_line_though_it_comes_
     assert data(events.feed(b"\n")) == []
 
 
-def test_json_that_is_whole_ends_where_the_next_begins_though_no_blank_line_is_between() -> None:
+def test_complete_json_ends_an_event_at_the_next_one_without_a_blank_line() -> None:
     assert read(b'data: {"a": 1}\ndata: {"b": 2}\ndata: [DONE]\n') == [b'{"a": 1}', b'{"b": 2}']
     assert read(b'data: {"a":\ndata: 1}\n\n') == [b'{"a":\n1}']
 
 
 @pytest.mark.parametrize("end", [b'data: {"a": 1}', b'data: {"a": 1}\n', b'data: {"a": 1}\n\ndata: {"b'])
-def test_the_last_event_counts_if_its_json_is_whole_and_half_an_event_does_not(end: bytes) -> None:
+def test_the_last_event_is_emitted_if_its_json_is_complete(end: bytes) -> None:
     assert read(end) == [b'{"a": 1}']
 
 
 @pytest.mark.parametrize(
     "last", [b"[DONE]", b'"[DONE]"', b"[done]", b"[DONE]\n", b"[DONE]\n\ndata: more\n\n"]
 )
-def test_nothing_counts_after_the_last_event(last: bytes) -> None:
+def test_nothing_is_emitted_after_the_last_event(last: bytes) -> None:
     events = SseDecoder()
     assert data([*events.feed(b"data: a\n\ndata: " + last), *events.flush()]) == [b"a"]
     assert events.has_ended
 
 
-def test_an_event_has_the_type_that_it_names_and_only_that_one() -> None:
+def test_an_event_has_the_type_that_it_names_and_no_other() -> None:
     sent = b"event: error\ndata: a\n\ndata: b\n\nerror: c\n\n"
     assert list(SseDecoder().feed(sent)) == [Event(b"a", b"error"), Event(b"b"), Event(b"c", b"error")]
 
 
 @given(st.lists(st.integers(1, 9)))
-def test_the_last_event_is_noticed_however_it_comes(cuts: list[int]) -> None:
+def test_the_last_event_is_recognised_in_any_chunking(cuts: list[int]) -> None:
     events = SseDecoder()
     found: list[Event] = []
     sent = b"data: a\n\ndata: [DONE]\n\n"
@@ -76,7 +76,7 @@ def test_the_last_event_is_noticed_however_it_comes(cuts: list[int]) -> None:
 
 
 @given(st.binary(), st.lists(st.integers(1, 9)))
-def test_events_are_the_same_however_they_come(sent: bytes, cuts: list[int]) -> None:
+def test_events_are_the_same_in_any_chunking(sent: bytes, cuts: list[int]) -> None:
     for byte, stands_for in enumerate(
         (b"\n\n", b"data: ", b"\r\n", b"[DONE]", b"\r", b'{"a":1}', b"\xef\xbb\xbf")
     ):
@@ -91,7 +91,7 @@ def test_events_are_the_same_however_they_come(sent: bytes, cuts: list[int]) -> 
     assert pieces.has_ended == whole.has_ended
 
 
-def test_an_event_of_many_lines_is_read_as_json_for_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_event_is_tried_as_json_at_few_of_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     read = 0
     is_object = streaming._is_object
 

@@ -48,7 +48,7 @@ def answer_in(text: str, *, is_json: bool = False) -> str:
         "analysisWe need a number.assistantfinalFour",
     ],
 )
-def test_thoughts_between_tags_are_no_part_of_the_answer(text: str) -> None:
+def test_thoughts_between_tags_are_not_part_of_the_answer(text: str) -> None:
     assert answer_in(text) == "Four"
 
 
@@ -73,7 +73,7 @@ def test_thoughts_between_tags_are_no_part_of_the_answer(text: str) -> None:
         "<think>a</think> b\n</think>\nFour",
     ],
 )
-def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(text: str) -> None:
+def test_thoughts_without_an_opening_tag_are_not_part_of_the_answer(text: str) -> None:
     assert answer_in(text) == "Four"
     assert told([text])[1].has_unopened_thoughts
 
@@ -106,12 +106,12 @@ def test_thoughts_that_nothing_opened_are_no_part_of_the_answer(text: str) -> No
         " leading space",
     ],
 )
-def test_an_answer_that_talks_about_thoughts_is_left_as_it_is(text: str) -> None:
+def test_an_answer_about_thoughts_is_left_unchanged(text: str) -> None:
     assert answer_in(text) == text
 
 
 @pytest.mark.parametrize("text", ["<think>never ends", "<think>hm</think>\n", "hm\n</think>\n\n"])
-def test_thoughts_alone_are_no_answer(text: str) -> None:
+def test_thoughts_alone_are_not_an_answer(text: str) -> None:
     text, answer = told([text])
     assert (text, answer.has_thoughts) == ("", True)
 
@@ -122,17 +122,17 @@ def test_json_at_the_beginning_may_be_a_draft_in_thoughts(draft: str) -> None:
     assert answer_in(f"{draft}\n</think>\n", is_json=True).startswith(draft)
 
 
-def test_json_is_held_where_thoughts_are_expected() -> None:
+def test_json_is_withheld_where_thoughts_are_expected() -> None:
     text, answer = told(['{"a": 1} ', 'is a draft</think>{"b"', ": 2}"], is_buffered=True, is_json=True)
     assert (text, answer.text) == ('{"b": 2}', '{"b": 2}')
 
 
-def test_json_may_name_the_tags() -> None:
+def test_json_may_contain_the_tags() -> None:
     text = '{"summary": "drop\n</think>\nand what is before"}'
     assert answer_in(text, is_json=True) == text
 
 
-def test_text_is_given_as_it_comes_but_for_what_may_be_a_tag() -> None:
+def test_text_is_emitted_at_once_except_for_a_possible_tag() -> None:
     answer = AnswerText()
     assert [answer.add(piece) for piece in ("One ", "two <", "/thi", "s> three")] == [
         "One ",
@@ -142,36 +142,36 @@ def test_text_is_given_as_it_comes_but_for_what_may_be_a_tag() -> None:
     ]
 
 
-def test_thoughts_that_were_given_are_taken_back_when_they_end() -> None:
+def test_emitted_thoughts_are_replaced_when_they_end() -> None:
     answer = AnswerText()
     given = [(answer.add(piece), answer.has_restarted) for piece in ("Hm. ", "So.\n</th", "ink>\n\nFo", "ur")]
     assert given == [("Hm. ", False), ("So.\n", False), ("Fo", True), ("ur", False)]
     assert answer.text == "Four"
 
 
-def test_what_is_held_is_given_when_thoughts_have_ended_and_then_as_it_comes() -> None:
+def test_withheld_text_is_emitted_when_thoughts_end() -> None:
     answer = AnswerText(is_buffered=True)
     assert [answer.add(piece) for piece in ("Hm. ", "So.\n</think>\n\nFo", "ur")] == ["", "Fo", "ur"]
     assert not answer.has_restarted
 
 
-def test_what_is_held_is_given_at_the_end_where_there_were_no_thoughts() -> None:
+def test_withheld_text_is_emitted_at_the_end_where_there_were_no_thoughts() -> None:
     answer = AnswerText(is_buffered=True)
     assert (answer.add("Fo"), answer.add("ur"), answer.end()) == ("", "", "Four")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '```json\n{"a": 1}\n```'])
-def test_json_is_given_as_it_comes_where_the_text_begins_with_it(text: str) -> None:
+def test_leading_json_is_emitted_at_once(text: str) -> None:
     assert AnswerText(is_json=True).add(text) == text
 
 
-def test_json_that_does_not_come_first_is_held_for_it_may_be_a_thought() -> None:
+def test_json_after_other_text_is_withheld_as_a_possible_thought() -> None:
     answer = AnswerText(is_json=True)
     assert answer.add('Perhaps {"a": 1}?\n') == ""
     assert answer.add('</think>\n{"a": 2}') == '{"a": 2}'
 
 
-def test_halves_of_a_character_are_joined_and_half_a_character_is_replaced() -> None:
+def test_split_characters_are_joined_and_incomplete_ones_replaced() -> None:
     answer = AnswerText()
     given = [answer.add(piece) for piece in ("x\ud83d", "\ude00y", "\ude00", "z\ud83d")]
     assert [*given, answer.end()] == ["x", "😀y", "\ufffd", "z", "\ufffd"]
@@ -218,7 +218,7 @@ WORDS = [
     st.booleans(),
     st.booleans(),
 )
-def test_the_answer_is_the_same_however_it_comes(
+def test_the_answer_is_the_same_in_any_chunking(
     text: str, cuts: list[int], is_buffered: bool, is_json: bool
 ) -> None:
     pieces, rest = [], text
@@ -241,7 +241,7 @@ def test_the_answer_is_the_same_however_it_comes(
     ],
 )
 @pytest.mark.parametrize("size", [1000, 10**6])
-def test_an_answer_full_of_tags_is_read_again_for_few_of_them(
+def test_an_answer_full_of_tags_is_rescanned_for_few_of_them(
     monkeypatch: pytest.MonkeyPatch, text: str, size: int, *, is_json: bool
 ) -> None:
     looked_at = 0
@@ -260,5 +260,5 @@ def test_an_answer_full_of_tags_is_read_again_for_few_of_them(
     assert looked_at < 3 * 1024 * 1024
 
 
-def test_thoughts_of_half_a_million_characters_end_where_they_say() -> None:
+def test_long_thoughts_end_at_their_closing_tag() -> None:
     assert answer_in("I wonder. " * 50_000 + "\n</think>\nYes.") == "Yes."

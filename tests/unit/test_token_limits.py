@@ -22,11 +22,11 @@ def read(message: str, sent: int = 8192) -> Refusal:
 
 
 @pytest.mark.parametrize(("message", "cap"), CAPS)
-def test_a_cap_is_read_from_whatever_words_name_it(message: str, cap: int) -> None:
+def test_a_cap_is_parsed_from_every_known_wording(message: str, cap: int) -> None:
     assert read(message) == Refusal(cap, is_cap=True)
 
 
-def test_a_cap_is_read_from_a_validation_error_that_names_the_parameter_apart() -> None:
+def test_a_cap_is_parsed_from_a_validation_error_with_a_separate_parameter_name() -> None:
     fault = {
         "loc": ["body", "max_tokens"],
         "msg": "Input should be less than or equal to 4096",
@@ -37,24 +37,24 @@ def test_a_cap_is_read_from_a_validation_error_that_names_the_parameter_apart() 
 
 
 @pytest.mark.parametrize(("message", "window", "prompt"), WINDOWS)
-def test_where_prompt_and_limit_are_over_a_window_the_limit_becomes_what_is_left(
+def test_where_prompt_and_limit_exceed_a_window_the_limit_becomes_the_rest(
     message: str, window: int, prompt: int
 ) -> None:
     assert read(message) == Refusal(window - prompt, window=window, prompt=prompt)
 
 
 @pytest.mark.parametrize("message", WITHOUT_NUMBERS)
-def test_where_no_limit_can_be_read_it_is_halved(message: str) -> None:
+def test_a_limit_that_cannot_be_parsed_is_halved(message: str) -> None:
     assert read(message).limit == 4096
 
 
 @pytest.mark.parametrize("message", NO_ROOM)
-def test_where_a_window_leaves_no_room_that_is_worth_an_answer_the_prompt_is_too_long(message: str) -> None:
+def test_a_window_without_room_for_an_answer_makes_the_prompt_too_long(message: str) -> None:
     assert refusal(said(message), 8192, 8192) is None
     assert is_too_long(said(message))
 
 
-def test_a_limit_gives_way_to_the_least_and_no_further() -> None:
+def test_a_limit_is_lowered_to_the_minimum_and_no_further() -> None:
     message = "Please reduce the length of the messages or completion."
     limits = [8192]
     while found := refusal(said(message), limits[-1], 8192):
@@ -64,34 +64,34 @@ def test_a_limit_gives_way_to_the_least_and_no_further() -> None:
 
 
 @pytest.mark.parametrize(("sent", "limit"), [(500, 250), (250, 125)])
-def test_where_few_tokens_are_wanted_the_least_is_less(sent: int, limit: int) -> None:
+def test_where_few_tokens_are_wanted_the_minimum_is_lower(sent: int, limit: int) -> None:
     found = refusal(said("Please reduce the length of the messages or completion."), sent, 500)
     assert found == Refusal(limit)
 
 
-def test_no_limit_becomes_nothing() -> None:
+def test_no_limit_becomes_zero() -> None:
     assert refusal(said("Please reduce the length of the messages or completion."), 1, 1) is None
     assert refusal(said("Please reduce the length of the messages or completion."), 3, 3) == Refusal(1)
 
 
-def test_a_cap_that_is_not_named_is_looked_for_further_down() -> None:
+def test_a_cap_that_is_not_named_is_searched_by_halving() -> None:
     assert refusal(said("max_tokens is too large"), 500, 8192) == Refusal(250, is_cap=True)
     assert refusal(said("max_tokens is too large"), 16, 8192) is None
 
 
 @pytest.mark.parametrize("message", TOO_LONG)
-def test_a_prompt_that_is_too_long_is_known_in_every_dialect(message: str) -> None:
+def test_a_prompt_that_is_too_long_is_recognised_in_every_dialect(message: str) -> None:
     assert is_too_long(said(message))
     assert refusal(said(message), 8192, 8192) is None
 
 
 @pytest.mark.parametrize("message", [*OTHERS, *RATES])
-def test_what_is_about_another_thing_is_no_refusal_of_a_limit(message: str) -> None:
+def test_errors_about_other_things_do_not_lower_a_limit(message: str) -> None:
     assert refusal(said(message), 8192, 8192) is None
     assert not is_too_long(said(message))
 
 
-def test_what_an_account_affords_is_asked_for_and_not_remembered() -> None:
+def test_the_tokens_that_an_account_can_afford_are_requested_and_not_remembered() -> None:
     found = read(
         "more credits, or fewer max_tokens. You requested up to 8192 tokens, but can only afford 6513."
     )
@@ -99,13 +99,13 @@ def test_what_an_account_affords_is_asked_for_and_not_remembered() -> None:
     assert TokenLimits().learn(found, 100) == TokenLimits()
 
 
-def test_what_stands_in_a_string_or_a_list_is_read_too() -> None:
+def test_messages_in_strings_or_lists_are_parsed_too() -> None:
     inner = json.dumps({"error": {"message": "max_tokens: 8192 > 4096, which is the maximum"}})
     body = [{"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": inner}}}]
     assert refusal(words(json.dumps(body).encode()), 8192, 8192) == Refusal(4096, is_cap=True)
 
 
-def test_what_the_model_wrote_is_not_read() -> None:
+def test_text_of_the_model_is_not_parsed() -> None:
     text = "max_tokens is too large: prompt is too long"
     body = json.dumps({"error": {"code": "json_validate_failed", "failed_generation": text}}).encode()
     assert refusal(words(body), 8192, 8192) is None
@@ -121,30 +121,30 @@ def learnt(message: str, characters: int) -> TokenLimits:
     return TokenLimits().learn(read(message), characters)
 
 
-def test_a_cap_holds_for_every_prompt() -> None:
+def test_a_cap_applies_to_every_prompt() -> None:
     known = learnt("max_tokens: 8192 > 4096, which is the maximum", 100)
     assert [known.fit(8192, 1), known.fit(8192, 10**6), known.fit(1000, 1)] == [4096, 4096, 1000]
 
 
-def test_what_a_long_prompt_left_is_no_cap_for_a_short_one() -> None:
+def test_the_room_left_by_a_long_prompt_is_no_cap_for_a_short_one() -> None:
     known = learnt(WINDOW.format(6000), 24_000)
     assert known.fit(8192, 24_000) == 2192
     assert known.fit(8192, 400) > 7900
     assert known.fit(8192, 12_000) in range(5000, 5193)
 
 
-def test_what_a_short_prompt_left_is_reckoned_for_a_longer_one() -> None:
+def test_the_room_left_by_a_short_prompt_bounds_a_longer_one() -> None:
     known = learnt(WINDOW.format(300), 40)
     assert known.fit(8192, 40) == 7892
     assert known.fit(8192, 16_040) == 3892
     assert known.fit(8192, 10**6) == 8192  # the endpoint knows better
 
 
-def test_the_longest_prompt_is_the_measure() -> None:
+def test_the_longest_prompt_sets_the_estimate() -> None:
     known = learnt(WINDOW.format(6000), 24_000)
     assert known.learn(read(WINDOW.format(300)), 40) == known
 
 
 @pytest.mark.parametrize("pattern", [token_limits._WINDOW, token_limits._TOO_LONG])
-def test_no_limits_words_are_searched_over_and_over_in_a_long_word(pattern: re.Pattern[str]) -> None:
+def test_a_long_word_is_not_searched_repeatedly(pattern: re.Pattern[str]) -> None:
     assert r"\w*" not in pattern.pattern

@@ -85,7 +85,7 @@ def test_the_largest_instance_is_small_in_the_basic_view() -> None:
     assert {subtask.output for subtask in shown.subtasks} == {""}
 
 
-def test_the_basic_view_keeps_what_is_short() -> None:
+def test_the_basic_view_keeps_short_texts() -> None:
     instance = largest()
     shown = view.instance(instance)
     assert dict(shown.labels) == instance.labels
@@ -106,7 +106,7 @@ def test_the_full_view_has_everything() -> None:
     assert {subtask.output for subtask in shown.subtasks} == {LONG}
 
 
-def test_a_state_is_not_changed_by_what_is_left_out_of_its_view() -> None:
+def test_building_a_view_does_not_change_the_state() -> None:
     instance = largest()
     before = instance.config.SerializeToString(deterministic=True)
     view.instance(instance)
@@ -129,7 +129,7 @@ def test_a_prompt_is_cut_between_two_characters(prompt: str, shown: str, *, is_c
     assert (message.prompt, message.prompt_is_cut) == (shown, is_cut)
 
 
-def test_a_hundred_of_the_largest_fit_into_one_answer() -> None:
+def test_a_hundred_of_the_largest_instances_fit_into_one_answer() -> None:
     instances = [view.instance(largest()) for _ in range(100)]
     view.fit(instances, DEFAULT_MAX_BYTES)
     assert sum(each.ByteSize() for each in instances) < DEFAULT_MAX_BYTES
@@ -137,7 +137,7 @@ def test_a_hundred_of_the_largest_fit_into_one_answer() -> None:
     assert {each.state for each in instances} == {instance_pb2.STATE_COMPLETE}
 
 
-def test_a_batch_that_fits_loses_nothing() -> None:
+def test_a_batch_that_fits_is_returned_whole() -> None:
     instances = [view.instance(Life(f"i{number}").instance) for number in range(100)]
     before = list(instances)
     view.fit(instances, DEFAULT_MAX_BYTES)
@@ -154,7 +154,7 @@ def completed(text: str) -> event_pb2.Event:
 
 @settings(deadline=None)
 @given(st.text(max_size=600), st.integers(min_value=60, max_value=700))
-def test_an_event_is_cut_as_little_as_it_must_be(text: str, max_bytes: int) -> None:
+def test_an_event_is_cut_as_little_as_needed(text: str, max_bytes: int) -> None:
     event = completed(text)
     shown = view.excerpt(event, max_bytes)
     assert shown.ByteSize() <= max_bytes
@@ -168,7 +168,7 @@ def test_an_event_is_cut_as_little_as_it_must_be(text: str, max_bytes: int) -> N
     assert (shown.instance_id, shown.sequence, shown.subtask_completed.subtask_id) == ("a", 3, "t1")
 
 
-def test_of_many_texts_the_longest_are_cut_to_one_length() -> None:
+def test_the_longest_of_many_texts_are_cut_to_one_length() -> None:
     event = event_pb2.Event(instance_id="a", sequence=1)
     created = event.instance_created
     created.prompt = "short"
@@ -197,7 +197,9 @@ def test_an_event_of_the_largest_instance_fits() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=20), st.integers(min_value=100, max_value=2000))
-def test_a_pages_parts_are_its_events_in_order_none_too_large(texts: list[str], max_bytes: int) -> None:
+def test_the_parts_of_a_page_are_its_events_in_order_each_within_the_limit(
+    texts: list[str], max_bytes: int
+) -> None:
     events = [completed(text) for text in texts]
     for place, event in enumerate(events, 7):
         event.sequence = place

@@ -35,7 +35,7 @@ RETRY_INFO = {
 }
 
 
-def test_retry_info_in_the_body_is_read_in_a_list_or_a_string_too() -> None:
+def test_retry_info_is_parsed_in_a_list_or_a_string_too() -> None:
     assert wait_s(RETRY_INFO) == 2
     assert wait_s([RETRY_INFO]) == 2
     assert wait_s({"error": {"message": json.dumps(RETRY_INFO), "code": 429}}) == 2
@@ -55,7 +55,7 @@ def test_retry_info_in_the_body_is_read_in_a_list_or_a_string_too() -> None:
         ({"retryDelay": "soon"}, None),
     ],
 )
-def test_a_field_that_holds_a_wait_is_read(field: dict[str, object], expected_s: float | None) -> None:
+def test_a_field_with_a_wait_is_parsed(field: dict[str, object], expected_s: float | None) -> None:
     assert wait_s({"error": field}) == expected_s
 
 
@@ -82,7 +82,7 @@ def test_a_field_that_holds_a_wait_is_read(field: dict[str, object], expected_s:
         ("try again in a while, 3 models are busy", None),
     ],
 )
-def test_words_that_name_a_wait_are_read(words: str, expected_s: float | None) -> None:
+def test_words_that_name_a_wait_are_parsed(words: str, expected_s: float | None) -> None:
     assert said_s(words) == (None if expected_s is None else pytest.approx(expected_s))
 
 
@@ -104,14 +104,14 @@ def test_words_that_name_a_wait_are_read(words: str, expected_s: float | None) -
     ],
 )
 @pytest.mark.parametrize("name", ["x-ratelimit-reset-requests", "anthropic-ratelimit-input-tokens-reset"])
-def test_the_moment_when_a_limit_is_reset_is_read(name: str, value: str, expected_s: float | None) -> None:
+def test_the_reset_time_of_a_limit_is_parsed(name: str, value: str, expected_s: float | None) -> None:
     headers = {name: value, "Date": DATE}
     assert wait_s(**headers) == expected_s
     exhausted = {**headers, name.replace("reset", "remaining"): "0"}
     assert wait_s(**exhausted) == expected_s
 
 
-def test_only_limits_that_are_exhausted_are_waited_for() -> None:
+def test_only_exhausted_limits_cause_a_wait() -> None:
     headers = {"x-ratelimit-reset-requests": "6m0s", "x-ratelimit-reset-tokens": "2s"}
     assert (
         wait_s(**headers, **{"x-ratelimit-remaining-requests": "99", "x-ratelimit-remaining-tokens": "0"})
@@ -128,14 +128,14 @@ def test_only_limits_that_are_exhausted_are_waited_for() -> None:
     assert wait_s(**headers) == 2
 
 
-def test_headers_that_a_gateway_hands_on_in_the_body_are_read() -> None:
+def test_headers_repeated_in_the_body_by_a_gateway_are_parsed() -> None:
     reset_ms = round((time.time() + 60) * 1000)
     headers = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset_ms)}
     body = {"error": {"code": 429, "message": "Rate limit exceeded", "metadata": {"headers": headers}}}
     assert wait_s(body) == pytest.approx(60, abs=5)
 
 
-def test_the_header_is_believed_first_then_the_body_and_its_words_before_other_headers() -> None:
+def test_the_retry_after_header_takes_precedence_then_the_body_and_then_other_headers() -> None:
     spoken = {"error": {"message": "try again in 3s"}}
     fielded = {"error": {"message": "try again in 3s", "retryDelay": "2s"}}
     reset = {"x-ratelimit-reset-tokens": "4s", "x-ratelimit-remaining-tokens": "0"}
@@ -145,7 +145,7 @@ def test_the_header_is_believed_first_then_the_body_and_its_words_before_other_h
     assert wait_s("no", **reset) == 4
 
 
-def test_a_date_in_iso_form_is_measured_by_our_clock_where_the_endpoint_shows_none() -> None:
+def test_an_iso_date_is_measured_by_the_local_clock_where_the_endpoint_sends_none() -> None:
     moment = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
     assert wait_s(Retry_After=moment) == pytest.approx(60, abs=5)
 
@@ -163,5 +163,5 @@ def test_a_date_in_iso_form_is_measured_by_our_clock_where_the_endpoint_shows_no
         ("RateLimit-Policy", '"default";q=100;w=10', None),
     ],
 )
-def test_other_headers_that_name_a_wait_are_read(name: str, value: str, expected_s: float | None) -> None:
+def test_other_headers_that_name_a_wait_are_parsed(name: str, value: str, expected_s: float | None) -> None:
     assert requested_wait_s({name: value}, b"") == expected_s

@@ -20,7 +20,7 @@ PAYLOAD_OF = {
     [(PLANNING, "started"), (PLANNING, "failed"), *itertools.product((SUBTASK, SYNTHESIS), PAYLOAD_OF)],
     ids=str,
 )
-def test_the_event_of_a_piece_of_work_tells_which_it_is(key: WorkKey, step: str) -> None:
+def test_the_event_of_a_piece_of_work_identifies_it(key: WorkKey, step: str) -> None:
     event = PAYLOAD_OF[step](key)
     name = event.WhichOneof("payload")
     payload = getattr(event, name)
@@ -28,7 +28,7 @@ def test_the_event_of_a_piece_of_work_tells_which_it_is(key: WorkKey, step: str)
     assert (wire.work_key(payload), payload.attempt, payload.model) == (key, 3, "scripted/m")
 
 
-def test_a_failure_names_the_subtask_that_it_is_of_and_no_other() -> None:
+def test_a_failure_names_its_own_subtask() -> None:
     cause = Failure("OVERLOADED", "later", "t9")
     assert failed(SUBTASK, 1, "m", cause, Usage()).subtask_failed.error.subtask_id == "t1"
     assert failed(PLANNING, 1, "m", cause, Usage()).planning_failed.error.subtask_id == ""

@@ -47,7 +47,7 @@ def test_a_table_of_the_settings_becomes_a_worker() -> None:
         ({"name": "coder"}, "workers[1].name is 'coder', and so is another's: names must be unique"),
     ],
 )
-def test_a_table_that_makes_no_sense_is_refused(table: object, words: str) -> None:
+def test_an_invalid_table_is_rejected(table: object, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         workers.read([TABLE, table])
     place, verb, fault = words.partition(" has " if " has " in words else " is ")
@@ -70,7 +70,7 @@ def test_a_table_that_makes_no_sense_is_refused(table: object, words: str) -> No
         ("workers[0].top_p", [pb.Worker(name="coder", top_p=1.1)]),
     ],
 )
-def test_a_catalogue_beyond_a_limit_is_refused_with_the_path_of_the_field(
+def test_a_catalogue_beyond_a_limit_is_rejected_with_the_path_of_the_field(
     field: str, catalogue: list[pb.Worker]
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
@@ -79,7 +79,7 @@ def test_a_catalogue_beyond_a_limit_is_refused_with_the_path_of_the_field(
     assert str(caught.value).startswith(f"config.{field} ")
 
 
-def test_a_catalogue_at_every_limit_is_taken() -> None:
+def test_a_catalogue_at_every_limit_is_accepted() -> None:
     catalogue = [
         pb.Worker(
             name=f"{number:100d}".replace(" ", "w"),
@@ -94,7 +94,7 @@ def test_a_catalogue_at_every_limit_is_taken() -> None:
     assert list(resolved(workers=catalogue).workers) == catalogue
 
 
-def test_a_clients_catalogue_takes_the_place_of_the_services() -> None:
+def test_a_catalogue_of_the_client_replaces_the_services() -> None:
     base = config.default("a/big", "a/small", [CODER, pb.Worker(name="writer")])
     assert [worker.name for worker in config.resolve(pb.InstanceConfig(), base).workers] == [
         "coder",
@@ -104,11 +104,11 @@ def test_a_clients_catalogue_takes_the_place_of_the_services() -> None:
     assert list(config.resolve(own, base).workers) == list(own.workers)
 
 
-def test_without_a_catalogue_a_configuration_is_no_larger_than_it_was() -> None:
+def test_without_a_catalogue_a_configuration_has_no_extra_bytes() -> None:
     assert not any(field.name == "workers" for field, _ in CONFIG.ListFields())
 
 
-def test_all_models_are_named_with_their_fields() -> None:
+def test_all_models_are_listed_with_their_fields() -> None:
     catalogue = [pb.Worker(name="writer"), CODER]
     assert config.models(config.default("a/big", "a/small"), catalogue) == {
         "big_model": "a/big",
@@ -117,7 +117,7 @@ def test_all_models_are_named_with_their_fields() -> None:
     }
 
 
-def test_a_catalogue_is_named_by_what_is_in_it() -> None:
+def test_a_catalogue_is_identified_by_its_content() -> None:
     digest, data = workers.encode([CODER, pb.Worker(name="writer")])
     assert workers.decode(data) == (CODER, pb.Worker(name="writer"))
     assert workers.encode([CODER, pb.Worker(name="writer")]) == (digest, data)
