@@ -171,8 +171,8 @@ async def test_on_a_phone_long_code_scrolls_within_its_card(
     await service.stage("narrow", finished(CODE), ago_s=100)
     async with open_page(browser, **PHONE) as page:
         await page.goto(f"{address}#/instances/narrow")
-        scrolls = page.locator(".result .code .scrolling").nth(0)
-        assert await scrolls.evaluate("it => it.scrollWidth > it.clientWidth && it.clientWidth > 300")
+        scrollable = page.locator(".result .code .scrollable").nth(0)
+        assert await scrollable.evaluate("it => it.scrollWidth > it.clientWidth && it.clientWidth > 300")
         await assert_fits(page)
 
 

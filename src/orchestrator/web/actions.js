@@ -1,7 +1,7 @@
 // The actions that the transition table of core/state.py allows in a state, as buttons.
 import { steer } from './api.js';
 import { DeleteDialog, ForkDialog, RestartDialog, RetryDialog } from './dialogs.js';
-import { Failure, useFailure } from './failure.js';
+import { FailureMessage, useFailure } from './failure.js';
 import { TERMINAL } from './fold.js';
 import { steerAsSeen } from './seen.js';
 import { html, useState } from './ui.js';
@@ -64,7 +64,7 @@ export function Actions({ instance, onSteered, children }) {
     ${ALLOWED.retry.includes(state) && asks('change', 'Retry with changes…', change)} ${sends('pause', 'Pause')}
     ${sends('terminate', 'Terminate', 'danger')}
     ${finished && asks('restart', 'Restart…')} ${asks('fork', 'Fork…')} ${finished && asks('delete', 'Delete…', 'danger')}
-    <${Failure} error=${failure ?? late} />
+    <${FailureMessage} error=${failure ?? late} />
     ${dialog && html`<${DIALOGS[dialog]} instance=${instance} onDone=${onSteered} onClose=${() => setDialog('')} />`}
   </div>`;
 }

@@ -1,5 +1,5 @@
 // The service's REST bindings, as orchestrator.proto has them.
-import { reportAnswer, reportOutage } from './recovery.js';
+import { reportResponse, reportOutage } from './recovery.js';
 
 /** The service refused, or could not be reached: `message` is for people, `reason` and `status` for code. */
 export class RequestError extends Error {
@@ -36,11 +36,11 @@ async function request(method, path, body) {
 async function exchange(method, path, body) {
   try {
     const exchanged = await send(method, path, body);
-    reportAnswer();
+    reportResponse();
     return exchanged;
   } catch (error) {
     if (error.isOutage) reportOutage();
-    else reportAnswer();
+    else reportResponse();
     throw error;
   }
 }

@@ -178,7 +178,7 @@ function App() {
         ${!address.id && html`<${CreateForm} onCreated=${(id) => (location.hash = hrefOf(id))} />`}
       </main>
     </div>
-    <${ModelSuggestions} used=${instances.current.models} />
+    <${ModelSuggestions} more=${instances.current.models} />
     <p class="hidden" role="status" aria-live="polite">${announcement}</p>
   `;
 }

@@ -1,8 +1,8 @@
-// The part of InstanceConfig that a person sets by hand, as form fields.
-import { milliseconds } from './format.js';
+// The form fields for the part of InstanceConfig that the page can set.
+import { parseDurationMs } from './format.js';
 import { html } from './ui.js';
 
-export const NO_CHANGES = {
+export const EMPTY_FIELDS = {
   bigModel: '',
   smallModel: '',
   instructions: '',
@@ -12,7 +12,7 @@ export const NO_CHANGES = {
   reviewPlan: false,
 };
 
-/** The fields as InstanceConfig: what is empty is left to the service, or as it was. */
+/** Convert the fields to an InstanceConfig without the empty ones: those keep their value, or the service's default. */
 export function toConfig(fields) {
   const budget = {
     ...(fields.maxCostUsd && { maxCostUsd: Number(fields.maxCostUsd) }),
@@ -28,31 +28,31 @@ export function toConfig(fields) {
   };
 }
 
-/** The update mask that takes what is set in a config, and clears other fields. */
-export function maskOf({ budget = {}, ...config }, ...cleared) {
+/** Build the update mask that applies the fields set in a config, and clears those in `cleared`. */
+export function updateMaskOf({ budget = {}, ...config }, ...cleared) {
   const limits = Object.keys(budget).map((name) => `budget.${name}`);
   return [...Object.keys(config), ...limits, ...cleared].join(',');
 }
 
-/** `current`: the config that the fields change, if it is known; its values are shown where a field is empty. */
+/** `current`: the config that the fields change, if it is known; its values are the placeholders of empty fields. */
 export function ConfigFields({ fields, onChange, current, withReview = true }) {
   const set = (name) => (event) => onChange({ ...fields, [name]: event.target.value });
   const { bigModel, smallModel, instructions, budget, workers = [] } = current ?? {};
   const { maxCostUsd, maxTokens, maxDuration } = budget ?? {};
-  const model = { list: 'models', autocomplete: 'off', autocapitalize: 'off', spellcheck: false };
-  const field = (name, label, placeholder, { look, ...props } = {}) => html`<label class=${`field ${look ?? ''}`}>
+  const modelProps = { list: 'models', autocomplete: 'off', autocapitalize: 'off', spellcheck: false };
+  const field = (name, label, placeholder, { width, ...props } = {}) => html`<label class=${`field ${width ?? ''}`}>
     <span>${label}</span>
     <input name=${name} value=${fields[name]} placeholder=${placeholder} onInput=${set(name)} ...${props} />
   </label>`;
-  const number = { look: 'third', type: 'number', min: 0, step: 'any', inputmode: 'decimal' };
-  const whole = { ...number, min: 1, step: 1, inputmode: 'numeric' };
+  const numberProps = { width: 'third', type: 'number', min: 0, step: 'any', inputmode: 'decimal' };
+  const integerProps = { ...numberProps, min: 1, step: 1, inputmode: 'numeric' };
   return html`
     <div class="fields">
-      ${field('bigModel', 'Big model: plans and synthesises', bigModel ?? 'as the service is set', model)}
-      ${field('smallModel', 'Small model: works on subtasks', smallModel ?? 'as the service is set', model)}
-      ${field('maxCostUsd', 'Stop at a cost of, US $', maxCostUsd ?? 'no limit', number)}
-      ${field('maxTokens', 'Stop at tokens', maxTokens ?? 'no limit', whole)}
-      ${field('maxMinutes', 'Stop after minutes', maxDuration ? milliseconds(maxDuration) / 60_000 : 'no limit', number)}
+      ${field('bigModel', 'Big model: plans and synthesises', bigModel ?? 'as the service is set', modelProps)}
+      ${field('smallModel', 'Small model: works on subtasks', smallModel ?? 'as the service is set', modelProps)}
+      ${field('maxCostUsd', 'Stop at a cost of, US $', maxCostUsd ?? 'no limit', numberProps)}
+      ${field('maxTokens', 'Stop at tokens', maxTokens ?? 'no limit', integerProps)}
+      ${field('maxMinutes', 'Stop after minutes', maxDuration ? parseDurationMs(maxDuration) / 60_000 : 'no limit', numberProps)}
       <label class="field wide">
         <span>Instructions for every model</span>
         <textarea

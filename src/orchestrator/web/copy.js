@@ -1,17 +1,17 @@
 import { html, useState } from './ui.js';
 
-/** Copies a text; browsers let only pages of a secure context do so, which loopback is. */
+/** Copy a text when clicked. Browsers allow that only to pages of a secure context, which loopback is. */
 export function CopyButton({ text, what, label = 'Copy' }) {
-  const [said, say] = useState('');
+  const [status, setStatus] = useState('');
   async function copy() {
     try {
       await navigator.clipboard.writeText(text);
-      say('Copied');
+      setStatus('Copied');
     } catch {
-      say('The browser does not allow it');
+      setStatus('The browser does not allow it');
     }
   }
-  return html`<button type="button" class="copy" aria-label=${`${label} ${what}`} onClick=${copy} onBlur=${() => say('')}>
-    ${label}<span class="said" role="status">${said}</span>
+  return html`<button type="button" class="copy" aria-label=${`${label} ${what}`} onClick=${copy} onBlur=${() => setStatus('')}>
+    ${label}<span class="status" role="status">${status}</span>
   </button>`;
 }

@@ -1,36 +1,36 @@
-// A new instance from a prompt.
+// The form that creates an instance from a prompt.
 import { createInstance } from './api.js';
-import { ConfigFields, NO_CHANGES, toConfig } from './config.js';
-import { Failure, useFailure } from './failure.js';
+import { ConfigFields, EMPTY_FIELDS, toConfig } from './config.js';
+import { FailureMessage, useFailure } from './failure.js';
 import { useServiceInfo } from './service.js';
 import { html, useRef, useState } from './ui.js';
 
 const isMac = navigator.platform.startsWith('Mac');
 
-/** A key under which the service knows a request that is sent twice. */
+/** Return an idempotency key: a request that is sent again with it creates no second instance. */
 function newRequestId() {
   return Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('');
 }
 
 export function CreateForm({ onCreated }) {
   const [prompt, setPrompt] = useState('');
-  const [fields, setFields] = useState(NO_CHANGES);
+  const [fields, setFields] = useState(EMPTY_FIELDS);
   const [failure, setFailure] = useFailure();
-  const [sending, setSending] = useState(false);
+  const [isSending, setIsSending] = useState(false);
   const requestId = useRef(newRequestId());
   const info = useServiceInfo();
 
   async function submit(event) {
     event?.preventDefault();
-    if (sending) return;
-    setSending(true);
+    if (isSending) return;
+    setIsSending(true);
     setFailure(null);
     try {
       onCreated(await createInstance({ prompt, requestId: requestId.current, config: toConfig(fields) }));
     } catch (error) {
       setFailure(error);
-      setSending(false);
-      // Only a request that may have arrived is repeated under its key.
+      setIsSending(false);
+      // Only a request that may have arrived is sent again with the same key.
       if (!error.isTransient) requestId.current = newRequestId();
     }
   }
@@ -49,7 +49,7 @@ export function CreateForm({ onCreated }) {
     <h1 id="create-title" tabindex="-1">What is to be done?</h1>
     <p class="hint">
       A big model plans it into subtasks, smaller ones work on them in parallel, and the big one puts the answer together.
-      ${info && html` Here: <${Models} ...${info.models} />.`}
+      ${info && html` Here: <${ModelRoles} ...${info.models} />.`}
     </p>
     <label class="field">
       <span class="hidden">Prompt</span>
@@ -66,15 +66,15 @@ export function CreateForm({ onCreated }) {
       <summary>Options</summary>
       <${ConfigFields} fields=${fields} onChange=${setFields} current=${info && { ...info.defaultConfig, workers: info.workers }} />
     </details>
-    <${Failure} error=${failure} />
+    <${FailureMessage} error=${failure} />
     <div class="buttons">
-      <button class="primary" disabled=${sending || !prompt.trim()}>${sending ? 'Starting…' : 'Start'}</button>
+      <button class="primary" disabled=${isSending || !prompt.trim()}>${isSending ? 'Starting…' : 'Start'}</button>
       <span class="hint"><kbd>${isMac ? '⌘' : 'Ctrl'}</kbd> <kbd>Enter</kbd></span>
     </div>
   </form>`;
 }
 
-function Models({ bigModel, smallModel }) {
+function ModelRoles({ bigModel, smallModel }) {
   if (bigModel === smallModel) return html`<code>${bigModel}</code> does both`;
   return html`<code>${bigModel}</code> plans, <code>${smallModel}</code> works`;
 }

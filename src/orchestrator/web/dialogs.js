@@ -1,7 +1,7 @@
 // What is asked before an instance is changed for good, or goes on under another configuration.
 import { deleteInstance, steer } from './api.js';
-import { ConfigFields, maskOf, NO_CHANGES, toConfig } from './config.js';
-import { Failure, useFailure } from './failure.js';
+import { ConfigFields, updateMaskOf, EMPTY_FIELDS, toConfig } from './config.js';
+import { FailureMessage, useFailure } from './failure.js';
 import { steerAsSeen, useSeen } from './seen.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
@@ -27,7 +27,7 @@ function Dialog({ title, submit, danger, onSubmit, onClose, children }) {
     <form onSubmit=${send} onInput=${() => setFailure(null)}>
       <h2 id="dialog-title">${title}</h2>
       ${children}
-      <${Failure} error=${failure} />
+      <${FailureMessage} error=${failure} />
       <div class="buttons">
         <button class=${danger ? 'danger' : 'primary'} disabled=${sending}>${submit}</button>
         <button type="button" onClick=${() => dialog.current.close()}>Cancel</button>
@@ -37,7 +37,7 @@ function Dialog({ title, submit, danger, onSubmit, onClose, children }) {
 }
 
 export function RetryDialog({ instance, onDone, onClose }) {
-  const [fields, setFields] = useState(NO_CHANGES);
+  const [fields, setFields] = useState(EMPTY_FIELDS);
   const seen = useSeen(instance);
   const onSubmit = async () => onDone(await steerAsSeen(instance.id, seen, 'retry', { config: toConfig(fields) }));
   return html`<${Dialog} title="Retry with changes" submit="Retry" onSubmit=${onSubmit} onClose=${onClose}>
@@ -47,12 +47,12 @@ export function RetryDialog({ instance, onDone, onClose }) {
 }
 
 export function RestartDialog({ instance, onDone, onClose }) {
-  const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
+  const [fields, setFields] = useState({ ...EMPTY_FIELDS, reviewPlan: instance.config.reviewPlan ?? false });
   const [plansAnew, setPlansAnew] = useState(false);
   const seen = useSeen(instance);
   const onSubmit = async () => {
     const config = { ...toConfig(fields), reviewPlan: fields.reviewPlan };
-    const changes = { config, ...(plansAnew && { updateMask: maskOf(config, 'subtasks') }) };
+    const changes = { config, ...(plansAnew && { updateMask: updateMaskOf(config, 'subtasks') }) };
     onDone(await steerAsSeen(instance.id, seen, 'restart', changes));
   };
   return html`<${Dialog} title="Restart" submit="Restart" onSubmit=${onSubmit} onClose=${onClose}>
@@ -70,7 +70,7 @@ export function RestartDialog({ instance, onDone, onClose }) {
 }
 
 export function ForkDialog({ instance, onDone, onClose }) {
-  const [fields, setFields] = useState({ ...NO_CHANGES, reviewPlan: instance.config.reviewPlan ?? false });
+  const [fields, setFields] = useState({ ...EMPTY_FIELDS, reviewPlan: instance.config.reviewPlan ?? false });
   const [stage, setStage] = useState('STAGE_PLAN');
   const [newId, setNewId] = useState('');
   const isDone = (subtask) => subtask.state === 'COMPLETED';

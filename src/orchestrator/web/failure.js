@@ -1,29 +1,29 @@
-// A message about what failed, which does not outlive its cause.
-import { onRecorded, onRecovered } from './recovery.js';
+// The message about the last failed request, which is removed once its cause is gone.
+import { onEventRecorded, onRecovered } from './recovery.js';
 import { html, useEffect, useRef, useState } from './ui.js';
 
 /**
- * The RequestError of what was tried last, or null, and what sets it. It is forgotten once its cause is gone: an outage
- * when the service is back, a full disk when something is recorded again, any other when `about` (a value: what the attempt
- * depended on) has changed.
+ * Return the RequestError of the last attempt, or null, and its setter. The error is cleared once its cause is gone: an
+ * outage when the service is back, a full disk when an event is recorded again, any other when `dependency` (the value
+ * that the attempt depended on) has changed.
  */
-export function useFailure(about = null) {
-  const [failed, setFailed] = useState(null); // {error, about}
-  const latest = useRef(about);
-  latest.current = about;
-  const isPast = failed !== null && failed.about !== about;
+export function useFailure(dependency = null) {
+  const [failure, storeFailure] = useState(null); // {error, dependency}
+  const latest = useRef(dependency);
+  latest.current = dependency;
+  const isOutdated = failure !== null && failure.dependency !== dependency;
   useEffect(() => {
-    if (isPast) setFailed(null);
-  }, [isPast]);
+    if (isOutdated) storeFailure(null);
+  }, [isOutdated]);
   useEffect(() => {
-    if (failed?.error.isOutage) return onRecovered(() => setFailed(null));
-    if (failed?.error.reason === 'STORAGE_READ_ONLY') return onRecorded(() => setFailed(null));
+    if (failure?.error.isOutage) return onRecovered(() => storeFailure(null));
+    if (failure?.error.reason === 'STORAGE_READ_ONLY') return onEventRecorded(() => storeFailure(null));
     return undefined;
-  }, [failed]);
-  const setFailure = (error) => setFailed(error && { error, about: latest.current });
-  return [failed && !isPast ? failed.error : null, setFailure];
+  }, [failure]);
+  const setFailure = (error) => storeFailure(error && { error, dependency: latest.current });
+  return [failure && !isOutdated ? failure.error : null, setFailure];
 }
 
-export function Failure({ error }) {
+export function FailureMessage({ error }) {
   return error && html`<p class="failure" role="alert">${error.message}</p>`;
 }

@@ -1,9 +1,9 @@
-// Values as people read them.
+// Formats values for display.
 
-const grouped = new Intl.NumberFormat('en');
-const ago = new Intl.RelativeTimeFormat('en', { numeric: 'always', style: 'narrow' });
-const clock = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
-const AGO_UNITS = [['day', 86_400], ['hour', 3600], ['minute', 60]];
+const countFormat = new Intl.NumberFormat('en');
+const timeAgoFormat = new Intl.RelativeTimeFormat('en', { numeric: 'always', style: 'narrow' });
+const dateTimeFormat = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
+const TIME_AGO_UNITS = [['day', 86_400], ['hour', 3600], ['minute', 60]];
 
 export const STATES = {
   STATE_QUEUED: { name: 'Queued', tone: 'idle' },
@@ -21,21 +21,21 @@ export function duration(ms) {
   if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
   if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`;
   const seconds = Math.round(ms / 1000);
-  if (seconds < 3600) return pair(seconds, 60, 'min', 's');
-  return pair(Math.floor(seconds / 60), 60, 'h', 'min');
+  if (seconds < 3600) return twoUnits(seconds, 60, 'min', 's');
+  return twoUnits(Math.floor(seconds / 60), 60, 'h', 'min');
 }
 
-function pair(number, size, large, small) {
+function twoUnits(number, size, large, small) {
   const rest = number % size;
   return `${Math.floor(number / size)} ${large}${rest ? ` ${rest} ${small}` : ''}`;
 }
 
-/** The milliseconds of a Duration as protobuf's JSON has it, as in `90s`. */
-export function milliseconds(text) {
+/** Parse a Duration of protobuf's JSON, such as `90s`, to milliseconds. */
+export function parseDurationMs(text) {
   return Number.parseFloat(text) * 1000;
 }
 
-/** As `duration`, but whole seconds: for what is counted while one looks at it. */
+/** As `duration`, but in whole seconds: for a time that is still running. */
 export function elapsed(ms) {
   return ms < 60_000 ? `${Math.max(0, Math.floor(ms / 1000))} s` : duration(ms);
 }
@@ -44,49 +44,50 @@ export function hasTokens({ inputTokens, outputTokens }) {
   return inputTokens + outputTokens > 0;
 }
 
-/** `12,340 tokens`, both ways together, as the command line says it; `-` where they are not known. */
+/** `12,340 tokens`, input and output together, as on the command line; `-` where they are not known. */
 export function tokens(usage) {
   return hasTokens(usage) ? plural(usage.inputTokens + usage.outputTokens, 'token') : '-';
 }
 
-/** `12,340 tok`, in a row of many. */
+/** `12,340 tok`, for rows. */
 export function shortTokens(usage) {
   return tokens(usage).replace(/tokens?$/, 'tok');
 }
 
 /** `810 in, 1,204 out`. */
-export function tokensEachWay({ inputTokens, outputTokens }) {
+export function inputAndOutputTokens({ inputTokens, outputTokens }) {
   return `${count(inputTokens)} in, ${count(outputTokens)} out`;
 }
 
-/** US dollars, `$0.0123`, as the command line says them; `-` for 0, which means that no price is known. */
+/** US dollars, `$0.0123`, as on the command line; `-` for 0, which means that no price is known. */
 export function cost(usd) {
   if (!usd) return '-';
-  const isTie = (usd * 32) % 2 === 1; // between two ten-thousandths: Python gives the even one
+  const isTie = (usd * 32) % 2 === 1; // halfway between two ten-thousandths: Python rounds to the even one
   const below = Math.floor(usd * 10_000);
   return `$${(isTie ? (below + (below % 2)) / 10_000 : usd).toFixed(4)}`;
 }
 
-/** `12,340 tokens, $0.0123`, of what is known, as the command line says it. */
-export function used(usage) {
+/** `12,340 tokens, $0.0123`, without what is not known, as on the command line. */
+export function usageSummary(usage) {
   return [hasTokens(usage) && tokens(usage), usage.costUsd > 0 && cost(usage.costUsd)].filter(Boolean).join(', ');
 }
 
-export function moment(ms) {
-  return clock.format(ms);
+export function dateTime(ms) {
+  return dateTimeFormat.format(ms);
 }
 
-export function since(ms, now) {
+/** `5m ago`, or `just now`. */
+export function timeAgo(ms, now) {
   const seconds = (now - ms) / 1000;
-  for (const [unit, size] of AGO_UNITS) {
-    if (seconds >= size) return ago.format(-Math.floor(seconds / size), unit);
+  for (const [unit, size] of TIME_AGO_UNITS) {
+    if (seconds >= size) return timeAgoFormat.format(-Math.floor(seconds / size), unit);
   }
   return 'just now';
 }
 
 /** `12,340`. */
 export function count(number) {
-  return grouped.format(number);
+  return countFormat.format(number);
 }
 
 export function plural(number, word) {

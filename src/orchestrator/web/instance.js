@@ -3,7 +3,7 @@ import { Actions } from './actions.js';
 import { resultPath } from './api.js';
 import { CopyButton } from './copy.js';
 import { TERMINAL } from './fold.js';
-import { cost, duration, elapsed, firstLine, hasTokens, moment, plural, since, STATES, tokens, tokensEachWay, used } from './format.js';
+import { cost, dateTime, duration, elapsed, firstLine, hasTokens, inputAndOutputTokens, STATES, timeAgo, tokens, usageSummary } from './format.js';
 import { EventLog } from './log.js';
 import { Markdown } from './markdown.js';
 import { LateReview, Review } from './review.js';
@@ -13,7 +13,7 @@ import { html } from './ui.js';
 
 const TITLE_SHOWN = 120; // characters that a heading has room for
 
-export function StateBadge({ state }) {
+function StateBadge({ state }) {
   const { name, tone } = STATES[state] ?? { name: 'Loading', tone: 'idle' };
   return html`<span class=${`badge ${tone}`}>${name}</span>`;
 }
@@ -31,8 +31,8 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
       <p class="identity">
         <${StateBadge} state=${instance.state} />
         <code>${instance.id}</code>
-        <time datetime=${new Date(instance.createTime).toISOString()} title=${moment(instance.createTime)}>
-          ${since(instance.createTime, now)}
+        <time datetime=${new Date(instance.createTime).toISOString()} title=${dateTime(instance.createTime)}>
+          ${timeAgo(instance.createTime, now)}
         </time>
         ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a>${copiedBy(instance)}</span>`}
         ${Object.entries(instance.labels).map(([key, value]) => html`<span class="tag" key=${key}>${key}=${value}</span>`)}
@@ -70,7 +70,7 @@ function Missing({ id }) {
 /** What a fork was spared, because its source had done it. */
 function copiedBy({ usage, ownUsage }) {
   const less = (name) => Math.max(0, usage[name] - ownUsage[name]);
-  const copied = used({ inputTokens: less('inputTokens'), outputTokens: less('outputTokens'), costUsd: less('costUsd') });
+  const copied = usageSummary({ inputTokens: less('inputTokens'), outputTokens: less('outputTokens'), costUsd: less('costUsd') });
   return copied && `, which paid for what is copied (${copied})`;
 }
 
@@ -84,7 +84,7 @@ function Facts({ instance, now }) {
     [finished ? 'Took' : 'So far', took ? (finished ? duration(took) : elapsed(took)) : '-'],
     ['Subtasks', subtasks.length ? `${done} of ${subtasks.length}` : '-'],
     ['Model calls', usage.modelCalls],
-    ['Used', html`${tokens(usage)}${hasTokens(usage) && html`<br /><span class="about">${tokensEachWay(usage)}</span>`}`],
+    ['Used', html`${tokens(usage)}${hasTokens(usage) && html`<br /><span class="about">${inputAndOutputTokens(usage)}</span>`}`],
     ['Cost', cost(usage.costUsd)],
     ...(config.bigModel === config.smallModel
       ? [['Model', config.bigModel]]
@@ -157,6 +157,6 @@ function Result({ id, text, isWhole = false, isThere = true, isWriting = false }
 function Configuration({ config }) {
   return html`<details class="card asked">
     <summary>Configuration</summary>
-    <pre class="scrolling" tabindex="0" role="region" aria-label="Configuration">${JSON.stringify(config, null, 2)}</pre>
+    <pre class="scrollable" tabindex="0" role="region" aria-label="Configuration">${JSON.stringify(config, null, 2)}</pre>
   </details>`;
 }

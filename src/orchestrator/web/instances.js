@@ -2,7 +2,7 @@
 import { allEventsPath, getInstance, lastPosition, listInstances } from './api.js';
 import { Feed } from './feed.js';
 import { apply, emptyInstance, fromResource, mayWait } from './fold.js';
-import { onRecovered, reportRecorded } from './recovery.js';
+import { onRecovered, reportEventRecorded } from './recovery.js';
 
 const PAGE_SIZE = 30;
 const LARGEST_PAGE = 1000;
@@ -208,7 +208,7 @@ export class Instances {
     } else {
       this.#fetch(id);
     }
-    reportRecorded();
+    reportEventRecorded();
     this.onEvent(event);
     this.onChange();
   }

@@ -1,5 +1,5 @@
 // The list of instances, with what it is filtered by and searched for.
-import { cost, count, firstLine, hasTokens, plural, shortTokens, since, STATES } from './format.js';
+import { cost, count, firstLine, hasTokens, plural, shortTokens, STATES, timeAgo } from './format.js';
 import { STATE_FILTERS } from './instances.js';
 import { html, useState } from './ui.js';
 
@@ -123,7 +123,7 @@ function Item({ instance, now, href, isCurrent }) {
     <span class="title" dir="auto">${firstLine(instance.prompt)}</span>
     <span class="about">
       <span class=${`tone ${tone}`}>${name}</span>
-      <span>${since(instance.createTime, now)}</span>
+      <span>${timeAgo(instance.createTime, now)}</span>
       ${instance.forkedFrom &&
       html`<span title=${`forked from ${instance.forkedFrom}: what it copied from there was used there`}>fork</span>`}
       ${hasTokens(instance.ownUsage) && html`<span>${shortTokens(instance.ownUsage)}</span>`}

@@ -1,19 +1,19 @@
-// What is recorded of an instance: each event in a line, and all that it holds.
+// An instance's events, each in a line that expands to its payload.
 import { CopyButton } from './copy.js';
 import { kindOf } from './fold.js';
 import { plural } from './format.js';
 import { html, useState } from './ui.js';
 
-const clock = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' });
+const timeFormat = new Intl.DateTimeFormat('en-GB', { timeStyle: 'medium' });
 
 export function EventLog({ events }) {
   return html`<details class="card log">
     <summary>${plural(events.length, 'event')}</summary>
-    <ol>${events.map((event) => html`<${Entry} key=${event.sequence} event=${event} />`)}</ol>
+    <ol>${events.map((event) => html`<${EventEntry} key=${event.sequence} event=${event} />`)}</ol>
   </details>`;
 }
 
-function Entry({ event }) {
+function EventEntry({ event }) {
   const [isOpen, setOpen] = useState(false);
   const kind = kindOf(event);
   const payload = event[kind] ?? {};
@@ -25,9 +25,9 @@ function Entry({ event }) {
     omitted > 0 && `without ${plural(omitted, 'byte')} of its texts`,
   ];
   return html`<li value=${event.sequence}>
-    <details onToggle=${(toggled) => setOpen(toggled.currentTarget.open)}>
+    <details onToggle=${(toggle) => setOpen(toggle.currentTarget.open)}>
       <summary>
-        <time datetime=${event.eventTime}>${clock.format(Date.parse(event.eventTime))}</time>
+        <time datetime=${event.eventTime}>${timeFormat.format(Date.parse(event.eventTime))}</time>
         <span class="kind">${kind?.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)}</span>
         <span class="about">${about.filter(Boolean).join(' · ')}</span>
       </summary>

@@ -1,13 +1,13 @@
-// Markdown that a model wrote, as DOM. It is not trusted: raw HTML in it is shown as text (markdown-it), what
-// comes out is reduced to the tags and attributes below (DOMPurify), and the page's Content-Security-Policy
-// would run nothing of it anyway. Pictures become links: showing one would tell its server who reads.
+// Renders Markdown of a model's output as DOM. It is not trusted: raw HTML in it is shown as text (markdown-it), the
+// result is reduced to the tags and attributes below (DOMPurify), and the page's Content-Security-Policy blocks scripts
+// in any case. Images become links: loading one would reveal the reader to its server.
 import { CopyButton } from './copy.js';
 import { highlight } from './highlighting.js';
 import { html, render, useLayoutEffect, useRef } from './ui.js';
 import DOMPurify from './vendor/dompurify.js';
 import MarkdownIt from './vendor/markdown-it.js';
 
-const ALLOWED = {
+const SANITIZER = {
   ALLOWED_TAGS: [
     ...['h3', 'h4', 'h5', 'h6', 'p', 'br', 'hr', 'blockquote', 'pre', 'code', 'strong', 'em', 's', 'a'],
     ...['ul', 'ol', 'li', 'table', 'thead', 'tbody', 'tr', 'th', 'td'],
@@ -16,7 +16,7 @@ const ALLOWED = {
   ALLOWED_URI_REGEXP: /^(?:https?:\/\/|mailto:)/i,
   RETURN_DOM_FRAGMENT: true,
 };
-const LONGEST = 500_000; // characters; beyond that a text is shown as it is
+const MAX_LENGTH = 500_000; // characters; a longer text is shown as it is
 
 const markdown = new MarkdownIt({ html: false, linkify: false });
 
@@ -33,22 +33,21 @@ markdown.renderer.rules.image = (tokens, index) => {
   return `<a href="${escapeHtml(source)}">${escapeHtml(name || source)}</a>`;
 };
 
-/** Markdown as a DocumentFragment in which nothing can run; the code in it gets its colours a little later. */
-export function toFragment(text, { isHighlighted = true } = {}) {
-  const fragment = DOMPurify.sanitize(markdown.render(text), ALLOWED);
+/** Render Markdown to a DocumentFragment that cannot run scripts; its code is highlighted asynchronously. */
+function toFragment(text, { highlightsCode = true } = {}) {
+  const fragment = DOMPurify.sanitize(markdown.render(text), SANITIZER);
   for (const link of fragment.querySelectorAll('a')) {
-    // A path of this service, or nothing at all, is not where a model may lead.
-    if (!link.hasAttribute('href')) continue;
+    if (!link.hasAttribute('href')) continue; // its address was not allowed: a path of this service, for example
     link.target = '_blank';
     link.rel = 'noopener noreferrer nofollow';
   }
-  for (const pre of fragment.querySelectorAll('pre')) frame(pre, isHighlighted);
-  for (const table of fragment.querySelectorAll('table')) table.replaceWith(scrolling(table.cloneNode(true), 'Table'));
+  for (const pre of fragment.querySelectorAll('pre')) wrapCode(pre, highlightsCode);
+  for (const table of fragment.querySelectorAll('table')) table.replaceWith(scrollable(table.cloneNode(true), 'Table'));
   return fragment;
 }
 
-/** Code in a frame that names its language and copies it. */
-function frame(pre, isHighlighted) {
+/** Wrap code in a figure with its language and a button that copies it. */
+function wrapCode(pre, highlightsCode) {
   const code = pre.querySelector('code');
   const language = (code?.className ?? '').replace('language-', '');
   code?.removeAttribute('class');
@@ -59,14 +58,14 @@ function frame(pre, isHighlighted) {
     html`<figcaption>${language || 'text'}<${CopyButton} text=${pre.textContent} what="code" /></figcaption>`,
     figure,
   );
-  figure.append(scrolling(pre, `Code, ${language || 'text'}`));
-  if (isHighlighted && code) highlight(code, language);
+  figure.append(scrollable(pre, `Code, ${language || 'text'}`));
+  if (highlightsCode && code) highlight(code, language);
 }
 
-/** What is wider than the page scrolls by itself, with the keyboard too. */
-function scrolling(element, name) {
+/** Wrap an element in a region that scrolls sideways, by keyboard too. */
+function scrollable(element, name) {
   const region = document.createElement('div');
-  region.className = 'scrolling';
+  region.className = 'scrollable';
   region.tabIndex = 0;
   region.role = 'region';
   region.ariaLabel = name;
@@ -74,13 +73,13 @@ function scrolling(element, name) {
   return region;
 }
 
-/** `isWriting`: there will be more of it soon; colours wait until it is whole, since it is drawn anew ten times a second. */
+/** `isWriting`: more of the text is coming; it is rendered ten times a second, so its code is highlighted at the end. */
 export function Markdown({ text, isWriting = false }) {
   const element = useRef();
   useLayoutEffect(() => {
-    element.current.classList.toggle('pre', text.length > LONGEST);
-    if (text.length > LONGEST) element.current.textContent = text;
-    else element.current.replaceChildren(toFragment(text, { isHighlighted: !isWriting }));
+    element.current.classList.toggle('pre', text.length > MAX_LENGTH);
+    if (text.length > MAX_LENGTH) element.current.textContent = text;
+    else element.current.replaceChildren(toFragment(text, { highlightsCode: !isWriting }));
   }, [text, isWriting]);
   return html`<div class="markdown" dir="auto" ref=${element}></div>`;
 }

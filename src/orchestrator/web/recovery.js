@@ -1,9 +1,9 @@
-// Tracks whether the service can be reached, from the last request or stream. While it cannot, it is probed every
-// second, and listeners (a list that could not be read, a message about the outage) are notified when it is back.
-const PROBE_MS = 1000;
+// Tracks whether the service can be reached, from the last request or stream. During an outage it is probed every second,
+// and listeners (a list that could not be read, a message about the outage) are notified when it is back.
+const PROBE_INTERVAL_MS = 1000;
 const recoveredListeners = new Set();
 const recordedListeners = new Set();
-let timer = 0; // not 0 during an outage
+let probeTimer = 0; // not 0 during an outage
 
 /** Call `listener` each time the service is back after an outage; return a function that unsubscribes it. */
 export function onRecovered(listener) {
@@ -11,29 +11,29 @@ export function onRecovered(listener) {
 }
 
 /** Call `listener` each time the service has recorded a new event; return a function that unsubscribes it. */
-export function onRecorded(listener) {
+export function onEventRecorded(listener) {
   return subscribe(recordedListeners, listener);
 }
 
-/** Report a request without an answer. */
+/** Report a request without a response. */
 export function reportOutage() {
-  timer ||= setTimeout(probe, PROBE_MS);
+  probeTimer ||= setTimeout(probe, PROBE_INTERVAL_MS);
 }
 
-/** Report a request with an answer. */
-export function reportAnswer() {
-  if (timer) reportRecovery();
+/** Report a request with a response. */
+export function reportResponse() {
+  if (probeTimer) reportRecovery();
 }
 
 /** Report a stream that is open again: there may have been no request in between. */
 export function reportRecovery() {
-  clearTimeout(timer);
-  timer = 0;
+  clearTimeout(probeTimer);
+  probeTimer = 0;
   notify(recoveredListeners);
 }
 
 /** Report a new event: the service can write. */
-export function reportRecorded() {
+export function reportEventRecorded() {
   notify(recordedListeners);
 }
 
@@ -48,6 +48,6 @@ function notify(listeners) {
 
 async function probe() {
   const isReady = await fetch('/-/ready').then(({ ok }) => ok, () => false);
-  if (isReady) reportAnswer();
-  else if (timer) timer = setTimeout(probe, PROBE_MS);
+  if (isReady) reportResponse();
+  else if (probeTimer) probeTimer = setTimeout(probe, PROBE_INTERVAL_MS);
 }

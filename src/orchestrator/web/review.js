@@ -1,6 +1,6 @@
 // A plan that waits for a person: approve it as it is, edit it, or send it back with words.
 import { CopyButton } from './copy.js';
-import { Failure, useFailure } from './failure.js';
+import { FailureMessage, useFailure } from './failure.js';
 import { plural } from './format.js';
 import { steerAsSeen, useSeen } from './seen.js';
 import { html, useState } from './ui.js';
@@ -115,7 +115,7 @@ export function Review({ watch, onSteered }) {
       <textarea name="feedback" rows="2" value=${feedback} onInput=${(event) => say(event.target.value)}></textarea>
     </label>
     <div class="buttons">
-      <${Failure} error=${failure} />
+      <${FailureMessage} error=${failure} />
       <button class="primary" disabled=${sending || draft.length === 0}>
         ${edited ? 'Approve the edited plan' : 'Approve'}
       </button>

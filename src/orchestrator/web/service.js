@@ -1,47 +1,47 @@
-// The service's settings from GetServiceInfo: read when the page opens, and when the service is back.
+// The service's settings from GetServiceInfo: loaded when the page opens, and when the service is back.
 import { getServiceInfo } from './api.js';
-import { cost, count, duration, milliseconds, plural } from './format.js';
+import { cost, count, duration, parseDurationMs, plural } from './format.js';
 import { onRecovered } from './recovery.js';
 import { html, useEffect, useState } from './ui.js';
 
-const watchers = new Set();
-let info = null;
+const listeners = new Set();
+let currentInfo = null; // a GetServiceInfoResponse
 
-async function read() {
+async function load() {
   try {
-    info = await getServiceInfo();
+    currentInfo = await getServiceInfo();
   } catch {
     return; // the list shows an outage; an older service does not have this method
   }
-  for (const watcher of [...watchers]) watcher(info);
+  for (const listener of [...listeners]) listener(currentInfo);
 }
 
-read();
-onRecovered(read);
+load();
+onRecovered(load);
 
-/** Return the GetServiceInfoResponse, or null until it is read. */
+/** Return the GetServiceInfoResponse, or null until it is loaded. */
 export function useServiceInfo() {
-  const [known, setKnown] = useState(info);
+  const [info, setInfo] = useState(currentInfo);
   useEffect(() => {
-    watchers.add(setKnown);
-    setKnown(info);
-    return () => watchers.delete(setKnown);
+    listeners.add(setInfo);
+    setInfo(currentInfo);
+    return () => listeners.delete(setInfo);
   }, []);
-  return known;
+  return info;
 }
 
-/** The datalist `models`: those of the service's settings, and `used`, those of instances. */
-export function ModelSuggestions({ used }) {
+/** The datalist `models`: the models of the service's settings, and `more`, those of instances. */
+export function ModelSuggestions({ more }) {
   const { models, workers = [] } = useServiceInfo() ?? {};
-  const names = new Set([models?.bigModel, models?.smallModel, ...workers.map(({ model }) => model), ...used]);
+  const names = new Set([models?.bigModel, models?.smallModel, ...workers.map(({ model }) => model), ...more]);
   return html`<datalist id="models">${[...names].filter(Boolean).map((name) => html`<option key=${name} value=${name} />`)}</datalist>`;
 }
 
 /** The settings in one line, and in full when opened. */
 export function ServiceSettings() {
-  const known = useServiceInfo();
-  if (!known) return null;
-  const { version, models, workers, limits, engine, grpcAddress, restAddress, defaultConfig } = known;
+  const info = useServiceInfo();
+  if (!info) return null;
+  const { version, models, workers, limits, engine, grpcAddress, restAddress, defaultConfig } = info;
   const { retry, budget } = defaultConfig;
   const settings = [
     ['Big model', models.bigModel],
@@ -51,7 +51,7 @@ export function ServiceSettings() {
     ['Queue', plural(limits.maxQueuedInstances, 'instance')],
     ['A plan', `up to ${plural(defaultConfig.maxSubtasks, 'subtask')}, ${count(defaultConfig.maxParallelSubtasks)} at a time`],
     ['A call', `writes up to ${plural(defaultConfig.maxOutputTokens, 'token')}`],
-    ['Attempts', retry && `${count(retry.maxAttempts)}, each up to ${duration(milliseconds(retry.attemptTimeout))}`],
+    ['Attempts', retry && `${count(retry.maxAttempts)}, each up to ${duration(parseDurationMs(retry.attemptTimeout))}`],
     ['Budget', budget && [budget.maxCostUsd && cost(budget.maxCostUsd), budget.maxTokens && plural(Number(budget.maxTokens), 'token')].filter(Boolean).join(', ')],
     ['Engine', engine],
     ['gRPC', grpcAddress],

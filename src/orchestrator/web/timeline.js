@@ -1,7 +1,7 @@
 // One instance over time: planning, each subtask with its attempts and dependencies, the synthesis.
 import { CopyButton } from './copy.js';
 import { TERMINAL, allWork } from './fold.js';
-import { cost, duration, elapsed, hasTokens, plural, shortTokens, tokens, tokensEachWay } from './format.js';
+import { cost, duration, elapsed, hasTokens, inputAndOutputTokens, plural, shortTokens, tokens } from './format.js';
 import { Markdown } from './markdown.js';
 import { timeScale } from './scale.js';
 import { SYNTHESIS } from './texts.js';
@@ -164,7 +164,7 @@ function Panel({ lane, text, now }) {
   const facts = [
     work.model,
     work.worker && `worker ${work.worker}`,
-    hasTokens(work.usage) && `${tokens(work.usage)} (${tokensEachWay(work.usage)})`,
+    hasTokens(work.usage) && `${tokens(work.usage)} (${inputAndOutputTokens(work.usage)})`,
     work.usage.costUsd > 0 && cost(work.usage.costUsd),
   ].filter(Boolean);
   return html`<div class="panel">
