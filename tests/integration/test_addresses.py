@@ -132,7 +132,7 @@ async def test_a_login_in_the_address_is_sent_as_basic_auth_and_never_shown(
 
 
 @each_api
-async def test_a_query_is_sent_behind_the_path_and_its_values_are_not_shown(
+async def test_a_query_is_sent_after_the_path_and_its_values_are_not_shown(
     provider: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "orchestrator")
@@ -162,7 +162,9 @@ async def test_a_query_is_sent_behind_the_path_and_its_values_are_not_shown(
         ("anthropic", "", "/v1/messages"),
     ],
 )
-async def test_a_full_path_is_recognised_and_not_doubled(provider: str, path: str, called: str) -> None:
+async def test_a_full_path_is_recognised_and_not_appended_twice(
+    provider: str, path: str, called: str
+) -> None:
     async with serving() as server:
         await call(f" {server.url}{path}\n", provider)
     assert server.asked[0].raw_path == called
@@ -176,9 +178,7 @@ async def test_a_full_path_is_recognised_and_not_doubled(provider: str, path: st
         ("?api-version=1", "eyJ0.a.b", {"Authorization": "Bearer eyJ0.a.b"}),
     ],
 )
-async def test_azure_is_given_a_key_in_its_own_header_too(
-    query: str, key: str, headers: dict[str, str]
-) -> None:
+async def test_azure_gets_a_key_in_its_own_header_too(query: str, key: str, headers: dict[str, str]) -> None:
     async with serving() as server:
         await call(f"{server.url}/openai/deployments/d{query}", key=key)
     sent = server.asked[0].headers
@@ -195,9 +195,7 @@ async def test_azure_is_given_a_key_in_its_own_header_too(
         ("http://exa\u2024mple..com/v1", "is no host"),
     ],
 )
-async def test_an_address_that_is_none_is_refused_with_its_variable(
-    provider: str, url: str, words: str
-) -> None:
+async def test_an_invalid_address_is_rejected_with_its_variable(provider: str, url: str, words: str) -> None:
     with pytest.raises(SettingsError) as caught:
         from_environment({VARIABLE[provider]: url}).check(f"{provider}/m")
     assert str(caught.value).startswith(f"{VARIABLE[provider]}: ")
@@ -228,7 +226,7 @@ def page(status: int = 200, title: str = "Sign in") -> web.Response:
         (405, '{"detail": "Method Not Allowed"}'),
     ],
 )
-async def test_a_path_where_nothing_is_is_an_error_of_the_address(
+async def test_a_path_that_does_not_exist_is_an_error_of_the_address(
     provider: str, status: int, text: str
 ) -> None:
     async with serving(web.Response(status=status, text=text, content_type="application/json")) as server:
@@ -251,13 +249,13 @@ async def test_a_path_where_nothing_is_is_an_error_of_the_address(
         '{"error": {"code": "DeploymentNotFound", "message": "The API deployment does not exist."}}',
     ],
 )
-async def test_a_model_that_is_not_there_is_no_error_of_the_address(text: str) -> None:
+async def test_a_model_that_does_not_exist_is_no_error_of_the_address(text: str) -> None:
     async with serving(web.Response(status=404, text=text, content_type="application/json")) as server:
         error = await failure(server.url)
     assert "has no model 'm', or the address is wrong" in str(error)
 
 
-async def test_the_doctor_says_that_v1_is_missing(tmp_path: Path) -> None:
+async def test_the_doctor_reports_a_missing_v1(tmp_path: Path) -> None:
     answer = web.json_response({"error": "Unexpected endpoint or method. (POST /chat/completions)"})
     async with serving(answer) as server:
         finding = await run_checks(server.url, tmp_path)
@@ -268,7 +266,7 @@ async def test_the_doctor_says_that_v1_is_missing(tmp_path: Path) -> None:
 
 @each_api
 @pytest.mark.parametrize("kind", ["text/html", "text/plain", "application/json", "text/event-stream"])
-async def test_a_page_with_status_200_is_told_as_one(provider: str, kind: str) -> None:
+async def test_a_web_page_with_status_200_is_reported_as_a_web_page(provider: str, kind: str) -> None:
     answer = page()
     answer.content_type = kind
     async with serving(answer) as server:
@@ -280,7 +278,7 @@ async def test_a_page_with_status_200_is_told_as_one(provider: str, kind: str) -
 
 @each_api
 @pytest.mark.parametrize("status", [401, 403, 429, 502, 503])
-async def test_of_a_page_that_comes_with_an_error_only_the_title_is_told(provider: str, status: int) -> None:
+async def test_only_the_title_of_an_error_page_is_quoted(provider: str, status: int) -> None:
     async with serving(page(status, "Attention &lt;Required&gt;! | Cloudflare")) as server:
         error = await failure(f"{server.url}/v1", provider)
     assert str(error).endswith(". It sent a web page: Attention <Required>! | Cloudflare")
@@ -289,7 +287,7 @@ async def test_of_a_page_that_comes_with_an_error_only_the_title_is_told(provide
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @each_api
-async def test_a_redirect_is_not_followed_and_says_where_to(
+async def test_a_redirect_is_not_followed_and_its_target_is_reported(
     provider: str, status: int, tmp_path: Path
 ) -> None:
     async with serving() as other:
@@ -312,7 +310,7 @@ async def test_a_redirect_is_not_followed_and_says_where_to(
     assert f"set OPENAI_BASE_URL to {other.url}/api/v1" in f"{finding.finding} {finding.mend}"
 
 
-async def test_a_redirect_that_is_relative_or_leads_to_a_page_says_so() -> None:
+async def test_a_relative_redirect_or_one_to_a_page_is_reported_as_such() -> None:
     for location, words in (
         ("/openai/v1/chat/completions", "set OPENAI_BASE_URL to {url}/openai/v1"),
         (
@@ -353,7 +351,7 @@ def trust(authority: trustme.CA, variable: str, place: Path, patch: pytest.Monke
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-async def test_the_authorities_that_a_variable_names_are_trusted(
+async def test_the_authorities_named_by_a_variable_are_trusted(
     variable: str, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(authority, variable, tmp_path, monkeypatch)
@@ -375,7 +373,7 @@ async def test_a_folder_of_authorities_is_trusted(
                 assert (await call(f"{server.url}/v1")).text == "Hello"
 
 
-async def test_a_certificate_of_an_unknown_authority_is_not_tried_again_and_says_what_to_set(
+async def test_a_certificate_of_an_unknown_authority_is_not_retried_and_names_the_variable(
     authority: trustme.CA, tmp_path: Path
 ) -> None:
     async with serving(tls=certified(authority)) as server:
@@ -389,7 +387,7 @@ async def test_a_certificate_of_an_unknown_authority_is_not_tried_again_and_says
     assert "SSL_CERT_FILE" in finding.mend
 
 
-async def test_a_certificate_for_another_host_or_another_time_says_so(
+async def test_a_certificate_for_another_host_or_period_is_reported_as_such(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(authority, "SSL_CERT_FILE", tmp_path, monkeypatch)
@@ -410,7 +408,7 @@ async def test_a_certificate_for_another_host_or_another_time_says_so(
 
 
 @pytest.mark.parametrize("text", [None, "no certificates"])
-async def test_a_variable_that_names_no_certificates_is_named(
+async def test_a_variable_without_valid_certificates_is_named(
     text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "authorities.pem"
@@ -422,7 +420,7 @@ async def test_a_variable_that_names_no_certificates_is_named(
     assert str(error).startswith(f"REQUESTS_CA_BUNDLE is '{file}', and no certificates can be read there")
 
 
-async def test_plain_http_at_a_tls_port_is_not_tried_again_and_says_how_to_begin(
+async def test_plain_http_at_a_tls_port_is_not_retried_and_names_the_mend(
     authority: trustme.CA, tmp_path: Path
 ) -> None:
     async with serving(tls=certified(authority)) as server:
@@ -445,14 +443,14 @@ async def test_plain_http_at_a_tls_port_is_not_tried_again_and_says_how_to_begin
     ],
     ids=["nginx", "go", "tomcat", "apache"],
 )
-async def test_a_server_that_says_that_it_wants_tls_is_believed(text: str) -> None:
+async def test_a_server_that_asks_for_tls_in_its_answer_is_believed(text: str) -> None:
     async with serving(web.Response(status=400, text=text)) as server:
         error = await failure(f"{server.url}/v1")
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", False)
     assert "begin OPENAI_BASE_URL with https://" in str(error)
 
 
-async def test_tls_at_a_plain_port_is_not_tried_again_and_says_how_to_begin(tmp_path: Path) -> None:
+async def test_tls_at_a_plain_port_is_not_retried_and_names_the_mend(tmp_path: Path) -> None:
     async with serving() as server:
         url = server.url.replace("http", "https")
         error = await failure(f"{url}/v1")
@@ -463,7 +461,7 @@ async def test_tls_at_a_plain_port_is_not_tried_again_and_says_how_to_begin(tmp_
     assert "OPENAI_BASE_URL" in finding.mend
 
 
-async def test_a_connection_that_just_breaks_is_tried_again() -> None:
+async def test_a_broken_connection_is_retried() -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -475,7 +473,7 @@ async def test_a_connection_that_just_breaks_is_tried_again() -> None:
             assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
-async def test_where_an_answer_has_come_before_a_connection_that_breaks_is_not_taken_for_tls() -> None:
+async def test_a_connection_that_breaks_after_an_answer_is_not_taken_for_tls() -> None:
     """Each look for TLS is a connection more at an endpoint that may have too many."""
     connections = 0
 
@@ -505,7 +503,7 @@ async def test_where_an_answer_has_come_before_a_connection_that_breaks_is_not_t
 # No way there
 
 
-async def test_a_host_that_there_is_not_is_tried_again_and_named() -> None:
+async def test_an_unknown_host_is_retried_and_named() -> None:
     error = await failure("https://no-such-host.invalid/v1")
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
     assert "there is no host no-such-host.invalid (" in str(error)
@@ -513,7 +511,7 @@ async def test_a_host_that_there_is_not_is_tried_again_and_named() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_proxy_that_wants_a_login_says_so_and_is_not_tried_again(
+async def test_a_proxy_that_requires_a_login_is_reported_and_not_retried(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -537,7 +535,7 @@ async def test_a_proxy_that_wants_a_login_says_so_and_is_not_tried_again(
 
 
 @pytest.mark.parametrize("key", ["x", "EMPTY", "sk-…"[:3], "none"])
-async def test_a_dummy_key_does_not_mangle_what_the_endpoint_says(key: str) -> None:
+async def test_a_dummy_key_does_not_mangle_the_quoted_answer(key: str) -> None:
     text = "the next EMPTY box sk- holds none"
     async with serving(web.json_response({"error": {"message": text}}, status=500)) as server:
         assert text in str(await failure(f"{server.url}/v1", key=key))
@@ -545,7 +543,9 @@ async def test_a_dummy_key_does_not_mangle_what_the_endpoint_says(key: str) -> N
 
 @each_api
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_refused_key_is_the_services_and_read_when_it_starts(provider: str, status: int) -> None:
+async def test_a_rejected_key_is_named_with_the_advice_to_restart_the_service(
+    provider: str, status: int
+) -> None:
     async with serving(web.json_response({"error": {"message": f"no {KEY}"}}, status=status)) as server:
         error = await failure(f"{server.url}/v1", provider)
         assert (error.reason, error.retryable) == ("MODEL_UNAUTHENTICATED", False)

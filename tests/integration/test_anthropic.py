@@ -42,7 +42,7 @@ async def sent(request: ModelRequest) -> Call:
     return call
 
 
-async def test_a_call_sends_version_key_and_the_system_message_apart() -> None:
+async def test_a_call_sends_version_and_key_and_separates_the_system_message() -> None:
     call = await sent(model_request(sampling={"temperature": 0.2}))
     assert call.request.path == "/v1/messages"
     assert call.headers["anthropic-version"] == "2023-06-01"
@@ -63,7 +63,7 @@ async def test_a_prompt_without_system_message_sends_none() -> None:
     assert "system" not in call.body
 
 
-async def test_a_plan_is_held_to_as_much_of_the_schema_as_structured_outputs_know() -> None:
+async def test_a_plan_is_constrained_to_the_schema_that_structured_outputs_support() -> None:
     request = ModelRequest("m", Prompt("planning", HI, schema=plan.schema(4)), 500, 20)
     asked = (await sent(request)).body["output_config"]["format"]
     assert asked["type"] == "json_schema"
@@ -74,7 +74,7 @@ async def test_a_plan_is_held_to_as_much_of_the_schema_as_structured_outputs_kno
 
 
 @both_modes
-async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(mode: AnswerMode) -> None:
+async def test_a_model_without_structured_outputs_is_forced_to_call_a_tool(mode: AnswerMode) -> None:
     def script(call: Call) -> Answer:
         if "output_config" in call.body:
             return failing(400, "'m' does not support output format")
@@ -94,13 +94,13 @@ async def test_a_model_without_structured_outputs_is_made_to_call_a_tool(mode: A
     assert bodies[1]["tools"][0]["input_schema"] == SCHEMA
 
 
-async def test_a_model_that_takes_no_temperature_is_asked_without() -> None:
+async def test_a_model_that_rejects_temperature_is_called_without_it() -> None:
     script = refusing(400, "temperature", otherwise="warm")
     assert (await reply(messages, script, model_request(sampling={"temperature": 0.2}))).text == "warm"
 
 
 @both_modes
-async def test_what_a_cache_gave_or_took_counts_as_input(mode: AnswerMode) -> None:
+async def test_cache_reads_and_writes_count_as_input(mode: AnswerMode) -> None:
     usage = {
         "input_tokens": 7,
         "cache_creation_input_tokens": 20,
@@ -112,14 +112,14 @@ async def test_what_a_cache_gave_or_took_counts_as_input(mode: AnswerMode) -> No
 
 
 @both_modes
-async def test_thoughts_are_no_part_of_the_text(mode: AnswerMode) -> None:
+async def test_thoughts_are_not_part_of_the_text(mode: AnswerMode) -> None:
     blocks: list[Any] = [{"type": "thinking", "thinking": "hmm", "signature": "s"}, "one ", "two"]
     assert (await reply(messages, lambda _: message(*blocks), mode=mode)).text == "one two"
 
 
 @both_modes
 @pytest.mark.parametrize("details", [None, {"type": "refusal", "explanation": "It is about poison"}])
-async def test_a_refusal_is_not_tried_again_and_says_why(
+async def test_a_refusal_is_not_retried_and_gives_its_reason(
     mode: AnswerMode, details: dict[str, str] | None
 ) -> None:
     answer = message("I", stop_reason="refusal", stop_details=details)
@@ -135,17 +135,17 @@ async def test_a_full_context_is_a_truncated_answer(mode: AnswerMode) -> None:
     assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
 
 
-async def test_a_cut_stream_tells_what_it_used() -> None:
+async def test_a_cut_stream_reports_its_usage() -> None:
     error = await failure(messages, lambda _: streaming())
     assert (error.reason, error.input_tokens, error.output_tokens) == ("STREAM_CUT", 100, 1)
 
 
-async def test_an_overloaded_endpoint_is_tried_again_when_it_says() -> None:
+async def test_an_overloaded_endpoint_is_retried_when_it_asks() -> None:
     error = await failure(messages, lambda _: failing(529, "Overloaded", Retry_After="3"))
     assert (error.reason, error.retryable, error.retry_after_s) == ("OVERLOADED", True, 3)
 
 
-async def test_a_spent_budget_is_not_tried_again() -> None:
+async def test_a_spent_budget_is_not_retried() -> None:
     error = await failure(messages, lambda _: failing(429, "enforced_spend_limit_reached"))
     assert (error.reason, error.retryable) == ("RATE_LIMITED", False)
 
@@ -187,13 +187,13 @@ LAST: Event = {"type": "message_stop"}
     ],
     ids=["before deltas", "alone", "without types", "in the message", "behind a byte-order mark"],
 )
-async def test_text_counts_wherever_in_the_events_it_stands(events: tuple[Event, ...]) -> None:
+async def test_text_counts_wherever_it_is_in_the_events(events: tuple[Event, ...]) -> None:
     answer = await reply(messages, streamed(*events, BLOCK_STOP, END, LAST))
     assert (answer.text, answer.output_tokens) == ("All of it", 20)
 
 
 @pytest.mark.parametrize("deltas", [(), ('{"summary": ', '"x"}')], ids=["", "deltas"])
-async def test_a_plan_that_is_handed_in_at_once_counts_where_no_deltas_follow(
+async def test_a_plan_in_one_piece_counts_where_no_deltas_follow(
     deltas: tuple[str, ...],
 ) -> None:
     tool = block(type="tool_use", id="t", name="plan", input={"summary": "x"})
@@ -203,7 +203,7 @@ async def test_a_plan_that_is_handed_in_at_once_counts_where_no_deltas_follow(
 
 
 @pytest.mark.parametrize("kind", ["tool_use", "server_tool_use"])
-async def test_what_another_tool_is_called_with_is_no_text(kind: str) -> None:
+async def test_input_of_another_tool_is_not_text(kind: str) -> None:
     search = block(type=kind, id="t", name="web_search", input={})
     asked = delta(type="input_json_delta", partial_json='{"query": "x"}')
     text = (block(type="text", text="Found."), BLOCK_STOP)
@@ -215,7 +215,7 @@ async def test_a_message_may_hold_its_text_as_it_is() -> None:
     assert (await reply(messages, lambda _: answer, mode="whole")).text == "All of it"
 
 
-async def test_a_reason_to_stop_with_its_usage_is_waited_behind_as_any_other(
+async def test_a_stop_reason_with_its_usage_still_waits_for_the_end_of_the_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def send(call: Call) -> web.StreamResponse:

@@ -59,7 +59,9 @@ async def endpoint() -> AsyncIterator[Endpoint]:
         yield endpoint
 
 
-async def test_a_call_sends_model_messages_limit_and_key_and_gives_text_and_usage(endpoint: Endpoint) -> None:
+async def test_a_call_sends_model_messages_limit_and_key_and_returns_text_and_usage(
+    endpoint: Endpoint,
+) -> None:
     async with provider_for(endpoint) as provider:
         reply = await provider.complete(model_request())
     assert (reply.text, reply.input_tokens, reply.output_tokens) == ("The output of .", 100, 20)
@@ -74,7 +76,7 @@ async def test_a_call_sends_model_messages_limit_and_key_and_gives_text_and_usag
     }
 
 
-async def test_only_a_prompt_with_a_schema_asks_for_a_format(endpoint: Endpoint) -> None:
+async def test_only_a_prompt_with_a_schema_requests_a_format(endpoint: Endpoint) -> None:
     async with provider_for(endpoint) as provider:
         await provider.complete(model_request())
         await provider.complete(model_request(schema=True))
@@ -91,7 +93,7 @@ async def test_a_prompt_may_lower_the_limit_and_sets_the_sampling(endpoint: Endp
     assert endpoint.calls[0].body["temperature"] == 0.2
 
 
-async def test_an_endpoint_without_json_schema_is_asked_for_a_json_object_and_that_is_remembered() -> None:
+async def test_an_endpoint_without_json_schema_gets_json_object_and_that_is_remembered() -> None:
     async with Endpoint(without_json_schema) as endpoint, provider_for(endpoint) as provider:
         await provider.complete(model_request(schema=True))
         await provider.complete(model_request(schema=True))
@@ -101,7 +103,7 @@ async def test_an_endpoint_without_json_schema_is_asked_for_a_json_object_and_th
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_endpoint_without_any_format_is_asked_by_the_prompt_alone(status: int) -> None:
+async def test_an_endpoint_without_any_format_gets_only_the_prompt(status: int) -> None:
     def script(call: Call) -> Answer:
         return failing(status, "unknown field response_format") if "response_format" in call.body else "{}"
 
@@ -110,7 +112,7 @@ async def test_an_endpoint_without_any_format_is_asked_by_the_prompt_alone(statu
         assert len(endpoint.calls) == 3
 
 
-async def test_a_model_that_knows_the_limit_by_its_newer_name_gets_it() -> None:
+async def test_a_model_that_accepts_only_the_newer_name_of_the_limit_gets_it() -> None:
     def script(call: Call) -> Answer:
         if "max_tokens" in call.body:
             return failing(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
@@ -119,7 +121,7 @@ async def test_a_model_that_knows_the_limit_by_its_newer_name_gets_it() -> None:
     assert await ask(script) == "500"
 
 
-async def test_a_refusal_about_another_thing_is_not_asked_again() -> None:
+async def test_an_unrelated_rejection_is_not_retried() -> None:
     async with Endpoint(lambda _: failing(400, "too long")) as endpoint, provider_for(endpoint) as provider:
         with pytest.raises(ModelError, match="too long") as caught:
             await provider.complete(model_request(schema=True))
@@ -131,7 +133,7 @@ async def test_a_wrong_key_names_the_variable_to_set() -> None:
     assert "OPENAI_API_KEY" in str(await failure(lambda _: failing(401)))
 
 
-async def test_an_empty_account_is_not_tried_again() -> None:
+async def test_an_empty_account_is_not_retried() -> None:
     body = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
     error = await failure(lambda _: web.json_response(body, status=429))
     assert (error.reason, error.retryable) == ("RATE_LIMITED", False)
@@ -148,7 +150,7 @@ async def test_an_empty_account_is_not_tried_again() -> None:
     ],
     ids=str,
 )
-async def test_an_answer_without_text_is_invalid_and_tried_again(answer: Answer, mode: AnswerMode) -> None:
+async def test_an_answer_without_text_is_invalid_and_retried(answer: Answer, mode: AnswerMode) -> None:
     error = await failure(answer, mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
@@ -158,7 +160,7 @@ async def test_a_completion_without_a_choice_is_invalid(choices: Any) -> None:
     assert (await failure(lambda _: web.json_response({"choices": choices}))).reason == "OUTPUT_INVALID"
 
 
-async def test_a_choice_that_broke_off_is_the_failure_that_it_names() -> None:
+async def test_a_choice_with_an_error_is_that_failure() -> None:
     choice = {
         "message": {"content": "half"},
         "finish_reason": "error",
@@ -167,7 +169,7 @@ async def test_a_choice_that_broke_off_is_the_failure_that_it_names() -> None:
     assert (await failure(lambda _: web.json_response({"choices": [choice]}))).reason == "OVERLOADED"
 
 
-async def test_a_failed_answer_tells_what_it_used() -> None:
+async def test_a_failed_answer_reports_its_usage() -> None:
     error = await failure(completion(""))
     assert (error.input_tokens, error.output_tokens) == (100, 20)
 
@@ -181,12 +183,12 @@ async def test_a_failed_answer_tells_what_it_used() -> None:
     ids=str,
 )
 @both_modes
-async def test_a_refusal_is_not_tried_again(answer: Answer, mode: AnswerMode) -> None:
+async def test_a_refusal_is_not_retried(answer: Answer, mode: AnswerMode) -> None:
     error = await failure(answer, mode=mode)
     assert (error.reason, error.retryable) == ("MODEL_REFUSED", False)
 
 
-async def test_a_prompt_that_a_filter_stops_is_not_tried_again() -> None:
+async def test_a_prompt_stopped_by_a_filter_is_not_retried() -> None:
     body = {"error": {"message": "filtered", "code": "content_filter"}}
     error = await failure(lambda _: web.json_response(body, status=400))
     assert (error.reason, error.retryable) == ("MODEL_REFUSED", False)
@@ -223,7 +225,7 @@ async def test_json_is_found_wherever_an_endpoint_puts_it(
         ("a <think>b</think> c", "a <think>b</think> c"),
     ],
 )
-async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, mode: AnswerMode) -> None:
+async def test_thoughts_are_not_part_of_the_text(content: str, expected: str, mode: AnswerMode) -> None:
     assert await ask(completion(content), mode=mode) == expected
 
 
@@ -245,7 +247,7 @@ async def test_thoughts_are_no_part_of_the_text(content: str, expected: str, mod
     ],
     ids=["with the role", "a message", "an empty delta", "both", "parts"],
 )
-async def test_text_counts_once_wherever_in_a_chunk_it_stands(events: list[streams.Event]) -> None:
+async def test_text_counts_once_wherever_it_is_in_a_chunk(events: list[streams.Event]) -> None:
     async def send(call: Call) -> web.StreamResponse:
         return await streams.send(call.request, [*events, "[DONE]"])
 
@@ -262,7 +264,7 @@ async def test_text_counts_once_wherever_in_a_chunk_it_stands(events: list[strea
     ],
     ids=["usual", "other names", "x_groq", "in the choice"],
 )
-async def test_usage_counts_wherever_in_a_chunk_it_stands(event: dict[str, Any]) -> None:
+async def test_usage_counts_wherever_it_is_in_a_chunk(event: dict[str, Any]) -> None:
     async def send(call: Call) -> web.StreamResponse:
         empty = {"choices": [], "usage": None}
         events = [streams.chunk({"content": "All of it"}), event, streams.chunk({}, "stop"), empty, "[DONE]"]
@@ -272,13 +274,13 @@ async def test_usage_counts_wherever_in_a_chunk_it_stands(event: dict[str, Any])
     assert (reply.input_tokens, reply.output_tokens) == (100, 20)
 
 
-async def test_thoughts_in_a_field_of_their_own_are_the_plan_only_where_they_are_nothing_but_json() -> None:
+async def test_a_separate_thoughts_field_is_the_plan_only_where_it_is_nothing_but_json() -> None:
     answer = completion("", reasoning_content='Perhaps {"summary": "draft"}? No.')
     error = await failure(answer, model_request(schema=True))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-async def test_text_is_told_as_it_comes() -> None:
+async def test_text_is_emitted_as_it_arrives() -> None:
     async def one_at_a_time(call: Call) -> web.StreamResponse:
         *events, _ = streams.of_completion(completion("one two three"), call.body)
         response = await streams.begin(call.request)
@@ -301,7 +303,7 @@ async def test_text_is_told_as_it_comes() -> None:
     assert (reply.text, reply.output_tokens) == ("one two three", 20)
 
 
-async def test_the_last_event_ends_a_call_though_the_connection_is_held_open() -> None:
+async def test_the_last_event_ends_a_call_though_the_connection_stays_open() -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
         await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
         return await hang(call)
@@ -310,7 +312,7 @@ async def test_the_last_event_ends_a_call_though_the_connection_is_held_open() -
         assert await ask(lambda _: hold_open) == "all of it"
 
 
-async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the_schema() -> None:
+async def test_an_endpoint_that_cannot_stream_json_streams_text_with_the_schema_in_the_prompt() -> None:
     def script(call: Call) -> Answer:
         if "response_format" in call.body and "stream" in call.body:
             return failing(400, "response_format json_schema does not support streaming")
@@ -323,7 +325,7 @@ async def test_an_endpoint_that_cannot_stream_json_streams_text_and_keeps_to_the
     assert asked == [(True, True), (True, False), (True, False), (False, True)]
 
 
-async def test_a_retry_after_in_milliseconds_is_read() -> None:
+async def test_a_retry_after_in_milliseconds_is_parsed() -> None:
     error = await failure(lambda _: failing(429, Retry_After_Ms="250", Retry_After="1"))
     assert error.retry_after_s == 0.25
 
@@ -333,7 +335,7 @@ async def test_a_text_with_a_lone_surrogate_can_be_sent() -> None:
     assert await ask(lambda call: call.told, request) == "a?b"
 
 
-async def test_a_key_is_in_no_message_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_key_appears_in_no_message_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     for status in (400, 401, 404, 429, 500):
         error = await failure(failing(status, f"Incorrect key {KEY}: " + "x" * 5000))
@@ -346,7 +348,7 @@ async def test_a_key_is_in_no_message_and_no_log(caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     "response", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nabc"]
 )
-async def test_what_is_not_http_is_a_failed_connection(response: bytes) -> None:
+async def test_an_answer_that_is_not_http_is_a_failed_connection(response: bytes) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(response)
@@ -383,7 +385,7 @@ def test_every_error_of_the_http_libraries_becomes_a_model_error(kind: type[Base
         raise error
 
 
-def test_a_refused_connection_is_no_timeout_though_the_transport_says_so() -> None:
+def test_a_refused_connection_is_not_reported_as_a_timeout() -> None:
     refused = aiohttp.ClientConnectorError(None, OSError(111, "Connection refused"))  # type: ignore[arg-type]
     error = httpx.ConnectTimeout("")
     error.__cause__ = refused
@@ -419,7 +421,7 @@ async def test_hundreds_of_calls_are_open_at_once() -> None:
         assert endpoint.most_open_calls == 300
 
 
-async def test_connections_are_kept_for_the_next_call_where_nothing_is_streamed() -> None:
+async def test_connections_are_reused_where_nothing_is_streamed() -> None:
     async with Endpoint(refusing(400, "stream")) as endpoint, provider_for(endpoint) as provider:
         for _ in range(4):
             await provider.complete(model_request())
@@ -428,7 +430,7 @@ async def test_connections_are_kept_for_the_next_call_where_nothing_is_streamed(
     assert len(peers(whole)) == 1
 
 
-async def test_connections_over_tls_are_kept_though_a_stream_ends_a_little_after_its_last_event() -> None:
+async def test_connections_over_tls_are_reused_though_a_stream_ends_after_its_last_event() -> None:
     async def end_late(call: Call) -> web.StreamResponse:
         response = await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
         await asyncio.sleep(0.02)
@@ -447,7 +449,7 @@ def peers(calls: list[Call]) -> set[str]:
     return {call.peer for call in calls}
 
 
-async def test_a_server_that_hangs_up_after_a_stream_though_it_says_otherwise_breaks_no_call() -> None:
+async def test_a_server_that_hangs_up_after_a_stream_without_notice_breaks_no_call() -> None:
     async def stream_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")
         kept = b"Connection: close" if b"connection: close" in asked.lower() else b"Keep-Alive: timeout=5"
@@ -511,26 +513,26 @@ def chunks(*events: streams.Event) -> Callable[[Call], Answer]:
     ],
     ids=["floats", "texts", "total", "in-delta"],
 )
-async def test_usage_counts_in_whatever_form_it_is_told(last: dict[str, Any]) -> None:
+async def test_usage_counts_in_every_notation(last: dict[str, Any]) -> None:
     stream = chunks(streams.chunk({"content": "all"}), streams.chunk({}, "stop"), last)
     answer = await support.reply(chat, stream)
     assert (answer.input_tokens, answer.output_tokens) == (100, 20)
 
 
-async def test_usage_is_not_taken_back_by_zeros_behind_it() -> None:
+async def test_usage_is_not_reset_by_later_zeros() -> None:
     told = {**streams.chunk({"content": "all"}), "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
     zeros = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
     answer = await support.reply(chat, chunks(told, streams.chunk({}, "stop"), zeros))
     assert (answer.input_tokens, answer.output_tokens) == (100, 20)
 
 
-async def test_a_reason_to_stop_counts_where_it_stands_with_the_text() -> None:
+async def test_a_stop_reason_in_the_same_chunk_as_text_counts() -> None:
     error = await support.failure(chat, chunks(streams.chunk({"content": "half", "finish_reason": "length"})))
     assert error.reason == "OUTPUT_TRUNCATED"
 
 
 @pytest.mark.parametrize("sign", ["ping", "null", "keep-alive"])
-async def test_a_sign_of_life_may_be_an_events_data(sign: str) -> None:
+async def test_a_heartbeat_may_be_the_data_of_an_event(sign: str) -> None:
     assert await ask(chunks(streams.chunk({"content": "all"}), sign, streams.chunk({}, "stop"))) == "all"
 
 
@@ -538,7 +540,7 @@ async def test_a_sign_of_life_may_be_an_events_data(sign: str) -> None:
     "event",
     [{"detail": "it broke"}, {"message": "it broke", "code": 500}, {"status": 500, "msg": "it broke"}],
 )
-async def test_an_event_that_only_complains_is_an_error_though_the_last_event_follows(
+async def test_an_event_with_an_error_is_a_failure_though_the_last_event_follows(
     event: dict[str, Any],
 ) -> None:
     error = await support.failure(chat, chunks(streams.chunk({"content": "half"}), event))
@@ -547,13 +549,13 @@ async def test_an_event_that_only_complains_is_an_error_though_the_last_event_fo
 
 
 @pytest.mark.parametrize("word", ["in_progress", "FINISH_REASON_UNSPECIFIED", "length"])
-async def test_a_word_behind_which_the_model_goes_on_is_no_reason_to_stop(word: str) -> None:
+async def test_a_finish_reason_followed_by_more_text_is_not_the_end(word: str) -> None:
     pieces = [streams.chunk({"content": text}, word) for text in ("one ", "two")]
     assert await ask(chunks(*pieces, streams.chunk({}, "stop"))) == "one two"
     assert (await support.failure(chat, chunks(*pieces))).reason in ("OUTPUT_INCOMPLETE", "OUTPUT_TRUNCATED")
 
 
 @pytest.mark.parametrize("kind", ["thinking", "reasoning", "thought"])
-async def test_parts_that_are_thoughts_are_no_part_of_the_answer(kind: str) -> None:
+async def test_content_parts_that_are_thoughts_are_not_part_of_the_answer(kind: str) -> None:
     parts = [{"type": kind, "text": "hm"}, {"type": "text", "text": "Four"}]
     assert await ask(chunks(streams.chunk({"content": parts}, "stop"))) == "Four"

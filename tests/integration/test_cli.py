@@ -48,7 +48,7 @@ def shell(shell_without_service: Shell, service: ScriptedService) -> Shell:
     return shell_without_service.on(service)
 
 
-async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(
+async def test_help_has_examples_and_the_address_option_and_needs_no_slow_import(
     shell_without_service: Shell,
 ) -> None:
     outcomes = await asyncio.gather(*(shell_without_service.run(name, "--help") for name in COMMANDS))
@@ -88,13 +88,15 @@ async def test_help_has_examples_and_the_one_address_and_needs_no_slow_import(
     ],
     ids=" ".join,
 )
-async def test_bad_usage_is_told_in_a_line(shell_without_service: Shell, arguments: Sequence[str]) -> None:
+async def test_bad_usage_is_reported_in_one_line(
+    shell_without_service: Shell, arguments: Sequence[str]
+) -> None:
     outcome = await shell_without_service.run(*arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert_one_line(outcome)
 
 
-async def test_alone_it_shows_its_help(shell_without_service: Shell) -> None:
+async def test_without_a_command_it_shows_its_help(shell_without_service: Shell) -> None:
     outcome = await shell_without_service.run()
     assert outcome.code == 2
     assert "Commands:" in outcome.err
@@ -105,7 +107,7 @@ async def test_alone_it_shows_its_help(shell_without_service: Shell) -> None:
     [("create", "p"), ("get", "i1"), ("list",), ("events", "i1"), ("wait", "i1"), ("terminate", "i1")],
     ids=" ".join,
 )
-async def test_without_a_service_it_says_how_to_start_one(
+async def test_without_a_service_it_names_the_command_to_start_one(
     shell_without_service: Shell, arguments: Sequence[str]
 ) -> None:
     outcome = await shell_without_service.run(*arguments)
@@ -114,7 +116,7 @@ async def test_without_a_service_it_says_how_to_start_one(
     assert "orchestrator up" in outcome.err
 
 
-async def test_what_the_service_refuses_is_bad_usage(shell: Shell, service: ScriptedService) -> None:
+async def test_a_rejection_by_the_service_is_bad_usage(shell: Shell, service: ScriptedService) -> None:
     for arguments in (("get", "nix"), ("events", "nix"), ("wait", "nix"), ("terminate", "nix")):
         outcome = await shell.run(*arguments)
         assert (outcome.code, outcome.err) == (2, "error: no instance 'nix'\n")
@@ -125,7 +127,7 @@ async def test_what_the_service_refuses_is_bad_usage(shell: Shell, service: Scri
         assert outcome.err.splitlines()[-1] == "error: the id is \\x1b[31mno id"
 
 
-async def test_a_prompt_comes_from_the_argument_a_file_or_stdin(
+async def test_a_prompt_is_read_from_the_argument_a_file_or_stdin(
     shell: Shell, service: ScriptedService
 ) -> None:
     (shell.folder / "p.md").write_text("from a file: ü\n")
@@ -137,7 +139,7 @@ async def test_a_prompt_comes_from_the_argument_a_file_or_stdin(
     assert prompts == ["plain", "from a file: ü\n", "from a dash\n", "from a pipe\n"]
 
 
-async def test_a_byte_order_mark_is_no_part_of_what_is_read(shell: Shell, service: ScriptedService) -> None:
+async def test_a_byte_order_mark_is_dropped_from_input(shell: Shell, service: ScriptedService) -> None:
     mark, folder = "\ufeff", shell.folder
     (folder / "p.md").write_text(f"{mark}from a file", "utf-8")
     (folder / "plan.json").write_text(f'{mark}[{{"id": "t1", "title": "T", "instructions": "I"}}]', "utf-8")
@@ -151,7 +153,7 @@ async def test_a_byte_order_mark_is_no_part_of_what_is_read(shell: Shell, servic
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-async def test_a_file_in_utf_16_is_told_as_that(shell_without_service: Shell, encoding: str) -> None:
+async def test_a_file_in_utf_16_is_reported_as_utf_16(shell_without_service: Shell, encoding: str) -> None:
     for name in ("p.md", "plan.json", "b.jsonl", "orchestrator.toml"):
         (shell_without_service.folder / name).write_text('log_level = "info"', encoding)
         arguments = {
@@ -169,9 +171,7 @@ async def test_a_file_in_utf_16_is_told_as_that(shell_without_service: Shell, en
         (shell_without_service.folder / name).unlink()
 
 
-async def test_create_passes_on_what_it_is_given_and_nothing_else(
-    shell: Shell, service: ScriptedService
-) -> None:
+async def test_create_sends_exactly_its_arguments(shell: Shell, service: ScriptedService) -> None:
     options = "--id mine --request-id k --label a=b --label c=d=e --max-subtasks 3 --max-attempts 2"
     outcome = await shell.run("create", "p", *options.split(), "--max-cost-usd", "0.5", "--json")
     assert outcome.json["id"] == "mine"
@@ -184,7 +184,7 @@ async def test_create_passes_on_what_it_is_given_and_nothing_else(
     assert request.config == config
 
 
-async def test_get_and_list_tell_people_and_programs(shell: Shell) -> None:
+async def test_get_and_list_print_for_people_and_programs(shell: Shell) -> None:
     for _ in range(3):
         await shell.run("create", "a prompt")
     assert (await shell.run("wait", "i3")).out == "complete\n"
@@ -221,7 +221,7 @@ BATCHES = {
 }
 
 
-async def test_a_batch_that_is_malformed_names_the_line_and_what_is_expected(
+async def test_a_malformed_batch_names_the_line_and_the_expectation(
     shell_without_service: Shell,
 ) -> None:
     outcomes = await asyncio.gather(
@@ -242,7 +242,7 @@ def test_a_batch_is_read_line_by_line(tmp_path: Path) -> None:
     assert second.config.max_subtasks == 3
 
 
-async def test_a_plan_that_is_malformed_names_the_subtask(shell_without_service: Shell) -> None:
+async def test_a_malformed_plan_names_the_subtask(shell_without_service: Shell) -> None:
     plan = shell_without_service.folder / "plan.json"
     for text, words in (
         ("{}", "plan.json must be a JSON list of subtasks, as in [{"),
@@ -257,7 +257,7 @@ async def test_a_plan_that_is_malformed_names_the_subtask(shell_without_service:
         assert words in outcome.err
 
 
-async def test_events_are_lines_or_json(shell: Shell, service: ScriptedService) -> None:
+async def test_events_are_printed_as_lines_or_json(shell: Shell, service: ScriptedService) -> None:
     await shell.run("create", "p")
     told = await shell.run("events", "i1")
     assert told.code == 0
@@ -269,7 +269,7 @@ async def test_events_are_lines_or_json(shell: Shell, service: ScriptedService) 
     assert len((await shell.run("events", "open", "--no-follow")).out.splitlines()) == 1
 
 
-async def test_wait_tells_by_its_exit_code_how_it_went(shell: Shell, service: ScriptedService) -> None:
+async def test_wait_reports_the_outcome_by_its_exit_code(shell: Shell, service: ScriptedService) -> None:
     await service.record("open", event_pb2.InstanceCreated(prompt="p"))
     assert (await shell.run("wait", "open", "--timeout", "0.1")).code == 124
     assert (await shell.run("terminate", "open")).out == "open is terminated\n"
@@ -281,7 +281,7 @@ async def test_wait_tells_by_its_exit_code_how_it_went(shell: Shell, service: Sc
     assert outcome.err == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY\n"
 
 
-async def test_run_prints_the_answer_alone_on_stdout(shell: Shell, service: ScriptedService) -> None:
+async def test_run_prints_only_the_answer_on_stdout(shell: Shell, service: ScriptedService) -> None:
     outcome = await shell.run("run", "p", "--label", "a=b")
     assert (outcome.code, outcome.out) == (0, ANSWER)
     assert "openai/big plans, openai/small works" in outcome.err
@@ -291,14 +291,14 @@ async def test_run_prints_the_answer_alone_on_stdout(shell: Shell, service: Scri
     assert service.created_over_rest == 1
 
 
-async def test_run_gives_programs_the_events(shell: Shell) -> None:
+async def test_run_prints_the_events_for_programs(shell: Shell) -> None:
     outcome = await shell.run("run", "p", "--json")
     assert outcome.code == 0
     assert [int(event["sequence"]) for event in outcome.events] == list(range(1, 13))
     assert outcome.events[10]["synthesisCompleted"]["finalResult"] == ANSWER.rstrip("\n")
 
 
-async def test_run_of_a_failing_instance_says_why(shell_without_service: Shell) -> None:
+async def test_run_of_a_failing_instance_reports_the_reason(shell_without_service: Shell) -> None:
     async with ScriptedService(play_badly) as service:
         await service.start(rest_port=0)
         shell = shell_without_service.on(service)
@@ -308,7 +308,7 @@ async def test_run_of_a_failing_instance_says_why(shell_without_service: Shell) 
     assert last == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY"
 
 
-async def test_run_does_without_rest_where_only_grpc_is_served(shell_without_service: Shell) -> None:
+async def test_run_works_without_rest_where_only_grpc_is_served(shell_without_service: Shell) -> None:
     async with ScriptedService(play_well) as service:
         await service.start()
         outcome = await shell_without_service.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run(
@@ -327,7 +327,7 @@ async def test_run_survives_a_restart_of_the_service(shell: Shell, service: Scri
 @pytest.mark.parametrize(
     ("number", "code", "options"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("-v",))]
 )
-async def test_run_detaches_when_it_is_stopped(
+async def test_run_detaches_when_interrupted(
     shell_without_service: Shell, number: signal.Signals, code: int, options: Sequence[str]
 ) -> None:
     async with ScriptedService() as service:
@@ -348,7 +348,7 @@ async def test_run_detaches_when_it_is_stopped(
     assert told[3].endswith(f"orchestrator result i1 --address {service.address}")
 
 
-async def test_in_a_terminal_run_draws_and_the_model_cannot(shell: Shell) -> None:
+async def test_in_a_terminal_run_draws_and_the_answer_cannot_send_control_sequences(shell: Shell) -> None:
     code, text = await run_in_terminal(shell, "run", "p")
     assert code == 0
     assert "✓" in text
@@ -390,7 +390,7 @@ async def test_in_a_terminal_list_is_a_table_and_get_a_page(shell: Shell) -> Non
     assert "\x1b[31mtwo" not in page
 
 
-async def test_what_is_being_written_is_shown_and_told_to_programs(shell_without_service: Shell) -> None:
+async def test_live_text_is_drawn_and_printed_for_programs(shell_without_service: Shell) -> None:
     async def play(service: ScriptedService, instance_id: str) -> None:
         await service.record(
             instance_id,
@@ -427,7 +427,9 @@ async def test_what_is_being_written_is_shown_and_told_to_programs(shell_without
         assert process.returncode == 1
 
 
-async def test_a_service_that_goes_and_comes_back_is_told_of(shell: Shell, service: ScriptedService) -> None:
+async def test_a_service_that_disconnects_and_returns_is_reported(
+    shell: Shell, service: ScriptedService
+) -> None:
     service.cut_after = 5
     outcome = await shell.run("run", "p")
     assert (outcome.code, outcome.out) == (0, ANSWER)
@@ -438,7 +440,7 @@ async def test_a_service_that_goes_and_comes_back_is_told_of(shell: Shell, servi
     assert "the service is back" in told
 
 
-async def test_events_says_how_to_come_back_when_it_is_stopped(
+async def test_an_interrupted_events_command_prints_how_to_resume(
     shell: Shell, service: ScriptedService
 ) -> None:
     await service.record("open", event_pb2.InstanceCreated(prompt="p"))
@@ -453,7 +455,7 @@ async def test_events_says_how_to_come_back_when_it_is_stopped(
         assert err.decode().splitlines()[1].endswith(f"{again} --address {service.address}")
 
 
-async def test_a_reader_that_has_seen_enough_is_no_trouble(shell: Shell, service: ScriptedService) -> None:
+async def test_a_reader_that_closes_the_pipe_causes_no_error(shell: Shell, service: ScriptedService) -> None:
     await service.record("big", event_pb2.InstanceCreated(prompt="p" * 500_000))
     await service.record("big", event_pb2.InstanceTerminated())
     process = await shell.start("events", "big", "--json")
@@ -474,7 +476,7 @@ async def test_a_reader_that_has_seen_enough_is_no_trouble(shell: Shell, service
     ],
     ids=" ".join,
 )
-async def test_a_full_stdout_is_told_as_that(
+async def test_a_full_stdout_is_reported_as_a_full_disk(
     shell: Shell, service: ScriptedService, arguments: Sequence[str]
 ) -> None:
     await service.record("x", event_pb2.InstanceCreated(prompt="p"))
@@ -493,14 +495,14 @@ async def test_a_full_stdout_is_told_as_that(
     assert b"Traceback" not in err
 
 
-async def test_a_full_stderr_stops_nothing(shell: Shell) -> None:
+async def test_a_full_stderr_does_not_stop_the_command(shell: Shell) -> None:
     with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123  a device
         process = await shell.start("run", "p", stderr=full)
         out, _ = await process.communicate()
     assert (process.returncode, out.decode()) == (0, ANSWER)
 
 
-async def test_streams_that_are_closed_lead_nowhere(shell: Shell, service: ScriptedService) -> None:
+async def test_commands_tolerate_closed_standard_streams(shell: Shell, service: ScriptedService) -> None:
     """As a shell closes them with `<&- >&- 2>&-`."""
     for closed, code in (("<&-", 2), (">&-", 2), ("2>&-", 2), ("<&- >&- 2>&-", 2)):
         line = f'exec "$@" {closed}'
@@ -528,7 +530,7 @@ async def test_streams_that_are_closed_lead_nowhere(shell: Shell, service: Scrip
     ],
     ids=" ".join,
 )
-async def test_a_closed_stdout_is_told_as_that(
+async def test_a_closed_stdout_is_reported_as_closed(
     shell: Shell, service: ScriptedService, arguments: Sequence[str]
 ) -> None:
     await service.record("x", event_pb2.InstanceCreated(prompt="p"))
@@ -547,9 +549,7 @@ async def test_a_closed_stdout_is_told_as_that(
     assert b"Traceback" not in err
 
 
-async def test_a_stdout_that_another_program_made_non_blocking_gets_all_of_it(
-    shell: Shell, service: ScriptedService
-) -> None:
+async def test_a_non_blocking_stdout_receives_all_output(shell: Shell, service: ScriptedService) -> None:
     await service.record("big", event_pb2.InstanceCreated(prompt="p" * 500_000))
     await service.record("big", event_pb2.InstanceTerminated())
     reader, writer = os.pipe()
@@ -562,7 +562,7 @@ async def test_a_stdout_that_another_program_made_non_blocking_gets_all_of_it(
     assert len(out) > 500_000
 
 
-async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(shell_without_service: Shell) -> None:
+async def test_doctor_reports_missing_settings_and_shows_no_keys(shell_without_service: Shell) -> None:
     shell = shell_without_service.with_variables(
         ORCHESTRATOR_BIG_MODEL="openai/gpt", ORCHESTRATOR_SMALL_MODEL="nix/x"
     )
@@ -579,7 +579,7 @@ async def test_doctor_finds_what_is_missing_and_keeps_keys_to_itself(shell_witho
     assert "secret-1" not in outcome.out + outcome.err
 
 
-async def test_doctor_tries_whether_the_database_can_be_written(shell_without_service: Shell) -> None:
+async def test_doctor_checks_that_the_database_is_writable(shell_without_service: Shell) -> None:
     for path, words in (
         ("/proc/new/orchestrator.db", "its folder can be made and written, or set ORCHESTRATOR_DATABASE"),
         ("/dev/null", "set ORCHESTRATOR_DATABASE to another path"),
@@ -592,7 +592,7 @@ async def test_doctor_tries_whether_the_database_can_be_written(shell_without_se
         assert words in checks["database"]["mend"]
 
 
-async def test_doctor_tells_a_service_of_ours_from_another_program(
+async def test_doctor_distinguishes_our_service_from_another_program(
     shell: Shell, service: ScriptedService
 ) -> None:
     service.info = None  # of an earlier version: it does not say where its REST is
@@ -608,7 +608,9 @@ async def test_doctor_tells_a_service_of_ours_from_another_program(
     assert "ORCHESTRATOR_REST_ADDRESS" in outcome.out
 
 
-async def test_a_service_that_cannot_listen_says_so_in_a_line(shell: Shell, service: ScriptedService) -> None:
+async def test_a_service_that_cannot_listen_reports_it_in_one_line(
+    shell: Shell, service: ScriptedService
+) -> None:
     for arguments in (("serve",), ("up",)):
         outcome = await shell.run(*arguments)
         assert (outcome.code, outcome.out) == (2, "")
@@ -617,7 +619,7 @@ async def test_a_service_that_cannot_listen_says_so_in_a_line(shell: Shell, serv
         assert "ORCHESTRATOR_GRPC_ADDRESS" in outcome.err
 
 
-async def test_run_says_when_its_own_service_cannot_start(shell_without_service: Shell) -> None:
+async def test_run_reports_when_its_own_service_cannot_start(shell_without_service: Shell) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -664,7 +666,7 @@ async def test_commands_and_ids_are_completed(shell: Shell, service: ScriptedSer
     assert "touch" not in everything
 
 
-async def test_ids_are_completed_of_the_service_that_the_line_names(
+async def test_ids_are_completed_from_the_service_that_the_line_names(
     shell_without_service: Shell, service: ScriptedService
 ) -> None:
     await service.record("rain", event_pb2.InstanceCreated(prompt="p"))
@@ -672,7 +674,7 @@ async def test_ids_are_completed_of_the_service_that_the_line_names(
     assert await complete(shell_without_service, "bash", line) == ["rain"]
 
 
-async def test_without_a_quick_answer_no_ids_are_offered(shell_without_service: Shell) -> None:
+async def test_without_a_quick_answer_no_ids_are_completed(shell_without_service: Shell) -> None:
     assert await complete(shell_without_service, "bash", "orchestrator get r") == []
     assert await complete(shell_without_service, "bash", "orchestrator get --address nonsense r") == []
     with socket.socket() as silent:
@@ -684,7 +686,7 @@ async def test_without_a_quick_answer_no_ids_are_offered(shell_without_service: 
             assert await complete(shell_without_service, "bash", line) == []
 
 
-async def test_bash_completes_by_the_script_that_is_shown_and_installed(
+async def test_bash_completes_by_the_script_that_is_printed_and_installed(
     shell: Shell, service: ScriptedService
 ) -> None:
     await service.record("rain", event_pb2.InstanceCreated(prompt="p"))

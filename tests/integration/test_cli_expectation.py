@@ -64,7 +64,7 @@ async def in_review(shell: Shell, running: Service, instance_id: str = "a") -> i
     return (await got(running, instance_id)).last_sequence
 
 
-async def test_what_is_decided_of_a_plan_that_was_shown_never_goes_to_another(
+async def test_a_decision_on_the_shown_plan_is_never_applied_to_another(
     shell: Shell, running: Service
 ) -> None:
     sequence = await in_review(shell, running)
@@ -91,7 +91,9 @@ async def test_what_is_decided_of_a_plan_that_was_shown_never_goes_to_another(
     assert (outcome.code, outcome.out) == (0, "a is running\n")
 
 
-async def test_a_plan_of_another_instance_or_of_none_is_of_no_event(shell: Shell, running: Service) -> None:
+async def test_a_plan_of_another_instance_brings_no_expected_sequence_and_an_invalid_one_is_rejected(
+    shell: Shell, running: Service
+) -> None:
     await in_review(shell, running, "b")
     plan = json.loads((await shell.run("review", "b", "--json")).out) | {"lastSequence": 1}
     await in_review(shell, running)
@@ -106,7 +108,7 @@ async def test_a_plan_of_another_instance_or_of_none_is_of_no_event(shell: Shell
 
 
 @pytest.mark.parametrize("verb", ["pause", "terminate", "resume", "retry", "restart"])
-async def test_an_expected_sequence_that_is_past_changes_nothing(
+async def test_an_outdated_expected_sequence_changes_nothing(
     shell: Shell, running: Service, verb: str
 ) -> None:
     sequence = await in_review(shell, running)
@@ -125,7 +127,7 @@ async def test_an_expected_sequence_that_is_past_changes_nothing(
     assert (await shell.run(verb, "a", "--expected-sequence", str(before))).code == 0
 
 
-async def test_one_sequence_is_of_one_instance(shell: Shell) -> None:
+async def test_an_expected_sequence_applies_to_one_instance(shell: Shell) -> None:
     outcome = await shell.run("pause", "a", "b", "--expected-sequence", "3")
     assert (outcome.code, outcome.err) == (
         2,
@@ -141,7 +143,7 @@ async def refused(running: Service, models: Models, *ids: str, **labels: str) ->
     models.has_key = True
 
 
-async def test_a_bulk_retry_mends_what_failed_for_one_reason_and_nothing_else(
+async def test_a_bulk_retry_retries_the_failures_of_one_reason_and_nothing_else(
     shell: Shell, running: Service, models: Models
 ) -> None:
     await refused(running, models, "a1", "a2", team="shop")
@@ -166,7 +168,7 @@ async def test_a_bulk_retry_mends_what_failed_for_one_reason_and_nothing_else(
     assert [each["instance"]["id"] for each in outcome.events] == ["b1"]
 
 
-async def test_two_bulk_retries_at_once_retry_nothing_twice(
+async def test_two_concurrent_bulk_retries_retry_nothing_twice(
     shell: Shell, running: Service, models: Models
 ) -> None:
     names = [f"a{number}" for number in range(20)]
@@ -182,7 +184,7 @@ async def test_two_bulk_retries_at_once_retry_nothing_twice(
         assert kinds.count("instance_retried") == 1
 
 
-async def test_in_a_terminal_a_bulk_retry_is_asked_about(
+async def test_in_a_terminal_a_bulk_retry_asks_for_confirmation(
     shell: Shell, running: Service, models: Models
 ) -> None:
     await refused(running, models, "a")
@@ -200,7 +202,7 @@ async def test_in_a_terminal_a_bulk_retry_is_asked_about(
         (("--state", "errored", "--expected-sequence", "3"), "goes with one instance: give its id"),
     ],
 )
-async def test_what_a_bulk_retry_cannot_mean_is_refused(
+async def test_an_invalid_bulk_retry_is_rejected(
     shell: Shell, arguments: tuple[str, ...], words: str
 ) -> None:
     outcome = await shell.run("retry", *arguments)
@@ -208,7 +210,7 @@ async def test_what_a_bulk_retry_cannot_mean_is_refused(
     assert words in outcome.err
 
 
-async def test_a_watched_list_tells_deletions(shell: Shell, running: Service) -> None:
+async def test_a_watched_list_reports_deletions(shell: Shell, running: Service) -> None:
     await created(running, "a")
     await running.ended("a")
     for option, words in ((("--json",), '{"deleted": {"instanceId": "a"}}'), ((), "a\tdeleted")):

@@ -57,9 +57,7 @@ async def finished(running: Service, *ids: str) -> None:
         await running.ended(name)
 
 
-async def test_an_id_is_given_by_any_prefix_that_only_one_instance_has(
-    tmp_path: Path, running: Service
-) -> None:
+async def test_an_id_may_be_any_unique_prefix(tmp_path: Path, running: Service) -> None:
     await finished(running, "rain-1", "rain-10", "sun")
     shell = shell_on(tmp_path, running)
     assert "rain-10" in (await shell.run("get", "rain-10")).out
@@ -77,7 +75,7 @@ async def test_an_id_is_given_by_any_prefix_that_only_one_instance_has(
         assert (outcome.code, outcome.err) == (2, "error: no instance 'r'\n")
 
 
-async def test_a_prefix_of_several_names_them(tmp_path: Path, stuck: Service) -> None:
+async def test_an_ambiguous_prefix_lists_its_instances(tmp_path: Path, stuck: Service) -> None:
     await created(stuck, *(f"rain-{number}" for number in range(7)), "sun")
     shell = shell_on(tmp_path, stuck)
     for command in ("get", "wait", "terminate", "pause"):
@@ -89,7 +87,7 @@ async def test_a_prefix_of_several_names_them(tmp_path: Path, stuck: Service) ->
     assert (await shell.run("terminate", "su")).out == "sun is terminated\n"
 
 
-async def test_several_are_steered_and_the_worst_outcome_is_the_exit_code(
+async def test_several_instances_are_steered_and_the_worst_outcome_is_the_exit_code(
     tmp_path: Path, stuck: Service
 ) -> None:
     await created(stuck, "a", "b", "c")
@@ -109,7 +107,7 @@ async def test_several_are_steered_and_the_worst_outcome_is_the_exit_code(
     assert (await shell.run("list")).out.split("\t")[0] == "c"
 
 
-async def test_the_result_is_the_markdown_alone(tmp_path: Path, running: Service) -> None:
+async def test_the_result_is_printed_as_markdown_alone(tmp_path: Path, running: Service) -> None:
     await finished(running, "a")
     shell = shell_on(tmp_path, running)
     outcome = await shell.run("result", "a")
@@ -118,7 +116,7 @@ async def test_the_result_is_the_markdown_alone(tmp_path: Path, running: Service
     assert "result a" in (await shell.run("get", "a")).out
 
 
-async def test_without_a_result_it_says_why_and_what_to_do(tmp_path: Path, stuck: Service) -> None:
+async def test_without_a_result_the_reason_and_the_mend_are_printed(tmp_path: Path, stuck: Service) -> None:
     await created(stuck, "a")
     shell = shell_on(tmp_path, stuck)
     outcome = await shell.run("result", "a")
@@ -130,7 +128,7 @@ async def test_without_a_result_it_says_why_and_what_to_do(tmp_path: Path, stuck
     assert (outcome.code, outcome.out, outcome.err) == (1, "", "error: a was terminated\n")
 
 
-async def test_what_is_advised_leads_to_the_same_service(tmp_path: Path, running: Service) -> None:
+async def test_suggested_commands_address_the_same_service(tmp_path: Path, running: Service) -> None:
     await created(running, "a", review_plan=True)
     await finished(running, "b")
     shell = Shell.without_service(tmp_path)
@@ -154,7 +152,7 @@ async def test_the_result_of_a_failed_instance_is_its_error(tmp_path: Path) -> N
     assert outcome.err == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY\n"
 
 
-async def test_in_a_terminal_the_result_is_its_source_and_steers_nothing(tmp_path: Path) -> None:
+async def test_in_a_terminal_the_result_is_its_source_without_control_sequences(tmp_path: Path) -> None:
     async with ScriptedService() as scripted:
         await scripted.start()
         await scripted.record("i1", event_pb2.InstanceCreated(prompt="p"))
@@ -163,7 +161,7 @@ async def test_in_a_terminal_the_result_is_its_source_and_steers_nothing(tmp_pat
     assert (code, text) == (0, "# Answer\r\n\r\none \\x1b[31mtwo\r\n")
 
 
-async def test_wait_says_that_a_review_is_due(tmp_path: Path, running: Service) -> None:
+async def test_wait_reports_that_a_review_is_due(tmp_path: Path, running: Service) -> None:
     shell = shell_on(tmp_path, running)
     await created(running, "a", review_plan=True)
     outcome = await shell.run("wait", "a")
@@ -178,7 +176,7 @@ async def test_wait_says_that_a_review_is_due(tmp_path: Path, running: Service) 
     assert (await shell.run("wait", "a", "--timeout", "1m")).code == 0
 
 
-async def test_wait_notices_a_review_that_becomes_due(tmp_path: Path) -> None:
+async def test_wait_reports_a_review_that_becomes_due(tmp_path: Path) -> None:
     plan = asyncio.Event()
 
     async def later(_: ModelRequest) -> Answer:
@@ -193,9 +191,7 @@ async def test_wait_notices_a_review_that_becomes_due(tmp_path: Path) -> None:
     assert (process.returncode, out) == (4, b"waiting\n")
 
 
-async def test_review_shows_the_plan_as_people_and_as_programs_want_it(
-    tmp_path: Path, running: Service
-) -> None:
+async def test_review_prints_the_plan_for_people_and_for_programs(tmp_path: Path, running: Service) -> None:
     shell = shell_on(tmp_path, running)
     await created(running, "a", review_plan=True)
     await shell.run("wait", "a")
@@ -232,7 +228,9 @@ async def test_review_shows_the_plan_as_people_and_as_programs_want_it(
     assert edited.err.endswith("no review is due\n")
 
 
-async def test_review_without_a_plan_or_with_two_decisions_is_refused(tmp_path: Path, stuck: Service) -> None:
+async def test_review_without_a_plan_or_with_two_decisions_is_rejected(
+    tmp_path: Path, stuck: Service
+) -> None:
     await created(stuck, "a", review_plan=True)
     shell = shell_on(tmp_path, stuck)
     for arguments in ((), ("--approve", "--reject", "no"), ("--plan", "p.json")):
@@ -245,7 +243,7 @@ PRICES = {name: {"input_usd": 2000, "output_usd": 4000} for name in ("scripted/b
 """A call that reads a token and writes two costs a cent."""
 
 
-async def test_the_sums_of_a_list_are_what_was_paid_for(tmp_path: Path) -> None:
+async def test_the_totals_of_a_list_are_the_paid_usage(tmp_path: Path) -> None:
     calls: list[ModelRequest] = []
 
     def answer_with_usage(request: ModelRequest) -> Answer:
@@ -276,7 +274,7 @@ async def test_the_sums_of_a_list_are_what_was_paid_for(tmp_path: Path) -> None:
     assert "forked from  source, which paid for what is copied (9 tokens, $0.0300)" in page.out
 
 
-async def test_a_cost_that_nobody_knows_is_a_dash(tmp_path: Path, running: Service) -> None:
+async def test_an_unknown_cost_is_a_dash(tmp_path: Path, running: Service) -> None:
     await finished(running, "a")
     assert (await shell_on(tmp_path, running).run("list")).out.split("\t")[6] == "-"
 
@@ -305,7 +303,7 @@ async def test_settings_are_cleared_by_name(tmp_path: Path, running: Service) ->
 
 
 @pytest.mark.parametrize("command", [("retry", "a"), ("restart", "a"), ("fork", "a", "--stage", "plan")])
-async def test_a_setting_that_cannot_be_cleared_is_told_in_a_line(
+async def test_a_setting_that_cannot_be_cleared_is_reported_in_one_line(
     command: tuple[str, ...], tmp_path: Path, running: Service
 ) -> None:
     await finished(running, "a")
@@ -320,7 +318,7 @@ async def test_a_setting_that_cannot_be_cleared_is_told_in_a_line(
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "5x", "m", "1h 30m", ""])
-async def test_a_time_span_that_is_none_is_told(tmp_path: Path, text: str) -> None:
+async def test_an_invalid_duration_is_reported(tmp_path: Path, text: str) -> None:
     shell = Shell.without_service(tmp_path)
     for arguments in (("create", "p", f"--max-duration={text}"), ("wait", "a", f"--timeout={text}")):
         outcome = await shell.run(*arguments)
@@ -331,7 +329,7 @@ async def test_a_time_span_that_is_none_is_told(tmp_path: Path, text: str) -> No
 WATCH = ("list", "--watch")
 
 
-async def test_a_watched_list_tells_programs_what_has_changed(tmp_path: Path, stuck: Service) -> None:
+async def test_a_watched_list_prints_changes_for_programs(tmp_path: Path, stuck: Service) -> None:
     await created(stuck, "a", "b")
     process = await shell_on(tmp_path, stuck).start(*WATCH, "--json")
     assert process.stdout
@@ -346,7 +344,7 @@ async def test_a_watched_list_tells_programs_what_has_changed(tmp_path: Path, st
     assert process.returncode == 130
 
 
-async def test_in_a_terminal_a_watched_list_is_drawn_anew_and_outlives_a_restart(tmp_path: Path) -> None:
+async def test_in_a_terminal_a_watched_list_is_redrawn_and_survives_a_restart(tmp_path: Path) -> None:
     async with ScriptedService() as scripted:
         await scripted.start()
         await scripted.record("rain", event_pb2.InstanceCreated(prompt="p"))
@@ -367,7 +365,7 @@ async def test_in_a_terminal_a_watched_list_is_drawn_anew_and_outlives_a_restart
         assert await process.wait() == 130
 
 
-async def test_without_a_service_there_is_nothing_to_watch(tmp_path: Path) -> None:
+async def test_watching_without_a_service_is_an_error(tmp_path: Path) -> None:
     outcome = await Shell.without_service(tmp_path).run(*WATCH)
     assert outcome.code == 3
     assert_one_line(outcome)

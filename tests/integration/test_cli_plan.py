@@ -50,7 +50,7 @@ async def state_of(running: Service, instance_id: str) -> instance_pb2.State.Val
     return (await running.stub.GetInstance(pb.GetInstanceRequest(id=instance_id))).instance.state
 
 
-async def test_in_a_pipe_the_plan_is_printed_with_the_way_on(shell: Shell, running: Service) -> None:
+async def test_in_a_pipe_the_plan_is_printed_with_the_next_commands(shell: Shell, running: Service) -> None:
     outcome = await shell.run("run", "--plan", "p", "--id", "a")
     assert (outcome.code, outcome.out) == (0, PLAN_OF_A)
     told = [line.replace(f" --address {running.address}", "") for line in outcome.err.splitlines()[-4:]]
@@ -62,13 +62,13 @@ async def test_in_a_pipe_the_plan_is_printed_with_the_way_on(shell: Shell, runni
     assert (await shell.run("wait", "a")).out == "complete\n"
 
 
-async def test_programs_are_given_the_events_up_to_the_plan(shell: Shell) -> None:
+async def test_programs_get_the_events_up_to_the_plan(shell: Shell) -> None:
     outcome = await shell.run("run", "p", "--plan", "--json")
     assert outcome.code == 0
     assert "planCompleted" in outcome.events[-1]
 
 
-async def test_with_a_file_that_is_the_plan(shell: Shell, running: Service) -> None:
+async def test_a_plan_file_is_used_as_the_plan(shell: Shell, running: Service) -> None:
     plan = [{"id": "mine", "instructions": "Do it."}]
     (shell.folder / "plan.json").write_text(json.dumps(plan))
     for arguments in (("--plan", "plan.json", "p"), ("p", "--plan", "plan.json"), ("p", "--plan=plan.json")):
@@ -91,7 +91,9 @@ async def test_with_a_file_that_is_the_plan(shell: Shell, running: Service) -> N
         (["--plan=x"], ["--plan-file=x"]),
     ],
 )
-def test_a_file_behind_the_flag_is_told_from_a_prompt(arguments: Sequence[str], read: Sequence[str]) -> None:
+def test_a_file_after_the_flag_is_distinguished_from_a_prompt(
+    arguments: Sequence[str], read: Sequence[str]
+) -> None:
     assert list(rewrite_plan_option(arguments)) == read
 
 
@@ -160,9 +162,7 @@ async def test_in_a_terminal_a_person_rejects_edits_and_approves(tmp_path: Path)
     ]
 
 
-async def test_a_plan_that_the_editor_leaves_as_it_was_or_breaks_is_asked_about_again(
-    shell: Shell, running: Service
-) -> None:
+async def test_an_unchanged_or_invalid_edit_is_asked_about_again(shell: Shell, running: Service) -> None:
     for editor, words in (
         ("true", "the plan is as it was"),
         ("false", "the plan is as it was"),
@@ -183,9 +183,7 @@ async def test_a_plan_that_the_editor_leaves_as_it_was_or_breaks_is_asked_about_
         await running.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a"))
 
 
-async def test_with_context_piped_in_a_person_is_asked_at_the_terminal(
-    shell: Shell, running: Service
-) -> None:
+async def test_with_context_on_stdin_questions_go_to_the_terminal(shell: Shell, running: Service) -> None:
     (shell.folder / "diff").write_text("-a\n+b\n")
     with (shell.folder / "diff").open("rb") as diff:
         person = await open_session(
@@ -202,7 +200,7 @@ async def test_with_context_piped_in_a_person_is_asked_at_the_terminal(
     assert found.instance.prompt == "Review this\n\n```\n-a\n+b\n```\n"
 
 
-async def test_who_is_asked_while_another_decides_is_told_and_goes_on(shell: Shell, running: Service) -> None:
+async def test_a_question_ends_when_another_client_decides(shell: Shell, running: Service) -> None:
     person = await open_session(shell, "run", "p", "--plan", "--id", "a")
     await person.read_until_text(QUESTION)
     await running.stub.ReviewPlan(pb.ReviewPlanRequest(id="a", decision=1))
@@ -214,7 +212,7 @@ async def test_who_is_asked_while_another_decides_is_told_and_goes_on(shell: She
     assert "All parts, put together." in text
 
 
-async def test_in_a_pipe_review_plan_waits_for_whoever_reviews(shell: Shell, running: Service) -> None:
+async def test_in_a_pipe_review_plan_waits_for_a_reviewer(shell: Shell, running: Service) -> None:
     process = await shell.start("run", "p", "--review-plan", "--id", "a")
     assert process.stderr
     while b"the plan waits for review: " not in await process.stderr.readline():
@@ -224,9 +222,7 @@ async def test_in_a_pipe_review_plan_waits_for_whoever_reviews(shell: Shell, run
     assert (process.returncode, out.decode()) == (0, RESULT)
 
 
-async def test_an_edit_of_a_plan_that_has_changed_meanwhile_is_offered_again(
-    shell: Shell, running: Service
-) -> None:
+async def test_an_edit_of_a_plan_that_has_changed_is_offered_again(shell: Shell, running: Service) -> None:
     shell = shell.with_variables(EDITOR="sed -i s/part.1/everything/")
     person = await open_session(shell, "run", "p", "--plan", "--id", "a")
     await person.read_until_text(QUESTION)
@@ -244,7 +240,7 @@ async def test_an_edit_of_a_plan_that_has_changed_meanwhile_is_offered_again(
     assert found.instance.subtasks[0].instructions == "Write everything of 2."
 
 
-async def test_an_edit_that_comes_too_late_is_kept_in_a_file(shell: Shell, running: Service) -> None:
+async def test_a_late_edit_is_saved_to_a_file(shell: Shell, running: Service) -> None:
     shell = shell.with_variables(EDITOR="sed -i s/part.1/everything/", TMPDIR=str(shell.folder))
     person = await open_session(shell, "run", "p", "--plan", "--id", "a")
     await person.read_until_text(QUESTION)

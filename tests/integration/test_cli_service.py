@@ -31,7 +31,7 @@ async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService
 
 
 @pytest.mark.parametrize("flag", ["--address", "--grpc-address"])
-async def test_run_creates_where_it_follows_whatever_answers_elsewhere(
+async def test_run_creates_at_the_service_that_it_follows_whatever_answers_elsewhere(
     shell_without_service: Shell, flag: str
 ) -> None:
     async with two_services() as (own, other):
@@ -42,7 +42,7 @@ async def test_run_creates_where_it_follows_whatever_answers_elsewhere(
     assert f"to see it: http://{own.rest_address}/-/ui/#/instances/i1" in outcome.err
 
 
-async def test_a_rest_address_that_leads_to_another_service_is_not_used(shell_without_service: Shell) -> None:
+async def test_a_rest_address_of_another_service_is_not_used(shell_without_service: Shell) -> None:
     async with two_services() as (own, other):  # as through a tunnel to gRPC alone
         assert own.info
         own.info.rest_address = other.rest_address
@@ -54,9 +54,7 @@ async def test_a_rest_address_that_leads_to_another_service_is_not_used(shell_wi
 
 
 @pytest.mark.parametrize("kind", ["older", "without REST", "unreachable REST"])
-async def test_without_rest_that_is_its_own_a_service_is_asked_over_grpc(
-    shell_without_service: Shell, kind: str
-) -> None:
+async def test_a_service_without_rest_is_called_over_grpc(shell_without_service: Shell, kind: str) -> None:
     async with two_services() as (own, other):
         assert own.info
         own.info.rest_address = {"without REST": "", "unreachable REST": free_address()}.get(kind, "")
@@ -89,7 +87,7 @@ async def test_a_service_listens_at_the_address(shell_without_service: Shell, co
     assert f"gRPC on {address}" in ready
 
 
-async def test_another_product_at_the_address_is_told_as_that(shell_without_service: Shell) -> None:
+async def test_another_product_at_the_address_is_reported_as_such(shell_without_service: Shell) -> None:
     server = grpc.aio.server()
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -106,7 +104,7 @@ async def test_another_product_at_the_address_is_told_as_that(shell_without_serv
         await server.stop(None)
 
 
-async def test_run_says_what_this_terminal_sets_and_the_service_has_otherwise(
+async def test_run_reports_settings_of_this_terminal_that_differ_from_the_services(
     shell_without_service: Shell,
 ) -> None:
     async with two_services() as (own, _):
@@ -132,7 +130,7 @@ async def doctor(shell: Shell, service: ScriptedService, *options: str) -> Outco
     return await shell.run("doctor", "--address", service.address, *options)
 
 
-async def test_doctor_tells_what_the_service_is_set_to(shell_without_service: Shell) -> None:
+async def test_doctor_shows_the_services_settings(shell_without_service: Shell) -> None:
     shell = shell_without_service.with_variables(
         ORCHESTRATOR_BIG_MODEL="openai/mine", ORCHESTRATOR_REST_ADDRESS="127.0.0.1:1"
     )
@@ -157,7 +155,7 @@ async def test_doctor_tells_what_the_service_is_set_to(shell_without_service: Sh
     assert (outcome.code, outcome.json["ok"]) == (0, True)
 
 
-async def test_doctor_names_the_service_s_workers_and_a_version_that_is_not_this_one_s(
+async def test_doctor_shows_the_services_workers_and_a_differing_version(
     shell_without_service: Shell,
 ) -> None:
     async with two_services() as (own, other):
@@ -176,7 +174,7 @@ async def test_doctor_names_the_service_s_workers_and_a_version_that_is_not_this
 ASKING = ("list", "list --watch", "get x", "events x", "wait x", "terminate x", "run p", "create p")
 
 
-async def test_an_address_of_rest_is_named_as_that_with_the_one_of_grpc(shell_without_service: Shell) -> None:
+async def test_an_address_of_rest_is_reported_with_the_one_of_grpc(shell_without_service: Shell) -> None:
     async with ScriptedService(play_well) as service:
         await service.start()
         async with edge.running(rest_address="127.0.0.1:0", grpc_address=service.address) as envoy:
@@ -191,7 +189,7 @@ async def test_an_address_of_rest_is_named_as_that_with_the_one_of_grpc(shell_wi
     assert not service.requests
 
 
-async def test_what_answers_http_alone_is_no_service(shell_without_service: Shell) -> None:
+async def test_a_server_of_http_alone_is_not_a_service(shell_without_service: Shell) -> None:
     runner = web.AppRunner(web.Application())
     await runner.setup()
     try:

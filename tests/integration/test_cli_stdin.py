@@ -54,7 +54,7 @@ async def run_line(shell: Shell, line: str) -> tuple[int | None, str]:
     ],
     ids=["pipe", "file", "beside a prompt's file", "slow"],
 )
-async def test_piped_text_is_the_prompt_s_context(
+async def test_piped_text_is_the_prompts_context(
     shell: Shell, service: ScriptedService, command: str, line: str
 ) -> None:
     (shell.folder / "diff").write_text(DIFF)
@@ -73,7 +73,7 @@ async def test_an_empty_pipe_adds_nothing(shell: Shell, service: ScriptedService
 
 @pytest.mark.parametrize("command", ["run", "create"])
 @pytest.mark.parametrize("flag", ["--prompt-file -", "--prompt-file=-"])
-async def test_a_dash_for_the_prompt_s_file_reads_it_from_stdin(
+async def test_a_dash_as_the_prompt_file_reads_stdin(
     shell: Shell, service: ScriptedService, command: str, flag: str
 ) -> None:
     (shell.folder / "prompt").write_text("Review this")
@@ -83,14 +83,14 @@ async def test_a_dash_for_the_prompt_s_file_reads_it_from_stdin(
     assert [request.prompt for request in service.requests] == ["Review this"] * 2
 
 
-async def test_an_empty_stdin_for_the_prompt_s_file_is_an_empty_prompt(shell: Shell) -> None:
+async def test_an_empty_stdin_as_the_prompt_file_is_an_empty_prompt(shell: Shell) -> None:
     for line in ("$o create --prompt-file - < /dev/null", "$o create --prompt-file - <&-"):
         code, err = await run_line(shell, line)
         assert code == 2
         assert err.startswith("error: the prompt is empty: ")
 
 
-async def test_a_dash_for_a_plan_s_file_reads_it_from_stdin(shell: Shell, service: ScriptedService) -> None:
+async def test_a_dash_as_the_plan_file_reads_stdin(shell: Shell, service: ScriptedService) -> None:
     plan = '[{"id": "mine", "instructions": "Do it."}]'
     for arguments in (("create", "p", "--plan", "-"), ("run", "p", "--plan=-")):
         outcome = await shell.run(*arguments, stdin=plan)
@@ -126,7 +126,7 @@ async def test_a_byte_order_mark_is_dropped_and_a_fence_in_the_text_does_not_end
     [(b"\xff\xfea\0", "UTF-16"), (b"\x89PNG\r\n\x1a\n", "UTF-8"), (b"a\xe9", "UTF-8")],
     ids=["UTF-16", "an image", "Latin-1"],
 )
-async def test_what_is_no_utf_8_is_told(
+async def test_input_that_is_not_utf_8_is_reported(
     shell: Shell, service: ScriptedService, data: bytes, words: str
 ) -> None:
     process = await shell.start("run", "p")
@@ -139,7 +139,7 @@ async def test_what_is_no_utf_8_is_told(
 
 
 @pytest.mark.parametrize("size", [MAX_PROMPT_BYTES - 10, 50 * MAX_PROMPT_BYTES])
-async def test_a_context_that_is_too_long_names_both_sizes(
+async def test_a_context_that_is_too_long_is_reported_with_both_sizes(
     shell: Shell, service: ScriptedService, size: int
 ) -> None:
     code, err = await run_line(shell, f'head -c {size} /dev/zero | tr "\\0" x | $o run "Review this"')
@@ -150,9 +150,7 @@ async def test_a_context_that_is_too_long_names_both_sizes(
     assert not service.requests
 
 
-async def test_a_device_is_not_read_nor_a_stdin_that_is_closed(
-    shell: Shell, service: ScriptedService
-) -> None:
+async def test_a_device_or_a_closed_stdin_is_not_read(shell: Shell, service: ScriptedService) -> None:
     for redirection in ("< /dev/null", "< /dev/zero", "<&-"):
         code, err = await run_line(shell, f"$o create p {redirection}")
         assert (code, err) == (0, "")
@@ -170,9 +168,7 @@ def ends_of(kind: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-async def test_a_stdin_that_is_left_open_does_not_hang(
-    shell: Shell, service: ScriptedService, kind: str
-) -> None:
+async def test_an_open_idle_stdin_does_not_block(shell: Shell, service: ScriptedService, kind: str) -> None:
     ours, theirs = ends_of(kind)
     with ours, theirs:
         process = await shell.start("create", "p", stdin=ours)
@@ -186,9 +182,7 @@ async def test_a_stdin_that_is_left_open_does_not_hang(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes into a pipe")
-async def test_a_command_in_front_may_take_as_long_as_it_likes(
-    shell: Shell, service: ScriptedService
-) -> None:
+async def test_a_slow_upstream_command_is_awaited(shell: Shell, service: ScriptedService) -> None:
     code, err = await run_line(shell, "(sleep 7; echo late) | $o create p")
     assert (code, err.splitlines()[0]) == (0, "reading context from stdin…")
     assert [request.prompt for request in service.requests] == ["p\n\n```\nlate\n```\n"]

@@ -51,7 +51,7 @@ async def sequences(client: Client, instance_id: str, after: int = 0) -> list[in
     return [event.sequence async for event in client.stream_events(instance_id, after_sequence=after)]
 
 
-async def test_a_stream_gives_every_event_and_ends(service: ScriptedService, client: Client) -> None:
+async def test_a_stream_yields_every_event_and_ends(service: ScriptedService, client: Client) -> None:
     await play_well(service, await created(service))
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
     assert await sequences(client, "i1", after=5) == list(range(6, PLAYED + 1))
@@ -76,7 +76,7 @@ async def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixtu
     assert written == {("t9", 1): "as it is written"}
 
 
-async def test_a_stream_that_is_told_of_a_shutdown_resumes(service: ScriptedService, client: Client) -> None:
+async def test_a_stream_resumes_after_an_announced_shutdown(service: ScriptedService, client: Client) -> None:
     await play_well(service, await created(service))
     service.cut_after = 4
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
@@ -100,9 +100,7 @@ async def test_a_stream_survives_a_restart_of_the_service(service: ScriptedServi
     assert service.streams_opened == [0, 2]
 
 
-async def test_a_stream_tells_when_it_is_cut_and_when_it_is_back(
-    service: ScriptedService, client: Client
-) -> None:
+async def test_a_stream_reports_disconnects_and_reconnects(service: ScriptedService, client: Client) -> None:
     await play_well(service, await created(service))
     service.cut_after = 4
     told: list[str] = []
@@ -113,7 +111,7 @@ async def test_a_stream_tells_when_it_is_cut_and_when_it_is_back(
     assert told == ["SHUTTING_DOWN", "back"]
 
 
-async def test_text_arrives_as_it_is_written_and_a_cut_repeats_it_in_its_place(
+async def test_text_arrives_as_it_is_written_and_is_repeated_at_its_offset_after_a_disconnect(
     service: ScriptedService, client: Client
 ) -> None:
     await created(service)
@@ -141,7 +139,7 @@ async def test_text_arrives_as_it_is_written_and_a_cut_repeats_it_in_its_place(
     assert service.streams_opened == [0, 2]
 
 
-async def test_without_being_asked_for_there_is_no_text(service: ScriptedService, client: Client) -> None:
+async def test_text_is_streamed_only_on_request(service: ScriptedService, client: Client) -> None:
     await created(service)
     await service.write("i1", "text")
     await service.record("i1", event_pb2.InstanceTerminated())
@@ -162,7 +160,7 @@ async def test_the_stream_of_all_instances_resumes_after_the_last_position(
     assert [batch.last_position async for batch in labelled] == [3]
 
 
-async def test_the_stream_of_all_instances_goes_on_live(service: ScriptedService, client: Client) -> None:
+async def test_the_stream_of_all_instances_continues_live(service: ScriptedService, client: Client) -> None:
     await created(service)
     to_come = [event_pb2.PlanningStarted(attempt=1, model="m/m"), event_pb2.InstanceTerminated()]
     positions = []
@@ -199,20 +197,20 @@ async def test_the_real_service_streams_all_instances_from_any_position(tmp_path
         ]
 
 
-def test_a_position_that_goes_back_is_an_error() -> None:
+def test_a_decreasing_position_is_an_error() -> None:
     with pytest.raises(ServiceError) as failure:
         streams.check_position(3, 3)
     assert failure.value.code is grpc.StatusCode.DATA_LOSS
 
 
-async def test_without_follow_a_stream_ends_where_live_begins(
+async def test_without_follow_a_stream_ends_at_the_live_edge(
     service: ScriptedService, client: Client
 ) -> None:
     await created(service)
     assert [event.sequence async for event in client.stream_events("i1", follow=False)] == [1]
 
 
-async def test_a_silent_connection_counts_as_cut(
+async def test_a_silent_connection_counts_as_disconnected(
     service: ScriptedService, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "SILENCE_TIMEOUT_S", 0.05)
@@ -223,7 +221,7 @@ async def test_a_silent_connection_counts_as_cut(
     assert len(service.streams_opened) > 1
 
 
-async def test_it_gives_up_when_nobody_answers_for_so_long(nowhere: str) -> None:
+async def test_it_gives_up_after_a_time_without_an_answer(nowhere: str) -> None:
     began = time.monotonic()
     async with Client(nowhere) as client:
         with pytest.raises(ServiceError) as failure:
@@ -232,7 +230,7 @@ async def test_it_gives_up_when_nobody_answers_for_so_long(nowhere: str) -> None
     assert 0.5 <= time.monotonic() - began < 5
 
 
-async def test_an_order_that_must_never_be_is_an_error(service: ScriptedService, client: Client) -> None:
+async def test_an_impossible_order_of_events_is_an_error(service: ScriptedService, client: Client) -> None:
     await play_well(service, await created(service))
     service.events["i1"][3].sequence = 5
     with pytest.raises(ServiceError) as failure:
@@ -240,7 +238,7 @@ async def test_an_order_that_must_never_be_is_an_error(service: ScriptedService,
     assert failure.value.code is grpc.StatusCode.DATA_LOSS
 
 
-async def test_a_failure_says_everything_that_the_service_said(
+async def test_a_failure_contains_every_detail_of_the_service(
     service: ScriptedService, client: Client
 ) -> None:
     assert service.events == {}
@@ -253,7 +251,7 @@ async def test_a_failure_says_everything_that_the_service_said(
         assert str(failure.value) == "no instance 'nix'"
 
 
-async def test_a_refusal_is_not_tried_again(service: ScriptedService, client: Client) -> None:
+async def test_a_refusal_is_not_retried(service: ScriptedService, client: Client) -> None:
     service.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_EMPTY", "the prompt is empty")
     with pytest.raises(ServiceError, match="the prompt is empty"):
         await client.create(" ")
@@ -289,9 +287,7 @@ async def test_a_result_of_many_megabytes_arrives(service: ScriptedService, clie
     assert events[-1].subtask_completed.output == output
 
 
-async def test_wait_answers_at_the_end_or_when_its_time_is_up(
-    service: ScriptedService, client: Client
-) -> None:
+async def test_wait_returns_at_the_end_or_at_its_timeout(service: ScriptedService, client: Client) -> None:
     await created(service)
     assert (await client.wait("i1", timeout_s=0.05)).status.status == "queued"
     waiting = asyncio.create_task(client.wait("i1"))
@@ -309,7 +305,7 @@ async def test_wait_survives_a_restart(service: ScriptedService, client: Client)
     assert (await waiting).status.status == "terminated"
 
 
-async def test_health_tells_whether_a_service_answers(client: Client, nowhere: str) -> None:
+async def test_health_reports_whether_a_service_answers(client: Client, nowhere: str) -> None:
     assert await client.is_serving()
     async with Client(nowhere) as other:
         assert not await other.is_serving()

@@ -86,7 +86,7 @@ async def until_failed(log: SqliteEventLog) -> None:
 
 @pytest.mark.parametrize("set_s", [-HOUR_S, HOUR_S])
 @pytest.mark.parametrize("failing", ["planning", "synthesis"])
-async def test_a_retry_keeps_its_time_when_the_clock_is_set(
+async def test_a_retry_keeps_its_delay_when_the_clock_is_set(
     tmp_path: Path, failing: str, set_s: float
 ) -> None:
     place = Place(tmp_path, failing)
@@ -98,7 +98,7 @@ async def test_a_retry_keeps_its_time_when_the_clock_is_set(
     assert place.waited_s >= DELAY_S * 0.99
 
 
-async def test_a_subtask_of_many_keeps_its_time_when_the_clock_is_set_again_and_again(
+async def test_a_subtask_of_many_keeps_its_delay_when_the_clock_is_set_repeatedly(
     tmp_path: Path,
 ) -> None:
     place = Place(tmp_path, "t1")
@@ -167,7 +167,7 @@ async def test_a_clock_set_back_postpones_no_deadline(tmp_path: Path) -> None:
     assert len(place.called_s) == 1
 
 
-async def test_what_was_created_first_begins_first_whatever_the_clock_says(tmp_path: Path) -> None:
+async def test_instances_start_in_order_of_creation_whatever_the_clock_says(tmp_path: Path) -> None:
     place = Place(tmp_path, failing="")
     order: list[str] = []
 

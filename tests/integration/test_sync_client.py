@@ -135,7 +135,7 @@ async def test_wait_survives_a_restart(service: ScriptedService, client: SyncCli
     assert (await waiting).status.status == "terminated"
 
 
-async def test_a_silent_connection_counts_as_cut(
+async def test_a_silent_connection_counts_as_disconnected(
     service: ScriptedService, client: SyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "SILENCE_TIMEOUT_S", 0.05)

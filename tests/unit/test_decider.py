@@ -262,7 +262,7 @@ def test_completed_work_between_crashes_resets_their_count() -> None:
     assert what(life) == [CallModel(WorkKey("subtask", "a"))]
 
 
-def test_an_orderly_stop_or_a_failed_call_interrupts_a_row_of_crashes() -> None:
+def test_orderly_stops_are_not_counted_as_crashes_and_a_failed_call_resets_the_count() -> None:
     life = Life().planned(part("a"))
     for _ in range(5):
         life.started("a").then(*calls_interrupted(life.instance, NOW_S, by_crash=False))

@@ -115,5 +115,5 @@ def test_a_format_that_fails_is_replaced_by_the_next_rung(words: str, is_rejecti
         "busy: try the schedule",
     ],
 )
-def test_an_unrelated_error_changes_nothing_unless_no_other_cause_is_possible(words: str) -> None:
+def test_an_error_other_than_a_rejection_changes_nothing_unless_its_meaning_is_certain(words: str) -> None:
     assert Dialect().after_rejection(words, PLANNING, is_rejection=False) is None

@@ -72,7 +72,7 @@ def test_copied_usage_counts_for_the_budget_and_not_as_the_forks_own() -> None:
     assert life.instance == life.refolded()
 
 
-def test_superseded_events_of_the_source_are_left_out_but_their_usage_is_kept() -> None:
+def test_failed_attempts_of_the_source_are_left_out_and_their_usage_is_kept() -> None:
     source = Life().planned(part("a"))
     source.then(call_started(source.instance, WorkKey("subtask", "a")))
     flaky = ModelError("OVERLOADED", "later", retryable=True)

@@ -59,7 +59,7 @@ def test_thoughts_of_a_later_call_are_replaced_from_the_start_of_that_call() -> 
             assert given_by(late) == [("t1", 1, 0, "One two!")]
 
 
-def test_an_ended_attempt_yields_nothing_and_the_next_incarnation_everything() -> None:
+def test_an_ended_attempt_yields_nothing_and_a_later_one_with_its_number_everything() -> None:
     texts = LiveTexts()
     old, new = Attempt(T1, 1, 3), Attempt(T1, 1, 8)
     with texts.subscribe("i") as reader:
@@ -69,7 +69,7 @@ def test_an_ended_attempt_yields_nothing_and_the_next_incarnation_everything() -
         assert given_by(reader) == [("t1", 1, 0, "new")]
 
 
-def test_text_written_after_the_end_is_not_delivered() -> None:
+def test_text_written_after_the_instance_ended_is_not_delivered() -> None:
     texts, attempt = LiveTexts(), Attempt(T1, 1, 3)
     with texts.subscribe("i") as reader:
         reader.note([Event(sequence=5, instance_terminated=InstanceTerminated())])

@@ -140,7 +140,7 @@ def test_the_state_of_a_subtask_in_a_plan_is_ignored(state: int) -> None:
     assert states(life.instance) == ["PENDING"]
 
 
-def test_changing_a_stored_configuration_does_not_change_its_event() -> None:
+def test_changing_an_event_does_not_change_the_configuration_folded_from_it() -> None:
     life = Life(max_subtasks=3)
     kinds = ("instance_created", "instance_retried", "instance_restarted")
     life.terminated().retried(max_subtasks=4).terminated()
@@ -201,7 +201,7 @@ def test_terminating_marks_running_work_as_interrupted() -> None:
     assert life.instance.subtasks["t1"].work.error.reason == "INTERRUPTED"
 
 
-def test_a_call_cancelled_with_the_instance_counts_as_one() -> None:
+def test_a_call_cancelled_by_a_termination_counts_as_a_call() -> None:
     life = Life().planned().started("t1").started("t2").terminated()
     assert life.instance.usage == life.instance.own_usage == Usage(10, 20, 3)
     assert life.instance.subtasks["t1"].work.usage == Usage(model_calls=1)
@@ -286,7 +286,7 @@ def test_the_status_of_a_complete_instance_has_its_output() -> None:
     assert output.final_result == "the result"
 
 
-def test_folding_no_events_raises_no_error() -> None:
+def test_folding_no_events_gives_the_initial_state() -> None:
     assert fold([]) == Instance()
 
 

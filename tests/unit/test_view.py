@@ -137,7 +137,7 @@ def test_a_hundred_of_the_largest_instances_fit_into_one_answer() -> None:
     assert {each.state for each in instances} == {instance_pb2.STATE_COMPLETE}
 
 
-def test_a_batch_that_fits_is_returned_whole() -> None:
+def test_a_batch_that_fits_is_left_unchanged() -> None:
     instances = [view.instance(Life(f"i{number}").instance) for number in range(100)]
     before = list(instances)
     view.fit(instances, DEFAULT_MAX_BYTES)
