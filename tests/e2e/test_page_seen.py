@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -53,6 +54,24 @@ async def overtaken(page: Page, path: str, overtake: Callable[[], Awaitable[None
     await page.route(f"**{path}", behind, times=1)
 
 
+@asynccontextmanager
+async def answer_held(page: Page, path: str) -> AsyncIterator[None]:
+    """The service does what is asked next, but its answer reaches the page only after the block."""
+    released = asyncio.Event()
+    delivered = asyncio.Event()
+
+    async def late(route: Route) -> None:
+        response = await route.fetch()
+        await released.wait()
+        await route.fulfill(response=response)
+        delivered.set()
+
+    await page.route(f"**{path}", late, times=1)
+    yield
+    released.set()
+    await delivered.wait()
+
+
 async def test_an_approval_never_goes_to_a_plan_that_nobody_saw_and_no_edit_is_lost(
     service: Process, browser: Browser
 ) -> None:
@@ -97,6 +116,84 @@ async def test_the_plan_that_waits_now_is_one_click_away_from_an_edit_of_an_earl
         await expect(page.locator(".notice")).to_have_count(0)
         await button(page, "Approve").click()
         await shows(page, "Complete")
+
+
+async def test_the_next_plan_is_shown_as_it_is_where_it_reads_as_the_rejected_one_and_precedes_the_answer(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "same", config={"reviewPlan": True})
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "same"))
+        instructions = page.locator("[name=instructions]")
+        await instructions.first.fill("Do all of it.")
+        async with answer_held(page, "/same:review"):
+            await button(page, "Reject and plan again").click()
+            await expect(page.locator(".log li", has_text="plan completed")).to_have_count(2)
+            await expect(instructions.first).to_have_value("Write part 1 of 2.")
+            await expect(button(page, "Approve")).to_be_enabled()
+        await button(page, "Approve").click()
+        await shows(page, "Complete")
+
+
+async def test_an_edit_of_the_next_plan_outlives_the_answer_to_the_rejection_of_the_last_one(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "next", config={"reviewPlan": True})
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "next"))
+        await shows(page, "Plan to review")
+        async with answer_held(page, "/next:review"):
+            await button(page, "Reject and plan again").click()
+            await expect(page.locator(".log li", has_text="plan completed")).to_have_count(2)
+            await page.locator("[name=instructions]").first.fill("Do all of it.")
+        await posted(service, "/next:pause")
+        await expect(page.locator(".late h2")).to_have_text("The plan waits no more")
+        await posted(service, "/next:resume")
+        await expect(page.locator("[name=instructions]").first).to_have_value("Do all of it.")
+        await button(page, "Approve the edited plan").click()
+        await shows(page, "Complete")
+
+
+async def test_an_edit_comes_back_with_its_refusal_where_the_next_plan_precedes_it(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "refused", config={"reviewPlan": True})
+    async with open_page(browser) as page:
+        instructions = page.locator("[name=instructions]")
+
+        async def rejected() -> None:
+            await posted(service, "/refused:review", decision="DECISION_REJECT", feedback="otherwise")
+            await expect(instructions).to_have_count(3)
+
+        await page.goto(ui(service, "refused"))
+        await instructions.first.fill("Do all of it.")
+        await overtaken(page, "/refused:review", rejected)
+        await button(page, "Approve the edited plan").click()
+        await expect(page.locator(".review [role=alert]")).to_contain_text("It has gone on meanwhile")
+        await expect(instructions.first).to_have_value("Do all of it.")
+        await expect(page.get_by_text("This is your edit of an earlier plan")).to_have_count(1)
+        await page.get_by_label("What should the next plan do better").fill("fewer words")
+        await expect(page.locator(".review [role=alert]")).to_have_count(0)
+
+
+async def test_what_is_typed_while_a_decision_is_under_way_outlives_its_refusal(
+    service: Process, browser: Browser
+) -> None:
+    await created(service, "typed", config={"reviewPlan": True})
+    async with open_page(browser) as page:
+        await page.goto(ui(service, "typed"))
+        await page.locator(".draft").nth(0).get_by_label("t2").check()
+        await page.locator(".draft").nth(1).get_by_label("t1").check()
+        async with answer_held(page, "/typed:review"):
+            await button(page, "Approve the edited plan").click()
+            await expect(button(page, "Approve the edited plan")).to_be_disabled()
+            await page.locator("[name=instructions]").first.fill("Do all of it.")
+        await expect(page.locator(".review [role=alert]")).to_contain_text("in a cycle")
+        await posted(service, "/typed:pause")
+        await posted(service, "/typed:resume")
+        await expect(page.locator(".log li", has_text="instance resumed")).to_have_count(1)
+        await expect(page.locator("[name=instructions]").first).to_have_value("Do all of it.")
+        await expect(page.locator(".review [role=alert]")).to_contain_text("in a cycle")
 
 
 async def test_an_edit_is_kept_where_somebody_else_has_decided(service: Process, browser: Browser) -> None:

@@ -24,6 +24,7 @@ export function emptyInstance(id) {
     forkedFrom: '',
     summary: '',
     isPlanned: false,
+    planSequence: 0, // of the event that completed the plan
     isReviewed: false,
     planning: newWork(),
     subtasks: new Map(),
@@ -240,7 +241,8 @@ const EVOLVE = {
   planCompleted(instance, payload, now) {
     if (payload.attempt) endAttempt(instance, instance.planning, payload, 'COMPLETED', now);
     else instance.planning.state = 'COMPLETED';
-    Object.assign(instance, { isPlanned: true, summary: payload.summary ?? '' });
+    // The event's own sequence is one more.
+    Object.assign(instance, { isPlanned: true, planSequence: instance.lastSequence + 1, summary: payload.summary ?? '' });
     if (instance.state !== 'STATE_WAITING_FOR_PAUSE') instance.state = deriveState(instance);
     if (instance.state === 'STATE_RUNNING') instance.startTime ||= now;
   },

@@ -10,39 +10,49 @@ const TITLE_LINE = 60; // characters, where the browser does not measure by itse
 const draftOf = ({ id, title, instructions, dependsOn, worker }) => ({ id, title, instructions, dependsOn, worker });
 
 /**
- * The plan of an instance that waits. It is made anew at each event; what a person has made of the plan stays in
- * `watch.review`: {plan, draft, feedback: as edited and of which plan; refusal: why a decision was not taken; isSending}.
+ * What a person has made of a plan, as `watch.review` keeps it: the plan and its sequence, the draft, the feedback, the
+ * decision that was sent ({planSequence} of the plan that it is on; one that is taken stays, since the stream may show it
+ * later), and the RequestError that refused one. `shown`: {planSequence, plan} of the plan that waits now. It is the
+ * sequence that tells two plans apart: the next one may read the same.
  */
+function reviewOf(kept, shown) {
+  const fresh = { ...shown, draft: shown.plan, feedback: '', decision: null, refusal: null };
+  if (!kept) return fresh;
+  // A new plan ends the decision on the last one, whose answer may still be under way.
+  if (kept.decision) return kept.decision.planSequence === shown.planSequence ? kept : fresh;
+  if (kept.planSequence === shown.planSequence || isEdited(kept)) return kept;
+  return { ...fresh, feedback: kept.feedback, refusal: kept.refusal };
+}
+
+const isEdited = ({ plan, draft }) => !isSame(plan, draft);
+
+/** The plan of an instance that waits. It is made anew at each event. */
 export function Review({ watch, onSteered }) {
   const { instance } = watch;
   const seen = useSeen(instance);
-  const [plan] = useState(() => [...instance.subtasks.values()].map(draftOf));
-  // A new plan may come before the answer to the decision on the last one, which is done with then.
-  const isDecided = watch.review?.isSending && !isSame(watch.review.plan, plan);
-  const kept = isDecided ? null : watch.review;
-  const [draft, setDraft] = useState(kept && !isSame(kept.draft, kept.plan) ? kept.draft : plan);
-  const workers = instance.config.workers ?? [];
-  const [feedback, setFeedback] = useState(kept?.feedback ?? '');
+  const [shown] = useState(() => ({
+    planSequence: instance.planSequence,
+    plan: [...instance.subtasks.values()].map(draftOf),
+  }));
+  const [, redraw] = useState(0);
   const [failure, setFailure] = useFailure();
-  const [sending, setSending] = useState(false);
-  const edited = !isSame(draft, plan);
-  const isOfAnother = edited && kept && !isSame(kept.plan, plan);
+  const { planSequence, draft, feedback, decision, refusal } = reviewOf(watch.review, shown);
+  const workers = instance.config.workers ?? [];
+  const edited = !isSame(draft, shown.plan);
+  const isOfAnother = edited && planSequence !== shown.planSequence;
+  const isSending = decision !== null;
 
+  /** What was wrong with a plan is not said of what is made of it next. */
   function keep(changes) {
-    watch.review = { plan, draft, feedback, refusal: '', ...(isOfAnother && { plan: kept.plan }), ...changes };
+    setFailure(null);
+    watch.review = { ...reviewOf(watch.review, shown), refusal: null, ...changes };
+    redraw((count) => count + 1);
   }
 
-  /** What was wrong with a plan is not said of the next draft of it. */
-  function edit(next) {
-    setFailure(null);
-    setDraft(next);
-    keep({ draft: next });
-  }
+  const edit = (next) => keep({ draft: next });
 
   function showWhole() {
-    watch.review = null;
-    setFailure(null);
-    setDraft(plan);
+    keep({ ...shown, draft: shown.plan });
   }
 
   const change = (index, changes) => edit(draft.map((each, at) => (at === index ? { ...each, ...changes } : each)));
@@ -60,24 +70,16 @@ export function Review({ watch, onSteered }) {
   }
 
   async function decide(fields) {
-    setSending(true);
-    setFailure(null);
-    keep({ isSending: true });
+    const sent = { planSequence: shown.planSequence };
+    keep({ decision: sent });
     try {
-      const after = await steerAsSeen(instance.id, seen, 'review', fields);
-      watch.review = null;
-      onSteered(after);
+      onSteered(await steerAsSeen(instance.id, seen, 'review', fields));
     } catch (error) {
-      keep({ refusal: error.reason === 'SEQUENCE_MISMATCH' ? error.message : '' });
-      setFailure(error);
-      setSending(false);
+      if (watch.review?.decision !== sent) return; // the next plan came before the answer, and is worked on
+      watch.review = { ...watch.review, decision: null, refusal: error.isTransient ? null : error };
+      if (error.isTransient) setFailure(error);
       watch.onChange();
     }
-  }
-
-  function say(text) {
-    setFeedback(text);
-    keep({ feedback: text });
   }
 
   function approve(event) {
@@ -85,12 +87,11 @@ export function Review({ watch, onSteered }) {
     decide({ decision: 'DECISION_APPROVE', ...(edited && { subtasks: draft }) });
   }
 
-  return html`<form class="card review" aria-labelledby="review-title" onSubmit=${approve} onInput=${() => setFailure(null)}>
+  return html`<form class="card review" aria-labelledby="review-title" onSubmit=${approve}>
     <header>
       <h2 id="review-title">Review the plan</h2>
       <span class="hint">${plural(draft.length, 'subtask')}${edited && ', edited'}. Nothing runs before you decide.</span>
     </header>
-    ${kept?.refusal && !failure && html`<p class="failure" role="alert">${kept.refusal}</p>`}
     ${isOfAnother &&
     html`<p class="notice" role="status">
       This is your edit of an earlier plan; another plan waits now.
@@ -112,17 +113,17 @@ export function Review({ watch, onSteered }) {
     <button type="button" onClick=${add}>Add a subtask</button>
     <label class="field">
       <span>What should the next plan do better? Goes with Reject</span>
-      <textarea name="feedback" rows="2" value=${feedback} onInput=${(event) => say(event.target.value)}></textarea>
+      <textarea name="feedback" rows="2" value=${feedback} onInput=${(event) => keep({ feedback: event.target.value })}></textarea>
     </label>
     <div class="buttons">
-      <${FailureMessage} error=${failure} />
-      <button class="primary" disabled=${sending || draft.length === 0}>
+      <${FailureMessage} error=${failure ?? refusal} />
+      <button class="primary" disabled=${isSending || draft.length === 0}>
         ${edited ? 'Approve the edited plan' : 'Approve'}
       </button>
       <button
         type="button"
         class="danger"
-        disabled=${sending}
+        disabled=${isSending}
         onClick=${() => decide({ decision: 'DECISION_REJECT', feedback })}
       >
         Reject and plan again
@@ -135,16 +136,16 @@ const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 /** What a person has made of a plan that waits no more: somebody else has decided, or it is paused or planned again. */
 export function LateReview({ watch }) {
-  const { plan, draft, feedback, refusal, isSending } = watch.review;
-  const edited = !isSame(plan, draft);
-  if (isSending || (!edited && !feedback && !refusal)) return null;
+  const { draft, feedback, decision, refusal } = watch.review;
+  const edited = isEdited(watch.review);
+  if (decision || (!edited && !feedback && !refusal)) return null;
   function discard() {
     watch.review = null;
     watch.onChange();
   }
   return html`<section class="card late" aria-labelledby="late-title">
     <h2 id="late-title">${refusal ? 'Your decision was not taken' : 'The plan waits no more'}</h2>
-    ${refusal && html`<p role="alert">${refusal}</p>`}
+    ${refusal && html`<p role="alert">${refusal.message}</p>`}
     ${(edited || feedback) && html`<p class="hint">What you have made of the plan is kept here; it is offered again if a plan waits.</p>`}
     <div class="buttons">
       ${edited && html`<${CopyButton} text=${JSON.stringify(draft, null, 2)} what="your edited plan as JSON" label="Copy my edit" />`}
