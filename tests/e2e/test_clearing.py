@@ -27,7 +27,7 @@ async def ended(service: Process, instance_id: str) -> Any:
         return (await answer.json())["instance"]
 
 
-async def test_a_plan_limits_and_workers_are_cleared_by_their_names_in_json(tmp_path: Path) -> None:
+async def test_plan_limits_and_workers_are_cleared_by_name_in_json(tmp_path: Path) -> None:
     recorded = {
         "subtasks": PLAN,
         "budget": {"maxTokens": "100000", "maxDuration": "60s"},
@@ -54,7 +54,7 @@ async def test_a_plan_limits_and_workers_are_cleared_by_their_names_in_json(tmp_
 
 
 @pytest.mark.parametrize("action", ["retry", "restart", "fork"])
-async def test_an_unknown_field_is_refused_as_json(action: str, tmp_path: Path) -> None:
+async def test_an_unknown_field_is_rejected_in_json(action: str, tmp_path: Path) -> None:
     async with (
         Endpoint() as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,

@@ -32,7 +32,7 @@ async def test_run_goes_through_the_envoy_of_the_service_that_it_follows(tmp_pat
     assert f"{service.rest_address} is answered by the service" in found.out
 
 
-async def test_a_plan_waits_for_a_service_of_its_own_to_be_started_again(tmp_path: Path) -> None:
+async def test_a_plan_survives_the_end_of_the_service_started_for_it(tmp_path: Path) -> None:
     async with Endpoint(subtasks=1) as endpoint:
         shell = Shell.without_service(tmp_path).with_variables(
             ORCHESTRATOR_DATABASE="orchestrator.db", **on_endpoint(endpoint.url)
@@ -85,7 +85,7 @@ async def planned(folder: Path, patch: str, *arguments: str) -> tuple[str, str]:
     return out.decode(), err.decode()
 
 
-async def test_run_takes_a_free_port_for_rest_where_the_default_is_taken(tmp_path: Path) -> None:
+async def test_run_uses_a_free_port_for_rest_where_the_default_is_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         out, err = await planned(tmp_path, OTHER_DEFAULT, address)

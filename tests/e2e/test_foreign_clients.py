@@ -66,7 +66,7 @@ async def test_a_client_of_the_demo_works_unchanged(service: Process) -> None:
     }
 
 
-async def test_the_demos_answers_have_its_exact_shape(service: Process) -> None:
+async def test_answers_have_the_exact_shape_of_the_demos(service: Process) -> None:
     page = {"origin": "http://localhost:5173"}
     async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as http:
         posted = await http.post("/", json={"prompt": "Build it"}, headers=page)
@@ -173,7 +173,7 @@ async def test_an_event_source_reads_on_across_a_restart_and_stops_at_204(tmp_pa
     assert not any(losses[:-1]), "it tried again after the restart and after the end"
 
 
-async def test_grpc_from_node_with_nothing_but_the_protos(service: Process) -> None:
+async def test_grpc_from_node_needs_nothing_but_the_protos(service: Process) -> None:
     told = json.loads(await said("node", NODE / "grpc.js", service.grpc_address, ROOT / "protos", "Build it"))
     assert [int(sequence) for sequence in told["sequences"]] == list(range(1, len(told["sequences"]) + 1))
     assert told["kinds"][-1] == "end"
@@ -188,7 +188,7 @@ async def test_grpc_from_node_with_nothing_but_the_protos(service: Process) -> N
     }
 
 
-async def test_what_the_readme_shows_for_node_follows_an_instance(service: Process, tmp_path: Path) -> None:
+async def test_the_readmes_example_for_node_follows_an_instance(service: Process, tmp_path: Path) -> None:
     (script,) = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "readme.mjs").write_text(script.replace("127.0.0.1:50051", service.grpc_address))
     (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
@@ -198,7 +198,7 @@ async def test_what_the_readme_shows_for_node_follows_an_instance(service: Proce
     assert kinds[-1] == "end"
 
 
-async def test_a_client_that_buf_generates_follows_an_instance(service: Process, tmp_path: Path) -> None:
+async def test_a_client_generated_by_buf_follows_an_instance(service: Process, tmp_path: Path) -> None:
     path = f"{NODE / 'node_modules/.bin'}:{os.environ['PATH']}"
     await said("env", f"--chdir={ROOT}", f"PATH={path}", BUF, "generate", "--output", tmp_path)
     (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
@@ -212,7 +212,7 @@ async def test_a_client_that_buf_generates_follows_an_instance(service: Process,
     assert told["refused"] == {"code": "NotFound", "reason": "INSTANCE_NOT_FOUND"}
 
 
-async def test_buf_curl_knows_the_service_by_reflection(service: Process) -> None:
+async def test_buf_curl_uses_the_service_by_reflection(service: Process) -> None:
     method = f"http://{service.grpc_address}/orchestrator.v1.Orchestrator/"
     buf = (BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge")
     answer = json.loads(await said(*buf, "--data", '{"prompt": "Build it"}', f"{method}CreateInstance"))

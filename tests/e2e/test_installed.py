@@ -120,7 +120,7 @@ with SyncClient(sys.argv[1]) as client:
 """
 
 
-async def test_without_extras_it_is_a_client(wheel: Path, tmp_path: Path) -> None:
+async def test_without_extras_the_package_is_a_client(wheel: Path, tmp_path: Path) -> None:
     installed = from_registry(wheel, tmp_path)
     program = installed.home / "program.py"
     program.write_text(PROGRAM)
@@ -136,7 +136,7 @@ async def test_without_extras_it_is_a_client(wheel: Path, tmp_path: Path) -> Non
     assert "[server]" in err
 
 
-async def test_with_cli_commands_talk_to_a_service_and_with_server_it_serves(
+async def test_with_cli_commands_call_a_service_and_with_server_the_package_serves(
     wheel: Path, tmp_path: Path
 ) -> None:
     installed = from_registry(wheel, tmp_path, "[cli]")
@@ -199,7 +199,7 @@ async def test_it_runs_with_rest_the_page_and_the_embedded_model(installed: Inst
     assert code == 0, out + err
 
 
-async def test_without_envoy_up_says_what_to_install(installed: Installed) -> None:
+async def test_without_envoy_up_names_the_package_to_install(installed: Installed) -> None:
     code, out, err = await installed.run("up")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
@@ -207,7 +207,7 @@ async def test_without_envoy_up_says_what_to_install(installed: Installed) -> No
     assert "make" not in err
 
 
-async def test_without_weights_or_a_server_that_can_start_nothing_is_said_to_be_ready(
+async def test_without_weights_or_a_working_server_nothing_is_reported_ready(
     installed: Installed,
 ) -> None:
     broken = installed.home / "packages/xllamacpp"

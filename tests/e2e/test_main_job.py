@@ -106,7 +106,7 @@ async def test_a_prompt_becomes_a_result_by_the_embedded_model(tmp_path: Path) -
     assert body["instance"]["config"]["bigModel"] == "llama/smollm2-135m-instruct"
 
 
-async def test_whoever_begins_to_watch_in_the_midst_of_a_call_is_given_its_text_so_far(
+async def test_a_subscriber_that_joins_during_a_call_gets_its_text_so_far(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -161,7 +161,7 @@ async def test_an_instance_is_steered_through_rest(tmp_path: Path) -> None:
     ],
     ids=["empty", "missing", "too large", "malformed", "bad id"],
 )
-async def test_a_bad_request_is_told_what_is_wrong_in_json(
+async def test_an_invalid_request_is_explained_in_json(
     content: str, status: int, words: str, edge: httpx.AsyncClient
 ) -> None:
     answer = await edge.post("/", content=content, headers={"Content-Type": "application/json"})
@@ -174,7 +174,7 @@ async def test_a_bad_request_is_told_what_is_wrong_in_json(
 @pytest.mark.parametrize(
     ("path", "status", "code"), [("/nobody", 404, 5), ("/-bad", 400, 3), ("/a/b/c", 404, 5)]
 )
-async def test_what_is_not_there_is_told_in_json(
+async def test_an_unknown_instance_is_reported_in_json(
     path: str, status: int, code: int, edge: httpx.AsyncClient
 ) -> None:
     answer = await edge.get(path)
@@ -211,7 +211,7 @@ async def test_a_wrong_key_errs_with_the_variable_to_set_and_without_the_key(tmp
     assert not [file for file in tmp_path.iterdir() if b"sk-a-secret" in file.read_bytes()]
 
 
-async def test_an_unreachable_endpoint_is_tried_again_and_named(tmp_path: Path) -> None:
+async def test_an_unreachable_endpoint_is_retried_and_named(tmp_path: Path) -> None:
     variables = on_endpoint("http://127.0.0.1:9/v1")
     async with process(tmp_path, "up", **variables) as service, on_rest(service) as rest:
         retry = {"maxAttempts": 2, "initialDelay": "0.01s"}
@@ -222,7 +222,7 @@ async def test_an_unreachable_endpoint_is_tried_again_and_named(tmp_path: Path) 
     assert "127.0.0.1:9" in error["message"]
 
 
-async def test_an_endpoint_that_answers_nonsense_is_tried_again_and_told(tmp_path: Path) -> None:
+async def test_an_endpoint_that_answers_nonsense_is_retried_and_reported(tmp_path: Path) -> None:
     async with (
         Endpoint(lambda _: "I am a teapot.") as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,

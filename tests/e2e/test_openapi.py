@@ -18,7 +18,7 @@ DESCRIPTION = Path(v1.__file__).with_name("openapi.json")
 
 
 @pytest.mark.timeout(600)  # a quarter of a minute, on a machine that has nothing else to do
-async def test_the_description_is_true(tmp_path: Path) -> None:
+async def test_the_service_conforms_to_its_description(tmp_path: Path) -> None:
     async with (
         Endpoint(subtasks=2) as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,

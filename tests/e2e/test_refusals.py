@@ -35,19 +35,19 @@ def refusal(response: httpx.Response, status: int, code: int, reason: str) -> di
     return details
 
 
-async def test_what_is_taken_is_409(rest: httpx.AsyncClient) -> None:
+async def test_a_conflict_with_an_existing_instance_is_409(rest: httpx.AsyncClient) -> None:
     taken = await rest.post("/", json={"prompt": "y", "id": "a"})
     refusal(taken, 409, 6, "INSTANCE_ALREADY_EXISTS")
     reused = await rest.post("/", json={"prompt": "another", "requestId": "once"})
     refusal(reused, 409, 6, "REQUEST_ID_REUSED")
 
 
-async def test_what_the_state_forbids_is_400(rest: httpx.AsyncClient) -> None:
+async def test_an_action_that_the_state_forbids_is_400(rest: httpx.AsyncClient) -> None:
     details = refusal(await rest.post("/a:retry"), 400, 9, "STATE_FORBIDS")
     assert details["ErrorInfo"]["metadata"] == {"state": "running", "action": "retry"}
 
 
-async def test_what_was_not_yet_is_400(rest: httpx.AsyncClient) -> None:
+async def test_a_sequence_that_is_not_reached_yet_is_400(rest: httpx.AsyncClient) -> None:
     response = await rest.get("/a/events", headers={"Last-Event-ID": "999"})
     details = refusal(response, 400, 11, "SEQUENCE_OUT_OF_RANGE")
     assert details["ErrorInfo"]["metadata"] == {"last_sequence": "2"}
@@ -64,7 +64,7 @@ async def test_what_was_not_yet_is_400(rest: httpx.AsyncClient) -> None:
         ("/a:review", {"decision": 0}, "CONFIG_INVALID", "decision"),
     ],
 )
-async def test_what_is_wrong_is_400_and_named(
+async def test_an_invalid_value_is_400_and_named(
     rest: httpx.AsyncClient, path: str, body: dict[str, Any], reason: str, field: str
 ) -> None:
     details = refusal(await rest.post(path, json=body), 400, 3, reason)
@@ -81,7 +81,7 @@ async def test_what_is_wrong_is_400_and_named(
         ("/a%2Fb", "ID_INVALID"),
     ],
 )
-async def test_what_is_asked_for_wrongly_is_400(rest: httpx.AsyncClient, path: str, reason: str) -> None:
+async def test_a_malformed_request_is_400(rest: httpx.AsyncClient, path: str, reason: str) -> None:
     refusal(await rest.get(path), 400, 3, reason)
 
 
@@ -91,7 +91,7 @@ async def test_an_unknown_field_is_dropped_as_documented(rest: httpx.AsyncClient
     refusal(await rest.post("/", json={"promt": "y"}), 400, 3, "PROMPT_EMPTY")
 
 
-async def test_a_long_list_of_filters_is_not_too_long(rest: httpx.AsyncClient) -> None:
+async def test_a_long_list_of_filters_is_accepted(rest: httpx.AsyncClient) -> None:
     labels = [f"key{number}={'x' * 250}" for number in range(64)]
     response = await rest.get("/", params={"labels": labels})
     assert response.json() == {"instances": [], "nextPageToken": ""}
@@ -99,7 +99,7 @@ async def test_a_long_list_of_filters_is_not_too_long(rest: httpx.AsyncClient) -
     assert header.status_code == 200, header.text
 
 
-async def test_what_is_too_much_is_429_and_says_when_to_come_back(rest: httpx.AsyncClient) -> None:
+async def test_an_exhausted_resource_is_429_with_a_retry_time(rest: httpx.AsyncClient) -> None:
     await rest.post("/", json={"prompt": "x", "id": "b"})
     details = refusal(await rest.post("/", json={"prompt": "x"}), 429, 8, "QUEUE_FULL")
     assert details["RetryInfo"]["retryDelay"].endswith("s")

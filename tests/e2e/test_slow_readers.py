@@ -77,7 +77,9 @@ async def rest(call: Any) -> list[Any]:
     return messages
 
 
-async def test_readers_who_stop_cost_little_hold_up_nobody_and_read_on(running: tuple[Process, int]) -> None:
+async def test_stalled_readers_use_little_memory_block_no_other_and_resume(
+    running: tuple[Process, int],
+) -> None:
     service, count = running
     async with AsyncExitStack() as stack, Client(service.grpc_address) as client:
         stubs = []

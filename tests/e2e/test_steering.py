@@ -125,7 +125,7 @@ async def test_a_file_of_requests_becomes_instances(tmp_path: Path) -> None:
         assert endpoint.count("planning") == 1  # the second brought its own plan
 
 
-async def test_what_is_finished_is_removed_when_its_time_is_over(tmp_path: Path) -> None:
+async def test_finished_instances_are_deleted_after_the_retention_period(tmp_path: Path) -> None:
     async with (
         Endpoint(subtasks=1) as endpoint,
         process(tmp_path, **on_endpoint(endpoint.url), ORCHESTRATOR_RETENTION="1s") as service,

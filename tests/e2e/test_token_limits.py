@@ -41,7 +41,7 @@ def variables(endpoint: Endpoint) -> dict[str, str]:
     }
 
 
-async def test_a_model_of_workers_ai_with_a_small_context_runs_with_the_defaults(tmp_path: Path) -> None:
+async def test_a_workers_ai_model_with_a_small_context_runs_with_the_defaults(tmp_path: Path) -> None:
     async with (
         Endpoint(workers_ai) as endpoint,
         process(tmp_path, **variables(endpoint)) as service,
@@ -55,7 +55,7 @@ async def test_a_model_of_workers_ai_with_a_small_context_runs_with_the_defaults
     assert len(endpoint.calls) <= 10
 
 
-async def test_outputs_that_its_context_does_not_hold_are_merged(tmp_path: Path) -> None:
+async def test_outputs_that_do_not_fit_the_context_are_merged(tmp_path: Path) -> None:
     async with (
         Endpoint(workers_ai, subtasks=6) as endpoint,
         process(tmp_path, **variables(endpoint)) as service,
@@ -67,7 +67,7 @@ async def test_outputs_that_its_context_does_not_hold_are_merged(tmp_path: Path)
     assert endpoint.count("synthesis") > 1
 
 
-async def test_the_limit_is_the_services_unless_an_instance_says_otherwise(tmp_path: Path) -> None:
+async def test_the_limit_is_the_services_unless_an_instance_sets_its_own(tmp_path: Path) -> None:
     async with (
         Endpoint() as endpoint,
         process(tmp_path, **on_endpoint(endpoint.url), ORCHESTRATOR_MAX_OUTPUT_TOKENS="1234") as service,

@@ -47,7 +47,7 @@ async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, st
     ],
     ids=lambda value: "" if not isinstance(value, dict) else next(iter(value)),
 )
-async def test_a_setting_that_cannot_be_used_is_one_line_with_the_mend(
+async def test_an_invalid_setting_is_one_line_with_the_mend(
     variables: dict[str, str], code: int, words: str, tmp_path: Path
 ) -> None:
     returned, errors = await told(tmp_path, "up", **variables)
@@ -58,7 +58,7 @@ async def test_a_setting_that_cannot_be_used_is_one_line_with_the_mend(
 
 
 @pytest.mark.parametrize("name", ["ORCHESTRATOR_GRPC_ADDRESS", "ORCHESTRATOR_REST_ADDRESS"])
-async def test_a_port_that_is_taken_is_named_with_its_setting(name: str, tmp_path: Path) -> None:
+async def test_a_port_in_use_is_named_with_its_setting(name: str, tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -93,7 +93,7 @@ async def test_an_invalid_value_of_the_file_is_reported_for_the_file(
     assert errors.count("\n") == 1
 
 
-async def test_up_says_where_the_events_are_and_that_a_database_was_found_in_its_folder(
+async def test_up_reports_the_database_and_that_it_was_found_in_the_working_folder(
     tmp_path: Path,
 ) -> None:
     async with Endpoint() as endpoint:
@@ -112,7 +112,7 @@ async def test_up_says_where_the_events_are_and_that_a_database_was_found_in_its
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-async def test_a_default_model_that_cannot_be_called_is_told_before_anything_is_said_to_be_ready(
+async def test_a_default_model_that_cannot_be_called_is_reported_before_readiness(
     command: str, tmp_path: Path
 ) -> None:
     code, errors = await told(tmp_path, command, "--big-model", "groq/m", "--small-model", "ollama/m")
@@ -121,7 +121,7 @@ async def test_a_default_model_that_cannot_be_called_is_told_before_anything_is_
     assert errors.count("\n") == 1
 
 
-async def test_up_says_where_the_page_is_and_names_a_model_once(tmp_path: Path) -> None:
+async def test_up_reports_the_pages_address_and_names_a_model_once(tmp_path: Path) -> None:
     async with Endpoint() as endpoint:
         models = on_endpoint(endpoint.url)
         async with process(tmp_path, "up", **models) as service:
@@ -133,7 +133,7 @@ async def test_up_says_where_the_page_is_and_names_a_model_once(tmp_path: Path) 
             assert "/-/ui/" not in service.ready
 
 
-async def test_a_second_service_says_that_one_is_running_and_how_to_run_two(tmp_path: Path) -> None:
+async def test_a_second_service_reports_the_first_and_how_to_run_two(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, process(tmp_path, "up", **on_endpoint(endpoint.url)) as service:
         code, errors = await told(tmp_path, "up", "--grpc-address", service.grpc_address)
         assert code == 2
@@ -142,7 +142,7 @@ async def test_a_second_service_says_that_one_is_running_and_how_to_run_two(tmp_
         assert errors.count("\n") == 1
 
 
-async def test_a_database_that_another_server_has_is_left_to_it(tmp_path: Path) -> None:
+async def test_a_database_of_another_server_is_left_to_it(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, process(tmp_path, **on_endpoint(endpoint.url)) as service:
         database = service.variables["ORCHESTRATOR_DATABASE"]
         code, errors = await told(tmp_path, "serve", ORCHESTRATOR_DATABASE=database)
@@ -151,7 +151,7 @@ async def test_a_database_that_another_server_has_is_left_to_it(tmp_path: Path) 
         assert errors.count("\n") == 1
 
 
-async def test_a_database_that_another_program_holds_is_named(tmp_path: Path) -> None:
+async def test_a_database_locked_by_another_program_is_named(tmp_path: Path) -> None:
     database = tmp_path / "orchestrator.db"
     async with Endpoint() as endpoint, process(tmp_path, **on_endpoint(endpoint.url)):
         pass
@@ -165,7 +165,7 @@ async def test_a_database_that_another_program_holds_is_named(tmp_path: Path) ->
     assert errors.count("\n") == 1
 
 
-async def test_run_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path) -> None:
+async def test_run_reports_how_many_unfinished_instances_it_resumes(tmp_path: Path) -> None:
     async with (
         Endpoint(lambda _: hang) as endpoint,
         process(tmp_path, **on_endpoint(endpoint.url)) as service,
@@ -185,7 +185,7 @@ async def test_run_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path
     assert note == f"2 unfinished instances of {database} go on beside this one while it runs"
 
 
-async def test_up_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path) -> None:
+async def test_up_reports_how_many_unfinished_instances_it_resumes(tmp_path: Path) -> None:
     async with Endpoint(lambda _: hang) as endpoint:
         variables = on_endpoint(endpoint.url)
         async with process(tmp_path, **variables) as service:
@@ -198,7 +198,7 @@ async def test_up_says_how_many_unfinished_instances_it_takes_up(tmp_path: Path)
             assert line == b"going on with what is unfinished there: 1\n"
 
 
-async def test_run_says_where_this_terminals_models_are_not_the_services(tmp_path: Path) -> None:
+async def test_run_reports_where_this_terminals_models_differ_from_the_services(tmp_path: Path) -> None:
     async with (
         Endpoint(subtasks=1) as endpoint,
         process(tmp_path, **on_endpoint(endpoint.url)) as service,
@@ -211,7 +211,7 @@ async def test_run_says_where_this_terminals_models_are_not_the_services(tmp_pat
         assert (code, "was started without" in errors) == (0, False)
 
 
-async def test_the_doctor_refuses_a_price_that_the_service_would_refuse(tmp_path: Path) -> None:
+async def test_the_doctor_rejects_a_price_that_the_service_would_reject(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text('prices = { "openai/x" = { input_us = 1.0 } }')
     for command in ("doctor", "serve"):
         code, errors = await told(tmp_path, command)
@@ -219,7 +219,7 @@ async def test_the_doctor_refuses_a_price_that_the_service_would_refuse(tmp_path
         assert errors.startswith('error: prices."openai/x" in orchestrator.toml must be')
 
 
-async def test_run_brings_its_own_service_and_leaves_none_behind(tmp_path: Path) -> None:
+async def test_run_starts_its_own_service_and_stops_it(tmp_path: Path) -> None:
     async with Endpoint(subtasks=2) as endpoint:
         variables = environment(
             **on_endpoint(endpoint.url),
@@ -255,7 +255,7 @@ async def test_run_brings_its_own_service_and_leaves_none_behind(tmp_path: Path)
             assert probe.connect_ex((host, int(port))) != 0
 
 
-async def test_what_is_secret_in_an_address_is_sent_and_stands_in_no_log(tmp_path: Path) -> None:
+async def test_the_secrets_of_an_address_are_sent_and_appear_in_no_log(tmp_path: Path) -> None:
     async with Endpoint() as endpoint:
         url = endpoint.url.replace("://", "://user:hunter2-secret@")
         variables = on_endpoint(f"{url}?sig=hunter2-signature")
@@ -278,7 +278,7 @@ SqliteTables.publish = publish
 """
 
 
-async def test_a_service_whose_log_takes_nothing_more_ends_and_says_so(tmp_path: Path) -> None:
+async def test_a_service_whose_log_fails_exits_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(_BROKEN_WRITER)
     async with (
         process(tmp_path, **on_endpoint("http://127.0.0.1:1"), PYTHONPATH=str(tmp_path)) as service,

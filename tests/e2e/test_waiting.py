@@ -19,7 +19,7 @@ def groq(endpoint: Endpoint) -> dict[str, str]:
     return {"GROQ_BASE_URL": endpoint.url, "GROQ_API_KEY": "a-key"}
 
 
-async def test_without_a_providers_key_instances_wait_and_say_so_and_with_it_they_go_on(
+async def test_without_a_providers_key_instances_wait_with_the_reason_and_continue_with_it(
     browser: Browser, tmp_path: Path
 ) -> None:
     is_held = True
@@ -79,7 +79,7 @@ async def test_without_a_providers_key_instances_wait_and_say_so_and_with_it_the
         await expect(page.locator(".waits")).to_have_count(0)
 
 
-async def test_what_a_wrong_key_broke_is_mended_by_one_bulk_retry(tmp_path: Path) -> None:
+async def test_failures_of_a_wrong_key_are_mended_by_one_bulk_retry(tmp_path: Path) -> None:
     is_wrong = True
 
     def script(_: Call) -> Answer:

@@ -36,7 +36,7 @@ def of(endpoint: Endpoint, subtask_id: str) -> list[Call]:
     return [call for call in endpoint.calls if call.subtask_id == subtask_id]
 
 
-async def test_each_subtask_goes_to_the_model_of_its_worker(tmp_path: Path) -> None:
+async def test_each_subtask_is_sent_to_the_model_of_its_worker(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text(CATALOGUE)
     async with (
         Endpoint(planning) as endpoint,
@@ -79,7 +79,7 @@ async def test_the_catalogue_is_recorded_once_and_not_with_each_instance(tmp_pat
         assert [worker.instructions for worker in full_view.instance.config.workers] == ["i" * 8192] * 32
 
 
-async def test_an_endpoint_that_refuses_to_be_told_how_to_sample_is_asked_without(tmp_path: Path) -> None:
+async def test_an_endpoint_that_rejects_sampling_parameters_is_called_without_them(tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
         if "temperature" in call.body:
             return failing(400, "Unsupported value: 'temperature' does not support 0.2 with this model.")
@@ -98,7 +98,7 @@ async def test_an_endpoint_that_refuses_to_be_told_how_to_sample_is_asked_withou
     assert ["temperature" in call.body for call in of(endpoint, "t1")] == [True, False]
 
 
-async def test_a_changed_catalogue_is_for_new_instances_only(tmp_path: Path) -> None:
+async def test_a_changed_catalogue_applies_only_to_new_instances(tmp_path: Path) -> None:
     holds = True
 
     def script(call: Call) -> Answer:
@@ -145,7 +145,7 @@ async def test_a_changed_catalogue_is_for_new_instances_only(tmp_path: Path) -> 
         (CATALOGUE.replace("0.2", "20"), "temperature in orchestrator.toml is 20: it must be 0 to 2"),
     ],
 )
-async def test_a_catalogue_that_cannot_be_used_is_one_line_at_the_start(
+async def test_an_invalid_catalogue_is_one_line_at_the_start(
     catalogue: str, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "orchestrator.toml").write_text(catalogue)

@@ -78,7 +78,7 @@ def assert_nothing_leaks(response: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded", None])
-async def test_post_creates_whatever_the_content_type(
+async def test_post_creates_with_any_content_type(
     client: httpx.AsyncClient, service: StubService, content_type: str | None
 ) -> None:
     body = json.dumps({"prompt": "Grüße", "labels": {"a": "b"}, "config": {"maxSubtasks": 3}}).encode()
@@ -165,7 +165,7 @@ async def test_a_body_may_be_compressed_and_begin_with_a_byte_order_mark(
     assert service.created[-1].prompt == "Grüße 🦙"
 
 
-async def test_a_large_body_that_compresses_well_comes_through(
+async def test_a_large_well_compressed_body_is_accepted(
     client: httpx.AsyncClient,
 ) -> None:
     requests = [{"id": f"i{n}", "prompt": "x" * 256 * 1024} for n in range(100)]
@@ -196,7 +196,7 @@ WHOLE = compressed(CREATION)
 )
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip"])
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_in_damaged_gzip_or_in_several_members_is_refused(
+async def test_a_body_in_damaged_gzip_or_in_several_members_is_rejected(
     client: httpx.AsyncClient, service: StubService, content: bytes, coding: str, *, chunked: bool
 ) -> None:
     async def pieces() -> AsyncIterator[bytes]:
@@ -215,7 +215,7 @@ async def test_a_body_in_damaged_gzip_or_in_several_members_is_refused(
     "content",
     [b"{", b'{"prompt": "x', b'{"prompt": "x\\"}', b'{"labels": {"a": "}"}', b"  ", b"tru", b'"x', b"1"],
 )
-async def test_a_compressed_body_that_ends_before_its_json_is_refused_at_once(
+async def test_a_compressed_body_that_ends_before_its_json_is_rejected_at_once(
     client: httpx.AsyncClient, content: bytes
 ) -> None:
     response = await client.post(
@@ -224,7 +224,7 @@ async def test_a_compressed_body_that_ends_before_its_json_is_refused_at_once(
     assert "ends before its JSON" in assert_error(response, 400, 3)["message"]
 
 
-async def test_a_compressed_body_may_hold_brackets_and_quotes_in_its_texts(
+async def test_a_compressed_body_may_contain_brackets_and_quotes_in_its_texts(
     client: httpx.AsyncClient, service: StubService
 ) -> None:
     prompt = 'an open "{[ and a closed ]} \\" and \\'
@@ -234,7 +234,9 @@ async def test_a_compressed_body_may_hold_brackets_and_quotes_in_its_texts(
     assert service.created[-1].prompt == prompt
 
 
-async def test_what_inflates_to_over_32_mib_is_413(client: httpx.AsyncClient, service: StubService) -> None:
+async def test_a_body_that_inflates_to_over_32_mib_is_413(
+    client: httpx.AsyncClient, service: StubService
+) -> None:
     before = len(service.created)
     bomb = compressed(b'{"prompt": "' + b"x" * 500 * 1024 * 1024)
     response = await client.post("/", content=bomb, headers={"content-encoding": "gzip"})
@@ -242,18 +244,18 @@ async def test_what_inflates_to_over_32_mib_is_413(client: httpx.AsyncClient, se
     assert len(service.created) == before
 
 
-async def test_a_large_result_comes_through(client: httpx.AsyncClient) -> None:
+async def test_a_large_result_is_returned(client: httpx.AsyncClient) -> None:
     answer = (await client.get(f"/{stub_service.LARGE}")).json()
     assert len(answer["instance"]["finalResult"]) == 8 * 1024 * 1024
 
 
-async def test_a_batch_of_the_largest_prompts_comes_through(client: httpx.AsyncClient) -> None:
+async def test_a_batch_of_the_largest_prompts_is_accepted(client: httpx.AsyncClient) -> None:
     requests = [{"id": f"i{n}", "prompt": "x" * 256 * 1024} for n in range(100)]
     response = await client.post("/-/instances:batchCreate", json={"requests": requests})
     assert [each["id"] for each in response.json()["instances"]] == [f"i{n}" for n in range(100)]
 
 
-async def test_the_request_id_reaches_the_service_and_comes_back(
+async def test_the_request_id_reaches_the_service_and_is_returned(
     client: httpx.AsyncClient, service: StubService
 ) -> None:
     response = await client.get("/a", headers={"x-request-id": "mine"})
@@ -263,9 +265,7 @@ async def test_the_request_id_reaches_the_service_and_comes_back(
 @pytest.mark.parametrize(
     "accept", ["*/*", "text/markdown", "text/html,application/xhtml+xml", "application/json"]
 )
-async def test_the_result_comes_alone_as_markdown_and_nothing_else(
-    client: httpx.AsyncClient, accept: str
-) -> None:
+async def test_the_result_is_returned_as_markdown_alone(client: httpx.AsyncClient, accept: str) -> None:
     response = await client.get("/a/result", headers={"accept": accept})
     assert response.status_code == 200
     assert response.content == stub_service.RESULT.encode()
@@ -284,7 +284,7 @@ async def test_the_service_describes_itself(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("said", [None, "1", "lots"])
-async def test_the_service_is_told_that_rest_takes_64_mib_whatever_a_client_says(
+async def test_rest_overrides_the_message_limit_of_a_client_with_64_mib(
     client: httpx.AsyncClient, service: StubService, said: str | None
 ) -> None:
     headers = {"max-response-bytes": said} if said else {}
@@ -308,7 +308,7 @@ async def test_an_error_without_details_has_the_same_shape(client: httpx.AsyncCl
     assert error == {"code": 5, "message": "no instance 'missing'", "details": []}
 
 
-async def test_a_post_without_a_body_is_the_services_to_judge(client: httpx.AsyncClient) -> None:
+async def test_a_post_without_a_body_is_passed_to_the_service(client: httpx.AsyncClient) -> None:
     assert assert_error(await client.post("/"), 400, 3)["details"][0]["reason"] == "PROMPT_EMPTY"
 
 
@@ -330,7 +330,7 @@ async def test_a_post_without_a_body_is_the_services_to_judge(client: httpx.Asyn
         ("POST", "/orchestrator.v1.Orchestrator/CreateInstance", b"{}", 404, 5, "no such path"),
     ],
 )
-async def test_envoys_own_refusals_have_the_same_shape(
+async def test_envoys_own_errors_have_the_same_shape(
     client: httpx.AsyncClient, method: str, path: str, body: bytes | None, status: int, code: int, said: str
 ) -> None:
     error = assert_error(await client.request(method, path, content=body), status, code)
@@ -363,7 +363,7 @@ async def test_envoys_own_refusals_have_the_same_shape(
         (b'{"config": {"maxSubtasks": "\x01\x02"}}', {}, 400, "max_subtasks"),
     ],
 )
-async def test_what_is_no_json_in_utf_8_is_refused_in_words_without_its_bytes(
+async def test_a_body_that_is_not_utf_8_json_is_rejected_without_quoting_its_bytes(
     client: httpx.AsyncClient, content: bytes, headers: dict[str, str], status: int, said: str
 ) -> None:
     message = assert_error(await client.post("/", content=content, headers=headers), status, 3)["message"]
@@ -372,7 +372,9 @@ async def test_what_is_no_json_in_utf_8_is_refused_in_words_without_its_bytes(
     assert message.replace("\n", "").isprintable()
 
 
-async def test_parameters_that_are_no_text_are_refused_without_their_bytes(client: httpx.AsyncClient) -> None:
+async def test_parameters_that_are_not_text_are_rejected_without_quoting_their_bytes(
+    client: httpx.AsyncClient,
+) -> None:
     for path in ("/a?view=%e2%82", "/a?view=%00%1b", "/a:wait?timeout=%ff", "/a?%ff=1"):
         message = assert_error(await client.get(path), 400, 3)["message"]
         assert message.isascii(), path
@@ -396,7 +398,7 @@ async def test_parameters_that_are_no_text_are_refused_without_their_bytes(clien
         *((f"/a:{verb}", {"POST"}) for verb in VERBS),
     ],
 )
-async def test_another_method_is_405_and_told_the_right_ones(
+async def test_another_method_is_405_with_the_allowed_ones(
     client: httpx.AsyncClient, path: str, methods: set[str]
 ) -> None:
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - methods:
@@ -427,7 +429,7 @@ async def test_head_is_get_without_its_body(address: str, client: httpx.AsyncCli
     writer.close()
 
 
-async def test_head_of_what_may_not_end_is_refused(client: httpx.AsyncClient) -> None:
+async def test_head_of_an_endless_response_is_rejected(client: httpx.AsyncClient) -> None:
     for path in ("/a/events", "/-/events", "/a:wait"):
         answer = await client.head(path)
         assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
@@ -444,7 +446,7 @@ async def test_head_of_what_may_not_end_is_refused(client: httpx.AsyncClient) ->
         ({"te": "gzip"}, {}),
     ],
 )
-async def test_headers_that_grpc_does_not_bear_fail_nothing(
+async def test_headers_that_grpc_cannot_carry_are_dropped_without_an_error(
     client: httpx.AsyncClient, service: StubService, headers: dict[str, str | bytes], passes: dict[str, str]
 ) -> None:
     response = await client.get("/a", headers=headers)
@@ -467,7 +469,7 @@ async def test_headers_that_grpc_does_not_bear_fail_nothing(
         ("POST", "/a:pause?id=b"),
     ],
 )
-async def test_no_query_leads_to_another_instance_than_the_path(
+async def test_no_query_overrides_the_instance_of_the_path(
     client: httpx.AsyncClient, method: str, path: str
 ) -> None:
     response = await client.request(method, path)
@@ -476,16 +478,16 @@ async def test_no_query_leads_to_another_instance_than_the_path(
         assert "in the path" in assert_error(response, 400, 3)["message"]
 
 
-async def test_no_body_leads_to_another_instance_than_the_path(client: httpx.AsyncClient) -> None:
+async def test_no_body_overrides_the_instance_of_the_path(client: httpx.AsyncClient) -> None:
     assert_error(await client.post("/a:pause", json={"id": "b"}), 400, 3)
     assert (await client.post("/a:pause", json={"id": "a"})).status_code == 200
 
 
-async def test_a_parameter_whose_value_is_id_is_none_of_that_name(client: httpx.AsyncClient) -> None:
+async def test_labels_that_contain_id_are_not_a_parameter_named_id(client: httpx.AsyncClient) -> None:
     assert (await client.get("/?labels=id%3Db&labels=x=id")).status_code == 200
 
 
-async def test_a_deadline_that_is_none_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_invalid_deadline_is_rejected(client: httpx.AsyncClient) -> None:
     for wrong in ("soon", "1", "1y", "-1S", ""):
         error = assert_error(await client.get("/a", headers={"grpc-timeout": wrong}), 400, 3)
         assert "grpc-timeout" in error["message"]
@@ -520,7 +522,7 @@ async def test_a_body_over_32_mib_is_413(
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nLong: " + b"x" * 100_000 + b"\r\n\r\n", 431, 3),
     ],
 )
-async def test_even_what_is_hardly_http_gets_json(address: str, raw: bytes, status: int, code: int) -> None:
+async def test_malformed_http_is_answered_in_json(address: str, raw: bytes, status: int, code: int) -> None:
     assert await answered(address, raw) == (status, code)
 
 
@@ -559,7 +561,7 @@ async def test_http_1_0_is_answered_with_and_without_a_host(address: str, servic
     assert (line, json.loads(body)["code"]) == ("HTTP/1.0 404 Not Found", 5)
 
 
-async def test_without_a_service_requests_are_503_and_readiness_tells() -> None:
+async def test_without_a_service_requests_are_503_and_readiness_fails() -> None:
     async with stub_service.serving(StubService()) as grpc_address:
         running = edge.running(rest_address=ANY_PORT, grpc_address=grpc_address)
         process = await running.__aenter__()
@@ -600,7 +602,7 @@ async def test_an_answer_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPa
         assert "too long" in assert_error(await client.get(f"/{stub_service.SLOW}"), 504, 4)["message"]
 
 
-async def test_a_request_that_comes_in_too_slowly_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_arrives_too_slowly_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     async with impatient(monkeypatch, "request_timeout") as address:
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
         assert await answered(address, head) == (408, 4)
@@ -615,7 +617,7 @@ async def test_a_clients_deadline_reaches_the_service(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize(("path", "instance_id"), [("/a/events", "a"), ("/-/events", "")])
-async def test_server_sent_events_come_through_byte_by_byte(
+async def test_server_sent_events_are_passed_through_byte_by_byte(
     client: httpx.AsyncClient, service: StubService, path: str, instance_id: str
 ) -> None:
     response = await client.get(path, params={"afterSequence": "3"})
@@ -629,7 +631,7 @@ async def test_server_sent_events_come_through_byte_by_byte(
     assert (service.streams[-1].id, service.streams[-1].after_sequence) == (instance_id, 3)
 
 
-async def test_the_last_event_id_arrives_as_metadata(client: httpx.AsyncClient, service: StubService) -> None:
+async def test_the_last_event_id_becomes_metadata(client: httpx.AsyncClient, service: StubService) -> None:
     await client.get("/a/events", headers={"Last-Event-ID": "41"})
     assert service.metadata["last-event-id"] == "41"
 
@@ -640,11 +642,11 @@ async def test_the_service_can_answer_204(client: httpx.AsyncClient) -> None:
     assert_nothing_leaks(response)
 
 
-async def test_a_stream_of_nothing_known_is_404(client: httpx.AsyncClient) -> None:
+async def test_a_stream_of_an_unknown_instance_is_404(client: httpx.AsyncClient) -> None:
     assert_error(await client.get(f"/{stub_service.MISSING}/events"), 404, 5)
 
 
-async def test_a_quiet_stream_has_its_headers_at_once_and_ends_when_its_reader_leaves(
+async def test_a_quiet_stream_sends_its_headers_at_once_and_ends_when_its_reader_disconnects(
     client: httpx.AsyncClient, service: StubService
 ) -> None:
     service.stream_closed.clear()
@@ -655,7 +657,7 @@ async def test_a_quiet_stream_has_its_headers_at_once_and_ends_when_its_reader_l
         await service.stream_closed.wait()
 
 
-async def test_stalled_readers_do_not_hold_up_the_others(
+async def test_stalled_readers_do_not_block_the_others(
     address: str, client: httpx.AsyncClient, service: StubService
 ) -> None:
     host, _, port = address.partition(":")
@@ -690,7 +692,7 @@ async def _floods(service: StubService) -> bool:
 
 
 @pytest.mark.parametrize(("path", "method"), [("/", "POST"), ("/a:pause", "POST"), ("/a", "DELETE")])
-async def test_a_preflight_from_this_machine_is_answered(
+async def test_a_preflight_from_this_machine_is_accepted(
     client: httpx.AsyncClient, path: str, method: str
 ) -> None:
     response = await client.options(
@@ -716,7 +718,7 @@ async def test_a_page_of_this_machine_may_read_answers(client: httpx.AsyncClient
 @pytest.mark.parametrize(
     "origin", [FOREIGN_PAGE, "null", "http://localhost.example.com", "http://127.0.0.1.example.com"]
 )
-async def test_a_foreign_page_can_neither_read_nor_start_anything(
+async def test_a_page_of_another_origin_can_neither_read_nor_change_anything(
     client: httpx.AsyncClient, service: StubService, origin: str
 ) -> None:
     for path in ("/a", "/-/openapi.json"):
@@ -749,7 +751,7 @@ EVERY_PATH = (
 
 
 @pytest.mark.parametrize(("method", "path"), EVERY_PATH)
-async def test_a_page_cannot_reach_this_machine_by_a_name_of_its_own(
+async def test_a_page_cannot_reach_this_machine_under_a_host_name_of_its_own(
     client: httpx.AsyncClient, service: StubService, method: str, path: str
 ) -> None:
     service.metadata = {}
@@ -770,7 +772,7 @@ async def test_a_page_cannot_reach_this_machine_by_a_name_of_its_own(
         *("localhost.", "localhost.:80", "[::1]", "[::1]:8787", "127.0.0.2", "127.255.255.254:9"),
     ],
 )
-async def test_this_machines_own_names_are_answered(client: httpx.AsyncClient, host: str) -> None:
+async def test_this_machines_own_host_names_are_accepted(client: httpx.AsyncClient, host: str) -> None:
     for path in ("/a", "/-/healthy", "/-/ui/", "/-/info"):
         assert (await client.get(path, headers={"host": host})).status_code == 200
 
@@ -794,19 +796,19 @@ async def test_this_machines_own_names_are_answered(client: httpx.AsyncClient, h
         *("evil.example#localhost", "evil.example?localhost", "xn--lcalhost-0fg"),
     ],
 )
-async def test_no_other_name_is_taken_for_this_machines(address: str, host: str) -> None:
+async def test_other_host_names_are_rejected(address: str, host: str) -> None:
     status, code = await answered(address, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
     assert (status, code) in {(421, 7), (400, 3)}, "400 of what is no name at all"
 
 
-async def test_the_name_in_the_request_line_counts(address: str) -> None:
+async def test_the_host_in_the_request_line_takes_precedence(address: str) -> None:
     line = b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert await answered(address, line) == (421, 7)
     assert await answered(address, b"GET / HTTP/1.0\r\nHost: evil.example\r\n\r\n") == (421, 7)
     assert await answered(address, b"GET / HTTP/1.1\r\nHost:\r\n\r\n") == (421, 7)
 
 
-async def test_hosts_that_are_set_are_answered(service: StubService) -> None:
+async def test_configured_hosts_are_accepted(service: StubService) -> None:
     async with (
         stub_service.serving(service) as grpc_address,
         edge.running(
@@ -826,7 +828,7 @@ async def test_a_redirect_names_no_host(client: httpx.AsyncClient) -> None:
         assert (response.status_code, response.headers["location"]) == (status, "/-/ui/")
 
 
-async def test_pages_of_the_origins_that_are_set_may_call() -> None:
+async def test_pages_of_the_configured_origins_may_call() -> None:
     origins = (FOREIGN_PAGE, "http://192.168.0.7:3000")
     async with (
         stub_service.serving(StubService()) as grpc_address,
@@ -855,7 +857,7 @@ async def test_health_is_json(client: httpx.AsyncClient, path: str) -> None:
     assert_nothing_leaks(response)
 
 
-async def test_the_description_is_served_as_the_build_wrote_it(client: httpx.AsyncClient) -> None:
+async def test_the_description_is_served_as_built(client: httpx.AsyncClient) -> None:
     response = await client.get("/-/openapi.json")
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"

@@ -61,7 +61,7 @@ def render_from(config: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, **se
     return yaml.safe_load(edge.render(**{**ADDRESSES, **settings}))
 
 
-def test_the_file_is_valid_as_it_stands() -> None:
+def test_the_packaged_file_is_valid() -> None:
     command = [str(edge.find_envoy()), "--mode", "validate", "-c", "envoy.yaml", "--log-level", "warning"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def test_the_file_is_valid_as_it_stands() -> None:
     assert done.stderr == "", "no deprecated options"
 
 
-def test_streams_and_waits_may_be_quiet_for_long() -> None:
+def test_streams_and_waits_have_long_idle_timeouts() -> None:
     listener = as_it_stands()["static_resources"]["listeners"][0]
     connection_manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     routes = connection_manager["route_config"]["virtual_hosts"][0]["routes"]
@@ -81,7 +81,7 @@ def test_streams_and_waits_may_be_quiet_for_long() -> None:
     assert timeouts == {"StreamServerSentEvents": ("0s", "0s"), "WaitInstance": ("3660s", "3660s")}
 
 
-def test_rendering_changes_the_addresses_and_the_path_only() -> None:
+def test_rendering_changes_only_the_addresses_and_the_path() -> None:
     text = edge.render(rest_address="127.0.0.1:8787", grpc_address="127.0.0.1:50051")
     rendered = yaml.safe_load(text.replace(f"{ROOT}/", ""))
     assert rendered == as_it_stands()
@@ -93,7 +93,7 @@ def test_rendering_changes_the_addresses_and_the_path_only() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_entries_makes_no_difference(
+def test_the_order_of_entries_is_irrelevant(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seed: int
 ) -> None:
     settings: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_the_order_of_entries_makes_no_difference(
     assert without_order(render_from(config, monkeypatch, tmp_path, **settings)) == without_order(expected)
 
 
-def test_other_entries_before_ours_are_left_as_they_are(
+def test_other_entries_before_ours_are_left_unchanged(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = as_it_stands()
@@ -134,7 +134,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("key", "name"), NAMES)
-def test_a_name_that_is_missing_or_there_twice_is_told(
+def test_a_missing_or_repeated_name_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, name: str
 ) -> None:
     config = as_it_stands()
@@ -153,7 +153,7 @@ def test_a_name_that_is_missing_or_there_twice_is_told(
 
 
 @pytest.mark.parametrize(("policy", "header"), [("foreign_host", ":authority"), ("foreign_origin", "origin")])
-def test_a_policy_or_an_expression_that_is_missing_is_told(
+def test_a_missing_policy_or_expression_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, policy: str, header: str
 ) -> None:
     config = as_it_stands()
@@ -179,7 +179,7 @@ def test_a_host_without_an_address_names_its_setting() -> None:
         edge.render(rest_address="nowhere.invalid:8787", grpc_address="127.0.0.1:50051")
 
 
-def test_origins_are_taken_as_they_are_wherever_they_are_asked_for() -> None:
+def test_configured_origins_are_matched_literally_in_every_place() -> None:
     origins = ("https://app.example.com",)
     text = edge.render(rest_address="127.0.0.1:1", grpc_address="127.0.0.1:2", origins=origins)
     found: list[str] = []
@@ -210,7 +210,7 @@ def hosts_of(text: str) -> str:
     return found
 
 
-def test_hosts_are_taken_as_they_are_beside_this_machines() -> None:
+def test_configured_hosts_are_matched_literally_beside_this_machines() -> None:
     hosts = ("app.example.com", "[2001:db8::7]", "localhost")
     text = edge.render(rest_address="127.0.0.1:1", grpc_address="127.0.0.1:2", hosts=hosts)
     regex = hosts_of(text)
@@ -227,7 +227,7 @@ def test_hosts_are_taken_as_they_are_beside_this_machines() -> None:
         assert not re.fullmatch(regex, bad), bad
 
 
-def test_the_address_that_rest_listens_on_is_a_name_of_this_machine() -> None:
+def test_the_rest_address_is_a_host_name_of_this_machine() -> None:
     text = edge.render(rest_address="192.0.2.7:8787", grpc_address="127.0.0.1:2")
     assert re.fullmatch(hosts_of(text), "192.0.2.7:8787")
     assert not re.fullmatch(hosts_of(text), "192.0.2.8:8787")
@@ -236,12 +236,12 @@ def test_the_address_that_rest_listens_on_is_a_name_of_this_machine() -> None:
 @pytest.mark.parametrize(
     "hosts", ["*", "https://app.example.com", "app.example.com:443", "a.example/", "*.a.example", "a b"]
 )
-def test_what_is_no_host_is_refused_with_the_settings_name(hosts: str) -> None:
+def test_an_invalid_host_is_rejected_with_the_settings_name(hosts: str) -> None:
     with pytest.raises(SettingsError, match="ORCHESTRATOR_ALLOWED_HOSTS"):
         Settings.load({"ORCHESTRATOR_ALLOWED_HOSTS": hosts}, Path("/nowhere"))
 
 
-def test_hosts_are_read_from_one_setting() -> None:
+def test_hosts_are_parsed_from_one_setting() -> None:
     environment = {"ORCHESTRATOR_ALLOWED_HOSTS": "App.example.com, host.docker.internal,[2001:db8::7],"}
     settings = Settings.load(environment, Path("/nowhere"))
     assert settings.hosts == ("app.example.com", "host.docker.internal", "[2001:db8::7]")
@@ -252,12 +252,12 @@ def test_hosts_are_read_from_one_setting() -> None:
     "origins",
     ["*", "app.example.com", "https://app.example.com/", "https://a.example, null", "https://*.a.example"],
 )
-def test_what_is_no_origin_is_refused_with_the_settings_name(origins: str) -> None:
+def test_an_invalid_origin_is_rejected_with_the_settings_name(origins: str) -> None:
     with pytest.raises(SettingsError, match="ORCHESTRATOR_CORS_ORIGINS"):
         Settings.load({"ORCHESTRATOR_CORS_ORIGINS": origins}, Path("/nowhere"))
 
 
-def test_origins_are_read_from_one_setting() -> None:
+def test_origins_are_parsed_from_one_setting() -> None:
     environment = {"ORCHESTRATOR_CORS_ORIGINS": "https://app.example.com, http://192.168.0.7:3000,"}
     settings = Settings.load(environment, Path("/nowhere"))
     assert settings.origins == ("https://app.example.com", "http://192.168.0.7:3000")

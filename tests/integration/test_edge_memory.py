@@ -89,7 +89,7 @@ def client_of(small: SmallEdge) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=f"http://{small.address}", timeout=20, trust_env=False)
 
 
-async def test_new_requests_are_refused_in_json_while_memory_is_short_and_served_again_after(
+async def test_new_requests_are_rejected_in_json_while_memory_is_short_and_served_again_afterwards(
     lenient: SmallEdge,
 ) -> None:
     held = []
@@ -117,7 +117,7 @@ async def test_new_requests_are_refused_in_json_while_memory_is_short_and_served
             writer.transport.abort()
 
 
-async def test_uploads_that_are_too_much_together_are_cut_off_and_told_why(small: SmallEdge) -> None:
+async def test_uploads_that_exceed_the_memory_are_cut_off_with_the_reason(small: SmallEdge) -> None:
     uploads = 12
     fit = LIMIT_BYTES // BODY_BYTES
     refused: list[bytes] = []
@@ -155,7 +155,7 @@ async def test_uploads_that_are_too_much_together_are_cut_off_and_told_why(small
         assert (await client.get("/a")).status_code == 200
 
 
-async def test_what_envoy_holds_is_bounded_and_visible(small: SmallEdge) -> None:
+async def test_envoys_memory_is_bounded_and_reported(small: SmallEdge) -> None:
     async with asyncio.timeout(10):
         while not (pressure := await small.pressure()):
             pass

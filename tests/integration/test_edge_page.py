@@ -36,7 +36,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("name", FILES)
-async def test_each_file_of_the_page_is_served_as_it_is(name: str, client: httpx.AsyncClient) -> None:
+async def test_each_file_of_the_page_is_served_unchanged(name: str, client: httpx.AsyncClient) -> None:
     answer = await client.get(f"/-/ui/{name.replace('index.html', '')}")
     assert answer.status_code == 200, f"{name} is not served"
     assert answer.content == (WEB / name).read_bytes()
@@ -72,7 +72,7 @@ async def test_a_new_file_of_the_page_is_served_without_a_route_in_the_file(
         assert (await client.get("/-/ui/app.js")).content == (WEB / "app.js").read_bytes()
 
 
-async def test_the_policy_lets_nothing_in_but_the_pages_own_files(client: httpx.AsyncClient) -> None:
+async def test_the_content_policy_allows_only_the_pages_own_files(client: httpx.AsyncClient) -> None:
     policy = (await client.get("/-/ui/")).headers["content-security-policy"]
     directives = dict(directive.strip().split(" ", 1) for directive in policy.split(";"))
     assert directives["default-src"] == "'none'"
@@ -81,7 +81,9 @@ async def test_the_policy_lets_nothing_in_but_the_pages_own_files(client: httpx.
     assert set(directives.values()) <= {"'none'", "'self'", "'script'", "dompurify"}
 
 
-async def test_a_browser_is_led_to_the_page_and_a_program_gets_the_list(client: httpx.AsyncClient) -> None:
+async def test_a_browser_is_redirected_to_the_page_and_a_program_gets_the_list(
+    client: httpx.AsyncClient,
+) -> None:
     led = await client.get("/", headers=BROWSER)
     assert led.status_code == 303
     assert led.headers["location"] == "/-/ui/"
@@ -95,7 +97,7 @@ async def test_a_browser_is_led_to_the_page_and_a_program_gets_the_list(client: 
     assert (await client.get("/-/ui")).headers["location"].endswith("/-/ui/")
 
 
-async def test_what_is_not_part_of_the_page_is_404_in_json(client: httpx.AsyncClient) -> None:
+async def test_a_path_outside_of_the_page_is_404_in_json(client: httpx.AsyncClient) -> None:
     for path in ("/-/ui/index.htm", "/-/ui/vendor/", "/-/ui/../edge.py", "/-/ui/%2e%2e/edge.py"):
         answer = await client.get(path)
         assert answer.status_code == 404

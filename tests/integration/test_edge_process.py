@@ -36,7 +36,7 @@ async def wait_gone(pid: int) -> None:
         os.close(descriptor)
 
 
-async def test_a_taken_port_is_named_with_its_setting() -> None:
+async def test_a_port_in_use_is_named_with_its_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"ORCHESTRATOR_REST_ADDRESS .*port {port} "):
@@ -44,7 +44,7 @@ async def test_a_taken_port_is_named_with_its_setting() -> None:
                 pass
 
 
-async def test_a_missing_envoy_is_named_with_the_mend(
+async def test_a_missing_envoy_is_reported_with_the_mend(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
@@ -54,21 +54,23 @@ async def test_a_missing_envoy_is_named_with_the_mend(
             pass
 
 
-async def test_a_service_that_does_not_serve_is_told_within_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_does_not_answer_is_reported_within_the_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(edge, "READY_TIMEOUT_S", 2.0)
     with pytest.raises(edge.EdgeError, match="ORCHESTRATOR_GRPC_ADDRESS"):
         async with edge.running(rest_address=ANY_PORT, grpc_address="127.0.0.1:1"):
             pass
 
 
-async def test_a_config_that_envoy_refuses_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_config_that_envoy_rejects_is_reported_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge, "render", lambda **_: "static_resources: {nonsense: true}")
     with pytest.raises(edge.EdgeError, match="nonsense"):
         async with edge.running(rest_address=ANY_PORT, grpc_address="127.0.0.1:1"):
             pass
 
 
-async def test_envoy_ends_with_its_block_and_leaves_the_port() -> None:
+async def test_envoy_exits_with_its_block_and_frees_the_port() -> None:
     async with stub_service.serving(StubService()) as grpc_address:
         async with edge.running(rest_address=ANY_PORT, grpc_address=grpc_address) as process:
             assert os.getpgid(process.pid) != os.getpgid(0), "Ctrl-C is not meant for it"
@@ -77,7 +79,7 @@ async def test_envoy_ends_with_its_block_and_leaves_the_port() -> None:
             assert again.address == process.address
 
 
-async def test_the_owner_learns_of_envoys_death() -> None:
+async def test_the_owner_is_notified_of_envoys_exit() -> None:
     async with (
         stub_service.serving(StubService()) as grpc_address,
         edge.running(rest_address=ANY_PORT, grpc_address=grpc_address) as process,
@@ -105,7 +107,7 @@ asyncio.run(main())
 """
 
 
-async def test_envoy_dies_with_a_killed_parent(tmp_path: Path) -> None:
+async def test_envoy_exits_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PARENT),
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "TMPDIR": str(tmp_path)},

@@ -70,18 +70,18 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # A reason to stop is not always the end
 
 
-async def test_text_after_a_reason_to_stop_is_part_of_the_answer_when_every_chunk_has_one(make: Make) -> None:
+async def test_text_after_a_stop_reason_is_part_of_the_answer_when_every_chunk_has_one(make: Make) -> None:
     pieces = [kind for words in WORDS for kind in (text(words), stop(), 0.15)]
     answer = await reply(make, sending(*pieces, used, last))
     assert (answer.text, answer.output_tokens) == ("".join(WORDS), 20)
 
 
-async def test_text_that_comes_late_after_a_reason_to_stop_is_part_of_the_answer(make: Make) -> None:
+async def test_text_that_arrives_late_after_a_stop_reason_is_part_of_the_answer(make: Make) -> None:
     answer = await reply(make, sending(text("one "), stop(), 1.5, text("two"), stop(), last))
     assert answer.text == "one two"
 
 
-async def test_each_piece_of_text_is_waited_for_anew(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_piece_of_text_restarts_the_wait(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "QUIET_S", 1.0)
     monkeypatch.setattr(streaming, "LONG_QUIET_S", 1.0)
     pieces = [kind for words in WORDS[:6] for kind in (text(words), stop(), 0.3)]
@@ -89,7 +89,7 @@ async def test_each_piece_of_text_is_waited_for_anew(make: Make, monkeypatch: py
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_model_that_has_written_nothing_yet_is_waited_for_though_there_is_a_reason_to_stop(
+async def test_an_answer_without_text_is_awaited_despite_a_stop_reason(
     make: Make,
 ) -> None:
     assert (await reply(make, sending(stop(), 0.5, text("thought of"), stop(), last))).text == "thought of"
@@ -97,7 +97,7 @@ async def test_a_model_that_has_written_nothing_yet_is_waited_for_though_there_i
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("after", [(), (used,)], ids=["", "usage"])
-async def test_an_answer_is_whole_when_nothing_has_come_for_a_while_after_a_reason_to_stop(
+async def test_an_answer_is_complete_after_a_silence_that_follows_a_stop_reason(
     make: Make, after: tuple[Kind, ...]
 ) -> None:
     answer = await reply(
@@ -106,14 +106,14 @@ async def test_an_answer_is_whole_when_nothing_has_come_for_a_while_after_a_reas
     assert (answer.text, answer.output_tokens) == ("all of it", 20 if after else 0)
 
 
-async def test_the_attempts_time_does_not_run_out_while_a_stream_is_held_open(make: Make) -> None:
+async def test_the_attempt_does_not_time_out_while_a_complete_stream_stays_open(make: Make) -> None:
     answer = await reply(make, sending(text("all of it"), stop(), then=hang), model_request(timeout_s=2))
     assert answer.text == "all of it"
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("sign", ["comment", "empty chunk", "ping"])
-async def test_signs_of_life_do_not_keep_an_answer_from_ending(make: Make, sign: str) -> None:
+async def test_heartbeats_do_not_prevent_an_answer_from_ending(make: Make, sign: str) -> None:
     async def go_on(call: Call) -> web.StreamResponse:
         response = await streams.begin(call.request)
         for kind in (text("all of it"), stop()):
@@ -130,16 +130,16 @@ async def test_signs_of_life_do_not_keep_an_answer_from_ending(make: Make, sign:
     assert (await reply(make, lambda _: go_on, model_request(timeout_s=5))).text == "all of it"
 
 
-async def test_usage_that_comes_late_after_the_reason_to_stop_counts(make: Make) -> None:
+async def test_usage_that_arrives_late_after_the_stop_reason_counts(make: Make) -> None:
     answer = await reply(make, sending(text("all of it"), stop(), 1.5, used, last))
     assert (answer.input_tokens, answer.output_tokens) == (100, 20)
 
 
-async def test_an_answer_is_good_though_the_connection_breaks_after_its_end(make: Make) -> None:
+async def test_an_answer_is_complete_though_the_connection_breaks_after_its_end(make: Make) -> None:
     assert (await reply(make, sending(text("all of it"), stop(), then=close))).text == "all of it"
 
 
-async def test_a_connection_that_breaks_is_no_end_where_reasons_to_stop_mean_nothing(make: Make) -> None:
+async def test_a_broken_connection_is_no_end_where_every_chunk_has_a_stop_reason(make: Make) -> None:
     script = sending(text("half "), stop(), text("an ans"), stop(), then=close)
     error = await failure(make, script)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
@@ -149,14 +149,14 @@ async def test_a_connection_that_breaks_is_no_end_where_reasons_to_stop_mean_not
 
 
 @pytest.mark.parametrize("reasons", [(), (stop(None),), (stop(""),)], ids=["none", "null", "empty"])
-async def test_text_and_the_last_event_are_a_whole_answer_without_any_reason_to_stop(
+async def test_text_and_the_last_event_are_a_complete_answer_without_a_stop_reason(
     make: Make, reasons: tuple[Kind, ...]
 ) -> None:
     assert (await reply(make, sending(text("all of it"), *reasons, last))).text == "all of it"
 
 
 @pytest.mark.parametrize("then", [None, close], ids=["ended", "closed"])
-async def test_text_without_reason_to_stop_or_last_event_is_half_an_answer(make: Make, then: Answer) -> None:
+async def test_text_without_stop_reason_or_last_event_is_a_truncated_answer(make: Make, then: Answer) -> None:
     error = await failure(make, sending(text("half an ans"), then=then))
     reason = "CONNECTION_FAILED" if then else "STREAM_CUT"
     assert (error.reason, error.retryable) == (reason, True)
@@ -169,12 +169,12 @@ async def test_the_last_event_counts_though_its_line_does_not_end(make: Make) ->
     assert (await reply(make, sending(text("all of it"), unended))).text == "all of it"
 
 
-async def test_nothing_and_the_last_event_are_an_empty_answer(make: Make) -> None:
+async def test_the_last_event_without_text_is_an_empty_answer(make: Make) -> None:
     error = await failure(make, sending(last))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
-async def test_a_reason_to_stop_is_not_taken_back_by_none(make: Make) -> None:
+async def test_a_null_reason_does_not_withdraw_a_stop_reason(make: Make) -> None:
     assert (await reply(make, sending(text("all of it"), stop(), stop(None)))).text == "all of it"
 
 
@@ -190,13 +190,15 @@ def whole(make: Make, reason: Any) -> Answer:
 
 @both_modes
 @pytest.mark.parametrize("reason", ["eos", "end_turn", "EOS_TOKEN", "STOP", "COMPLETE", "stop_sequence"])
-async def test_a_normal_end_is_one_by_any_name(make: Make, mode: AnswerMode, reason: str) -> None:
+async def test_a_normal_end_is_recognised_under_every_name(make: Make, mode: AnswerMode, reason: str) -> None:
     assert (await reply(make, lambda _: whole(make, reason), mode=mode)).text == "half an ans"
 
 
 @both_modes
 @pytest.mark.parametrize("reason", ["model_length", "MAX_TOKENS", "max_output_tokens", "token_limit"])
-async def test_an_answer_cut_at_a_limit_is_one_by_any_name(make: Make, mode: AnswerMode, reason: str) -> None:
+async def test_a_token_limit_is_recognised_under_every_name(
+    make: Make, mode: AnswerMode, reason: str
+) -> None:
     error = await failure(make, lambda _: whole(make, reason), mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("OUTPUT_TRUNCATED", True, 20)
 
@@ -205,7 +207,9 @@ async def test_an_answer_cut_at_a_limit_is_one_by_any_name(make: Make, mode: Ans
 @pytest.mark.parametrize(
     "reason", ["SAFETY", "content_filter: RECITATION", "guardrail_intervened", "refusal"]
 )
-async def test_a_filtered_answer_is_a_refusal_by_any_name(make: Make, mode: AnswerMode, reason: str) -> None:
+async def test_a_filtered_answer_is_a_refusal_under_every_name(
+    make: Make, mode: AnswerMode, reason: str
+) -> None:
     error = await failure(make, lambda _: whole(make, reason), mode=mode)
     assert (error.reason, error.retryable, error.output_tokens) == ("MODEL_REFUSED", False, 20)
     assert reason in str(error)
@@ -215,7 +219,7 @@ async def test_a_filtered_answer_is_a_refusal_by_any_name(make: Make, mode: Answ
 @pytest.mark.parametrize(
     "reason", ["error", "abort", "insufficient_system_resource", "pause_turn", "never_heard_of"]
 )
-async def test_any_other_reason_is_no_whole_answer_and_is_named(
+async def test_any_other_reason_makes_the_answer_incomplete_and_is_named(
     make: Make, mode: AnswerMode, reason: str
 ) -> None:
     error = await failure(make, lambda _: whole(make, reason), model_request(may_be_cut=True), mode=mode)
@@ -224,7 +228,7 @@ async def test_any_other_reason_is_no_whole_answer_and_is_named(
 
 
 @both_modes
-async def test_a_model_that_stops_to_call_a_tool_that_it_was_not_given_has_not_answered(
+async def test_a_model_that_stops_to_call_an_unknown_tool_has_not_answered(
     make: Make, mode: AnswerMode
 ) -> None:
     answer = completion("Let me look.", "tool_calls", tool_calls=[{"id": "1", "function": {"name": "look"}}])
@@ -236,16 +240,16 @@ async def test_a_model_that_stops_to_call_a_tool_that_it_was_not_given_has_not_a
 
 
 @pytest.mark.parametrize("reason", [None, "", "null"])
-async def test_an_answer_in_one_piece_is_whole_without_any_reason_to_stop(make: Make, reason: Any) -> None:
+async def test_an_answer_in_one_piece_is_complete_without_a_stop_reason(make: Make, reason: Any) -> None:
     assert (await reply(make, lambda _: whole(make, reason), mode="whole")).text == "half an ans"
 
 
-async def test_of_several_reasons_to_stop_the_last_one_counts(make: Make) -> None:
+async def test_the_last_of_several_stop_reasons_counts(make: Make) -> None:
     script = sending(text("half "), stop(), text("an ans"), stop(), stop("length"), last)
     assert (await failure(make, script)).reason == "OUTPUT_TRUNCATED"
 
 
-async def test_a_normal_end_takes_back_no_other_reason_unless_more_was_written(make: Make) -> None:
+async def test_a_normal_end_replaces_another_reason_only_after_more_text(make: Make) -> None:
     assert (
         await failure(make, sending(text("a"), stop("length"), stop(), last))
     ).reason == "OUTPUT_TRUNCATED"
@@ -256,26 +260,26 @@ async def test_a_normal_end_takes_back_no_other_reason_unless_more_was_written(m
 # What the text is
 
 
-async def test_halves_of_a_character_that_come_apart_are_one(make: Make) -> None:
+async def test_surrogate_halves_in_separate_chunks_are_joined(make: Make) -> None:
     script = sending(text("Done \ud83d"), text("\ude00!"), stop(), last)
     assert (await reply(make, script)).text == "Done 😀!"
 
 
 @both_modes
-async def test_half_a_character_is_replaced(make: Make, mode: AnswerMode) -> None:
+async def test_an_unpaired_surrogate_is_replaced(make: Make, mode: AnswerMode) -> None:
     answer = message("a\ud83d b") if make is messages else completion("a\ud83d b")
     assert (await reply(make, lambda _: answer, mode=mode)).text == "a\ufffd b"
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream", "text/plain"])
-async def test_a_byte_order_mark_before_an_answer_in_one_piece_is_passed_over(make: Make, kind: str) -> None:
+async def test_a_byte_order_mark_before_an_answer_in_one_piece_is_skipped(make: Make, kind: str) -> None:
     body = b"\xef\xbb\xbf" + web.json_response(whole(make, "stop")).body  # type: ignore[operator]
     answer = await reply(make, lambda _: web.Response(body=body, content_type=kind))
     assert answer.text == "half an ans"
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
-async def test_a_stream_may_begin_with_a_byte_order_mark_and_end_its_lines_in_any_way(
+async def test_a_stream_may_begin_with_a_byte_order_mark_and_use_any_line_ending(
     make: Make, end: bytes
 ) -> None:
     async def drip(call: Call) -> web.StreamResponse:
@@ -340,7 +344,7 @@ async def test_thoughts_alone_are_not_an_answer(make: Make, mode: AnswerMode, th
     assert "nothing but thoughts" in str(error)
 
 
-async def test_a_call_that_fails_says_why_though_it_wrote_thoughts(make: Make) -> None:
+async def test_a_failed_call_reports_the_reason_though_it_emitted_thoughts(make: Make) -> None:
     script = sending(text("<think>hm"), stop("length"), last)
     error: ModelError = await failure(make, script)
     assert error.reason == "OUTPUT_TRUNCATED"

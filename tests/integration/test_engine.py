@@ -131,7 +131,7 @@ async def test_a_prompt_becomes_a_result(tmp_path: Path) -> None:
     assert events[12:] == ["synthesis_started", "synthesis_completed", "instance_completed"]
 
 
-async def test_a_failed_attempt_is_an_event_and_is_repeated(tmp_path: Path) -> None:
+async def test_a_failed_attempt_is_recorded_and_retried(tmp_path: Path) -> None:
     script = answering(planning=[FLAKY, "no JSON here"], t2=[FLAKY], synthesis=[FLAKY])
     instance, events = await run(tmp_path / "log.db", script, resolved(retry=QUICK))
     assert instance.state == pb.STATE_COMPLETE
@@ -142,7 +142,7 @@ async def test_a_failed_attempt_is_an_event_and_is_repeated(tmp_path: Path) -> N
     assert instance.usage.model_calls == 5 + 4
 
 
-async def test_a_planner_that_never_makes_sense_errs_with_what_was_wrong(tmp_path: Path) -> None:
+async def test_a_planner_without_a_valid_answer_errs_with_the_fault(tmp_path: Path) -> None:
     instance, events = await run(tmp_path / "log.db", lambda _: "I would rather not.", resolved(retry=QUICK))
     assert instance.error
     assert instance.error.reason == "PLAN_INVALID"
@@ -150,7 +150,7 @@ async def test_a_planner_that_never_makes_sense_errs_with_what_was_wrong(tmp_pat
     assert events.count("planning_failed") == 3
 
 
-async def test_impossible_token_counts_and_half_an_emoji_fail_nothing(tmp_path: Path) -> None:
+async def test_impossible_token_counts_and_unpaired_surrogates_fail_nothing(tmp_path: Path) -> None:
     def odd(request: ModelRequest) -> Answer:
         text = plan_text(3) if request.prompt.role == "planning" else "half"
         return ModelReply(text, 2**63, -5)
@@ -160,7 +160,7 @@ async def test_impossible_token_counts_and_half_an_emoji_fail_nothing(tmp_path: 
     assert instance.usage.output_tokens == 0
 
 
-async def test_stopping_does_not_begin_what_was_queued(tmp_path: Path) -> None:
+async def test_stopping_starts_no_queued_call(tmp_path: Path) -> None:
     hall = Hall(holds="work")
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, _):
         for number in range(20):
@@ -173,7 +173,7 @@ async def test_stopping_does_not_begin_what_was_queued(tmp_path: Path) -> None:
     assert hall.open == 0
 
 
-async def test_beyond_the_queue_bound_nothing_is_created(tmp_path: Path) -> None:
+async def test_beyond_the_queue_limit_creations_are_rejected(tmp_path: Path) -> None:
     hall = Hall()
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1, max_queued=2) as (engine, log):
         for name in "abc":
@@ -211,7 +211,7 @@ async def test_siblings_of_a_failed_subtask_keep_their_results(tmp_path: Path) -
     assert [subtask.output for subtask in instance.subtasks.values()] == ["out t1", "", "out t3"]
 
 
-async def test_an_unexpected_exception_fails_the_attempt_and_nothing_else(
+async def test_an_unexpected_exception_fails_only_the_attempt(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(request: ModelRequest) -> Answer:
@@ -225,7 +225,7 @@ async def test_an_unexpected_exception_fails_the_attempt_and_nothing_else(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_an_attempt_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+async def test_an_attempt_that_exceeds_its_timeout_fails(tmp_path: Path) -> None:
     policy = pb.RetryPolicy(max_attempts=1)
     policy.attempt_timeout.nanos = 10_000_000
 
@@ -241,7 +241,7 @@ async def test_an_attempt_that_takes_too_long_is_given_up(tmp_path: Path) -> Non
     )
 
 
-async def test_an_unknown_model_is_refused_before_anything_is_recorded(tmp_path: Path) -> None:
+async def test_an_unknown_model_is_rejected_before_anything_is_recorded(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
         with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
             await engine.create(wish(config=resolved(small_model="nobody/knows")))
@@ -249,7 +249,7 @@ async def test_an_unknown_model_is_refused_before_anything_is_recorded(tmp_path:
         assert await ids(log) == []
 
 
-async def test_a_workers_model_is_checked_as_the_others_are(tmp_path: Path) -> None:
+async def test_a_workers_model_is_validated_like_the_others(tmp_path: Path) -> None:
     catalogue = [pb.Worker(name="any"), pb.Worker(name="coder", model="nobody/knows")]
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
         with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
@@ -311,7 +311,7 @@ async def test_each_worker_has_its_model_its_instructions_its_sampling_and_its_p
     }
 
 
-async def test_subtasks_run_in_parallel_within_both_bounds(tmp_path: Path) -> None:
+async def test_subtasks_run_in_parallel_within_both_limits(tmp_path: Path) -> None:
     hall = Hall(plan_text(6))
     async with engine_on(tmp_path / "log.db", hall.provider, max_calls=5) as (engine, log):
         await engine.create(wish("a", resolved(max_parallel_subtasks=3)))
@@ -323,7 +323,7 @@ async def test_subtasks_run_in_parallel_within_both_bounds(tmp_path: Path) -> No
     assert hall.most_open == 5
 
 
-async def test_instances_beyond_the_bound_wait_in_order(tmp_path: Path) -> None:
+async def test_instances_beyond_the_limit_wait_in_order(tmp_path: Path) -> None:
     hall = Hall()
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
         for name in "abc":
@@ -337,7 +337,7 @@ async def test_instances_beyond_the_bound_wait_in_order(tmp_path: Path) -> None:
         assert await kinds(log, "b") == ["instance_created", "instance_terminated"]
 
 
-async def test_terminating_cancels_open_calls_and_nothing_follows(tmp_path: Path) -> None:
+async def test_terminating_cancels_open_calls_and_records_nothing_after_it(tmp_path: Path) -> None:
     hall = Hall()
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish())
@@ -352,7 +352,7 @@ async def test_terminating_cancels_open_calls_and_nothing_follows(tmp_path: Path
     assert "synthesis" not in hall.calls
 
 
-async def test_stopping_and_starting_repeats_only_what_was_under_way(tmp_path: Path) -> None:
+async def test_a_restart_of_the_service_repeats_only_calls_that_were_in_progress(tmp_path: Path) -> None:
     hall = Hall(plan_text(2, chained=True), holds="")
     stuck = Hall(plan_text(2, chained=True), holds="synthesis")
     async with engine_on(tmp_path / "log.db", stuck.provider) as (engine, _):
@@ -389,7 +389,7 @@ async def test_a_retry_that_is_not_yet_due_waits_across_a_restart(tmp_path: Path
     assert eager.calls.count("planning") == 1
 
 
-async def test_a_caller_who_leaves_does_not_leave_an_instance_that_never_runs(tmp_path: Path) -> None:
+async def test_an_instance_whose_creation_was_cancelled_after_queueing_still_runs(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
         creating = asyncio.create_task(engine.create(wish()))
         await asyncio.sleep(0)
@@ -410,7 +410,9 @@ async def until(log: SqliteEventLog, state: pb.State.ValueType, instance_id: str
     return instance
 
 
-async def test_pausing_lets_what_runs_finish_and_resuming_goes_on_across_a_restart(tmp_path: Path) -> None:
+async def test_pausing_lets_running_calls_finish_and_resuming_continues_across_a_restart(
+    tmp_path: Path,
+) -> None:
     hall = Hall(plan_text(2, chained=True))
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
         await engine.create(wish())
@@ -428,7 +430,7 @@ async def test_pausing_lets_what_runs_finish_and_resuming_goes_on_across_a_resta
     assert hall.calls.count("t1") == 2  # once for each instance
 
 
-async def test_a_resumed_instance_waits_until_there_is_a_place_for_it(tmp_path: Path) -> None:
+async def test_a_resumed_instance_waits_for_a_free_place(tmp_path: Path) -> None:
     hall = Hall(plan_text(2, chained=True))
     async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
         await engine.create(wish())
@@ -448,7 +450,9 @@ async def test_a_resumed_instance_waits_until_there_is_a_place_for_it(tmp_path: 
         assert (await load(log, "a")).end_time_s >= (await load(log, "b")).end_time_s
 
 
-async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goes_on(tmp_path: Path) -> None:
+async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_continues(
+    tmp_path: Path,
+) -> None:
     def answer(request: ModelRequest) -> Answer:
         return ModelReply(str(answering()(request)), input_tokens=100, output_tokens=200)
 
@@ -477,7 +481,7 @@ async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_goe
     await log.aclose()
 
 
-async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path) -> None:
+async def test_retrying_calls_only_failed_subtasks_and_the_synthesis(tmp_path: Path) -> None:
     broken = {"t5"}
     calls: list[str] = []
 
@@ -500,7 +504,7 @@ async def test_retrying_calls_only_what_failed_and_the_synthesis(tmp_path: Path)
     assert instance.subtasks["t5"].work.attempt == 2
 
 
-async def test_a_retry_under_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+async def test_a_retry_with_an_unknown_model_is_rejected(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
         await engine.create(wish())
         before = await ended(log, "a", 20)
@@ -510,7 +514,7 @@ async def test_a_retry_under_a_model_that_is_not_there_is_refused(tmp_path: Path
         assert await load(log, "a") == before
 
 
-async def test_two_retries_at_once_reopen_an_instance_once(tmp_path: Path) -> None:
+async def test_two_concurrent_retries_reopen_an_instance_once(tmp_path: Path) -> None:
     hall = Hall(holds="planning")
 
     async def fail_then_hold(request: ModelRequest) -> Answer:
@@ -530,7 +534,7 @@ async def test_two_retries_at_once_reopen_an_instance_once(tmp_path: Path) -> No
         assert (await kinds(log)).count("instance_retried") == 1
 
 
-async def test_a_plan_waits_for_review_across_a_restart_and_may_be_sent_back(tmp_path: Path) -> None:
+async def test_a_plan_waits_for_review_across_a_restart_and_may_be_rejected(tmp_path: Path) -> None:
     hall = Hall(plan_text(2), holds="")
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish(config=resolved(review_plan=True)))
@@ -545,7 +549,7 @@ async def test_a_plan_waits_for_review_across_a_restart_and_may_be_sent_back(tmp
     assert hall.calls == ["planning", "planning", "only", "synthesis"]
 
 
-async def test_restarting_begins_anew_and_keeps_the_history(tmp_path: Path) -> None:
+async def test_restarting_starts_over_and_keeps_the_history(tmp_path: Path) -> None:
     hall = Hall(plan_text(1), holds="")
     async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
         await engine.create(wish())
@@ -559,7 +563,7 @@ async def test_restarting_begins_anew_and_keeps_the_history(tmp_path: Path) -> N
     assert second.last_sequence == len(events)
 
 
-async def test_time_goes_on_while_the_service_is_down(tmp_path: Path) -> None:
+async def test_the_duration_budget_counts_time_while_the_service_is_down(tmp_path: Path) -> None:
     hall = Hall(plan_text(2, chained=True))
     budget = pb.Budget()
     budget.max_duration.seconds = 3600
@@ -631,7 +635,7 @@ async def test_outputs_too_long_for_the_model_are_merged_and_the_instance_comple
     assert [name for role, name in calls if role == "work"] == [f"t{number}" for number in range(1, 7)]
 
 
-async def test_a_prompt_too_long_for_the_planner_is_not_sent_again(tmp_path: Path) -> None:
+async def test_a_prompt_too_long_for_the_planner_is_not_retried(tmp_path: Path) -> None:
     too_long = ModelError("INPUT_TOO_LONG", "too long", retryable=True)
     instance, events = await run(tmp_path / "log.db", lambda _: too_long, resolved(retry=QUICK))
     assert instance.error
@@ -652,7 +656,9 @@ async def test_each_call_is_recorded_with_the_version_of_its_prompts(tmp_path: P
     assert started == [FULL.version] * 7
 
 
-async def test_a_provider_that_cannot_be_called_is_waited_for_and_costs_no_attempt(tmp_path: Path) -> None:
+async def test_an_instance_waits_for_an_unavailable_provider_without_counting_attempts(
+    tmp_path: Path,
+) -> None:
     hall = Hall()
     path = tmp_path / "log.db"
     async with engine_on(path, hall.provider) as (engine, _):
@@ -673,7 +679,7 @@ async def test_a_provider_that_cannot_be_called_is_waited_for_and_costs_no_attem
         assert engine.waiting_reason(created.ref) == ""
 
 
-async def test_an_orderly_stop_is_recorded_at_once_and_is_no_crash(tmp_path: Path) -> None:
+async def test_an_orderly_stop_is_recorded_at_once_and_is_not_a_crash(tmp_path: Path) -> None:
     hall = Hall()
     path = tmp_path / "log.db"
     for _ in range(5):
@@ -691,7 +697,7 @@ async def test_an_orderly_stop_is_recorded_at_once_and_is_no_crash(tmp_path: Pat
     await log.aclose()
 
 
-async def test_an_instance_that_crashes_the_service_each_time_is_paused_at_the_next_start(
+async def test_an_instance_that_repeatedly_crashes_the_service_is_paused_at_the_next_start(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "log.db"
@@ -715,7 +721,7 @@ async def test_an_instance_that_crashes_the_service_each_time_is_paused_at_the_n
 
 
 @pytest.mark.parametrize(("characters", "is_beside"), [(100, False), (100_000, True)])
-async def test_a_long_plan_is_parsed_beside_the_loop(
+async def test_a_long_plan_is_parsed_outside_of_the_event_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: int, *, is_beside: bool
 ) -> None:
     threads: list[threading.Thread] = []

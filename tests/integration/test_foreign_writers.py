@@ -136,7 +136,7 @@ async def test_a_run_whose_instance_was_terminated_elsewhere_appends_nothing_mor
         assert terminated.state == TERMINATED
 
 
-async def test_whatever_others_append_in_between_each_result_is_recorded_and_paid_for_once(
+async def test_each_result_is_recorded_and_paid_for_once_whatever_others_append(
     log: EventLog,
 ) -> None:
     workers = Workers(12)

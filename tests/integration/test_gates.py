@@ -55,7 +55,7 @@ async def run(engine: LocalEngine, log: SqliteEventLog, name: str, instances: in
         assert (await ended(log, instance_id, 60)).state == pb.STATE_COMPLETE
 
 
-async def test_bursts_after_light_traffic_and_a_refusal_get_what_the_endpoint_allows(tmp_path: Path) -> None:
+async def test_bursts_after_light_traffic_and_a_refusal_reach_the_endpoints_rate(tmp_path: Path) -> None:
     limited = Limited()
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with Endpoint(limited) as endpoint:
@@ -80,7 +80,7 @@ async def test_bursts_after_light_traffic_and_a_refusal_get_what_the_endpoint_al
 @pytest.mark.parametrize(
     ("words", "is_shared"), [("Slow down", False), ("Your account's limit is reached", True)]
 )
-async def test_the_big_models_limit_holds_the_small_model_only_where_the_account_shares_it(
+async def test_the_big_models_limit_bounds_the_small_model_only_where_the_account_shares_it(
     tmp_path: Path, words: str, is_shared: bool
 ) -> None:
     small_called = asyncio.Event()

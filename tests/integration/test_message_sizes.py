@@ -87,7 +87,7 @@ READS: dict[str, Callable[[OrchestratorStub], Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_what_is_too_large_is_refused_and_told_how_to_be_had(
+async def test_a_response_that_is_too_large_is_rejected_with_the_alternative(
     large: Service, roomy: OrchestratorStub, name: str
 ) -> None:
     code, message, info = await refused(READS[name](large.stub)())
@@ -101,7 +101,7 @@ async def test_what_is_too_large_is_refused_and_told_how_to_be_had(
     assert whole.ByteSize() == int(info.metadata["size_bytes"])
 
 
-async def test_a_result_that_fits_is_read_where_the_status_does_not_fit(tmp_path: Path) -> None:
+async def test_a_result_that_fits_is_read_where_the_status_does_not(tmp_path: Path) -> None:
     def small_result(request: ModelRequest) -> str:
         return "# Short" if request.prompt.role == "synthesis" else answer(request)
 
@@ -113,7 +113,7 @@ async def test_a_result_that_fits_is_read_where_the_status_does_not_fit(tmp_path
         assert (await READS["GetResult"](running.stub)()).data == b"# Short"
 
 
-async def test_a_list_a_fork_and_steering_are_small(large: Service) -> None:
+async def test_lists_forks_and_steering_have_small_responses(large: Service) -> None:
     (listed,) = (await large.stub.ListInstances(pb.ListInstancesRequest())).instances
     assert listed.state == instance_pb2.STATE_COMPLETE
     assert listed.final_result == ""
@@ -124,7 +124,7 @@ async def test_a_list_a_fork_and_steering_are_small(large: Service) -> None:
     assert again.instance.id == "large"
 
 
-async def test_a_repeated_creation_answers_without_the_outputs_that_do_not_fit(
+async def test_a_repeated_creation_is_answered_without_outputs_that_do_not_fit(
     large: Service, roomy: OrchestratorStub
 ) -> None:
     again = await large.stub.CreateInstance(ONCE)
@@ -135,7 +135,7 @@ async def test_a_repeated_creation_answers_without_the_outputs_that_do_not_fit(
 
 
 @pytest.mark.parametrize("after", [0, 3])
-async def test_an_event_that_is_too_large_comes_cut_and_blocks_no_stream(large: Service, after: int) -> None:
+async def test_an_event_that_is_too_large_is_cut_and_blocks_no_stream(large: Service, after: int) -> None:
     events: list[event_pb2.Event] = []
     async for message in large.stub.StreamEvents(pb.StreamEventsRequest(id="large", after_sequence=after)):
         assert message.ByteSize() <= DEFAULT_MAX_BYTES
@@ -152,7 +152,7 @@ async def test_an_event_that_is_too_large_comes_cut_and_blocks_no_stream(large: 
     assert events[-1].WhichOneof("payload") == "instance_completed"
 
 
-async def test_the_stream_of_all_goes_on_behind_an_event_that_is_too_large(large: Service) -> None:
+async def test_the_stream_of_all_continues_after_an_event_that_is_too_large(large: Service) -> None:
     seen: list[tuple[str, int]] = []
     position = 0
     async for message in large.stub.StreamAllEvents(pb.StreamAllEventsRequest(follow=False)):
@@ -164,7 +164,9 @@ async def test_the_stream_of_all_goes_on_behind_an_event_that_is_too_large(large
     assert seen == [("large", sequence) for sequence in range(1, len(seen) + 1)]
 
 
-async def test_whoever_takes_more_is_given_whole_events(large: Service, roomy: OrchestratorStub) -> None:
+async def test_a_client_with_a_larger_limit_gets_complete_events(
+    large: Service, roomy: OrchestratorStub
+) -> None:
     request = pb.StreamEventsRequest(id="large")
     events = [
         event
@@ -179,7 +181,7 @@ async def test_whoever_takes_more_is_given_whole_events(large: Service, roomy: O
         assert (await client.get("large", full=True)).instance.final_result == RESULT
 
 
-async def test_text_of_a_call_under_way_comes_in_pieces_that_fit(tmp_path: Path) -> None:
+async def test_live_text_arrives_in_pieces_that_fit(tmp_path: Path) -> None:
     written = asyncio.Event()
 
     async def pieces() -> AsyncIterator[str]:
@@ -205,7 +207,7 @@ async def test_text_of_a_call_under_way_comes_in_pieces_that_fit(tmp_path: Path)
     assert said == OUTPUT
 
 
-async def test_server_sent_events_are_whole_whatever_a_client_takes(large: Service) -> None:
+async def test_server_sent_events_are_complete_whatever_limit_a_client_has(large: Service) -> None:
     said = b""
     async for message in large.stub.StreamServerSentEvents(pb.StreamServerSentEventsRequest(id="large")):
         assert message.ByteSize() <= DEFAULT_MAX_BYTES
@@ -217,7 +219,9 @@ async def test_server_sent_events_are_whole_whatever_a_client_takes(large: Servi
 
 
 @pytest.mark.parametrize("prompt_bytes", [1, 256 * 1024])
-async def test_a_batch_of_large_plans_answers_that_it_was_created(tmp_path: Path, prompt_bytes: int) -> None:
+async def test_a_batch_of_large_plans_is_answered_with_what_was_created(
+    tmp_path: Path, prompt_bytes: int
+) -> None:
     labels = {f"{number:02}".ljust(63, "k"): "v" * 256 for number in range(64)}
     small = own_plan()
     for subtask in small.subtasks:
@@ -236,7 +240,7 @@ async def test_a_batch_of_large_plans_answers_that_it_was_created(tmp_path: Path
         assert shown == [wish.id for wish in reversed(wishes)]
 
 
-async def test_an_instance_with_a_large_plan_of_its_own_is_listed_and_streamed(tmp_path: Path) -> None:
+async def test_an_instance_with_a_large_plan_of_the_client_is_listed_and_streamed(tmp_path: Path) -> None:
     async with service(tmp_path / "log.db", Scripted()) as running:
         wish = pb.CreateInstanceRequest(prompt="x" * 256 * 1024, id="a", config=own_plan())
         created = (await running.stub.CreateInstance(wish)).instance
@@ -289,7 +293,7 @@ async def test_a_page_ends_before_it_is_too_large(tmp_path: Path) -> None:
         ("9" * 5000, 64 * 1024 * 1024),
     ],
 )
-async def test_a_client_says_how_much_it_takes(roomy: OrchestratorStub, said: str, takes: int) -> None:
+async def test_a_client_sends_its_message_limit(roomy: OrchestratorStub, said: str, takes: int) -> None:
     metadata = (("max-response-bytes", said),)
     cut = [
         message.ByteSize()
@@ -306,9 +310,7 @@ async def test_a_client_says_how_much_it_takes(roomy: OrchestratorStub, said: st
 
 
 @pytest.mark.parametrize("said", ["", "lots", "-1", "1e9", "64MiB", "4194304.0", "0x10", "1 000", "+5"])
-async def test_what_is_no_number_of_bytes_is_refused_before_anything_is_done(
-    large: Service, said: str
-) -> None:
+async def test_an_invalid_number_of_bytes_is_rejected_before_any_work(large: Service, said: str) -> None:
     metadata = (("max-response-bytes", said),)
     wish = pb.CreateInstanceRequest(prompt="x", id="new")
     for call in (
@@ -326,7 +328,7 @@ async def first_of(call: Any) -> object:
     return await anext(aiter(call))
 
 
-async def test_what_is_over_64_mib_is_refused_for_everybody(tmp_path: Path) -> None:
+async def test_a_message_over_64_mib_is_rejected_for_every_client(tmp_path: Path) -> None:
     huge = "x" * 33 * 1024 * 1024
 
     def two(request: ModelRequest) -> str:

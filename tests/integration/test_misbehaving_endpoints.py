@@ -61,7 +61,7 @@ def always(answer: Answer) -> Callable[[Call], Answer]:
 
 
 @both_modes
-async def test_a_fence_and_prose_around_json_are_seen_through(make: Make, mode: AnswerMode) -> None:
+async def test_a_fence_and_prose_around_json_are_skipped(make: Make, mode: AnswerMode) -> None:
     text = fenced('{"summary": "x"}')
     answer = await reply(make, always(text), model_request(schema=True), mode=mode)
     assert list(values(answer.text)) == [{"summary": "x"}]
@@ -74,7 +74,7 @@ async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, mode: Ans
     assert (answer.text, answer.input_tokens, answer.output_tokens) == (text, 100, 20)
 
 
-async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
+async def test_a_stream_may_be_split_into_packets_anywhere(make: Make) -> None:
     async def drip(call: Call) -> web.StreamResponse:
         body = answer_body(make, "Grüße 🙂")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
@@ -86,7 +86,7 @@ async def test_a_stream_may_be_cut_into_packets_anywhere(make: Make) -> None:
     assert (await reply(make, always(drip))).text == "Grüße 🙂"
 
 
-async def test_a_stream_without_its_last_event_is_good_when_the_model_has_come_to_its_end(make: Make) -> None:
+async def test_a_stream_without_its_last_event_is_complete_after_a_stop_reason(make: Make) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
         body = answer_body(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
@@ -104,13 +104,13 @@ async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: 
     assert (await reply(make, always(end_early))).text == "all of it"
 
 
-async def test_an_endpoint_that_answers_in_one_piece_though_asked_to_stream_is_read(make: Make) -> None:
+async def test_an_answer_in_one_piece_to_a_streaming_request_is_parsed(make: Make) -> None:
     whole = web.json_response(answer_body(make, "all at once"))
     assert (await reply(make, always(whole))).text == "all at once"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "text/event-stream"])
-async def test_an_answer_in_one_piece_is_read_whatever_its_type_says(make: Make, kind: str) -> None:
+async def test_an_answer_in_one_piece_is_parsed_with_any_content_type(make: Make, kind: str) -> None:
     whole = web.Response(text=json.dumps(answer_body(make, "all at once " * 10_000)), content_type=kind)
     assert (await reply(make, always(whole))).text == "all at once " * 10_000
 
@@ -119,7 +119,7 @@ async def test_an_answer_in_one_piece_is_read_whatever_its_type_says(make: Make,
 
 
 @both_modes
-async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, mode: AnswerMode) -> None:
+async def test_an_answer_cut_at_the_token_limit_is_retried(make: Make, mode: AnswerMode) -> None:
     error = await failure(make, always(answer_body(make, "half an ans", is_cut=True)), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_TRUNCATED", True)
     assert (error.input_tokens, error.output_tokens) == (100, 20)
@@ -127,7 +127,7 @@ async def test_an_answer_cut_at_the_token_limit_is_tried_again(make: Make, mode:
 
 
 @both_modes
-async def test_an_answer_cut_at_the_token_limit_is_good_for_a_prompt_that_allows_it(
+async def test_an_answer_cut_at_the_token_limit_is_accepted_for_a_prompt_that_allows_it(
     make: Make, mode: AnswerMode
 ) -> None:
     script = always(answer_body(make, "half an ans", is_cut=True))
@@ -143,13 +143,13 @@ async def test_all_tokens_spent_on_thinking_is_a_truncated_answer(make: Make, mo
 
 @both_modes
 @pytest.mark.parametrize("text", ["", "  \n"])
-async def test_an_empty_answer_is_tried_again(make: Make, mode: AnswerMode, text: str) -> None:
+async def test_an_empty_answer_is_retried(make: Make, mode: AnswerMode, text: str) -> None:
     error = await failure(make, always(answer_body(make, text)), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
     assert "empty answer" in str(error)
 
 
-async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make) -> None:
+async def test_a_stream_of_endless_white_space_is_given_up(make: Make) -> None:
     async with asyncio.timeout(10):
         error = await failure(make, always(endless_white_space), model_request(schema=True))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
@@ -157,7 +157,7 @@ async def test_a_stream_that_goes_on_in_white_space_is_given_up(make: Make) -> N
 
 
 @both_modes
-async def test_an_answer_that_ends_in_white_space_up_to_the_limit_is_invalid_not_too_long(
+async def test_an_answer_of_white_space_up_to_the_limit_is_invalid_and_not_truncated(
     make: Make, mode: AnswerMode
 ) -> None:
     text = '{"summary": "x"' + "\n" * MOST_WHITE_SPACE
@@ -171,9 +171,7 @@ async def test_an_answer_that_ends_in_white_space_up_to_the_limit_is_invalid_not
 @pytest.mark.parametrize(
     "body", [b"<html>upstream broke</html>", b'{"choices": [', b"[" * 200_000, b"\xff\xfe", b"[]", b"{}", b""]
 )
-async def test_a_200_whose_body_holds_no_answer_is_tried_again(
-    make: Make, mode: AnswerMode, body: bytes
-) -> None:
+async def test_a_200_without_an_answer_is_retried(make: Make, mode: AnswerMode, body: bytes) -> None:
     def script(_: Call) -> Answer:
         return web.Response(body=body, content_type="application/json")
 
@@ -217,7 +215,7 @@ async def test_a_200_with_an_error_in_its_body_is_the_failure_that_it_names(
     ],
     ids=str,
 )
-async def test_a_200_that_is_an_error_of_another_shape_is_that_failure(
+async def test_a_200_with_an_error_of_another_shape_is_that_failure(
     make: Make, mode: AnswerMode, body: dict[str, Any]
 ) -> None:
     error = await failure(make, lambda _: web.json_response(body), mode=mode)
@@ -229,27 +227,27 @@ async def test_a_200_that_is_an_error_of_another_shape_is_that_failure(
     ("inside", "reason"),
     [({"type": "overloaded_error", "message": "busy"}, "OVERLOADED"), ({"code": 429}, "RATE_LIMITED")],
 )
-async def test_an_error_in_the_midst_of_a_stream_is_tried_again(make: Make, inside: Any, reason: str) -> None:
+async def test_an_error_within_a_stream_is_retried(make: Make, inside: Any, reason: str) -> None:
     script = always(streaming({"type": "error", "error": inside}))
     error = await failure(make, script)
     assert (error.reason, error.retryable) == (reason, True)
 
 
 @pytest.mark.parametrize("after", [(), (b'data: {"choi',)], ids=["", "half an event"])
-async def test_a_stream_that_ends_before_the_answer_does_is_tried_again(
+async def test_a_stream_that_ends_before_its_answer_is_retried(
     make: Make, after: tuple[streams.Event, ...]
 ) -> None:
     error = await failure(make, always(streaming(*after)))
     assert (error.reason, error.retryable) == ("STREAM_CUT", True)
 
 
-async def test_an_event_that_is_no_json_is_tried_again(make: Make) -> None:
+async def test_an_event_that_is_not_json_is_retried(make: Make) -> None:
     error = await failure(make, always(streaming("{nonsense")))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
 @both_modes
-async def test_an_answer_without_end_is_given_up(
+async def test_an_endless_answer_is_given_up(
     make: Make, mode: AnswerMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "MAX_ANSWER_BYTES", 1000)
@@ -262,12 +260,12 @@ async def test_an_answer_without_end_is_given_up(
 
 @both_modes
 @pytest.mark.parametrize("broken", [cut, cut_amid])
-async def test_a_connection_that_is_cut_is_tried_again(make: Make, mode: AnswerMode, broken: Answer) -> None:
+async def test_a_cut_connection_is_retried(make: Make, mode: AnswerMode, broken: Answer) -> None:
     error = await failure(make, always(broken), mode=mode)
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
 
-async def test_a_connection_that_is_cut_in_the_midst_of_a_stream_is_tried_again(make: Make) -> None:
+async def test_a_connection_cut_within_a_stream_is_retried(make: Make) -> None:
     error = await failure(make, always(reset_amid_stream))
     assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
 
@@ -284,7 +282,7 @@ async def test_a_closed_port_is_a_failed_connection_that_names_host_and_port(mak
     assert (caught.value.reason, caught.value.retryable) == ("CONNECTION_FAILED", True)
 
 
-async def test_a_host_that_takes_no_connection_is_a_connect_timeout(
+async def test_a_host_that_accepts_no_connection_is_a_connect_timeout(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_client, "CONNECT_TIMEOUT_S", 0.1)
@@ -308,14 +306,14 @@ def _knock(address: tuple[str, int]) -> socket.socket:
 
 
 @pytest.mark.parametrize("silent", [hang, stay_silent, stall_amid_stream])
-async def test_a_stream_that_falls_silent_is_an_idle_timeout(make: Make, silent: Answer) -> None:
+async def test_a_silent_stream_is_an_idle_timeout(make: Make, silent: Answer) -> None:
     error = await failure(make, always(silent), idle_timeout_s=0.1)
     assert (error.reason, error.retryable) == ("IDLE_TIMEOUT", True)
     assert "0.1 s" in str(error)
 
 
 @pytest.mark.parametrize("end", [stalling, breaking])
-async def test_what_went_wrong_before_a_stream_falls_silent_or_breaks_is_what_went_wrong(
+async def test_an_error_reported_before_a_stream_stalls_or_breaks_is_the_failure(
     make: Make, end: Callable[..., Answer]
 ) -> None:
     script = always(end({"type": "error", "error": {"code": 429}}))
@@ -323,7 +321,7 @@ async def test_what_went_wrong_before_a_stream_falls_silent_or_breaks_is_what_we
     assert (error.reason, error.retryable) == ("RATE_LIMITED", True)
 
 
-async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_held_open(make: Make) -> None:
+async def test_a_complete_answer_is_accepted_though_the_stream_stays_open(make: Make) -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
         body = answer_body(make, "all of it")
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
@@ -334,7 +332,7 @@ async def test_an_answer_that_has_come_to_its_end_is_good_though_the_stream_is_h
     assert (answer.text, answer.output_tokens) == ("all of it", 20)
 
 
-async def test_a_whole_answer_does_not_wait_for_an_endpoint_that_only_shows_that_it_is_there(
+async def test_a_complete_answer_does_not_wait_for_an_endpoint_that_only_sends_heartbeats(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go_on(call: Call) -> web.StreamResponse:
@@ -352,7 +350,7 @@ async def test_a_whole_answer_does_not_wait_for_an_endpoint_that_only_shows_that
     assert (answer.text, answer.output_tokens) == ("all of it", 20)
 
 
-async def test_silence_is_what_an_answer_in_one_piece_begins_with(make: Make) -> None:
+async def test_silence_before_an_answer_in_one_piece_is_no_idle_timeout(make: Make) -> None:
     async def think(_: Call) -> web.StreamResponse:
         await asyncio.sleep(0.2)
         return web.json_response(answer_body(make, "thought of"))
@@ -415,7 +413,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
         (529, "OVERLOADED", True),
     ],
 )
-async def test_a_status_says_whether_trying_again_can_help(
+async def test_the_status_decides_whether_a_call_is_retried(
     make: Make, mode: AnswerMode, status: int, reason: str, retryable: bool
 ) -> None:
     error = await failure(make, always(failing(status, "what went wrong")), mode=mode)
@@ -429,7 +427,7 @@ async def test_a_status_says_whether_trying_again_can_help(
     ("value", "expected_s"),
     [("7", 7), ("0.5", 0.5), ("99999999", MAX_RETRY_AFTER_S), ("soon", None), ("-1", None), ("", None)],
 )
-async def test_retry_after_is_read_as_seconds_and_capped(
+async def test_retry_after_is_parsed_as_seconds_and_capped(
     make: Make, mode: AnswerMode, status: int, value: str, expected_s: float | None
 ) -> None:
     error = await failure(make, always(failing(status, Retry_After=value)), mode=mode)
@@ -437,7 +435,7 @@ async def test_retry_after_is_read_as_seconds_and_capped(
 
 
 @pytest.mark.parametrize(("offset_s", "expected_s"), [(300, 300), (-600, 0), (10**9, MAX_RETRY_AFTER_S)])
-async def test_retry_after_is_read_as_a_date_and_capped(
+async def test_retry_after_is_parsed_as_a_date_and_capped(
     make: Make, offset_s: float, expected_s: float
 ) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=offset_s), usegmt=True)
@@ -445,13 +443,13 @@ async def test_retry_after_is_read_as_a_date_and_capped(
     assert error.retry_after_s == pytest.approx(expected_s, abs=30)
 
 
-async def test_a_date_is_measured_by_the_endpoints_own_clock(make: Make) -> None:
+async def test_a_retry_date_is_measured_by_the_endpoints_own_clock(make: Make) -> None:
     headers = {"Date": "Mon, 01 Jan 2001 00:00:00 GMT", "Retry_After": "Mon, 01 Jan 2001 00:00:09 GMT"}
     assert (await failure(make, always(failing(503, **headers)))).retry_after_s == 9
 
 
 @both_modes
-async def test_a_wait_that_the_body_names_is_believed_and_capped(make: Make, mode: AnswerMode) -> None:
+async def test_a_wait_named_in_the_body_is_used_and_capped(make: Make, mode: AnswerMode) -> None:
     for named, expected_s in (("2s", 2), ("99999h", MAX_RETRY_AFTER_S)):
         body = [{"error": {"code": 429, "message": "quota", "details": [{"retryDelay": named}]}}]
         error = await failure(make, always(web.json_response(body, status=429)), mode=mode)
@@ -459,7 +457,7 @@ async def test_a_wait_that_the_body_names_is_believed_and_capped(make: Make, mod
 
 
 @pytest.mark.parametrize("form", ["a 429", "a 200", "an event"])
-async def test_a_wait_that_the_words_name_is_believed_wherever_they_stand(make: Make, form: str) -> None:
+async def test_a_wait_named_in_words_is_used_wherever_it_is(make: Make, form: str) -> None:
     inside = {"message": "Rate limit reached for m. Please try again in 1.5s.", "code": 429}
     answer: Answer = web.json_response({"error": inside}, status=429 if form == "a 429" else 200)
     if form == "an event":
@@ -468,7 +466,7 @@ async def test_a_wait_that_the_words_name_is_believed_wherever_they_stand(make: 
     assert (error.reason, error.retry_after_s) == ("RATE_LIMITED", 1.5)
 
 
-async def test_a_limit_that_is_exhausted_is_waited_for_until_it_is_reset(make: Make) -> None:
+async def test_an_exhausted_limit_is_awaited_until_its_reset(make: Make) -> None:
     headers = {"x_ratelimit_reset_tokens": "3s", "x_ratelimit_remaining_tokens": "0"}
     assert (await failure(make, always(failing(429, **headers)))).retry_after_s == 3
 
@@ -484,7 +482,7 @@ async def test_a_limit_that_is_exhausted_is_waited_for_until_it_is_reset(make: M
         ("this is too much for me", "REQUEST_REJECTED"),
     ],
 )
-async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str) -> None:
+async def test_a_400_is_classified_by_its_message(make: Make, message: str, reason: str) -> None:
     error = await failure(make, always(failing(400, message)))
     assert (error.reason, error.retryable) == (reason, reason == "INPUT_TOO_LONG")
 
@@ -493,7 +491,7 @@ async def test_a_400_is_what_its_words_say(make: Make, message: str, reason: str
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, status: int) -> None:
+async def test_an_unknown_parameter_is_omitted_from_then_on(make: Make, status: int) -> None:
     script = refusing(status, "temperature", "repeat_penalty")
     request = model_request(sampling={"temperature": 0.2, "repeat_penalty": 1.1})
     async with Endpoint(script) as endpoint:
@@ -509,7 +507,7 @@ async def test_an_unknown_parameter_is_left_out_from_then_on(make: Make, status:
     ]
 
 
-async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Make) -> None:
+async def test_an_endpoint_that_refuses_to_stream_is_called_without_streaming(make: Make) -> None:
     async with Endpoint(refusing(400, "stream")) as endpoint:
         provider = make(endpoint)
         for _ in range(2):
@@ -518,7 +516,9 @@ async def test_an_endpoint_that_will_not_stream_is_called_for_the_whole(make: Ma
     assert ["stream" in call.body for call in endpoint.calls] == [True, False, False]
 
 
-async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_model(make: Make) -> None:
+async def test_the_formats_are_tried_in_order_and_the_accepted_one_is_remembered_for_the_model(
+    make: Make,
+) -> None:
     formats = ("response_format", "output_config", "tools")
 
     def script(call: Call) -> Answer:
@@ -539,7 +539,7 @@ async def test_the_ladder_is_gone_down_as_far_as_needed_and_remembered_for_the_m
 
 
 @both_modes
-async def test_an_answer_that_the_endpoint_finds_invalid_is_tried_again(make: Make, mode: AnswerMode) -> None:
+async def test_an_answer_that_the_endpoint_declares_invalid_is_retried(make: Make, mode: AnswerMode) -> None:
     def script(_: Call) -> Answer:
         error = {
             "message": "Generated JSON does not match the expected schema. See 'failed_generation'.",
@@ -560,7 +560,9 @@ async def test_an_answer_that_the_endpoint_finds_invalid_is_tried_again(make: Ma
 
 
 @pytest.mark.parametrize("form", [400, 500, "event"])
-async def test_a_grammar_that_cannot_be_made_leads_down_the_ladder(make: Make, form: int | str) -> None:
+async def test_a_grammar_that_cannot_be_compiled_moves_to_the_next_format(
+    make: Make, form: int | str
+) -> None:
     message = "Failed to initialize samplers: failed to parse grammar"
 
     async def fail(call: Call) -> web.StreamResponse:
@@ -580,9 +582,7 @@ async def test_a_grammar_that_cannot_be_made_leads_down_the_ladder(make: Make, f
 
 
 @pytest.mark.parametrize("status", [400, 422, 500])
-async def test_a_model_that_takes_no_system_role_is_told_by_the_user_from_then_on(
-    make: Make, status: int
-) -> None:
+async def test_a_model_without_a_system_role_gets_user_messages_from_then_on(make: Make, status: int) -> None:
     def script(call: Call) -> Answer:
         if "system" in call.body or call.body["messages"][0]["role"] == "system":
             return failing(status, "Developer instruction is not enabled for models/gemma-3-27b-it")
@@ -600,7 +600,7 @@ async def test_a_model_that_takes_no_system_role_is_told_by_the_user_from_then_o
         assert "system" not in call.body
 
 
-async def test_a_plain_answer_is_asked_for_without_any_format(make: Make) -> None:
+async def test_a_plain_answer_is_requested_without_a_format(make: Make) -> None:
     async with Endpoint() as endpoint:
         provider = make(endpoint)
         await ask(provider)

@@ -60,7 +60,7 @@ async def planned_by(path: Path, endpoint: Endpoint) -> Instance:
     ],
     ids=lambda text: text[:24],
 )
-async def test_a_plan_that_can_be_meant_in_one_way_only_costs_one_call(text: str, tmp_path: Path) -> None:
+async def test_a_plan_with_one_possible_meaning_costs_one_call(text: str, tmp_path: Path) -> None:
     async with Endpoint(lambda call: text if call.role == "planning" else None) as endpoint:
         instance = await planned_by(tmp_path / "log.db", endpoint)
     assert instance.state == pb.STATE_COMPLETE, instance.error
@@ -82,9 +82,7 @@ async def test_a_plan_that_can_be_meant_in_one_way_only_costs_one_call(text: str
     ],
     ids=["cut", "dots", "unknown", "without instructions", "other"],
 )
-async def test_the_planner_is_told_what_is_really_wrong_with_its_plan(
-    text: str, cause: str, tmp_path: Path
-) -> None:
+async def test_the_planner_gets_the_actual_fault_of_its_plan(text: str, cause: str, tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
         return text if call.role == "planning" and call.attempt == 1 else None
 
@@ -96,7 +94,7 @@ async def test_the_planner_is_told_what_is_really_wrong_with_its_plan(
     assert cause in second.told
 
 
-async def test_a_planner_that_never_answers_validly_costs_few_workers_and_every_call_counts(
+async def test_a_planner_without_a_valid_answer_starts_few_workers_and_every_call_counts(
     tmp_path: Path,
 ) -> None:
     text = PLAN.replace('"t1"}]', '"t9"}]')

@@ -49,7 +49,7 @@ def run(folder: Path, *command: str | Path) -> str:
     return done.stdout
 
 
-def test_buf_builds_and_lints_a_copy_that_holds_nothing_else(copy: Path) -> None:
+def test_buf_builds_and_lints_a_copy_of_the_protos_alone(copy: Path) -> None:
     run(copy, BUF, "build", "--output", "image.binpb")
     files = FileDescriptorSet.FromString((copy / "image.binpb").read_bytes()).file
     assert {"orchestrator/v1/orchestrator.proto", "google/api/annotations.proto"} <= {
@@ -87,14 +87,14 @@ def test_nodes_proto_loader_needs_no_other_folder(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("file", VENDORED, ids=lambda file: str(file.relative_to(ROOT / "protos")))
-def test_what_is_not_ours_is_as_its_owner_has_it(file: Path) -> None:
+def test_vendored_protos_equal_their_originals(file: Path) -> None:
     name = file.relative_to(ROOT / "protos")
     original = Path(str(distribution("googleapis-common-protos").locate_file(name)))
     assert file.read_text() == original.read_text(), "make vendored-protos"
     assert "Licensed under the Apache License, Version 2.0" in file.read_text()
 
 
-def test_python_has_googles_modules_from_their_own_package() -> None:
+def test_pythons_modules_of_google_come_from_their_own_package() -> None:
     assert Path(annotations_pb2.__file__) == Path(
         str(distribution("googleapis-common-protos").locate_file("google/api/annotations_pb2.py"))
     )

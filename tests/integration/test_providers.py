@@ -27,7 +27,7 @@ def address(models: Models, name: str) -> str:
     return f"{provider._client._base_url}/{provider.path}"
 
 
-def test_every_provider_of_the_contract_is_there() -> None:
+def test_every_provider_of_the_contract_exists() -> None:
     known = {"openai", "anthropic", "cloudflare", "ollama", "gemini", "groq", "openrouter", "vllm", "llama"}
     assert set(from_environment({}).providers) == known
 
@@ -61,7 +61,7 @@ def test_a_provider_is_called_at_its_usual_address(name: str, url: str) -> None:
         ("openrouter", "OPENROUTER_API_KEY"),
     ],
 )
-async def test_without_a_key_a_call_says_in_a_line_what_to_set(name: str, variables: str) -> None:
+async def test_a_call_without_a_key_names_the_variable_to_set(name: str, variables: str) -> None:
     models = from_environment({})
     with pytest.raises(SettingsError, match=f"no key for {name}: set {variables}, or choose"):
         models.check(f"{name}/m")
@@ -78,7 +78,7 @@ async def test_without_a_key_a_call_says_in_a_line_what_to_set(name: str, variab
         ({"CLOUDFLARE_API_TOKEN": KEY}, "set CLOUDFLARE_ACCOUNT_ID,"),
     ],
 )
-def test_only_what_is_missing_is_asked_for(given: dict[str, str], missing: str) -> None:
+def test_only_missing_variables_are_asked_for(given: dict[str, str], missing: str) -> None:
     with pytest.raises(SettingsError, match=missing):
         from_environment(given).check("cloudflare/m")
 
@@ -89,7 +89,7 @@ def test_a_local_provider_needs_no_key(name: str) -> None:
 
 
 @pytest.mark.parametrize("it", ENDPOINTS, ids=lambda it: it.name)
-async def test_an_address_of_ones_own_is_called_with_the_key(endpoint: Endpoint, it: SetUp) -> None:
+async def test_a_custom_address_is_called_with_the_key(endpoint: Endpoint, it: SetUp) -> None:
     keys = dict.fromkeys(it.key_variables, f"{KEY}\n")
     models = from_environment({**keys, it.url_variable: f"{endpoint.url}/"})
     provider, model = models.resolve(f"{it.name}/@cf/with/slashes")
@@ -102,7 +102,7 @@ async def test_an_address_of_ones_own_is_called_with_the_key(endpoint: Endpoint,
 
 
 @pytest.mark.parametrize("it", ENDPOINTS, ids=lambda it: it.name)
-async def test_an_address_of_ones_own_needs_no_key(endpoint: Endpoint, it: SetUp) -> None:
+async def test_a_custom_address_needs_no_key(endpoint: Endpoint, it: SetUp) -> None:
     models = from_environment({it.url_variable: endpoint.url})
     await models.resolve(f"{it.name}/m")[0].complete(model_request())
     await models.aclose()
@@ -117,7 +117,7 @@ async def test_an_address_of_ones_own_needs_no_key(endpoint: Endpoint, it: SetUp
         ({"GEMINI_API_KEY": "a", "GOOGLE_API_KEY": "b"}, "b"),
     ],
 )
-async def test_gemini_takes_either_key_as_googles_libraries_do(
+async def test_gemini_accepts_either_key_as_googles_libraries_do(
     endpoint: Endpoint, given: dict[str, str], sent: str
 ) -> None:
     models = from_environment({**given, "GEMINI_BASE_URL": endpoint.url})
@@ -145,13 +145,13 @@ async def test_gemini_takes_either_key_as_googles_libraries_do(
         ("user:pw@box", "http://user:pw@box:11434/v1"),
     ],
 )
-def test_ollama_host_is_read_as_ollama_reads_it(host: str, url: str) -> None:
+def test_ollama_host_is_parsed_as_ollama_parses_it(host: str, url: str) -> None:
     assert ollama_address(host) == url
 
 
 @pytest.mark.parametrize("url", ["localhost:11434", "ftp://x", "http://", "http://a:b:c", "http://h:99999"])
 @pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL"])
-def test_an_address_that_is_none_troubles_only_those_who_call_it(variable: str, url: str) -> None:
+def test_an_invalid_address_affects_only_calls_to_it(variable: str, url: str) -> None:
     models = from_environment({variable: url, "GROQ_API_KEY": KEY})
     models.check("groq/m")
     with pytest.raises(SettingsError, match=variable):
@@ -159,7 +159,7 @@ def test_an_address_that_is_none_troubles_only_those_who_call_it(variable: str, 
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"])
-def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(variable: str) -> None:
+def test_a_key_that_cannot_be_sent_is_rejected_without_showing_it(variable: str) -> None:
     models = from_environment({variable: f"{KEY}\n{KEY}"})
     with pytest.raises(SettingsError, match=variable) as caught:
         models.check(f"{variable.partition('_')[0].lower()}/m")

@@ -65,7 +65,7 @@ async def until(log: SqliteEventLog, state: pb.State.ValueType) -> None:
             woken.clear()
 
 
-async def test_an_instance_that_waited_for_a_turn_runs_after_a_terminate_and_a_retry(tmp_path: Path) -> None:
+async def test_a_queued_instance_runs_after_a_terminate_and_a_retry(tmp_path: Path) -> None:
     held = Held()
     async with running(tmp_path, held, max_calls=1) as (engine, log):
         await engine.create(wish("first"))
@@ -76,7 +76,7 @@ async def test_an_instance_that_waited_for_a_turn_runs_after_a_terminate_and_a_r
         assert (await ended(log, "a", 10)).state == pb.STATE_COMPLETE
 
 
-async def test_an_instance_that_is_deleted_while_it_is_retried_gives_its_place_back(tmp_path: Path) -> None:
+async def test_an_instance_deleted_during_its_retry_releases_its_place(tmp_path: Path) -> None:
     held = Held()
     async with running(tmp_path, held, max_active=1) as (engine, log):
         await engine.create(wish())
@@ -92,7 +92,7 @@ async def test_an_instance_that_is_deleted_while_it_is_retried_gives_its_place_b
         assert (await ended(log, "b", 10)).state == pb.STATE_COMPLETE
 
 
-async def test_a_retry_never_falls_to_another_instance_under_the_same_id(
+async def test_a_retry_is_never_applied_to_another_instance_with_the_same_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = Held()
@@ -118,7 +118,7 @@ async def test_a_retry_never_falls_to_another_instance_under_the_same_id(
         assert list(page.ordinals) == list(range(1, instance.last_sequence + 1))
 
 
-async def test_changes_at_the_same_time_leave_the_state_that_the_events_tell(tmp_path: Path) -> None:
+async def test_concurrent_changes_leave_the_state_that_the_events_fold_to(tmp_path: Path) -> None:
     held = Held()
     async with running(tmp_path, held, max_active=1) as (engine, log):
         await engine.create(wish("first"))
@@ -152,7 +152,7 @@ async def test_a_retry_right_after_a_terminate_runs(tmp_path: Path) -> None:
         assert (await ended(log, "a", 10)).state == pb.STATE_COMPLETE
 
 
-async def test_terminating_in_the_moment_of_creation_is_obeyed(tmp_path: Path) -> None:
+async def test_a_termination_during_the_creation_takes_effect(tmp_path: Path) -> None:
     held = Held()
     async with running(tmp_path, held) as (engine, log):
 
@@ -173,7 +173,7 @@ async def test_terminating_in_the_moment_of_creation_is_obeyed(tmp_path: Path) -
         assert "subtask_completed" not in kinds
 
 
-async def test_a_plan_that_awaits_its_review_still_does_after_a_retry(tmp_path: Path) -> None:
+async def test_a_plan_awaiting_review_still_does_after_a_retry(tmp_path: Path) -> None:
     held = Held()
     held.gate.set()
     async with running(tmp_path, held) as (engine, log):
@@ -184,7 +184,7 @@ async def test_a_plan_that_awaits_its_review_still_does_after_a_retry(tmp_path: 
         assert held.worked == []
 
 
-async def test_a_deadline_passes_also_for_one_that_waits_for_its_turn(tmp_path: Path) -> None:
+async def test_a_deadline_also_passes_for_a_queued_instance(tmp_path: Path) -> None:
     held = Held()
     budget = pb.Budget()
     budget.max_duration.nanos = 50_000_000
@@ -197,7 +197,7 @@ async def test_a_deadline_passes_also_for_one_that_waits_for_its_turn(tmp_path: 
         assert instance.error.reason == "DEADLINE_EXCEEDED"
 
 
-async def test_an_instance_that_cannot_be_read_keeps_no_other_from_going_on(
+async def test_an_instance_that_cannot_be_read_does_not_block_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Held()
@@ -216,7 +216,7 @@ async def test_an_instance_that_cannot_be_read_keeps_no_other_from_going_on(
     assert "a cannot be taken up" in caplog.text
 
 
-async def test_a_fault_at_the_end_keeps_no_other_from_being_cancelled(
+async def test_a_fault_at_the_end_does_not_prevent_the_cancellation_of_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     held = Held()
@@ -228,7 +228,7 @@ async def test_a_fault_at_the_end_keeps_no_other_from_being_cancelled(
     assert "a does nothing more" in caplog.text
 
 
-async def test_a_slow_endpoint_that_refuses_late_stops_nobody(tmp_path: Path) -> None:
+async def test_a_late_refusal_of_a_slow_endpoint_stops_no_other_call(tmp_path: Path) -> None:
     calls = 0
 
     async def answer(request: ModelRequest) -> Answer:  # noqa: ARG001

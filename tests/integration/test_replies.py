@@ -50,20 +50,20 @@ async def call_once(
 
 
 @both_modes
-async def test_a_cut_answer_is_a_reply_with_all_there_is_of_it(make: Make, mode: AnswerMode) -> None:
+async def test_a_cut_answer_is_a_reply_with_all_of_its_text(make: Make, mode: AnswerMode) -> None:
     answer, _ = await call_once(make, mode, answer_body(make, "half of it", is_cut=True))
     assert (answer.text, answer.finish, answer.token_limit) == ("half of it", Finish.CUT, 500)
     assert answer.output_tokens == 20
 
 
 @both_modes
-async def test_thoughts_that_used_the_limit_up_are_a_reply_without_text(make: Make, mode: AnswerMode) -> None:
+async def test_thoughts_that_used_up_the_limit_are_a_reply_without_text(make: Make, mode: AnswerMode) -> None:
     answer, _ = await call_once(make, mode, answer_body(make, "<think>hm, hm", is_cut=True))
     assert (answer.text, answer.finish, answer.has_thoughts) == ("", Finish.CUT, True)
 
 
 @both_modes
-async def test_a_conversation_is_sent_turn_by_turn(make: Make, mode: AnswerMode) -> None:
+async def test_a_conversation_is_sent_message_by_message(make: Make, mode: AnswerMode) -> None:
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     prompt = Prompt("work", (Message("system", "s"), *(Message(role, text) for role, text in turns)))
     _, call = await call_once(make, mode, answer_body(make, "hi"), ModelRequest("m", prompt, 500, 20))
@@ -73,13 +73,13 @@ async def test_a_conversation_is_sent_turn_by_turn(make: Make, mode: AnswerMode)
 
 
 @both_modes
-async def test_a_reply_has_the_id_that_its_provider_gave_it(make: Make, mode: AnswerMode) -> None:
+async def test_a_reply_has_the_id_of_its_provider(make: Make, mode: AnswerMode) -> None:
     body = answer_body(make, "hi") | {"id": "resp-7"}
     assert (await reply(make, lambda _: body, mode=mode)).response_id == "resp-7"
 
 
 @both_modes
-async def test_an_answer_that_is_none_has_its_id_too(make: Make, mode: AnswerMode) -> None:
+async def test_a_failed_answer_has_its_id_too(make: Make, mode: AnswerMode) -> None:
     body = answer_body(make, "half", is_cut=True) | {"id": "resp-8"}
     error = await failure(make, lambda _: body, mode=mode)
     assert (error.reason, error.response_id) == ("OUTPUT_TRUNCATED", "resp-8")
@@ -99,7 +99,7 @@ async def test_an_answer_that_is_none_has_its_id_too(make: Make, mode: AnswerMod
         ("resp-\ud800", ""),
     ],
 )
-async def test_an_id_that_is_none_is_left_out_and_costs_no_answer(
+async def test_an_invalid_id_is_omitted_and_fails_no_answer(
     make: Make, mode: AnswerMode, given: object, known: str
 ) -> None:
     body = answer_body(make, "hi") | {"id": given}
@@ -107,7 +107,7 @@ async def test_an_id_that_is_none_is_left_out_and_costs_no_answer(
     assert (answer.text, answer.response_id) == ("hi", known)
 
 
-async def test_an_answer_that_breaks_off_has_the_id_that_had_come(make: Make) -> None:
+async def test_an_answer_that_breaks_off_has_the_id_received_before(make: Make) -> None:
     async def broken(call: Call) -> web.StreamResponse:
         body = answer_body(make, "half of it") | {"id": "resp-9"}
         events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
@@ -117,7 +117,7 @@ async def test_an_answer_that_breaks_off_has_the_id_that_had_come(make: Make) ->
     assert (error.reason, error.response_id) == ("STREAM_CUT", "resp-9")
 
 
-async def test_the_id_of_an_earlier_call_is_not_taken_for_that_of_one_without_an_answer(make: Make) -> None:
+async def test_a_call_without_an_answer_does_not_get_the_id_of_an_earlier_one(make: Make) -> None:
     answers: list[Any] = [
         answer_body(make, "half", is_cut=True) | {"id": "resp-1"},
         web.json_response({}, status=503),
@@ -129,7 +129,9 @@ async def test_the_id_of_an_earlier_call_is_not_taken_for_that_of_one_without_an
     assert getattr(caught.value, "response_id", None) == ""
 
 
-async def test_every_end_of_a_call_is_recorded_with_the_id_of_its_answer(tmp_path: Path, make: Make) -> None:
+async def test_every_outcome_of_a_call_is_recorded_with_the_id_of_its_answer(
+    tmp_path: Path, make: Make
+) -> None:
     def script(call: Call) -> Answer:
         name = call.subtask_id or call.role
         text = "no plan" if call.role == "planning" and call.attempt == 1 else plan_text(1)

@@ -88,7 +88,7 @@ async def refused(call: "grpc.aio.UnaryUnaryCall[object, object]") -> Refusal:
     return Refusal(caught.value)
 
 
-async def test_creating_answers_at_once_and_the_work_goes_on(running: Service) -> None:
+async def test_creating_returns_at_once_and_the_work_continues(running: Service) -> None:
     created = await running.stub.CreateInstance(
         pb.CreateInstanceRequest(prompt="Build it", id="mine", labels={"team": "red"})
     )
@@ -105,12 +105,12 @@ async def test_creating_answers_at_once_and_the_work_goes_on(running: Service) -
     assert answer.instance.labels == {"team": "red"}
 
 
-async def test_an_id_is_made_where_none_is_given(running: Service) -> None:
+async def test_an_id_is_generated_where_none_is_given(running: Service) -> None:
     ids = {(await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x"))).id for _ in range(3)}
     assert len(ids) == 3
 
 
-async def test_the_full_view_has_instructions_and_outputs(running: Service) -> None:
+async def test_the_full_view_contains_instructions_and_outputs(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     await running.ended("a")
     basic = await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))
@@ -120,7 +120,7 @@ async def test_the_full_view_has_instructions_and_outputs(running: Service) -> N
     assert full.instance.subtasks[0].instructions
 
 
-async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service) -> None:
+async def test_a_plan_of_the_client_is_executed_without_planning(running: Service) -> None:
     config = instance_pb2.InstanceConfig(
         subtasks=[
             instance_pb2.Subtask(id="one", instructions="do one"),
@@ -156,7 +156,7 @@ async def test_a_clients_own_plan_is_worked_on_without_planning(running: Service
         ({"prompt": "x", "config": {"workers": [{}]}}, "CONFIG_INVALID", "config.workers[0].name"),
     ],
 )  # fmt: skip
-async def test_a_bad_request_says_which_field_and_leaves_nothing(
+async def test_an_invalid_request_names_the_field_and_records_nothing(
     running: Service, request_fields: dict[str, object], reason: str, field: str
 ) -> None:
     refusal = await refused(running.stub.CreateInstance(pb.CreateInstanceRequest(**request_fields)))
@@ -164,7 +164,7 @@ async def test_a_bad_request_says_which_field_and_leaves_nothing(
     assert not (await running.stub.ListInstances(pb.ListInstancesRequest())).instances
 
 
-async def test_a_page_says_from_where_to_follow_what_it_shows(running: Service) -> None:
+async def test_a_page_reports_the_position_to_follow_it_from(running: Service) -> None:
     async def listed() -> tuple[int, int]:
         """How many instances, and the position that goes with them."""
         call = running.stub.ListInstances(pb.ListInstancesRequest())
@@ -186,7 +186,7 @@ async def test_a_page_says_from_where_to_follow_what_it_shows(running: Service) 
     stream.cancel()
 
 
-async def test_what_is_not_there_is_not_found(running: Service) -> None:
+async def test_an_unknown_instance_is_not_found(running: Service) -> None:
     stub = running.stub
     for call in (
         stub.GetInstance(pb.GetInstanceRequest(id="x")),
@@ -212,7 +212,7 @@ async def test_one_request_id_makes_one_instance_however_often_it_is_sent(stuck:
     assert (refusal.code, refusal.info.reason) == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
 
 
-async def test_a_taken_id_is_refused(stuck: Service) -> None:
+async def test_a_used_id_is_rejected(stuck: Service) -> None:
     request = pb.CreateInstanceRequest(prompt="x", id="a")
     await stuck.stub.CreateInstance(request)
     refusal = await refused(stuck.stub.CreateInstance(request))
@@ -233,7 +233,7 @@ async def test_a_stream_replays_follows_and_ends(running: Service) -> None:
         assert rest[-1].HasField("end")
 
 
-async def test_a_stream_without_follow_ends_where_the_log_does(stuck: Service) -> None:
+async def test_a_stream_without_follow_ends_at_the_end_of_the_log(stuck: Service) -> None:
     await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     messages = await stream(stuck, "a", follow=False)
     assert messages[-1].HasField("caught_up")
@@ -298,7 +298,7 @@ async def drained(call: "grpc.aio.UnaryStreamCall[object, object]") -> None:
         pass
 
 
-async def test_a_wait_answers_when_its_time_is_up(stuck: Service) -> None:
+async def test_a_wait_returns_at_its_timeout(stuck: Service) -> None:
     await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     answer = await stuck.stub.WaitInstance(pb.WaitInstanceRequest(id="a", timeout=Duration(nanos=1_000_000)))
     assert answer.status.status in {"queued", "running"}
@@ -331,7 +331,7 @@ async def test_listing_pages_through_all_newest_first(stuck: Service) -> None:
     assert [instance.id for instance in odd.instances] == ["i5", "i3", "i1"]
 
 
-async def test_bytes_that_are_no_request_are_refused(running: Service) -> None:
+async def test_bytes_that_are_not_a_request_are_rejected(running: Service) -> None:
     async with grpc.aio.insecure_channel(running.address) as channel:
         call = channel.unary_unary("/orchestrator.v1.Orchestrator/GetInstance")
         refusal = await refused(call(b"\xff\xff"))
@@ -339,7 +339,7 @@ async def test_bytes_that_are_no_request_are_refused(running: Service) -> None:
     assert "are no orchestrator.v1.GetInstanceRequest" in refusal.message
 
 
-async def test_a_call_without_a_message_is_refused(running: Service) -> None:
+async def test_a_call_without_a_message_is_rejected(running: Service) -> None:
     async with grpc.aio.insecure_channel(running.address) as channel:
         for name in ("GetInstance", "StreamEvents"):
             call = channel.stream_unary(f"/orchestrator.v1.Orchestrator/{name}")
@@ -348,13 +348,13 @@ async def test_a_call_without_a_message_is_refused(running: Service) -> None:
             assert "no message" in refusal.message
 
 
-async def test_a_wait_of_ages_is_taken_as_an_hour(running: Service) -> None:
+async def test_an_overlong_wait_is_capped_at_an_hour(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     ages = Duration(seconds=2**62)
     assert (await running.stub.WaitInstance(pb.WaitInstanceRequest(id="a", timeout=ages))).status.status
 
 
-async def test_the_same_prompt_with_a_nul_is_recorded_as_it_is(running: Service) -> None:
+async def test_a_prompt_with_a_nul_is_recorded_unchanged(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="a\0b", id="a", request_id="once"))
     again = pb.CreateInstanceRequest(prompt="a\0b", id="a", request_id="once")
     assert (await running.stub.CreateInstance(again)).instance.prompt == "a\0b"
@@ -363,12 +363,12 @@ async def test_the_same_prompt_with_a_nul_is_recorded_as_it_is(running: Service)
 @pytest.mark.parametrize(
     "token", ["MTAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMC4w", "nonsense", "MS4x", "====", "ü"]
 )
-async def test_a_page_token_from_elsewhere_is_refused(running: Service, token: str) -> None:
+async def test_an_invalid_page_token_is_rejected(running: Service, token: str) -> None:
     refusal = await refused(running.stub.ListInstances(pb.ListInstancesRequest(page_token=token)))
     assert (refusal.code, refusal.info.reason) == ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
 
 
-async def test_instances_are_found_by_the_beginning_of_their_id(stuck: Service) -> None:
+async def test_instances_are_found_by_a_prefix_of_their_id(stuck: Service) -> None:
     for name in ("rain-1", "rain-2", "Rain", "sun"):
         await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=name))
     found = await stuck.stub.ListInstances(pb.ListInstancesRequest(id_prefix="rain-", page_size=1))
@@ -380,7 +380,7 @@ async def test_instances_are_found_by_the_beginning_of_their_id(stuck: Service) 
         assert (await refused(stuck.stub.ListInstances(wish))).info.reason == reason
 
 
-async def test_a_list_looks_on_where_nothing_matches_before_it_answers(
+async def test_a_list_searches_on_where_nothing_matches_before_it_answers(
     stuck: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_INSTANCES", 2)
@@ -395,7 +395,7 @@ async def test_a_list_looks_on_where_nothing_matches_before_it_answers(
     assert [instance.id for instance in (await stuck.stub.ListInstances(wish)).instances] == ["wanted"]
 
 
-async def test_a_page_token_does_not_fit_other_filters(stuck: Service) -> None:
+async def test_a_page_token_is_rejected_with_other_filters(stuck: Service) -> None:
     for number in range(3):
         await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id=f"i{number}"))
     page = await stuck.stub.ListInstances(pb.ListInstancesRequest(page_size=1))
@@ -403,7 +403,7 @@ async def test_a_page_token_does_not_fit_other_filters(stuck: Service) -> None:
     assert (await refused(stuck.stub.ListInstances(request))).info.reason == "PAGE_TOKEN_INVALID"
 
 
-async def test_a_fork_goes_on_from_the_stage_and_leaves_the_source_alone(running: Service) -> None:
+async def test_a_fork_continues_from_the_stage_and_leaves_the_source_unchanged(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", labels={"team": "red"}))
     source = (await running.ended("a")).instance
     before = events_for(await stream(running, "a"))
@@ -457,7 +457,7 @@ async def test_a_first_event_names_the_services_catalogue_and_is_small(tmp_path:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-async def test_lists_and_batches_name_the_catalogue_alone(ends: bool, tmp_path: Path) -> None:
+async def test_lists_and_batches_only_name_the_catalogue(ends: bool, tmp_path: Path) -> None:
     provider = Scripted(subtasks=1) if ends else Scripted(never)
     async with service(tmp_path / "log.db", provider, workers=FULL_CATALOGUE) as running:
         requests = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
@@ -471,7 +471,7 @@ async def test_lists_and_batches_name_the_catalogue_alone(ends: bool, tmp_path: 
         assert len(listed.instances) == 100
 
 
-async def test_an_instance_keeps_its_catalogue_through_all_that_is_done_to_it_until_that_is_cleared(
+async def test_an_instance_keeps_its_catalogue_through_all_actions_until_it_is_cleared(
     tmp_path: Path,
 ) -> None:
     asked: list[ModelRequest] = []
@@ -516,7 +516,7 @@ async def test_an_instance_keeps_its_catalogue_through_all_that_is_done_to_it_un
         assert (list(ended.instance.config.workers), ended.instance.config.catalogue) == (coder("own"), "")
 
 
-async def test_models_of_a_named_catalogue_are_checked_as_a_clients_own_are(tmp_path: Path) -> None:
+async def test_models_of_a_named_catalogue_are_validated_like_a_clients_own(tmp_path: Path) -> None:
     gone = [instance_pb2.Worker(name="coder", model="nobody/knows")]
     async with service(tmp_path / "log.db", Scripted(), workers=gone) as running:
         refusal = await refused(running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a")))
@@ -550,7 +550,7 @@ async def test_an_instance_with_its_own_plan_is_restarted_and_forked_without_it(
         assert ended.state == instance_pb2.STATE_COMPLETE
 
 
-async def test_a_retry_takes_a_limit_away_that_kept_the_instance_from_going_on(tmp_path: Path) -> None:
+async def test_a_retry_can_clear_the_limit_that_stopped_the_instance(tmp_path: Path) -> None:
     def answer(request: ModelRequest) -> Answer:
         text = plan_text(2) if planning(request) else "an answer"
         return ModelReply(text, input_tokens=100, output_tokens=200)
@@ -575,7 +575,7 @@ async def _take_a_limit_away(running: Service) -> None:
 
 @pytest.mark.parametrize("path", ["prompt", "budget.maxTokens", "workers.name", "", "catalogue"])
 @pytest.mark.parametrize("action", ["Retry", "Restart", "Fork"])
-async def test_a_mask_with_an_unknown_path_is_refused_with_the_known_ones(
+async def test_a_mask_with_an_unknown_path_is_rejected_with_the_known_ones(
     action: str, path: str, running: Service
 ) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="p", id="a"))
@@ -590,14 +590,14 @@ async def test_a_mask_with_an_unknown_path_is_refused_with_the_known_ones(
     assert "budget.max_tokens" in refusal.message
 
 
-async def test_what_has_no_plan_yet_cannot_be_forked_behind_it(stuck: Service) -> None:
+async def test_an_instance_without_a_plan_cannot_be_forked_after_planning(stuck: Service) -> None:
     await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     refusal = await refused(stuck.stub.ForkInstance(pb.ForkInstanceRequest(id="a", stage=pb.STAGE_SUBTASKS)))
     assert (refusal.code, refusal.info.reason) == ("FAILED_PRECONDITION", "STATE_FORBIDS")
     assert refusal.info.metadata["action"] == "fork"
 
 
-async def test_deleting_takes_the_instance_and_its_events(running: Service) -> None:
+async def test_deleting_removes_the_instance_and_its_events(running: Service) -> None:
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", request_id="k"))
     await running.ended("a")
     await running.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a"))
@@ -615,14 +615,14 @@ async def test_deleting_takes_the_instance_and_its_events(running: Service) -> N
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", request_id="k"))
 
 
-async def test_what_runs_is_not_deleted(stuck: Service) -> None:
+async def test_a_running_instance_cannot_be_deleted(stuck: Service) -> None:
     await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     refusal = await refused(stuck.stub.DeleteInstance(pb.DeleteInstanceRequest(id="a")))
     assert (refusal.code, refusal.info.metadata["action"]) == ("FAILED_PRECONDITION", "delete")
     await stuck.stub.GetInstance(pb.GetInstanceRequest(id="a"))
 
 
-async def test_a_batch_is_created_whole_or_not_at_all(running: Service) -> None:
+async def test_a_batch_is_created_atomically(running: Service) -> None:
     wishes = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
     answer = await running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
     assert [instance.id for instance in answer.instances] == [wish.id for wish in wishes]
@@ -645,7 +645,7 @@ async def test_a_batch_is_created_whole_or_not_at_all(running: Service) -> None:
         assert (await refused(gone)).info.reason == "INSTANCE_NOT_FOUND"
 
 
-async def test_a_repeated_batch_gives_the_first_instances(running: Service) -> None:
+async def test_a_repeated_batch_returns_the_first_instances(running: Service) -> None:
     wishes = [pb.CreateInstanceRequest(prompt="x", request_id=f"k{number}") for number in range(3)]
     batch = pb.BatchCreateInstancesRequest(requests=wishes)
     first = await running.stub.BatchCreateInstances(batch)
@@ -654,7 +654,7 @@ async def test_a_repeated_batch_gives_the_first_instances(running: Service) -> N
 
 
 @pytest.mark.parametrize("size", [0, 101])
-async def test_a_batch_has_its_bounds(running: Service, size: int) -> None:
+async def test_a_batch_is_bounded(running: Service, size: int) -> None:
     wishes = [pb.CreateInstanceRequest(prompt="x")] * size
     call = running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
     assert (await refused(call)).field == "requests"
@@ -719,7 +719,7 @@ async def buf(*arguments: str) -> str:
     return output.decode()
 
 
-async def test_a_foreign_client_finds_its_way_by_reflection(running: Service) -> None:
+async def test_a_foreign_client_discovers_the_service_by_reflection(running: Service) -> None:
     url = f"http://{running.address}"
     service_url = f"{url}/orchestrator.v1.Orchestrator"
     assert "orchestrator.v1.Orchestrator" in (await buf("--list-services", url)).split()
@@ -731,7 +731,7 @@ async def test_a_foreign_client_finds_its_way_by_reflection(running: Service) ->
     assert '"STATE_COMPLETE"' in streamed
 
 
-async def test_what_is_asked_of_an_instance_can_depend_on_what_the_client_has_seen_of_it(
+async def test_an_action_can_be_conditional_on_the_sequence_the_client_has_seen(
     stuck: Service,
 ) -> None:
     created = await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
@@ -757,7 +757,7 @@ async def test_what_is_asked_of_an_instance_can_depend_on_what_the_client_has_se
     await stuck.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))  # whatever has happened
 
 
-async def test_deletions_are_told_in_their_place_among_all_events(running: Service) -> None:
+async def test_deletions_are_reported_at_their_position_among_all_events(running: Service) -> None:
     for name, team in (("a", "red"), ("b", "blue")):
         await running.stub.CreateInstance(
             pb.CreateInstanceRequest(prompt="x", id=name, labels={"team": team})
@@ -786,7 +786,7 @@ async def test_deletions_are_told_in_their_place_among_all_events(running: Servi
     assert await told(labels=["team=blue"]) == [("b", second)]
 
 
-async def test_events_say_in_which_request_they_were_asked_for(stuck: Service) -> None:
+async def test_events_name_the_request_that_caused_them(stuck: Service) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await stuck.stub.CreateInstance(
         pb.CreateInstanceRequest(prompt="x", id="a"),
@@ -802,7 +802,7 @@ async def test_events_say_in_which_request_they_were_asked_for(stuck: Service) -
     assert {event.schema for event in events} == {1}
 
 
-async def test_while_a_long_page_of_a_list_is_made_others_have_their_turn(
+async def test_building_a_long_page_of_a_list_does_not_block_other_calls(
     stuck: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wishes = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]

@@ -30,7 +30,7 @@ async def log(tmp_path: Path) -> AsyncIterator[SqliteEventLog]:
     await log.aclose()
 
 
-async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
+async def test_everything_is_present_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
     life = Life("a").planned().done("t1")
@@ -43,7 +43,7 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     await log.aclose()
 
 
-async def test_what_is_queued_together_is_committed_together(log: SqliteEventLog) -> None:
+async def test_appends_queued_together_are_committed_together(log: SqliteEventLog) -> None:
     commits = 0
     write = log._writer._tables.connection.write
 
@@ -67,12 +67,12 @@ async def test_the_journal_is_a_wal_that_is_synced_at_each_commit(log: SqliteEve
 
 
 @pytest.mark.usefixtures("log")
-async def test_a_second_server_on_the_same_database_is_refused(tmp_path: Path) -> None:
+async def test_a_second_server_on_the_same_database_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"in use by another server \(process \d+\).*stop that server"):
         await SqliteEventLog.open(tmp_path / "log.db")
 
 
-async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+async def test_a_newer_database_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     await (await SqliteEventLog.open(path)).aclose()
     with sqlite3.connect(path) as connection:
@@ -110,7 +110,7 @@ def write_old_file(path: Path, version: int, *lives: Life) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-async def test_a_database_of_an_older_version_is_read_and_goes_on(version: int, tmp_path: Path) -> None:
+async def test_a_database_of_an_older_version_is_read_and_continued(version: int, tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     ended, running = Life("ended").planned().done("t1", "t2", "t3").completed(), Life("running")
     write_old_file(path, version, ended, running)
@@ -148,7 +148,7 @@ async def test_a_file_can_be_opened_while_another_program_writes(
     holder.close()
 
 
-async def test_rows_refer_only_to_rows_that_are_there(log: SqliteEventLog) -> None:
+async def test_rows_refer_only_to_existing_rows(log: SqliteEventLog) -> None:
     await create(log, Life("a"))
     connection = log._writer._tables.connection
     for table, rest in (("label", "'n', 'v'"), ("event", "1, x''"), ("summary", "1, x''")):
@@ -166,7 +166,7 @@ async def free_pages(log: SqliteEventLog) -> int:
     return int(pages)
 
 
-async def test_what_is_deleted_makes_the_file_smaller(log: SqliteEventLog, tmp_path: Path) -> None:
+async def test_deletions_shrink_the_file(log: SqliteEventLog, tmp_path: Path) -> None:
     for number in range(200):
         await create(log, Life(f"old-{number}", instructions="x" * 30_000).terminated())
     await create(log, Life("kept"))
@@ -190,7 +190,7 @@ async def _until_shrunk(log: SqliteEventLog) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_log_goes_on_giving_back_what_an_earlier_service_left(tmp_path: Path) -> None:
+async def test_a_log_continues_to_free_pages_left_by_an_earlier_service(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
     await create(log, Life("a", instructions="x" * 30_000).terminated())
@@ -226,7 +226,7 @@ async def test_an_older_file_keeps_its_free_pages_until_it_is_rebuilt(tmp_path: 
     await log.aclose()
 
 
-async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+async def test_another_programs_database_is_rejected_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "theirs.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE theirs (x)")
@@ -235,7 +235,7 @@ async def test_another_programs_database_is_refused_and_left_alone(tmp_path: Pat
         await SqliteEventLog.open(path)
 
 
-async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_rejected_and_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not a database, but the notes of a lifetime" * 100)
     with pytest.raises(StorageError, match="it is some other file"):
@@ -244,7 +244,7 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["missing/../log.db", "a-file/log.db", "a-folder", "/proc/log.db"])
-async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) -> None:
+async def test_a_path_that_cannot_be_written_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / "a-file").touch()
     (tmp_path / "a-folder").mkdir()
     try:
@@ -258,7 +258,7 @@ async def test_a_path_that_cannot_be_written_says_so(name: str, tmp_path: Path) 
         await log.aclose()
 
 
-async def test_a_database_that_another_program_holds_is_refused(
+async def test_a_database_locked_by_another_program_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.05)
@@ -272,7 +272,7 @@ async def test_a_database_that_another_program_holds_is_refused(
     holder.close()
 
 
-async def test_a_lock_is_free_again_once_its_process_was_killed(tmp_path: Path) -> None:
+async def test_a_lock_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     program = (
         "import asyncio, sys; from pathlib import Path; from orchestrator.log.sqlite import SqliteEventLog\n"
@@ -298,7 +298,7 @@ async def fill(log: SqliteEventLog) -> None:
     await log._writer._tables.connection.execute_fetchall(f"PRAGMA max_page_count = {rows[0][0]}")
 
 
-async def test_a_full_disk_refuses_creations_keeps_results_and_recovers(
+async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
@@ -343,7 +343,7 @@ async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
     assert list(page.events.events()) == life.events
 
 
-async def test_a_log_that_refused_creations_takes_them_again_by_itself(
+async def test_a_log_that_rejected_creations_accepts_them_again_automatically(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
@@ -367,7 +367,7 @@ async def test_a_log_that_refused_creations_takes_them_again_by_itself(
     await log.aclose()
 
 
-async def test_a_writer_that_ends_leaves_nobody_waiting(log: SqliteEventLog) -> None:
+async def test_a_writer_that_ends_fails_every_waiting_call(log: SqliteEventLog) -> None:
     async def broken(_: Sequence[Statement]) -> None:
         raise ZeroDivisionError
 
@@ -384,7 +384,7 @@ async def test_a_writer_that_ends_leaves_nobody_waiting(log: SqliteEventLog) -> 
     log.aclose = _nothing  # type: ignore[method-assign]
 
 
-async def test_a_writer_that_ends_behind_a_commit_ends_the_watch_and_holds_up_no_reader(
+async def test_a_writer_that_ends_after_a_commit_ends_the_watch_and_blocks_no_reader(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: object) -> None:
@@ -426,7 +426,7 @@ async def _nothing() -> None:
     pass
 
 
-async def test_the_lock_is_the_files_by_whatever_name(log: SqliteEventLog, tmp_path: Path) -> None:
+async def test_the_lock_applies_to_the_file_under_any_name(log: SqliteEventLog, tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "log.db")
     with pytest.raises(StorageError, match="in use by another server"):
         await SqliteEventLog.open(tmp_path / "link.db")
@@ -441,7 +441,7 @@ async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:
     assert (await read(log, "a", 1, limit=1)).at_end
 
 
-async def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
+async def test_closing_writes_the_queue(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
     life = Life("a")
@@ -455,7 +455,7 @@ async def test_closing_writes_what_is_queued(tmp_path: Path) -> None:
     await log.aclose()
 
 
-async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_again(
+async def test_a_failed_deletion_is_reported_and_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
@@ -484,7 +484,7 @@ async def test_a_deletion_that_cannot_be_written_says_so_and_can_be_asked_for_ag
 
 
 @pytest.mark.parametrize("reopens", [True, False])
-async def test_nothing_joins_what_failed_while_the_log_was_closing(
+async def test_nothing_is_added_to_a_transaction_that_failed_while_closing(
     reopens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "log.db"
@@ -518,7 +518,7 @@ async def test_nothing_joins_what_failed_while_the_log_was_closing(
     await log.aclose()
 
 
-async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
+async def test_a_deletion_that_failed_but_reached_the_disk_is_visible_to_all(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
@@ -541,7 +541,7 @@ async def test_a_deletion_that_failed_but_reached_the_disk_is_seen_by_all(
     assert await log.last_position() == 4
 
 
-async def test_the_file_itself_refuses_what_does_not_follow_its_last_event(log: SqliteEventLog) -> None:
+async def test_the_file_rejects_events_that_do_not_follow_the_last_one(log: SqliteEventLog) -> None:
     life, other = Life("a"), Life("b")
     ref = await create(log, life)
     behind = append(life.planned(), ref, 1)
@@ -562,7 +562,7 @@ async def test_the_file_itself_refuses_what_does_not_follow_its_last_event(log: 
     assert await load(log, "a") == life.instance
 
 
-async def test_instances_that_the_writer_does_not_know_are_found_by_one_statement(
+async def test_instances_missing_from_the_writers_cache_are_found_by_one_statement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "log.db"
@@ -591,7 +591,7 @@ async def test_instances_that_the_writer_does_not_know_are_found_by_one_statemen
     await log.aclose()
 
 
-async def test_a_short_read_waits_for_no_long_one(log: SqliteEventLog) -> None:
+async def test_a_short_read_does_not_wait_for_a_long_one(log: SqliteEventLog) -> None:
     ref = await create(log, Life("a"))
     may_end = threading.Event()
     scan = asyncio.create_task(log._scanner._execute(may_end.wait, 20))
@@ -617,7 +617,7 @@ async def test_a_short_read_waits_for_no_long_one(log: SqliteEventLog) -> None:
 
 
 @pytest.mark.parametrize("filters", [{}, {"tenant": ""}, {"labels": [("team", "red")]}])
-async def test_nothing_falls_between_the_steps_of_one_read(
+async def test_no_commit_between_the_queries_of_one_read_is_missed(
     filters: dict[str, Any], log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many queries a read is made of: what is committed between two of them is not passed over."""
@@ -654,7 +654,7 @@ async def test_nothing_falls_between_the_steps_of_one_read(
     assert list(dict.fromkeys(gone)) == [f"gone{n}" for n in range(1, number + 1)]
 
 
-async def test_a_long_way_without_a_match_is_told_as_it_is_gone(
+async def test_a_long_scan_without_a_match_reports_its_progress(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_POSITIONS", 4)
@@ -668,7 +668,7 @@ async def test_a_long_way_without_a_match_is_told_as_it_is_gone(
     assert len(idle) >= 2
 
 
-async def test_a_writer_that_is_cancelled_behind_a_commit_ends_the_watch(
+async def test_a_writer_cancelled_after_a_commit_ends_the_watch(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def cancelled(_: object) -> None:

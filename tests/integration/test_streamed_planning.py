@@ -106,7 +106,9 @@ async def done(log: SqliteEventLog, *names: str) -> None:
             woken.clear()
 
 
-async def test_a_subtask_begins_as_soon_as_it_is_whole_and_its_dependencies_are_done(tmp_path: Path) -> None:
+async def test_a_subtask_starts_as_soon_as_it_is_complete_and_its_dependencies_are_done(
+    tmp_path: Path,
+) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish())
@@ -127,7 +129,7 @@ async def test_a_subtask_begins_as_soon_as_it_is_whole_and_its_dependencies_are_
     await log.aclose()
 
 
-async def test_a_plan_that_is_to_be_reviewed_is_not_begun(tmp_path: Path) -> None:
+async def test_a_plan_for_review_is_not_started(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish(review_plan=True))
@@ -140,7 +142,9 @@ async def test_a_plan_that_is_to_be_reviewed_is_not_begun(tmp_path: Path) -> Non
     await log.aclose()
 
 
-async def test_when_planning_fails_what_runs_is_cut_and_what_is_done_is_kept(tmp_path: Path) -> None:
+async def test_when_planning_fails_running_calls_are_cancelled_and_completed_results_are_kept(
+    tmp_path: Path,
+) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     planner.held = {"slow"}
     async with LocalEngine.running(log, planner.models) as engine:
@@ -163,7 +167,7 @@ async def test_when_planning_fails_what_runs_is_cut_and_what_is_done_is_kept(tmp
     await log.aclose()
 
 
-async def test_a_planner_that_never_answers_validly_has_no_work_begun_but_for_its_first_two_plans(
+async def test_a_planner_without_a_valid_answer_starts_work_only_on_its_first_two_plans(
     tmp_path: Path,
 ) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
@@ -184,7 +188,7 @@ async def test_a_planner_that_never_answers_validly_has_no_work_begun_but_for_it
     await log.aclose()
 
 
-async def test_after_two_failed_plans_the_third_is_worked_on_once_it_is_whole(tmp_path: Path) -> None:
+async def test_after_two_failed_plans_the_third_starts_once_it_is_complete(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish())
@@ -202,7 +206,7 @@ async def test_after_two_failed_plans_the_third_is_worked_on_once_it_is_whole(tm
     await log.aclose()
 
 
-async def test_calls_that_are_cut_off_by_a_termination_count(tmp_path: Path) -> None:
+async def test_calls_cancelled_by_a_termination_count(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     planner.held = {"slow"}
     async with LocalEngine.running(log, planner.models) as engine:
@@ -215,7 +219,7 @@ async def test_calls_that_are_cut_off_by_a_termination_count(tmp_path: Path) -> 
     await log.aclose()
 
 
-async def test_a_kept_result_survives_a_kill_amid_planning(tmp_path: Path) -> None:
+async def test_a_reusable_result_survives_a_kill_during_planning(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish())
@@ -231,7 +235,7 @@ async def test_a_kept_result_survives_a_kill_amid_planning(tmp_path: Path) -> No
     await log.aclose()
 
 
-async def test_terminating_amid_planning_and_retrying_keeps_what_is_done(tmp_path: Path) -> None:
+async def test_terminating_during_planning_and_retrying_keeps_completed_results(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish())
@@ -246,7 +250,7 @@ async def test_terminating_amid_planning_and_retrying_keeps_what_is_done(tmp_pat
     await log.aclose()
 
 
-async def test_pausing_amid_planning_begins_nothing_more(tmp_path: Path) -> None:
+async def test_pausing_during_planning_starts_nothing_more(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish())
@@ -264,7 +268,7 @@ async def test_pausing_amid_planning_begins_nothing_more(tmp_path: Path) -> None
     await log.aclose()
 
 
-async def test_an_answer_that_contradicts_what_was_told_is_a_failed_attempt(tmp_path: Path) -> None:
+async def test_an_answer_that_contradicts_its_streamed_subtasks_is_a_failed_attempt(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
         await engine.create(wish())
@@ -293,7 +297,7 @@ async def completed(tmp_path: Path, provider: Provider) -> tuple[Instance, list[
 
 @pytest.mark.parametrize("make", [chat, messages])
 @pytest.mark.parametrize("thoughts", ["<think>\n{}\n</think>\n\n", "Perhaps so:\n{}\n</think>\n\n"])
-async def test_no_subtask_of_a_plan_that_is_only_thought_of_begins(
+async def test_no_subtask_of_a_plan_within_thoughts_starts(
     tmp_path: Path, make: Callable[[Endpoint], HttpProvider], thoughts: str
 ) -> None:
     def script(call: Call) -> str | None:
@@ -307,7 +311,7 @@ async def test_no_subtask_of_a_plan_that_is_only_thought_of_begins(
 
 
 @pytest.mark.parametrize("start", ["", "```json\n"])
-async def test_a_plan_that_comes_first_is_worked_on_while_an_endpoint_still_streams_it(
+async def test_a_plan_at_the_beginning_starts_while_the_endpoint_still_streams_it(
     tmp_path: Path, start: str
 ) -> None:
     worked = asyncio.Event()
@@ -330,7 +334,7 @@ async def test_a_plan_that_comes_first_is_worked_on_while_an_endpoint_still_stre
     assert events.index("subtask_started") < events.index("plan_completed")
 
 
-async def test_what_was_read_before_a_plan_began_anew_is_not_gone_on_with(tmp_path: Path) -> None:
+async def test_text_parsed_before_a_plan_restarted_is_discarded(tmp_path: Path) -> None:
     class Thinker(Scripted):
         """Tells of a plan, takes it back, and tells of another."""
 

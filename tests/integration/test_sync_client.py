@@ -41,7 +41,7 @@ async def blocking(call: Callable[[], R]) -> R:
     return await asyncio.to_thread(call)
 
 
-def test_it_has_every_method_of_the_one_for_asyncio() -> None:
+def test_it_has_every_method_of_the_asyncio_client() -> None:
     methods = {name for name, _ in inspect.getmembers(Client, callable) if not name.startswith("_")}
     assert methods == {
         name for name, _ in inspect.getmembers(SyncClient, callable) if not name.startswith("_")
@@ -80,7 +80,7 @@ async def test_a_program_without_asyncio_uses_the_real_service(tmp_path: Path) -
     assert result
 
 
-async def test_it_works_in_a_thread_whose_event_loop_runs(tmp_path: Path) -> None:
+async def test_it_works_in_a_thread_with_a_running_event_loop(tmp_path: Path) -> None:
     def notebook(address: str) -> int:
         async def cell() -> int:
             with SyncClient(address) as client:
@@ -144,7 +144,7 @@ async def test_a_silent_connection_counts_as_disconnected(
     assert len(service.streams_opened) > 1
 
 
-async def test_an_iterator_that_is_dropped_closes_its_stream() -> None:
+async def test_a_dropped_iterator_closes_its_stream() -> None:
     closed = asyncio.Event()
 
     class Watched(ScriptedService):
@@ -187,7 +187,7 @@ async def test_ctrl_c_ends_a_program_that_waits_for_the_next_event(service: Scri
     assert errors.decode().rstrip().endswith("KeyboardInterrupt")
 
 
-async def test_threads_share_a_client(service: ScriptedService, client: SyncClient) -> None:
+async def test_threads_can_share_a_client(service: ScriptedService, client: SyncClient) -> None:
     await play_well(service, "i1")
 
     def read() -> list[int]:
@@ -198,7 +198,7 @@ async def test_threads_share_a_client(service: ScriptedService, client: SyncClie
     assert all(other == first for other in others)
 
 
-async def test_a_closed_client_refuses_calls(service: ScriptedService) -> None:
+async def test_a_closed_client_rejects_calls(service: ScriptedService) -> None:
     client = SyncClient(service.address)
     assert (await blocking(lambda: client.get("i1"))).instance.id == "i1"
     client.close()

@@ -81,9 +81,7 @@ async def limits(script: Callable[[Call], Answer], *requests: ModelRequest, make
 
 @each_api
 @each_form
-async def test_a_limit_that_is_refused_is_lowered_to_the_one_that_is_named(
-    make: Make, refuse: Refuse
-) -> None:
+async def test_a_rejected_limit_is_lowered_to_the_named_one(make: Make, refuse: Refuse) -> None:
     script = above(4096, "max_tokens is too large: 8192. This model supports at most 4096", refuse)
     assert await limits(script, wanting(), make=make) == [8192, 4096]
 
@@ -94,14 +92,14 @@ async def test_a_cap_is_remembered_for_the_model(message: str, cap: int) -> None
     assert await limits(above(cap, message), *requests) == [8192, cap, cap, 300, 8192, cap]
 
 
-async def test_a_cap_holds_whether_json_is_asked_for_or_not() -> None:
+async def test_a_cap_applies_with_and_without_json() -> None:
     plan = model_request(schema=True)._replace(max_output_tokens=8192)
     script = above(4096, "max_tokens: 8192 > 4096, which is the maximum allowed number of output tokens")
     assert await limits(script, plan, wanting()) == [8192, 4096, 4096]
 
 
 @pytest.mark.parametrize(("message", "window", "prompt"), WINDOWS)
-async def test_a_limit_gives_way_where_it_and_the_prompt_are_over_the_window(
+async def test_a_limit_is_lowered_where_it_and_the_prompt_exceed_the_window(
     message: str, window: int, prompt: int
 ) -> None:
     asked = await limits(above(window - prompt, message), wanting(), wanting())
@@ -109,7 +107,7 @@ async def test_a_limit_gives_way_where_it_and_the_prompt_are_over_the_window(
 
 
 @pytest.mark.parametrize("status", [413, 429])
-async def test_a_minutes_allowance_leaves_the_limit_what_the_prompt_does_not_need(status: int) -> None:
+async def test_an_allowance_per_minute_lowers_the_limit_to_what_the_prompt_leaves(status: int) -> None:
     message = (
         "Request too large for model `m` on tokens per minute (TPM): Limit 6000, Requested 8500, please "
         "reduce your message size and try again."
@@ -135,7 +133,7 @@ def small_context(context: int) -> Callable[[Call], Answer]:
 
 
 @each_api
-async def test_what_a_long_prompt_leaves_does_not_starve_a_short_one(make: Make) -> None:
+async def test_the_room_left_by_a_long_prompt_does_not_limit_a_short_one(make: Make) -> None:
     asked = await limits(small_context(8192), wanting(text="x" * 24_000), wanting(), make=make)
     first, room, *short = asked
     assert (first, room) == (8192, 8192 - 6002)
@@ -143,14 +141,14 @@ async def test_what_a_long_prompt_leaves_does_not_starve_a_short_one(make: Make)
 
 
 @each_api
-async def test_a_known_context_is_reckoned_with_so_that_no_more_is_refused(make: Make) -> None:
+async def test_a_known_context_is_respected_without_further_rejections(make: Make) -> None:
     texts = ["x" * 24_000, "x" * 24_000, "x" * 12_000, "x" * 4000]
     asked = await limits(small_context(8192), *(wanting(text=text) for text in texts), make=make)
     assert asked[:3] == [8192, 2190, 2190]
     assert len(asked) == 5
 
 
-async def test_only_when_no_room_is_left_that_is_worth_an_answer_the_prompt_is_too_long() -> None:
+async def test_a_prompt_is_too_long_only_when_no_useful_room_is_left() -> None:
     calls: list[int] = []
 
     def script(call: Call) -> Answer:
@@ -162,7 +160,7 @@ async def test_only_when_no_room_is_left_that_is_worth_an_answer_the_prompt_is_t
 
 
 @pytest.mark.parametrize("message", WITHOUT_NUMBERS)
-async def test_a_refusal_without_numbers_halves_the_limit_as_often_as_needed(message: str) -> None:
+async def test_a_rejection_without_numbers_halves_the_limit_as_often_as_needed(message: str) -> None:
     assert (await limits(above(2500, message), wanting()))[:3] == [8192, 4096, 2048]
 
 
@@ -186,14 +184,14 @@ async def test_a_prompt_that_is_too_long_is_recognised_in_every_dialect(message:
 @each_api
 @each_form
 @pytest.mark.parametrize("message", [TOO_LONG[5], NO_ROOM[1]])
-async def test_a_prompt_that_is_too_long_is_known_wherever_that_is_said(
+async def test_a_prompt_that_is_too_long_is_recognised_in_every_place_of_the_answer(
     make: Make, refuse: Refuse, message: str
 ) -> None:
     error = await failure(make, above(0, message, refuse), wanting())
     assert (error.reason, error.retryable) == ("INPUT_TOO_LONG", True)
 
 
-async def test_a_plain_413_is_a_length() -> None:
+async def test_a_413_without_words_is_a_prompt_that_is_too_long() -> None:
     page = "<html><head><title>413 Request Entity Too Large</title></head></html>"
     error = await failure(chat, lambda _: web.Response(text=page, status=413, content_type="text/html"))
     assert error.reason == "INPUT_TOO_LONG"
@@ -201,12 +199,12 @@ async def test_a_plain_413_is_a_length() -> None:
 
 @pytest.mark.parametrize("status", [400, 413, 429])
 @pytest.mark.parametrize("message", RATES)
-async def test_what_speaks_of_tokens_a_minute_is_a_rate_limit(status: int, message: str) -> None:
+async def test_tokens_per_minute_are_a_rate_limit(status: int, message: str) -> None:
     error = await failure(chat, above(0, message, with_status(status)), wanting())
     assert (error.reason, error.retryable) == ("RATE_LIMITED", True)
 
 
-async def test_an_endpoint_that_refuses_whatever_limit_is_asked_for_is_given_up() -> None:
+async def test_an_endpoint_that_rejects_every_limit_is_given_up() -> None:
     def one_less(call: Call) -> Answer:
         limit = limit_in(call)
         return failing(
@@ -222,7 +220,7 @@ async def test_an_endpoint_that_refuses_whatever_limit_is_asked_for_is_given_up(
     assert len(endpoint.calls) < 20
 
 
-async def test_a_limit_that_cut_an_answer_is_asked_about_again_for_it_may_have_been_misread() -> None:
+async def test_a_limit_that_cut_an_answer_is_forgotten_as_it_may_have_been_misparsed() -> None:
     def script(_: Call) -> Answer:
         match len(endpoint.calls):
             case 1:
@@ -244,7 +242,7 @@ async def test_a_limit_that_cut_an_answer_is_asked_about_again_for_it_may_have_b
 
 @each_api
 @pytest.mark.parametrize("refuse", [with_status(400), in_a_200], ids=["400", "200"])
-async def test_a_limit_that_thinking_used_up_is_a_cut_answer_and_not_lowered(
+async def test_a_limit_used_up_by_thinking_cuts_the_answer_and_is_not_lowered(
     make: Make, refuse: Refuse
 ) -> None:
     message = (
@@ -269,7 +267,7 @@ async def test_a_limit_is_lowered_under_its_newer_name_too() -> None:
     assert await limits(script, wanting(), wanting()) == [8192, 8192, 4096, 4096]
 
 
-async def test_a_name_is_not_changed_for_an_endpoint_that_only_mentions_the_newer_one() -> None:
+async def test_an_endpoint_that_only_mentions_the_newer_name_keeps_the_older_one() -> None:
     async with Endpoint(small_context(8192)) as endpoint:
         provider = chat(endpoint)
         await ask(provider, wanting())
@@ -277,7 +275,7 @@ async def test_a_name_is_not_changed_for_an_endpoint_that_only_mentions_the_newe
     assert all("max_tokens" in call.body for call in endpoint.calls)
 
 
-async def test_an_error_amid_the_text_is_a_failure_and_no_refusal() -> None:
+async def test_an_error_within_the_text_is_a_failure_and_lowers_no_limit() -> None:
     async def break_off(call: Call) -> web.StreamResponse:
         body: dict[str, Any] = answer_body(chat, "half an ans")
         beginning = streams.of_completion(body, {})[:-2]

@@ -109,7 +109,9 @@ async def events(running: Service) -> list[event_pb2.Event]:
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("state", STATUS.values())
-async def test_the_table_says_what_an_action_does(running: Service, state: str, action: str) -> None:
+async def test_each_action_has_the_effect_that_the_table_states(
+    running: Service, state: str, action: str
+) -> None:
     await brought_to(running, state)
     number = next(number for number, name in STATUS.items() if name == state)
     kind, call = ACTIONS[action]

@@ -79,7 +79,7 @@ async def held(whole: Answer = None) -> AsyncIterator[Held]:
         await asyncio.wait(it.open)
 
 
-async def test_beyond_so_many_calls_that_nobody_watches_only_those_that_are_watched_are_streamed() -> None:
+async def test_beyond_the_limit_of_unwatched_streams_only_watched_calls_are_streamed() -> None:
     async with held() as it:
         assert await it.begin(MOST) == [True] * MOST
         assert await it.begin(2) == [False, False]
@@ -90,14 +90,14 @@ async def test_beyond_so_many_calls_that_nobody_watches_only_those_that_are_watc
         assert await it.begin(1) == [False]
 
 
-async def test_calls_that_are_watched_are_not_counted() -> None:
+async def test_watched_calls_do_not_count_towards_the_limit() -> None:
     async with held() as it:
         assert await it.begin(2, is_watched=True) == [True, True]
         assert await it.begin(MOST) == [True] * MOST
         assert await it.begin(1) == [False]
 
 
-async def test_a_call_that_has_failed_or_was_cancelled_makes_room_for_the_next() -> None:
+async def test_a_failed_or_cancelled_call_frees_its_place() -> None:
     async with held() as it:
         await it.begin(MOST)
         it.answers.put_nowait(failing(503))
@@ -109,7 +109,7 @@ async def test_a_call_that_has_failed_or_was_cancelled_makes_room_for_the_next()
         assert await it.begin(1) == [False]
 
 
-async def test_the_end_of_a_call_that_was_not_streamed_makes_no_room() -> None:
+async def test_the_end_of_a_call_that_was_not_streamed_frees_no_place() -> None:
     async with held() as it:
         await it.begin(MOST)
         assert await it.begin(1) == [False]
@@ -130,7 +130,7 @@ def streaming_without_usage(call: Call) -> Answer:
     return send if "stream" in call.body else None
 
 
-async def test_a_model_whose_streams_tell_no_usage_is_called_for_the_whole_which_tells_it() -> None:
+async def test_a_model_whose_streams_omit_usage_is_called_without_streaming() -> None:
     async with Endpoint(streaming_without_usage) as endpoint, aclosing(chat(endpoint)) as provider:
         requests = [
             model_request(),
@@ -144,7 +144,7 @@ async def test_a_model_whose_streams_tell_no_usage_is_called_for_the_whole_which
     assert are_streamed(endpoint) == [True, False, False, False, True]
 
 
-async def test_an_endpoint_that_refuses_to_tell_the_usage_of_streams_is_called_for_the_whole() -> None:
+async def test_an_endpoint_that_rejects_usage_in_streams_is_called_without_streaming() -> None:
     script = refusing(400, "stream_options")
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         used = [(await ask(provider)).output_tokens for _ in range(3)]
@@ -154,7 +154,7 @@ async def test_an_endpoint_that_refuses_to_tell_the_usage_of_streams_is_called_f
 
 
 @pytest.mark.parametrize("make", [chat, messages])
-async def test_a_model_that_tells_no_usage_either_way_is_streamed(make: Any) -> None:
+async def test_a_model_that_never_reports_usage_is_streamed(make: Any) -> None:
     def script(call: Call) -> Answer:
         if make is chat:
             return {**completion("done"), "usage": {}}
@@ -175,7 +175,7 @@ async def test_a_model_that_tells_no_usage_either_way_is_streamed(make: Any) -> 
     assert are_streamed(endpoint) == [True, False, True, True]
 
 
-async def test_a_stream_that_broke_before_its_usage_came_says_nothing_of_the_next() -> None:
+async def test_a_stream_that_broke_before_its_usage_does_not_change_the_next_call() -> None:
     script = breaking({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     async with Endpoint(lambda _: script) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
@@ -183,7 +183,7 @@ async def test_a_stream_that_broke_before_its_usage_came_says_nothing_of_the_nex
     assert are_streamed(endpoint) == [True, True]
 
 
-async def test_a_stream_that_failed_says_nothing_of_the_next() -> None:
+async def test_a_failed_stream_does_not_change_the_next_call() -> None:
     async with Endpoint(lambda _: streaming()) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
             with pytest.raises(ModelError):
@@ -215,7 +215,7 @@ def gateway_timeout(_: Call) -> Answer:
     ],
     ids=["524", "504", "502", "cut before", "cut amid", "no answer"],
 )
-async def test_a_model_whose_calls_for_the_whole_die_is_streamed_though_that_hides_its_usage(
+async def test_a_model_whose_calls_without_streaming_fail_is_streamed_despite_its_hidden_usage(
     death: Script,
 ) -> None:
     async with Endpoint(without_whole(death)) as endpoint, aclosing(chat(endpoint)) as provider:
@@ -227,7 +227,7 @@ async def test_a_model_whose_calls_for_the_whole_die_is_streamed_though_that_hid
     assert are_streamed(endpoint) == [True, False, True, True]
 
 
-async def test_a_call_for_the_whole_that_takes_too_long_is_streamed_the_next_time() -> None:
+async def test_a_call_without_streaming_that_timed_out_is_streamed_the_next_time() -> None:
     async with Endpoint(without_whole(lambda _: hang)) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
         with pytest.raises(ModelError, match=r"0\.2 s"):
@@ -236,7 +236,7 @@ async def test_a_call_for_the_whole_that_takes_too_long_is_streamed_the_next_tim
     assert are_streamed(endpoint) == [True, False, True]
 
 
-async def test_calls_for_the_whole_die_by_what_they_are_for_since_that_says_how_long_they_take() -> None:
+async def test_failures_without_streaming_are_remembered_by_kind_of_answer() -> None:
     def script(call: Call) -> Answer:
         if "stream" in call.body:
             return streaming_without_usage(call)
@@ -253,7 +253,7 @@ async def test_calls_for_the_whole_die_by_what_they_are_for_since_that_says_how_
     assert are_streamed(endpoint) == [True, False, True, False]
 
 
-async def test_the_whole_is_asked_for_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_without_streaming_are_tried_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Endpoint(without_whole(gateway_timeout)) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
         with pytest.raises(ModelError):
@@ -265,7 +265,7 @@ async def test_the_whole_is_asked_for_again_after_a_time(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("status", [429, 503, 529])
-async def test_an_endpoint_that_has_too_much_to_do_says_nothing_of_the_way(status: int) -> None:
+async def test_an_overloaded_endpoint_does_not_change_the_mode(status: int) -> None:
     script = without_whole(lambda _: failing(status))
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
@@ -275,7 +275,7 @@ async def test_an_endpoint_that_has_too_much_to_do_says_nothing_of_the_way(statu
     assert are_streamed(endpoint) == [True, False, False]
 
 
-async def test_an_empty_answer_that_was_paid_for_says_nothing_of_the_way() -> None:
+async def test_an_empty_paid_answer_does_not_change_the_mode() -> None:
     script = without_whole(lambda _: completion(""))
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         await ask(provider)
@@ -285,7 +285,7 @@ async def test_an_empty_answer_that_was_paid_for_says_nothing_of_the_way() -> No
     assert are_streamed(endpoint) == [True, False, False]
 
 
-async def test_an_answer_that_is_streamed_unasked_is_read() -> None:
+async def test_an_answer_that_is_streamed_unasked_is_parsed() -> None:
     async def stream(call: Call) -> web.StreamResponse:
         return await streams.send(call.request, streams.of_completion(completion("done"), {}))
 
@@ -295,7 +295,7 @@ async def test_an_answer_that_is_streamed_unasked_is_read() -> None:
     assert are_streamed(endpoint) == [True, False, True]
 
 
-async def test_the_last_attempt_is_streamed_though_that_hides_its_usage() -> None:
+async def test_the_last_attempt_is_streamed_despite_its_hidden_usage() -> None:
     script = without_whole(gateway_timeout)
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
@@ -303,7 +303,7 @@ async def test_the_last_attempt_is_streamed_though_that_hides_its_usage() -> Non
     assert are_streamed(endpoint) == [True, True]
 
 
-async def test_beyond_so_many_streams_a_call_is_streamed_all_the_same_where_those_for_the_whole_die() -> None:
+async def test_beyond_the_limit_a_call_is_streamed_where_calls_without_streaming_fail() -> None:
     async with held(whole=failing(524)) as it:
         assert await it.begin(MOST) == [True] * MOST
         with pytest.raises(ModelError):
@@ -311,14 +311,14 @@ async def test_beyond_so_many_streams_a_call_is_streamed_all_the_same_where_thos
         assert await it.begin(2) == [True, True]
 
 
-async def test_beyond_so_many_streams_the_last_attempt_is_streamed_all_the_same() -> None:
+async def test_beyond_the_limit_the_last_attempt_is_streamed() -> None:
     async with held() as it:
         assert await it.begin(MOST) == [True] * MOST
         assert await it.begin(1, is_last_attempt=True) == [True]
         assert await it.begin(1) == [False]
 
 
-async def test_a_model_that_answers_only_in_streams_is_streamed_and_that_is_no_attempt() -> None:
+async def test_a_model_that_only_streams_is_streamed_without_counting_an_attempt() -> None:
     refusal = "This model only supports stream mode, please enable the stream parameter"
     script = without_whole(lambda _: failing(400, refusal))
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
@@ -327,7 +327,7 @@ async def test_a_model_that_answers_only_in_streams_is_streamed_and_that_is_no_a
     assert are_streamed(endpoint) == [True, False, True, True]
 
 
-async def test_an_endpoint_that_refused_to_stream_is_asked_again_when_calls_for_the_whole_die() -> None:
+async def test_an_endpoint_that_refused_to_stream_is_asked_again_when_calls_without_streaming_fail() -> None:
     def script(call: Call) -> Answer:
         if "stream" in call.body:
             return failing(400, "'stream' is not supported") if len(endpoint.calls) == 1 else None
@@ -341,7 +341,7 @@ async def test_an_endpoint_that_refused_to_stream_is_asked_again_when_calls_for_
     assert are_streamed(endpoint) == [True, False, False, True]
 
 
-async def test_an_endpoint_that_refuses_both_ways_is_given_up() -> None:
+async def test_an_endpoint_that_refuses_both_modes_is_given_up() -> None:
     def script(call: Call) -> Answer:
         return failing(400, "'stream' must be set" if "stream" not in call.body else "'stream' is unknown")
 
@@ -351,7 +351,7 @@ async def test_an_endpoint_that_refuses_both_ways_is_given_up() -> None:
     assert (caught.value.reason, caught.value.retryable) == ("REQUEST_REJECTED", False)
 
 
-async def test_a_model_whose_streams_never_say_that_they_end_is_called_for_the_whole() -> None:
+async def test_a_model_whose_streams_have_no_end_is_called_without_streaming() -> None:
     script = streaming()
     async with (
         Endpoint(lambda call: script if "stream" in call.body else None) as endpoint,
@@ -365,7 +365,7 @@ async def test_a_model_whose_streams_never_say_that_they_end_is_called_for_the_w
     assert are_streamed(endpoint) == [True, True, False, False]
 
 
-async def test_where_calls_die_both_ways_they_are_tried_in_turn() -> None:
+async def test_where_calls_fail_in_both_modes_the_modes_alternate() -> None:
     script = streaming()
     async with (
         Endpoint(lambda call: script if "stream" in call.body else failing(524)) as endpoint,
@@ -377,7 +377,7 @@ async def test_where_calls_die_both_ways_they_are_tried_in_turn() -> None:
     assert are_streamed(endpoint) == [True, True, False, True, False, True]
 
 
-async def test_what_an_endpoint_refused_is_tried_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rejected_parameter_is_tried_again_after_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_module, "_DIALECT_S", 0.0)
     async with Endpoint(refusing(400, "stream")) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(2):
@@ -386,7 +386,7 @@ async def test_what_an_endpoint_refused_is_tried_again_after_a_time(monkeypatch:
 
 
 @pytest.mark.parametrize("max_attempts", [1, 2])
-async def test_no_gateway_that_ends_long_calls_keeps_an_instance_from_completing(
+async def test_a_gateway_that_ends_long_calls_does_not_keep_an_instance_from_completing(
     tmp_path: Path, max_attempts: int
 ) -> None:
     script = without_whole(gateway_timeout)
