@@ -22,7 +22,7 @@ async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], p
     service, address = stage
     await service.stage("live", started(), ago_s=10)
     await page.goto(f"{address}#/instances/live")
-    note, written = page.locator("[data-lane=subtask-t1] .note"), page.locator(".writing")
+    note, written = page.locator("[data-lane=subtask-t1] .note"), page.locator(".live-text")
     await service.write("live", said("The 😀 "), said("first", 6))
     await expect(note).to_have_text("The 😀 first")
     await page.locator("[data-lane=subtask-t1] .row").click()
@@ -188,7 +188,7 @@ async def test_deltas_are_put_together_by_attempt_and_offset(
         {"subtaskId": "t1", "attempt": attempt, "offset": str(offset), "text": piece}
         for attempt, offset, piece in deltas
     ]
-    body = "const texts = new m.LiveTexts(); a[0].forEach((it) => texts.append(it)); return texts.of('t1');"
+    body = "const texts = new m.LiveTexts(); a[0].forEach((it) => texts.append(it)); return texts.get('t1');"
     assert await module(page, stage[1], "texts.js", body, sent) == text
 
 
@@ -198,10 +198,10 @@ async def test_long_stretches_in_which_nothing_ran_are_cut_short(
     body = """
         const hour = 3_600_000;
         const scale = m.timeScale([[0, 10_000], [12_000, 20_000], [hour, hour + 20_000]], 0, hour + 20_000);
-        return { breaks: scale.breaks.length, at: [0, 10_000, 20_000, hour, hour + 20_000].map(scale.at),
+        return { breaks: scale.breaks.length, positions: [0, 10_000, 20_000, hour, hour + 20_000].map(scale.positionOf),
                  ticks: scale.ticks.map((tick) => tick.ms) };
     """
     found = await module(page, stage[1], "scale.js", body)
     assert found["breaks"] == 1
-    assert found["at"] == pytest.approx([0, 0.24, 0.48, 0.52, 1])
+    assert found["positions"] == pytest.approx([0, 0.24, 0.48, 0.52, 1])
     assert found["ticks"] == [0, 10_000, 20_000, 30_000, 40_000]

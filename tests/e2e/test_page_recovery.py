@@ -197,4 +197,4 @@ async def test_an_attempt_that_will_not_come_is_not_announced(
     await service.record("halted", pb.InstanceTerminated())
     await shows(page, "Terminated")
     await expect(note).to_have_text("RATE_LIMITED")
-    await expect(page.locator("[data-lane=subtask-t1] .wait")).to_have_count(0)
+    await expect(page.locator("[data-lane=subtask-t1] .retry-wait")).to_have_count(0)

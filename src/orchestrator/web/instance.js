@@ -23,7 +23,7 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
   const { instance } = watch;
   if (watch.missing) return html`<${Missing} id=${watch.id} />`;
   if (instance.lastSequence === 0) return html`<p class="hint" role="status">Reading its events…</p>`;
-  const written = watch.texts.of(SYNTHESIS);
+  const written = watch.texts.get(SYNTHESIS);
   return html`<article class="instance" aria-labelledby="instance-title">
     <header>
       <h1 id="instance-title" tabindex="-1" dir="auto">${titleOf(instance.prompt)}</h1>

@@ -1,7 +1,7 @@
-// Accumulates the text of calls under way from OutputDelta messages. They are not in the log and may come late, twice
-// or in part; the output in the completed event supersedes them.
+// Accumulates the text of open calls from OutputDelta messages. They are not in the log and may be late, repeated or
+// incomplete; the output in the completed event supersedes them.
 
-export const SYNTHESIS = ''; // the writer of a text: a subtask's id, or this
+export const SYNTHESIS = ''; // the writer of a text: a subtask's id, or this constant
 
 export class LiveTexts {
   #texts = new Map(); // by writer: {attempt, text, base and length: code points from the attempt's start}
@@ -32,7 +32,7 @@ export class LiveTexts {
   }
 
   /** Return a writer's text so far; an ellipsis marks a missing start. */
-  of(writer) {
+  get(writer) {
     const entry = this.#texts.get(writer);
     return entry ? (entry.base ? `… ${entry.text}` : entry.text) : '';
   }

@@ -1,4 +1,4 @@
-// One instance over time: planning, each subtask with its attempts and dependencies, the synthesis.
+// The timeline of an instance: a lane each for planning, every subtask and the synthesis, with a bar for each attempt.
 import { CopyButton } from './copy.js';
 import { TERMINAL, allWork } from './fold.js';
 import { cost, duration, elapsed, hasTokens, inputAndOutputTokens, plural, shortTokens, tokens } from './format.js';
@@ -7,33 +7,33 @@ import { timeScale } from './scale.js';
 import { SYNTHESIS } from './texts.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
-const PREVIEW = 140; // characters of live text beside a bar
+const PREVIEW_LENGTH = 140; // characters of live text beside a bar
 const MARKS = { PENDING: '○', RUNNING: '●', COMPLETED: '✓', FAILED: '✕', SKIPPED: '–' };
 
 export function Timeline({ watch, now }) {
   const { instance } = watch;
-  const [open, setOpen] = useState('');
-  const [hot, setHot] = useState('');
+  const [openKey, setOpenKey] = useState(''); // of a lane
+  const [highlightedKey, setHighlightedKey] = useState('');
   const lanes = lanesOf(instance);
-  const running = allWork(instance).some((work) => work.state === 'RUNNING' || work.retryTime);
-  const to = TERMINAL.has(instance.state) ? instance.endTime : running ? now : instance.updateTime;
+  const isGrowing = allWork(instance).some((work) => work.state === 'RUNNING' || work.retryTime);
+  const to = TERMINAL.has(instance.state) ? instance.endTime : isGrowing ? now : instance.updateTime;
   const spans = allWork(instance).flatMap((work) => work.attempts.map(({ start, end }) => [start, end || now]));
   const from = Math.min(instance.startTime || instance.createTime, ...spans.map(([start]) => start));
-  const scale = timeScale(spans, from, Math.max(to, from), { grows: running });
-  const related = relatedTo(hot, instance);
+  const scale = timeScale(spans, from, Math.max(to, from), { isGrowing });
+  const relatedKeys = relatedTo(highlightedKey, instance);
   return html`<section class="card timeline" aria-labelledby="timeline-title">
     <header><h2 id="timeline-title">Timeline</h2></header>
     <div class="axis" aria-hidden="true">
       <div class="track">
         ${scale.ticks.map(
-          ({ at, ms }) => html`<span class="tick" key=${ms} style=${{ left: percent(at) }}>${ms % 1000 ? duration(ms) : elapsed(ms)}</span>`,
+          ({ position, ms }) => html`<span class="tick" key=${ms} style=${{ left: percent(position) }}>${ms % 1000 ? duration(ms) : elapsed(ms)}</span>`,
         )}
       </div>
     </div>
     <div class="lanes">
       <div class="grid" aria-hidden="true">
         <div class="track">
-          ${scale.ticks.map(({ at, ms }) => html`<i key=${ms} style=${{ left: percent(at) }}></i>`)}
+          ${scale.ticks.map(({ position, ms }) => html`<i key=${ms} style=${{ left: percent(position) }}></i>`)}
           ${scale.breaks.map(
             (gap) => html`<i
               class="break"
@@ -44,7 +44,7 @@ export function Timeline({ watch, now }) {
           )}
         </div>
       </div>
-      <${Links} lanes=${lanes} hot=${hot} />
+      <${DependencyLinks} lanes=${lanes} highlightedKey=${highlightedKey} />
       <ol>
         ${lanes.map(
           (lane) => html`<${Lane}
@@ -53,11 +53,11 @@ export function Timeline({ watch, now }) {
             scale=${scale}
             now=${now}
             isPaused=${instance.state === 'STATE_PAUSED'}
-            text=${watch.texts.of(lane.writer)}
-            isOpen=${open === lane.key}
-            isRelated=${related.has(lane.key)}
-            onToggle=${() => setOpen(open === lane.key ? '' : lane.key)}
-            onHot=${setHot}
+            text=${watch.texts.get(lane.writer)}
+            isOpen=${openKey === lane.key}
+            isRelated=${relatedKeys.has(lane.key)}
+            onToggle=${() => setOpenKey(openKey === lane.key ? '' : lane.key)}
+            onHighlight=${setHighlightedKey}
           />`,
         )}
       </ol>
@@ -81,19 +81,19 @@ function lanesOf(instance) {
   ];
 }
 
-/** Return the keys of a lane's dependencies and dependents. */
+/** Return the keys of the lanes that a lane depends on, and of those that depend on it. */
 function relatedTo(key, instance) {
   const [, id] = key.match(/^subtask-(.*)/) ?? [];
-  const after = [...instance.subtasks.values()].filter((subtask) => subtask.dependsOn.includes(id));
-  const before = instance.subtasks.get(id)?.dependsOn ?? [];
-  return new Set([...before, ...after.map((subtask) => subtask.id)].map((each) => `subtask-${each}`));
+  const dependents = [...instance.subtasks.values()].filter((subtask) => subtask.dependsOn.includes(id));
+  const dependencies = instance.subtasks.get(id)?.dependsOn ?? [];
+  return new Set([...dependencies, ...dependents.map((subtask) => subtask.id)].map((each) => `subtask-${each}`));
 }
 
-function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, onHot }) {
+function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, onHighlight }) {
   const { key, title, id, work, dependsOn } = lane;
-  const spent = work.attempts.reduce((total, { start, end }) => total + (end || now) - start, 0);
+  const elapsedMs = work.attempts.reduce((total, { start, end }) => total + (end || now) - start, 0);
   const classes = ['lane', work.state.toLowerCase(), isOpen && 'open', isRelated && 'related'].filter(Boolean).join(' ');
-  const about = [
+  const details = [
     id,
     work.model?.split('/').slice(1).join('/'),
     dependsOn.length > 0 && `after ${dependsOn.join(', ')}`,
@@ -107,23 +107,23 @@ function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, o
       aria-expanded=${isOpen}
       aria-controls=${`panel-${key}`}
       onClick=${onToggle}
-      onMouseEnter=${() => onHot(key)}
-      onMouseLeave=${() => onHot('')}
-      onFocus=${() => onHot(key)}
-      onBlur=${() => onHot('')}
+      onMouseEnter=${() => onHighlight(key)}
+      onMouseLeave=${() => onHighlight('')}
+      onFocus=${() => onHighlight(key)}
+      onBlur=${() => onHighlight('')}
     >
       <span class="mark" aria-hidden="true">${MARKS[work.state]}</span>
       <span class="label">
         <span class="title" dir="auto">${title}</span>
         <span class="hidden">, ${work.state.toLowerCase()}, </span>
-        <span class="about">${about.filter(Boolean).join(' · ')}</span>
+        <span class="about">${details.filter(Boolean).join(' · ')}</span>
       </span>
       <span class="track" aria-hidden="true">
         ${bars(work, scale, now)}
         ${note && html`<span class="note"><span>${note}</span></span>`}
       </span>
-      <span class="spent">
-        ${spent > 0 && html`<span>${work.state === 'RUNNING' ? elapsed(spent) : duration(spent)}</span>`}
+      <span class="totals">
+        ${elapsedMs > 0 && html`<span>${work.state === 'RUNNING' ? elapsed(elapsedMs) : duration(elapsedMs)}</span>`}
         ${hasTokens(work.usage) && html`<span class="about">${shortTokens(work.usage)}</span>`}
       </span>
     </button>
@@ -131,29 +131,30 @@ function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, o
   </li>`;
 }
 
-/** A bar for each attempt, and a thin one for each wait between two. */
+/** Render a bar for each attempt, and a line for each wait between two. */
 function bars(work, scale, now) {
   return work.attempts.flatMap((attempt, index) => {
     const { start, end, outcome, number, error } = attempt;
     const next = work.attempts[index + 1];
-    const waitsUntil = next?.start ?? (work.retryTime ? now : 0);
-    const says = `attempt ${number}: ${error ? error.reason : outcome.toLowerCase()}, ${duration((end || now) - start)}`;
+    const waitEnd = next?.start ?? (work.retryTime ? now : 0);
+    const tooltip = `attempt ${number}: ${error ? error.reason : outcome.toLowerCase()}, ${duration((end || now) - start)}`;
     return [
       html`<span
         class=${`bar ${outcome.toLowerCase()}`}
         key=${start}
-        title=${says}
-        style=${between(scale, start, end || now)}
+        title=${tooltip}
+        style=${spanStyle(scale, start, end || now)}
       ></span>`,
-      error && waitsUntil > 0
-        ? html`<span class="wait" key=${`wait-${start}`} title="waits for its next attempt" style=${between(scale, end, waitsUntil)}></span>`
+      error && waitEnd > 0
+        ? html`<span class="retry-wait" key=${`wait-${start}`} title="waits for its next attempt" style=${spanStyle(scale, end, waitEnd)}></span>`
         : null,
     ];
   });
 }
 
+/** Return the text beside a lane's bars: the end of its live text, or its error. */
 function noteOf(work, text, now, isPaused) {
-  if (work.state === 'RUNNING') return text.slice(-PREVIEW).replace(/\s+/g, ' ');
+  if (work.state === 'RUNNING') return text.slice(-PREVIEW_LENGTH).replace(/\s+/g, ' ');
   if (work.retryTime && isPaused) return `${work.error.reason}: tries again once resumed`;
   if (work.retryTime) return `${work.error.reason}: tries again in ${elapsed(Math.max(0, work.retryTime - now) + 999)}`;
   return work.error?.reason ?? '';
@@ -197,46 +198,46 @@ function Panel({ lane, text, now }) {
   </div>`;
 }
 
-/** Text that grows, scrolled to its end until the reader scrolls up. */
+/** Text that grows; it stays scrolled to its end until the reader scrolls up. */
 function LiveText({ text }) {
   const element = useRef();
-  const follows = useRef(true);
+  const isAtEnd = useRef(true);
   useLayoutEffect(() => {
-    if (follows.current) element.current.scrollTop = element.current.scrollHeight;
+    if (isAtEnd.current) element.current.scrollTop = element.current.scrollHeight;
   }, [text]);
   const onScroll = ({ target }) => {
-    follows.current = target.scrollHeight - target.scrollTop - target.clientHeight < 24;
+    isAtEnd.current = target.scrollHeight - target.scrollTop - target.clientHeight < 24;
   };
-  return html`<div class="writing pre" dir="auto" tabindex="0" role="region" aria-label="Text as it is written" ref=${element} onScroll=${onScroll}>
+  return html`<div class="live-text pre" dir="auto" tabindex="0" role="region" aria-label="Text as it is written" ref=${element} onScroll=${onScroll}>
     ${text}
   </div>`;
 }
 
-const SVG = 'http://www.w3.org/2000/svg';
+const SVG_NAMESPACE = 'http://www.w3.org/2000/svg';
 
-/** Lines from the end of each dependency to the start of its dependent, measured from the bars. */
-function Links({ lanes, hot }) {
+/** Draw a line from the end of each dependency to the start of its dependent, measured from the rendered bars. */
+function DependencyLinks({ lanes, highlightedKey }) {
   const svg = useRef();
   useLayoutEffect(() => {
-    const home = svg.current.parentElement;
-    const origin = home.getBoundingClientRect();
-    const boxes = (id, which) => {
-      const bar = [...home.querySelectorAll(`[data-lane="subtask-${id}"] .bar`)].at(which);
+    const container = svg.current.parentElement;
+    const origin = container.getBoundingClientRect();
+    const barBox = (id, index) => {
+      const bar = [...container.querySelectorAll(`[data-lane="subtask-${id}"] .bar`)].at(index);
       return bar?.getBoundingClientRect();
     };
     const paths = [];
     for (const { id, key, dependsOn } of lanes) {
-      const mine = id && boxes(id, 0);
-      if (!mine) continue;
-      for (const other of dependsOn) {
-        const theirs = boxes(other, -1);
-        if (!theirs) continue;
-        const path = document.createElementNS(SVG, 'path');
-        const [x1, y1] = [theirs.right - origin.left, theirs.top + theirs.height / 2 - origin.top];
-        const [x2, y2] = [mine.left - origin.left, mine.top + mine.height / 2 - origin.top];
+      const target = id && barBox(id, 0);
+      if (!target) continue;
+      for (const dependency of dependsOn) {
+        const source = barBox(dependency, -1);
+        if (!source) continue;
+        const path = document.createElementNS(SVG_NAMESPACE, 'path');
+        const [x1, y1] = [source.right - origin.left, source.top + source.height / 2 - origin.top];
+        const [x2, y2] = [target.left - origin.left, target.top + target.height / 2 - origin.top];
         const bend = Math.max(x1 + 3, x2 - 5);
         path.setAttribute('d', `M${x1} ${y1}H${bend}V${y2}H${x2}`);
-        if (hot === key || hot === `subtask-${other}`) path.setAttribute('class', 'hot');
+        if (highlightedKey === key || highlightedKey === `subtask-${dependency}`) path.setAttribute('class', 'highlighted');
         paths.push(path);
       }
     }
@@ -245,11 +246,12 @@ function Links({ lanes, hot }) {
   return html`<svg class="links" aria-hidden="true" ref=${svg}></svg>`;
 }
 
-function percent(share) {
-  return `${(share * 100).toFixed(3)}%`;
+function percent(fraction) {
+  return `${(fraction * 100).toFixed(3)}%`;
 }
 
-function between(scale, start, end) {
-  const left = scale.at(start);
-  return { left: percent(left), width: percent(Math.max(0, scale.at(end) - left)) };
+/** Return the CSS position and width of a time span. */
+function spanStyle(scale, start, end) {
+  const left = scale.positionOf(start);
+  return { left: percent(left), width: percent(Math.max(0, scale.positionOf(end) - left)) };
 }
