@@ -208,12 +208,12 @@ async def test_an_errored_row_says_why(
     await service.stage(name, [(0, prompt), (1, pb.InstanceErrored(error=REFUSED))], ago_s=10)
     async with open_page(browser, color_scheme=scheme) as page:
         await page.goto(f"{address}#/?label=scheme={scheme}")
-        why = page.locator(".item .why")
-        await expect(why).to_have_text(f"{REFUSED.reason} {REFUSED.message}")
+        reason = page.locator(".item .reason")
+        await expect(reason).to_have_text(f"{REFUSED.reason} {REFUSED.message}")
         await assert_accessible(page)
         await service.record(name, pb.InstanceRetried(config=MODELS))
         await expect(page.locator(".item")).to_contain_text("Queued")
-        await expect(why).to_have_count(0)
+        await expect(reason).to_have_count(0)
 
 
 NUMBERS = [0, 1, 7, 999, 1000, 12_340, 999_999, 1_000_000, 123_456_789]

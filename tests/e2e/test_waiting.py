@@ -61,8 +61,8 @@ async def test_without_a_providers_key_instances_wait_with_the_reason_and_contin
         assert len(lines) == COUNT
         assert all(reason in line.split("\t")[-1] for line in lines)
         await page.goto(ui(service, "a0"))
-        await expect(page.locator(".waits").first).to_contain_text(reason)
-        await expect(page.locator(".item .waits")).to_have_count(COUNT)
+        await expect(page.locator(".waiting").first).to_contain_text(reason)
+        await expect(page.locator(".item .waiting")).to_have_count(COUNT)
         await assert_accessible(page)
         async with Client(service.grpc_address) as client:
             again = (await client.list(page_size=COUNT)).instances
@@ -76,7 +76,7 @@ async def test_without_a_providers_key_instances_wait_with_the_reason_and_contin
             ended = [(await client.wait(name, timeout_s=60)).instance for name in names]
         assert {each.state for each in ended} == {instance_pb2.STATE_COMPLETE}
         await shows(page, "Complete")
-        await expect(page.locator(".waits")).to_have_count(0)
+        await expect(page.locator(".waiting")).to_have_count(0)
 
 
 async def test_failures_of_a_wrong_key_are_mended_by_one_bulk_retry(tmp_path: Path) -> None:

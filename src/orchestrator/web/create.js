@@ -52,7 +52,7 @@ export function CreateForm({ onCreated }) {
       ${info && html` Here: <${ModelRoles} ...${info.models} />.`}
     </p>
     <label class="field">
-      <span class="hidden">Prompt</span>
+      <span class="visually-hidden">Prompt</span>
       <textarea
         name="prompt"
         rows="7"

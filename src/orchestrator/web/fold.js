@@ -3,10 +3,10 @@
 
 export const TERMINAL = new Set(['STATE_COMPLETE', 'STATE_ERRORED', 'STATE_TERMINATED']);
 
-const AWAITING = new Set(['STATE_WAITING', 'STATE_WAITING_FOR_PAUSE', 'STATE_PAUSED']); // perhaps a review
+const MAYBE_IN_REVIEW = new Set(['STATE_WAITING', 'STATE_WAITING_FOR_PAUSE', 'STATE_PAUSED']);
 const INTERRUPTED = { reason: 'INTERRUPTED', message: 'stopped together with the instance' };
 const NO_USAGE = { inputTokens: 0, outputTokens: 0, modelCalls: 0, costUsd: 0 };
-const CUT_OFF = { ...NO_USAGE, modelCalls: 1 }; // such a call is paid for, but its tokens are never reported
+const CUT_OFF_USAGE = { ...NO_USAGE, modelCalls: 1 }; // a cancelled call is paid for, but its tokens are never reported
 
 /** Build a piece of work (planning, a subtask, the synthesis) that has not started. */
 function newWork() {
@@ -35,7 +35,7 @@ export function emptyInstance(id) {
     ownUsage: NO_USAGE, // of its own calls, over all restarts
     copiedEvents: 0, // after the first one, which a fork copied from its source
     error: null,
-    waitingReason: '', // why nothing happens: of a pause by the service from its events, otherwise from the resource
+    waitingReason: '', // why no call is open: from the events for a pause by the service, otherwise from the resource
     createTime: 0,
     startTime: 0,
     endTime: 0,
@@ -56,7 +56,7 @@ export function fromResource(resource) {
     ...emptyInstance(resource.id),
     ...resource,
     isPlanned: subtasks.length > 0,
-    isReviewed: subtasks.length > 0 && (!AWAITING.has(resource.state) || subtasks.some((subtask) => subtask.attempt)),
+    isReviewed: subtasks.length > 0 && (!MAYBE_IN_REVIEW.has(resource.state) || subtasks.some((subtask) => subtask.attempt)),
     planning: newWork(),
     synthesis: newWork(),
     subtasks: new Map(subtasks.map((subtask) => [subtask.id, subtask])),
@@ -70,12 +70,12 @@ export function fromResource(resource) {
   };
 }
 
-/** Return the name of an event's payload, in camelCase; undefined for one that this version does not know. */
+/** Return the name of an event's payload, in camelCase; undefined for one that is unknown to this version. */
 export function kindOf(event) {
   return Object.keys(event).find((key) => key in EVOLVE);
 }
 
-/** Apply one event to an instance, in place; one that was applied before changes nothing. */
+/** Apply an event to an instance, in place; an event that was applied before changes nothing. */
 export function apply(instance, event) {
   const sequence = Number(event.sequence);
   const kind = kindOf(event);
@@ -88,13 +88,13 @@ export function apply(instance, event) {
   instance.lastSequence = sequence;
 }
 
-/** Return whether an instance is active, and has no call under way as far as its events show. */
-export function mayWait(instance) {
+/** Return whether an instance is active, but has no open call as far as its events show. */
+export function isIdle(instance) {
   const isActive = instance.state === 'STATE_QUEUED' || instance.state === 'STATE_RUNNING';
   return isActive && allWork(instance).every(({ state }) => state !== 'RUNNING');
 }
 
-/** List the planning, the subtasks in the order of the plan, and the synthesis. */
+/** List the work of an instance: the planning, the subtasks in the order of the plan, and the synthesis. */
 export function allWork(instance) {
   return [instance.planning, ...instance.subtasks.values(), instance.synthesis];
 }
@@ -134,10 +134,10 @@ function newSubtask(subtask) {
   };
 }
 
-const definition = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker]);
+const definitionOf = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker]);
 
-/** Discard the plan, but retain its completed subtasks, except those made from a result that was replaced. */
-function setPlanAside(instance) {
+/** Discard the plan; its completed subtasks stay reusable, except those that depend on a replaced result. */
+function discardPlan(instance) {
   const done = new Map([...instance.subtasks].filter(([, subtask]) => subtask.state === 'COMPLETED'));
   const replaced = new Set([...done.keys()].filter((name) => (instance.reusable.get(name) ?? done.get(name)) !== done.get(name)));
   const reusable = new Map([...instance.reusable, ...done]);
@@ -146,14 +146,14 @@ function setPlanAside(instance) {
   Object.assign(instance, { reusable, subtasks: new Map(), summary: '' });
 }
 
-/** Return whether a subtask that has not started has a retained result, made from the same results. */
+/** Return whether a subtask that has not started has a reusable result, made from the same dependencies. */
 function isReusable({ reusable, subtasks }, subtask) {
   const done = reusable.get(subtask.id);
   const isSame = (name) => subtasks.has(name) && subtasks.get(name) === reusable.get(name);
-  return done && !subtask.attempt && definition(done) === definition(subtask) && done.dependsOn.every(isSame);
+  return done && !subtask.attempt && definitionOf(done) === definitionOf(subtask) && done.dependsOn.every(isSame);
 }
 
-/** Work on an instance that was queued makes it a running one. */
+/** Make a queued instance a running one, since there is work on it. */
 function markRunning(instance, now) {
   if (instance.state === 'STATE_QUEUED') instance.state = 'STATE_RUNNING';
   if (instance.state === 'STATE_RUNNING') instance.startTime ||= now;
@@ -222,11 +222,11 @@ const EVOLVE = {
   },
   planningStarted(instance, payload, now) {
     startAttempt(instance, instance.planning, payload, now);
-    setPlanAside(instance);
+    discardPlan(instance);
   },
   planningFailed(instance, payload, now) {
     failAttempt(instance, instance.planning, payload, now);
-    setPlanAside(instance);
+    discardPlan(instance);
   },
   subtaskPlanned(instance, payload, now) {
     markRunning(instance, now);
@@ -247,20 +247,20 @@ const EVOLVE = {
     if (instance.state === 'STATE_RUNNING') instance.startTime ||= now;
   },
   planReviewed(instance, payload, now) {
-    // A decision that this version does not know: later events show its effect.
+    // A decision that is unknown to this version: later events show its effect.
     if (!['DECISION_APPROVE', 'DECISION_REJECT'].includes(payload.decision)) return;
     instance.state = 'STATE_RUNNING';
     instance.startTime ||= now;
     if (payload.decision === 'DECISION_REJECT') {
       reset(instance.planning);
       instance.isPlanned = false;
-      setPlanAside(instance);
+      discardPlan(instance);
       return;
     }
     instance.isReviewed = true;
     if (payload.subtasks?.length) {
       const known = instance.subtasks;
-      const isDone = (it) => known.get(it.id)?.state === 'COMPLETED' && definition(known.get(it.id)) === definition(it);
+      const isDone = (it) => known.get(it.id)?.state === 'COMPLETED' && definitionOf(known.get(it.id)) === definitionOf(it);
       const edited = payload.subtasks.map(newSubtask).map((it) => (isDone(it) ? known.get(it.id) : it));
       instance.subtasks = new Map(edited.map((subtask) => [subtask.id, subtask]));
     }
@@ -304,7 +304,7 @@ const EVOLVE = {
     Object.assign(instance, { state: 'STATE_QUEUED', config: payload.config ?? {}, error: null });
     if (!instance.isPlanned) {
       reset(instance.planning);
-      setPlanAside(instance);
+      discardPlan(instance);
     }
     for (const subtask of instance.subtasks.values()) {
       if (subtask.state !== 'COMPLETED') reset(subtask);
@@ -325,10 +325,10 @@ const EVOLVE = {
     Object.assign(instance, { state: 'STATE_ERRORED', error: payload.error });
   },
   instanceTerminated(instance, payload, now) {
-    interruptCalls(instance, payload.cutOffCalls ? CUT_OFF : NO_USAGE, now); // earlier versions counted none
+    interruptCalls(instance, payload.cutOffCalls ? CUT_OFF_USAGE : NO_USAGE, now); // earlier versions counted none
     instance.state = 'STATE_TERMINATED';
   },
 };
 
-/** Every event's name on the stream: an EventSource must ask for each by name. */
+/** The names of all events on the stream: an EventSource needs a listener for each. */
 export const EVENT_NAMES = Object.keys(EVOLVE).map((kind) => kind.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`));

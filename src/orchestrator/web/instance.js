@@ -21,7 +21,7 @@ function StateBadge({ state }) {
 /** `hrefOf(id)`: the link to another instance. */
 export function InstanceView({ watch, now, hrefOf, onSteered }) {
   const { instance } = watch;
-  if (watch.missing) return html`<${Missing} id=${watch.id} />`;
+  if (watch.isMissing) return html`<${Missing} id=${watch.id} />`;
   if (instance.lastSequence === 0) return html`<p class="hint" role="status">Reading its events…</p>`;
   const written = watch.texts.get(SYNTHESIS);
   return html`<article class="instance" aria-labelledby="instance-title">
@@ -37,7 +37,7 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
         ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a>${copiedBy(instance)}</span>`}
         ${Object.entries(instance.labels).map(([key, value]) => html`<span class="tag" key=${key}>${key}=${value}</span>`)}
       </p>
-      ${watch.deleted
+      ${watch.isDeleted
         ? html`<p class="failure" role="alert">This instance was deleted. What you see is all that is left of it.</p>`
         : html`<${Actions} instance=${instance} onSteered=${onSteered}>
         ${(instance.finalResult || written) &&
@@ -47,13 +47,13 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
     ${instance.waitingReason && html`<${Waits} instance=${instance} />`}
     <${Facts} instance=${instance} now=${now} />
     ${instance.error && html`<${ErrorCard} error=${instance.error} subtask=${instance.subtasks.get(instance.error.subtaskId)} />`}
-    ${!watch.deleted &&
+    ${!watch.isDeleted &&
     (instance.state === 'STATE_WAITING'
       ? html`<${Review} key=${`review-${instance.lastSequence}`} watch=${watch} onSteered=${onSteered} />`
       : watch.review && html`<${LateReview} watch=${watch} />`)}
     <${Timeline} key=${`timeline-${instance.id}`} watch=${watch} now=${now} />
     ${instance.finalResult
-      ? html`<${Result} id=${instance.id} text=${instance.finalResult} isWhole isThere=${!watch.deleted} />`
+      ? html`<${Result} id=${instance.id} text=${instance.finalResult} isWhole isThere=${!watch.isDeleted} />`
       : written && html`<${Result} id=${instance.id} text=${written} isWriting=${instance.state === 'STATE_RUNNING'} />`}
     <${Configuration} config=${instance.config} />
     <${EventLog} events=${watch.events} />
@@ -98,8 +98,8 @@ function Facts({ instance, now }) {
 /** Why nothing happens. */
 function Waits({ instance }) {
   const isPaused = instance.state === 'STATE_PAUSED' || instance.state === 'STATE_WAITING_FOR_PAUSE';
-  return html`<section class="card waits" role="status" aria-labelledby="waits-title">
-    <h2 id="waits-title">${isPaused ? 'Paused by the service' : 'Waits'}</h2>
+  return html`<section class="card waiting" role="status" aria-labelledby="waiting-title">
+    <h2 id="waiting-title">${isPaused ? 'Paused by the service' : 'Waits'}</h2>
     <p dir="auto">${instance.waitingReason}</p>
     <p class="hint">${isPaused ? 'Resume lets it try again.' : 'It goes on by itself once that is over.'}</p>
   </section>`;

@@ -1,79 +1,79 @@
-// The list of instances, with what it is filtered by and searched for.
+// The list of instances, with its filters and its search.
 import { cost, count, firstLine, hasTokens, plural, shortTokens, STATES, timeAgo } from './format.js';
 import { STATE_FILTERS } from './instances.js';
 import { html, useState } from './ui.js';
 
-const LABELS_SHOWN = 3; // of a row
+const MAX_ROW_LABELS = 3;
 
 /**
- * `hrefOf(id, changes)`: the link to an instance; without an id, to the list. `changes` to what the list shows: `state`
- * (a key of STATE_FILTERS), `labels` (each as key=value), `search`. `onView(changes)` makes them.
+ * `filters`: `state` (a key of STATE_FILTERS), `labels` (each as key=value), `search`. `hrefOf(id, changes)`: the link to
+ * an instance, or without an id to the list, with changes of the filters. `onFiltersChange(changes)` applies such changes.
  */
-export function InstanceList({ instances, view, current, now, hrefOf, onView }) {
-  const { shown, hasMore, loading, failure } = instances;
-  const found = shown.filter(matcher(view.search));
+export function InstanceList({ store, filters, currentId, now, hrefOf, onFiltersChange }) {
+  const { matching, hasMore, isLoading, failure } = store;
+  const found = matching.filter(searchPredicate(filters.search));
   return html`
-    <${Search} instances=${instances} view=${view} onView=${onView} />
+    <${Search} labelSuggestions=${store.labelSuggestions} filters=${filters} onFiltersChange=${onFiltersChange} />
     <nav class="filters" aria-label="Filter by state">
       ${Object.entries(STATE_FILTERS).map(
         ([state, { name }]) =>
-          html`<a key=${state} href=${hrefOf(current, { state })} aria-current=${state === view.state ? 'true' : null}>${name}</a>`,
+          html`<a key=${state} href=${hrefOf(currentId, { state })} aria-current=${state === filters.state ? 'true' : null}>${name}</a>`,
       )}
     </nav>
-    ${view.labels.length > 0 &&
+    ${filters.labels.length > 0 &&
     html`<ul class="labels" aria-label="Filtered by">
-      ${view.labels.map((label) => {
-        const labels = view.labels.filter((each) => each !== label);
+      ${filters.labels.map((label) => {
+        const labels = filters.labels.filter((each) => each !== label);
         return html`<li key=${label}>
-          <a class="tag" href=${hrefOf(current, { labels })} aria-label=${`Remove the filter ${label}`}>${label}<span aria-hidden="true"> ×</span></a>
+          <a class="tag" href=${hrefOf(currentId, { labels })} aria-label=${`Remove the filter ${label}`}>${label}<span aria-hidden="true"> ×</span></a>
         </li>`;
       })}
     </ul>`}
-    <p class="count" role="status">${!loading || found.length > 0 ? countOf(found, shown, hasMore, view) : ''}</p>
-    <ul class="instances" aria-label="Instances" aria-busy=${loading}>
+    <p class="count" role="status">${!isLoading || found.length > 0 ? countText(found, matching, hasMore, filters) : ''}</p>
+    <ul class="instances" aria-label="Instances" aria-busy=${isLoading}>
       ${found.map(
         (instance) => html`<li key=${instance.id}>
-          <${Item} instance=${instance} now=${now} href=${hrefOf(instance.id)} isCurrent=${instance.id === current} />
+          <${InstanceRow} instance=${instance} now=${now} href=${hrefOf(instance.id)} isCurrent=${instance.id === currentId} />
         </li>`,
       )}
     </ul>
     ${failure &&
     html`<p class="failure" role="alert">${failure.message}</p>
-      <button type="button" onClick=${() => instances.retry()}>Try again</button>`}
+      <button type="button" onClick=${() => store.retry()}>Try again</button>`}
     ${hasMore &&
-    html`<button type="button" class="more" disabled=${loading} onClick=${() => instances.more({ toSearch: view.search !== '' })}>
-      ${view.search ? 'Search older ones' : 'Show older'}
+    html`<button type="button" class="more" disabled=${isLoading} onClick=${() => store.loadMore({ isSearch: filters.search !== '' })}>
+      ${filters.search ? 'Search older ones' : 'Show older'}
     </button>`}
   `;
 }
 
-/** What is searched is what is loaded; labels are asked of the service. */
-function Search({ instances, view, onView }) {
+/** The fields for searching the loaded instances, and for filtering all by label, which the service does. */
+function Search({ labelSuggestions, filters, onFiltersChange }) {
   const [label, setLabel] = useState('');
   const isLabel = (text) => /^[^=]+=/.test(text);
 
-  function add(event) {
+  function addLabel(event) {
     event.preventDefault();
     const added = label.trim();
     if (!isLabel(added)) return;
     setLabel('');
-    if (!view.labels.includes(added)) onView({ labels: [...view.labels, added] });
+    if (!filters.labels.includes(added)) onFiltersChange({ labels: [...filters.labels, added] });
   }
 
   return html`<div class="search" role="search">
     <label class="field">
-      <span class="hidden">Search</span>
+      <span class="visually-hidden">Search</span>
       <input
         type="search"
         name="search"
         placeholder="Search ids, prompts…"
-        value=${view.search}
-        onInput=${(event) => onView({ search: event.target.value })}
+        value=${filters.search}
+        onInput=${(event) => onFiltersChange({ search: event.target.value })}
       />
     </label>
-    <form onSubmit=${add}>
+    <form onSubmit=${addLabel}>
       <label class="field">
-        <span class="hidden">Filter by label</span>
+        <span class="visually-hidden">Filter by label</span>
         <input
           name="label"
           list="labels"
@@ -87,13 +87,13 @@ function Search({ instances, view, onView }) {
         />
       </label>
       <button class="add" disabled=${!isLabel(label)}>Filter</button>
-      <datalist id="labels">${[...instances.labels].map((each) => html`<option key=${each} value=${each} />`)}</datalist>
+      <datalist id="labels">${[...labelSuggestions].map((each) => html`<option key=${each} value=${each} />`)}</datalist>
     </form>
   </div>`;
 }
 
-/** Whether an instance has all words of a text somewhere in its id, its prompt or its labels. */
-function matcher(search) {
+/** Return a predicate for instances that have all words of `search` in their id, prompt and labels. */
+function searchPredicate(search) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
   if (words.length === 0) return () => true;
   return ({ id, prompt, labels }) => {
@@ -102,21 +102,21 @@ function matcher(search) {
   };
 }
 
-function countOf(found, shown, hasMore, { search, state, labels }) {
-  const loaded = hasMore ? `the ${plural(shown.length, 'newest instance')}` : plural(shown.length, 'instance');
+function countText(found, matching, hasMore, { search, state, labels }) {
+  const loaded = hasMore ? `the ${plural(matching.length, 'newest instance')}` : plural(matching.length, 'instance');
   if (search.trim()) {
     const rest = hasMore ? '; older ones are not searched' : '';
     return `${count(found.length)} of ${loaded}, by id, prompt and label${rest}`;
   }
-  if (shown.length > 0) return hasMore ? `${loaded[0].toUpperCase()}${loaded.slice(1)}, there are older ones` : loaded;
+  if (matching.length > 0) return hasMore ? `${loaded[0].toUpperCase()}${loaded.slice(1)}, there are older ones` : loaded;
   if (labels.length > 0) return 'None has these labels.';
   return state === 'all' ? 'Nothing here yet: start with a prompt.' : `Nothing is ${STATE_FILTERS[state].name.toLowerCase()}.`;
 }
 
-function Item({ instance, now, href, isCurrent }) {
+function InstanceRow({ instance, now, href, isCurrent }) {
   const { name, tone } = STATES[instance.state] ?? STATES.STATE_QUEUED;
   const subtasks = [...instance.subtasks.values()];
-  const share = (...states) => subtasks.filter(({ state }) => states.includes(state)).length;
+  const completed = subtasks.filter(({ state }) => state === 'COMPLETED').length;
   const labels = Object.entries(instance.labels).map((pair) => pair.join('='));
   return html`<a class="item" href=${href} aria-current=${isCurrent ? 'page' : null}>
     <span class=${`dot ${tone}`} aria-hidden="true"></span>
@@ -128,13 +128,13 @@ function Item({ instance, now, href, isCurrent }) {
       html`<span title=${`forked from ${instance.forkedFrom}: what it copied from there was used there`}>fork</span>`}
       ${hasTokens(instance.ownUsage) && html`<span>${shortTokens(instance.ownUsage)}</span>`}
       ${instance.ownUsage.costUsd > 0 && html`<span>${cost(instance.ownUsage.costUsd)}</span>`}
-      ${labels.slice(0, LABELS_SHOWN).map((label) => html`<span class="tag" key=${label}>${label}</span>`)}
-      ${labels.length > LABELS_SHOWN && html`<span>+${labels.length - LABELS_SHOWN}</span>`}
+      ${labels.slice(0, MAX_ROW_LABELS).map((label) => html`<span class="tag" key=${label}>${label}</span>`)}
+      ${labels.length > MAX_ROW_LABELS && html`<span>+${labels.length - MAX_ROW_LABELS}</span>`}
     </span>
-    ${instance.error && html`<span class="why" dir="auto"><b>${instance.error.reason}</b> ${instance.error.message}</span>`}
-    ${instance.waitingReason && html`<span class="why waits" dir="auto">${instance.waitingReason}</span>`}
+    ${instance.error && html`<span class="reason" dir="auto"><b>${instance.error.reason}</b> ${instance.error.message}</span>`}
+    ${instance.waitingReason && html`<span class="reason waiting" dir="auto">${instance.waitingReason}</span>`}
     ${subtasks.length > 0 &&
-    html`<span class="progress" role="img" aria-label=${`${share('COMPLETED')} of ${subtasks.length} subtasks done`}>
+    html`<span class="progress" role="img" aria-label=${`${completed} of ${subtasks.length} subtasks done`}>
       ${subtasks.map(({ id, state }) => html`<i key=${id} class=${state.toLowerCase()}></i>`)}
     </span>`}
   </a>`;

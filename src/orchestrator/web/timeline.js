@@ -115,7 +115,7 @@ function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, o
       <span class="mark" aria-hidden="true">${MARKS[work.state]}</span>
       <span class="label">
         <span class="title" dir="auto">${title}</span>
-        <span class="hidden">, ${work.state.toLowerCase()}, </span>
+        <span class="visually-hidden">, ${work.state.toLowerCase()}, </span>
         <span class="about">${details.filter(Boolean).join(' · ')}</span>
       </span>
       <span class="track" aria-hidden="true">

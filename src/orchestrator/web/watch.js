@@ -1,22 +1,22 @@
-// Follows one instance: folds all of its events, and accumulates the text of its calls under way.
+// Follows one instance: folds all of its events, and accumulates the text of its open calls.
 import { eventsPath, getInstance } from './api.js';
 import { Feed } from './feed.js';
-import { apply, emptyInstance, kindOf, mayWait, TERMINAL } from './fold.js';
+import { apply, emptyInstance, kindOf, isIdle, TERMINAL } from './fold.js';
 import { LiveTexts, SYNTHESIS } from './texts.js';
 
-const WAITING_REASON_MS = 2000;
+const WAITING_REASON_INTERVAL_MS = 2000;
 
 export class Watch {
   events = [];
   texts = new LiveTexts();
-  connected = true;
-  missing = false; // there is no such instance
-  deleted = false; // after it was read: the page still shows it
+  isConnected = true;
+  isMissing = false; // there is no such instance
+  isDeleted = false; // after it was read: the page still shows it
   review = null; // what a person has made of the plan that waits; see review.js
   #feed = null;
-  #timer = setInterval(() => this.#readWaitingReason(), WAITING_REASON_MS);
+  #waitingReasonTimer = setInterval(() => this.#updateWaitingReason(), WAITING_REASON_INTERVAL_MS);
 
-  /** `onChange()`: after each change of what is shown. `onLiveEvent(event, instance)`: after each event recorded since. */
+  /** `onChange()`: after each change. `onLiveEvent(event, instance)`: after each event recorded since the page follows. */
   constructor(id, onChange, onLiveEvent) {
     this.id = id;
     this.onChange = onChange;
@@ -26,43 +26,43 @@ export class Watch {
   }
 
   close() {
-    clearInterval(this.#timer);
+    clearInterval(this.#waitingReasonTimer);
     this.#feed?.close();
     this.#feed = null;
   }
 
-  /** Stream from the last event applied: also after the end, since a finished instance may be retried. */
+  /** Stream events after the last one applied; also after the end, since a finished instance may be retried. */
   follow() {
     this.#feed?.close();
     const openedAt = Date.now();
     this.#feed = new Feed(eventsPath(this.id), this.instance.lastSequence, {
-      event: (event) => this.#applyEvent(event, openedAt),
-      delta: (delta) => {
+      onEvent: (event) => this.#applyEvent(event, openedAt),
+      onDelta: (delta) => {
         if (this.texts.append(delta)) this.onChange();
       },
-      end: () => {
+      onEnd: () => {
         this.#feed = null;
         this.#setConnected(true);
       },
-      live: (isConnected) => this.#setConnected(isConnected),
-      lost: () => this.#checkLost(),
+      onConnectionChange: (isConnected) => this.#setConnected(isConnected),
+      onConnectionLost: () => this.#checkLostConnection(),
     });
   }
 
-  /** Follow again where an event of the stream of all instances is a new one of this instance, after its end. */
+  /** Follow again if an event of the stream of all instances is a new one of this instance, after its stream ended. */
   resumeFor(event) {
-    if (this.deleted && event.instanceId === this.id && event.instanceCreated) this.#reset();
+    if (this.isDeleted && event.instanceId === this.id && event.instanceCreated) this.#reset();
     if (event.instanceId !== this.id || this.#feed || Number(event.sequence) <= this.instance.lastSequence) return;
-    this.missing = false;
+    this.isMissing = false;
     this.follow();
   }
 
   /** Handle a deletion in the stream of all instances; this instance's own stream may have ended before it. */
   async onDeleted(id) {
-    if (id !== this.id || this.deleted) return;
+    if (id !== this.id || this.isDeleted) return;
     try {
       if (Number((await getInstance(id)).lastSequence) >= this.instance.lastSequence && this.#feed) return;
-      this.#reset(); // another one has the id
+      this.#reset(); // another instance has the id
     } catch (error) {
       if (!error.isTransient) this.#markMissing();
     }
@@ -71,30 +71,30 @@ export class Watch {
   #markMissing() {
     this.#feed?.close();
     this.#feed = null;
-    this.missing = this.instance.lastSequence === 0;
-    this.deleted = !this.missing;
+    this.isMissing = this.instance.lastSequence === 0;
+    this.isDeleted = !this.isMissing;
     this.instance.waitingReason = '';
     this.#setConnected(true);
   }
 
-  /** Follow from the first event: another instance of the same id, or an older copy of the log. */
+  /** Follow from the first event, as another instance has the id, or the log is an older copy. */
   #reset() {
     this.instance = emptyInstance(this.id);
     this.events = [];
     this.review = null;
-    this.missing = this.deleted = false;
+    this.isMissing = this.isDeleted = false;
     this.texts.clear();
     this.follow();
   }
 
-  /** Read the waiting reason, which is in no event, while nothing happens. */
-  async #readWaitingReason() {
+  /** Read the waiting reason, which is in no event, while no call is open. */
+  async #updateWaitingReason() {
     const { instance } = this;
-    if (document.hidden || !this.connected || this.deleted || !mayWait(instance)) return;
+    if (document.hidden || !this.isConnected || this.isDeleted || !isIdle(instance)) return;
     try {
-      const found = await getInstance(this.id);
-      if (Number(found.lastSequence) !== instance.lastSequence) return;
-      instance.waitingReason = found.waitingReason;
+      const resource = await getInstance(this.id);
+      if (Number(resource.lastSequence) !== instance.lastSequence) return;
+      instance.waitingReason = resource.waitingReason;
       this.onChange();
     } catch {
       // The stream reports an outage or a deletion.
@@ -102,51 +102,52 @@ export class Watch {
   }
 
   #setConnected(isConnected) {
-    this.connected = isConnected;
+    this.isConnected = isConnected;
     this.onChange();
   }
 
-  async #checkLost() {
+  /** Return whether to reconnect to the stream, or that it has no more events. */
+  async #checkLostConnection() {
     const { instance } = this;
-    let found;
+    let resource;
     try {
-      found = await getInstance(this.id);
+      resource = await getInstance(this.id);
     } catch (error) {
       if (error.isTransient) throw error;
       this.#markMissing();
       return 'stop';
     }
-    const last = Number(found.lastSequence);
-    if (last < instance.lastSequence) {
+    const lastSequence = Number(resource.lastSequence);
+    if (lastSequence < instance.lastSequence) {
       this.#reset();
       return 'stop';
     }
-    if (last === instance.lastSequence && TERMINAL.has(instance.state)) {
+    if (lastSequence === instance.lastSequence && TERMINAL.has(instance.state)) {
       this.#feed = null;
       this.#setConnected(true);
       return 'stop';
     }
-    return 'again';
+    return 'reconnect';
   }
 
   #applyEvent(event, openedAt) {
     if (Number(event.sequence) <= this.instance.lastSequence) return;
     apply(this.instance, event);
     this.events.push(event);
-    this.#readCatalogue();
-    this.#updateTexts(event);
+    this.#loadWorkers();
+    this.#deleteSupersededTexts(event);
     if (Date.parse(event.eventTime) >= openedAt) this.onLiveEvent(event, this.instance);
     this.onChange();
   }
 
-  /** Fetch the service's catalogue of workers, which events only name. */
-  async #readCatalogue() {
+  /** Load the service's catalogue of workers, of which events have only the name. */
+  async #loadWorkers() {
     const { config } = this.instance;
     if (!config.catalogue || config.workers) return;
     config.workers = []; // requested once
     try {
-      const found = await getInstance(this.id);
-      if (found.config.catalogue === config.catalogue) config.workers = found.config.workers;
+      const resource = await getInstance(this.id);
+      if (resource.config.catalogue === config.catalogue) config.workers = resource.config.workers;
     } catch {
       delete config.workers; // the next event requests it again
     }
@@ -154,7 +155,7 @@ export class Watch {
   }
 
   /** Delete live text that an event supersedes. */
-  #updateTexts(event) {
+  #deleteSupersededTexts(event) {
     const payload = event[kindOf(event)];
     if (event.subtaskStarted) this.texts.startAttempt(payload.subtaskId, payload.attempt);
     else if (event.synthesisStarted) this.texts.startAttempt(SYNTHESIS, payload.attempt);
