@@ -207,7 +207,7 @@ async def test_what_was_used_is_said_whole_and_each_way(stage: tuple[StagedServi
     await expect(facts).to_contain_text("24,690 tokens")
     await expect(facts).to_contain_text("24,000 in, 690 out")
     await expect(facts).to_contain_text("$0.0246")
-    await expect(page.locator("[data-lane=subtask-t1] .spent")).to_contain_text("12,345 tok")
+    await expect(page.locator("[data-lane=subtask-t1] .totals")).to_contain_text("12,345 tok")
     await expect(page.locator('.item[href$="/used"]')).to_contain_text("24,690 tok")
 
 
