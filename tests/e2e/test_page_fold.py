@@ -1,4 +1,4 @@
-"""The page folds events by itself: what it shows must be what the service says."""
+"""The page folds events by itself: to the same instances as the service."""
 
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ from orchestrator.v1.event_pb2 import (
 )
 from orchestrator.v1.instance_pb2 import STATE_QUEUED, Failure
 
-FOLD = """async (id) => {
+FOLD_STREAM = """async (id) => {
     const { apply, emptyInstance, EVENT_NAMES } = await import('/-/ui/fold.js');
     const instance = emptyInstance(id);
     await new Promise((done) => {
@@ -62,17 +62,17 @@ FOLD_EVENTS = """async ([source, events]) => {
     const { planning, synthesis, ...shown } = instance;
     return { ...shown, subtasks: [...instance.subtasks.values()].map(({ attempts, ...each }) => each) };
 }"""
-SAME = ["id", "state", "prompt", "summary", "finalResult", "forkedFrom", "labels", "config"]
+COMPARED_FIELDS = ["id", "state", "prompt", "summary", "finalResult", "forkedFrom", "labels", "config"]
 NO_USAGE = {"inputTokens": 0, "outputTokens": 0, "modelCalls": 0, "costUsd": 0}
-SAME_OF_SUBTASK = ["id", "title", "instructions", "dependsOn", "attempt", "model", "output"]
+COMPARED_SUBTASK_FIELDS = ["id", "title", "instructions", "dependsOn", "attempt", "model", "output"]
 
 
-def millis(time: str | None) -> int:
+def to_ms(time: str | None) -> int:
     return round(datetime.fromisoformat(time).timestamp() * 1000) if time else 0
 
 
-async def planned(rest: httpx.AsyncClient, instance_id: str, *, times: int) -> None:
-    """Return once the instance has been planned so many times."""
+async def wait_until_planned(rest: httpx.AsyncClient, instance_id: str, *, times: int) -> None:
+    """Wait until the instance has been planned `times` times."""
     async with rest.stream("GET", f"/{instance_id}/events") as events:
         async for line in events.aiter_lines():
             times -= line == "event: plan_completed"
@@ -80,38 +80,40 @@ async def planned(rest: httpx.AsyncClient, instance_id: str, *, times: int) -> N
                 return
 
 
-async def test_the_page_knows_what_the_service_knows(browser: Browser, tmp_path: Path) -> None:
-    moods = {"well": "", "badly": "t2", "retried": "t2", "restarted": ""}
+async def test_the_page_folds_the_streams_of_a_service_to_its_instances(
+    browser: Browser, tmp_path: Path
+) -> None:
+    failing_subtasks = {"well": "", "badly": "t2", "retried": "t2", "restarted": ""}
 
     def script(call: Call) -> Answer:
-        sick = next(bad for mood, bad in moods.items() if f"it {mood}" in call.told)
-        return failing(400, "no") if sick and call.subtask_id == sick else None
+        failing_id = next(id_ for name, id_ in failing_subtasks.items() if f"it {name}" in call.told)
+        return failing(400, "no") if failing_id and call.subtask_id == failing_id else None
 
     async with (
         Endpoint(script) as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False, timeout=60) as rest,
     ):
-        for mood in moods:
-            config = {"reviewPlan": mood == "well", "instructions": "mind it"}
-            await rest.post("/", json={"prompt": f"do it {mood}", "id": mood, "config": config})
-        await planned(rest, "well", times=1)
+        for name in failing_subtasks:
+            config = {"reviewPlan": name == "well", "instructions": "mind it"}
+            await rest.post("/", json={"prompt": f"do it {name}", "id": name, "config": config})
+        await wait_until_planned(rest, "well", times=1)
         await rest.post("/well:review", json={"decision": "DECISION_REJECT", "feedback": "less"})
-        await planned(rest, "well", times=2)
+        await wait_until_planned(rest, "well", times=2)
         await rest.post("/well:review", json={"decision": "DECISION_APPROVE"})
-        for mood in moods:
-            await rest.get(f"/{mood}:wait", params={"timeout": "30s"})
-        moods["retried"] = ""
+        for name in failing_subtasks:
+            await rest.get(f"/{name}:wait", params={"timeout": "30s"})
+        failing_subtasks["retried"] = ""
         await rest.post("/retried:retry", json={"config": {"smallModel": "openai/other"}})
         await rest.post("/restarted:restart", json={})
         await rest.post("/well:fork", json={"newId": "forked", "stage": "STAGE_SYNTHESIS"})
-        moods["forked"] = ""
+        failing_subtasks["forked"] = ""
         page = await browser.new_page()
         await page.goto(f"http://{service.rest_address}/-/ui/")
-        for mood in moods:
-            await rest.get(f"/{mood}:wait", params={"timeout": "30s"})
-            answer = await rest.get(f"/{mood}", params={"view": "VIEW_FULL"})
-            assert_same(await page.evaluate(FOLD, mood), answer.json()["instance"])
+        for name in failing_subtasks:
+            await rest.get(f"/{name}:wait", params={"timeout": "30s"})
+            answer = await rest.get(f"/{name}", params={"view": "VIEW_FULL"})
+            assert_same(await page.evaluate(FOLD_STREAM, name), answer.json()["instance"])
         await page.close()
 
 
@@ -120,14 +122,14 @@ RESTARTED = Event(instance_restarted=InstanceRestarted(config=resolved()))
 A, B, C = part("a"), part("b", "a"), part("c")
 
 
-def told(life: Life, *subtasks: Subtask) -> Life:
+def partly_planned(life: Life, *subtasks: Subtask) -> Life:
     return life.then(*subtasks_planned(life.instance, subtasks, "how"))
 
 
 def replanned() -> Life:
-    """A plan of which two were done and one was under way when it failed; the next attempt has begun."""
+    """A planning that failed with two subtasks completed and one running; its next attempt is started."""
     life = Life()
-    told(life.then(call_started(life.instance, PLANNING)), A, B, C).done("a", "b").started("c")
+    partly_planned(life.then(call_started(life.instance, PLANNING)), A, B, C).done("a", "b").started("c")
     life.then(*plan_calls_interrupted(life.instance))
     error = ModelError("PLAN_INVALID", "no", retryable=True)
     life.then(call_failed(life.instance, PLANNING, error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
@@ -139,7 +141,7 @@ def terminated() -> Life:
 
 
 def reviewed(life: Life, *edited: Subtask) -> Life:
-    """Reject the plan, or approve of it as edited."""
+    """Reject the plan, or approve it as edited."""
     review = PlanReviewed(decision=DECISION_APPROVE if edited else DECISION_REJECT)
     for subtask in edited:
         write_subtask(review.subtasks.add(), subtask)
@@ -168,9 +170,11 @@ LIVES: Mapping[str, Callable[[], Life]] = {
     "terminated while planning": lambda: replanned().terminated(),
     "retried": lambda: terminated().retried().done("c").completed(),
     "interrupted": lambda: interrupted(Life().planned(A, C).started("a")).done("a", "c").completed(),
-    "planned again": lambda: told(replanned(), A, C),
-    "planned again in another order": lambda: told(replanned(), B, A),
-    "planned again otherwise": lambda: told(told(replanned(), A._replace(title="More")).done("a"), B),
+    "planned again": lambda: partly_planned(replanned(), A, C),
+    "planned again in another order": lambda: partly_planned(replanned(), B, A),
+    "planned again otherwise": lambda: partly_planned(
+        partly_planned(replanned(), A._replace(title="More")).done("a"), B
+    ),
     "retried in review": lambda: terminated().retried(review_plan=True),
     "paused": lambda: paused(Life().planned(A)).then(Event(instance_resumed=InstanceResumed())).done("a"),
     "paused in review": lambda: paused(Life(review_plan=True).planned(A)).then(
@@ -183,7 +187,7 @@ LIVES: Mapping[str, Callable[[], Life]] = {
     "rejected": lambda: reviewed(terminated().retried(review_plan=True)).planned(A, C),
     "edited": lambda: reviewed(terminated().retried(review_plan=True), A, B._replace(title="More"), C),
 }
-"""Lives in which something is cut off, thrown away, or kept from before."""
+"""Lives in which work is interrupted, discarded or reused."""
 
 
 def test_every_kind_of_event_is_in_a_life() -> None:
@@ -191,21 +195,21 @@ def test_every_kind_of_event_is_in_a_life() -> None:
     assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
 
 
-async def assert_folds_alike(page: Page, instance: Instance, events: Sequence[Event]) -> None:
+async def assert_folds_as_the_core_does(page: Page, instance: Instance, events: Sequence[Event]) -> None:
     source = b64encode(resources.files("orchestrator").joinpath("web/fold.js").read_bytes()).decode()
     shown = await page.evaluate(FOLD_EVENTS, [source, [MessageToDict(event) for event in events]])
     resource = view.instance(instance, full=True)
-    known = MessageToDict(resource, always_print_fields_with_no_presence=True)
-    known["config"] = {"subtasks": [], "workers": [], "catalogue": "", **MessageToDict(resource.config)}
-    known["finalResult"] = instance.final_result  # which the resource has only once it is complete
-    assert_same(shown, known)
+    expected = MessageToDict(resource, always_print_fields_with_no_presence=True)
+    expected["config"] = {"subtasks": [], "workers": [], "catalogue": "", **MessageToDict(resource.config)}
+    expected["finalResult"] = instance.final_result  # which the resource has only once it is complete
+    assert_same(shown, expected)
 
 
 @pytest.mark.parametrize("name", LIVES)
 async def test_the_page_folds_a_life_as_the_core_does(browser: Browser, name: str) -> None:
     life = LIVES[name]()
     page = await browser.new_page()
-    await assert_folds_alike(page, life.instance, life.events)
+    await assert_folds_as_the_core_does(page, life.instance, life.events)
     await page.close()
 
 
@@ -233,11 +237,11 @@ def test_there_is_a_life_for_every_transition_that_is_possible() -> None:
 async def test_the_page_folds_every_transition_as_the_core_does(browser: Browser) -> None:
     page = await browser.new_page()
     for events in EXPLORED.values():
-        await assert_folds_alike(page, fold(events), events)
+        await assert_folds_as_the_core_does(page, fold(events), events)
     await page.close()
 
 
-async def test_the_page_takes_a_decision_that_it_does_not_know_for_none(browser: Browser) -> None:
+async def test_a_decision_unknown_to_the_page_changes_nothing(browser: Browser) -> None:
     source = b64encode(resources.files("orchestrator").joinpath("web/fold.js").read_bytes()).decode()
     life = Life(review_plan=True).planned(A)
     sequence = str(life.instance.last_sequence + 1)
@@ -250,20 +254,22 @@ async def test_the_page_takes_a_decision_that_it_does_not_know_for_none(browser:
     await page.close()
 
 
-def assert_same(shown: dict[str, Any], known: dict[str, Any]) -> None:
+def assert_same(shown: dict[str, Any], expected: dict[str, Any]) -> None:
     for name in ("subtasks", "workers", "catalogue"):
-        known["config"].pop(name)  # the transcoder prints an empty list, an event leaves it out
-    assert {name: shown[name] for name in SAME} == {name: known[name] for name in SAME}
+        expected["config"].pop(name)  # the transcoder prints an empty list, an event leaves it out
+    assert {name: shown[name] for name in COMPARED_FIELDS} == {
+        name: expected[name] for name in COMPARED_FIELDS
+    }
     for name in ("createTime", "startTime", "endTime", "updateTime"):
-        assert abs(shown[name] - millis(known.get(name))) <= 1, name
-    assert shown["lastSequence"] == int(known["lastSequence"])
+        assert abs(shown[name] - to_ms(expected.get(name))) <= 1, name
+    assert shown["lastSequence"] == int(expected["lastSequence"])
     for name in ("usage", "ownUsage"):
-        usage = {**NO_USAGE, **known.get(name, {})}  # a message that is not set is left out
+        usage = {**NO_USAGE, **expected.get(name, {})}  # a message that is not set is left out
         tokens = {kind: int(usage[kind]) for kind in ("inputTokens", "outputTokens")}
         assert shown[name] == {**usage, **tokens}, name
-    assert (shown["error"] or {}).get("reason") == (known.get("error") or {}).get("reason")
-    for mine, theirs in zip(shown["subtasks"], known["subtasks"], strict=True):
-        assert {name: mine[name] for name in SAME_OF_SUBTASK} == {
-            name: theirs[name] for name in SAME_OF_SUBTASK
+    assert (shown["error"] or {}).get("reason") == (expected.get("error") or {}).get("reason")
+    for shown_subtask, expected_subtask in zip(shown["subtasks"], expected["subtasks"], strict=True):
+        assert {name: shown_subtask[name] for name in COMPARED_SUBTASK_FIELDS} == {
+            name: expected_subtask[name] for name in COMPARED_SUBTASK_FIELDS
         }
-        assert f"SUBTASK_STATE_{mine['state']}" == theirs["state"]
+        assert f"SUBTASK_STATE_{shown_subtask['state']}" == expected_subtask["state"]

@@ -1,4 +1,4 @@
-"""One instance on the page: what it was asked, its result, its code, its events, its plan in review."""
+"""One instance on the page: its prompt, result, code, events and usage, and its plan in review."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def finished(result: str, prompt: str = "Build it") -> list[Step]:
 
 
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
-async def test_what_is_cut_elsewhere_can_be_read_in_full(
+async def test_a_truncated_prompt_and_a_truncated_title_can_be_read_in_full(
     device: dict[str, object], stage: tuple[StagedService, str], browser: Browser
 ) -> None:
     service, address = stage
@@ -82,7 +82,7 @@ async def test_what_is_cut_elsewhere_can_be_read_in_full(
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-async def test_a_prompt_that_the_heading_holds_is_not_repeated(
+async def test_a_prompt_that_fits_the_heading_is_not_repeated(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -92,7 +92,7 @@ async def test_a_prompt_that_the_heading_holds_is_not_repeated(
     await expect(page.get_by_text("The whole prompt")).to_have_count(0)
 
 
-async def test_the_result_is_one_jump_away_and_is_copied_and_downloaded_as_it_is(
+async def test_the_result_is_one_link_away_and_is_copied_and_downloaded_unchanged(
     browser: Browser, tmp_path: Path
 ) -> None:
     def script(call: Call) -> Answer:
@@ -117,24 +117,24 @@ async def test_the_result_is_one_jump_away_and_is_copied_and_downloaded_as_it_is
         assert page.url == ui(service, "a")
         await button(page, "Copy Markdown the result as Markdown").click()
         assert await page.evaluate("navigator.clipboard.readText()") == CODE.strip()
-        async with page.expect_download() as waited:
+        async with page.expect_download() as pending_download:
             await page.get_by_role("link", name="Download .md").click()
-        download = await waited.value
+        download = await pending_download.value
         assert download.suggested_filename == "a.md"
         assert Path(await download.path()).read_text() == CODE.strip()
 
 
-async def test_there_is_no_way_to_a_result_that_is_not_there(
+async def test_there_is_no_link_to_a_result_before_there_is_one(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
     await service.stage("unfinished", finished("Done.")[:-3], ago_s=10)
     await page.goto(f"{address}#/instances/unfinished")
     await shows(page, "Running")
-    way = page.locator(".actions").get_by_role("link", name="Result")
-    await expect(way).to_have_count(0)
+    link = page.locator(".actions").get_by_role("link", name="Result")
+    await expect(link).to_have_count(0)
     await service.record("unfinished", *(payload for _, payload in finished("Done.")[-3:]))
-    await expect(way).to_have_count(1)
+    await expect(link).to_have_count(1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -176,7 +176,7 @@ async def test_on_a_phone_long_code_scrolls_within_its_card(
         await assert_fits(page)
 
 
-async def test_an_event_shows_all_that_it_holds(stage: tuple[StagedService, str], page: Page) -> None:
+async def test_an_event_expands_to_its_whole_payload(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
     await service.stage("events", finished("Done."), ago_s=100)
     await page.goto(f"{address}#/instances/events")
@@ -199,7 +199,9 @@ async def test_an_event_shows_all_that_it_holds(stage: tuple[StagedService, str]
     await expect(entries.nth(0).locator("pre")).to_have_count(0)
 
 
-async def test_what_was_used_is_said_whole_and_each_way(stage: tuple[StagedService, str], page: Page) -> None:
+async def test_usage_is_shown_in_total_and_by_input_and_output(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
     service, address = stage
     await service.stage("used", finished("Done."), ago_s=100)
     await page.goto(f"{address}#/instances/used")
@@ -296,7 +298,7 @@ async def test_an_instance_with_a_plan_of_its_own_is_restarted_without_it(
 
 
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
-async def test_a_long_plan_can_be_approved_wherever_one_is_in_it(
+async def test_a_long_plan_can_be_approved_at_every_scroll_position(
     device: dict[str, object], browser: Browser, tmp_path: Path
 ) -> None:
     async with (
@@ -313,16 +315,16 @@ async def test_a_long_plan_can_be_approved_wherever_one_is_in_it(
             await title.focus()
             await expect(title).to_be_in_viewport(ratio=1)
             await expect(approve).to_be_in_viewport(ratio=1)
-            covered = await title.evaluate(
+            is_covered = await title.evaluate(
                 "it => { const { x, y } = it.getBoundingClientRect();"
                 " return !it.contains(document.elementFromPoint(x + 5, y + 5)); }"
             )
-            assert not covered
+            assert not is_covered
         await approve.click()
         await shows(page, "Complete")
 
 
-async def test_a_title_in_review_stays_in_one_line_of_text_and_is_seen_whole(
+async def test_a_title_in_review_has_no_line_breaks_and_is_shown_whole(
     browser: Browser, tmp_path: Path
 ) -> None:
     async with (

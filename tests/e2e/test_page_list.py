@@ -1,4 +1,4 @@
-"""The list: its order, what it is searched and filtered by, how many it has, and what each row says."""
+"""The list of instances: its order, search, filters and count, and its rows."""
 
 import re
 from pathlib import Path
@@ -31,9 +31,7 @@ async def ids(page: Page) -> list[str]:
     return [href.removeprefix("#/instances/").partition("?")[0] for href in hrefs]
 
 
-async def test_the_order_of_a_list_that_was_followed_is_that_of_one_that_is_read(
-    browser: Browser, tmp_path: Path
-) -> None:
+async def test_a_list_updated_live_has_the_order_of_a_reloaded_one(browser: Browser, tmp_path: Path) -> None:
     batch = {"requests": [{"prompt": f"Part {number}", "id": f"of-batch-{number}"} for number in range(20)]}
     async with (
         Endpoint() as endpoint,
@@ -54,7 +52,7 @@ async def test_the_order_of_a_list_that_was_followed_is_that_of_one_that_is_read
         assert followed == ["last", *(f"of-batch-{number}" for number in reversed(range(20)))]
 
 
-async def test_a_clock_that_was_set_back_changes_no_order(
+async def test_a_clock_that_was_set_back_does_not_change_the_order(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -62,7 +60,7 @@ async def test_a_clock_that_was_set_back_changes_no_order(
     await expect(page.locator(".connection")).to_have_text("Live")
     for ago_s, name in ((0, "first"), (3600, "set-back"), (1800, "last")):
         await service.stage(name, ended(clock="back"), ago_s=ago_s)
-        await service.record(name, pb.InstanceRetried(config=MODELS))  # which wakes whoever streams
+        await service.record(name, pb.InstanceRetried(config=MODELS))  # which wakes the streams
     await expect(page.locator(".item")).to_have_count(3)
     assert await ids(page) == ["last", "set-back", "first"]
     await page.reload()
@@ -70,7 +68,7 @@ async def test_a_clock_that_was_set_back_changes_no_order(
     assert await ids(page) == ["last", "set-back", "first"]
 
 
-async def test_what_comes_to_fit_stands_where_it_would_after_a_reload(
+async def test_an_instance_that_starts_to_match_has_the_position_of_a_reloaded_list(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -87,7 +85,9 @@ async def test_what_comes_to_fit_stands_where_it_would_after_a_reload(
     assert await ids(page) == ["fits-4", "fits-3", "fits-1", "fits-0"]
 
 
-async def test_an_id_that_is_used_again_is_the_newest(stage: tuple[StagedService, str], page: Page) -> None:
+async def test_an_instance_with_a_reused_id_is_the_newest(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
     service, address = stage
     for name in ("twice", "once"):
         await service.stage(name, ended("The old prompt", of="twice"), ago_s=100)
@@ -100,7 +100,7 @@ async def test_an_id_that_is_used_again_is_the_newest(stage: tuple[StagedService
     assert await ids(page) == ["twice", "once"]
 
 
-async def test_what_is_loaded_is_searched_and_that_is_said(
+async def test_the_search_covers_the_loaded_instances_and_says_so(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -137,9 +137,7 @@ async def test_what_is_loaded_is_searched_and_that_is_said(
     await expect(count).to_have_text("The 30 newest instances, there are older ones")
 
 
-async def test_a_label_filters_what_the_service_is_asked_for(
-    stage: tuple[StagedService, str], page: Page
-) -> None:
+async def test_the_service_filters_by_label(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
     for number in range(31):
         await service.stage(f"many-{number}", ended(), ago_s=0)
@@ -175,7 +173,7 @@ async def test_a_label_filters_what_the_service_is_asked_for(
     await expect(page.locator(".count")).to_have_text("None has these labels.")
 
 
-async def test_a_fork_counts_its_own_calls_and_says_what_it_was_spared(
+async def test_a_fork_shows_the_usage_of_its_own_calls_and_that_of_the_copied_ones(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -199,7 +197,7 @@ async def test_a_fork_counts_its_own_calls_and_says_what_it_was_spared(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_an_errored_row_says_why(
+async def test_an_errored_row_shows_its_error(
     scheme: str, stage: tuple[StagedService, str], browser: Browser
 ) -> None:
     service, address = stage
@@ -220,7 +218,7 @@ NUMBERS = [0, 1, 7, 999, 1000, 12_340, 999_999, 1_000_000, 123_456_789]
 COSTS = [0.00001, 0.00004999, 0.00005, 0.0031, 0.01, 0.0123456, 0.03125, 0.09375, 1.00005, 12.5, 1234.56785]
 
 
-async def test_tokens_and_costs_are_said_as_on_the_command_line(
+async def test_tokens_and_costs_are_formatted_as_on_the_command_line(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     body = "return [a[0].map(n => m.tokens({inputTokens: 0, outputTokens: n})), a[1].map(m.cost), m.cost(0)];"

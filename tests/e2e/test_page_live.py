@@ -1,4 +1,4 @@
-"""The page before a staged service: text that comes piece by piece, a list that changes while one looks."""
+"""The page with a staged service: live text, a list that changes, and the scale of the timeline."""
 
 import re
 
@@ -14,16 +14,16 @@ from orchestrator.v1.orchestrator_pb2 import STAGE_SUBTASKS, DeleteInstanceReque
 LATER = Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
 
 
-def said(text: str, offset: int = 0, *, attempt: int = 1, subtask_id: str = "t1") -> OutputDelta:
+def delta(text: str, offset: int = 0, *, attempt: int = 1, subtask_id: str = "t1") -> OutputDelta:
     return OutputDelta(subtask_id=subtask_id, attempt=attempt, offset=offset, text=text)
 
 
-async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], page: Page) -> None:
+async def test_live_text_is_shown_as_it_is_written(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
     await service.stage("live", started(), ago_s=10)
     await page.goto(f"{address}#/instances/live")
     note, written = page.locator("[data-lane=subtask-t1] .note"), page.locator(".live-text")
-    await service.write("live", said("The 😀 "), said("first", 6))
+    await service.write("live", delta("The 😀 "), delta("first", 6))
     await expect(note).to_have_text("The 😀 first")
     await page.locator("[data-lane=subtask-t1] .row").click()
     await expect(written).to_have_text("The 😀 first")
@@ -32,7 +32,7 @@ async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], p
     await expect(written).to_have_text("The 😀 first words")
     await service.record("live", limited(in_s=0), pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
     await expect(written).to_have_count(0)
-    await service.write("live", said("stale", 17), said("Anew", attempt=2))
+    await service.write("live", delta("stale", 17), delta("Anew", attempt=2))
     await expect(written).to_have_text("Anew")
     await service.record(
         "live",
@@ -41,7 +41,7 @@ async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], p
     )
     await expect(page.locator(".panel .markdown strong")).to_have_text("counts")
     await expect(written).to_have_count(0)
-    await service.write("live", said("# All\n\nin *one*", subtask_id=""))
+    await service.write("live", delta("# All\n\nin *one*", subtask_id=""))
     await expect(page.locator(".result h2")).to_have_text("Result, as it is written")
     await expect(page.locator(".result em")).to_have_text("one")
     await service.record(
@@ -53,7 +53,7 @@ async def test_text_arrives_as_it_is_written(stage: tuple[StagedService, str], p
     await expect(page.locator(".result em")).to_have_count(0)
 
 
-async def test_a_result_that_was_cut_off_is_not_told_as_whole(
+async def test_a_result_that_was_cut_off_is_not_shown_as_complete(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -64,7 +64,7 @@ async def test_a_result_that_was_cut_off_is_not_told_as_whole(
         pb.SubtaskCompleted(subtask_id="t1", attempt=1, model=SMALL, output="One."),
         pb.SynthesisStarted(attempt=1, model=BIG),
     )
-    await service.write("cut", said("Half of", subtask_id=""))
+    await service.write("cut", delta("Half of", subtask_id=""))
     await expect(page.locator(".result h2")).to_have_text("Result, as it is written")
     await service.record("cut", pb.InstanceTerminated())
     await expect(page.locator(".result h2")).to_have_text("Result, as far as it was written")
@@ -74,8 +74,8 @@ async def test_a_result_that_was_cut_off_is_not_told_as_whole(
 async def test_the_list_pages_filters_and_stays_current(stage: tuple[StagedService, str], page: Page) -> None:
     service, address = stage
     for number in range(65):
-        fate = pb.InstanceErrored(error=LATER) if number % 13 == 0 else pb.InstanceTerminated()
-        await service.stage(f"old-{number}", [(0, PROMPT), (1, fate)], ago_s=1000 - number)
+        end = pb.InstanceErrored(error=LATER) if number % 13 == 0 else pb.InstanceTerminated()
+        await service.stage(f"old-{number}", [(0, PROMPT), (1, end)], ago_s=1000 - number)
     items = page.locator(".item")
     await page.goto(address)
     await expect(items).to_have_count(30)
@@ -111,10 +111,10 @@ async def test_an_instance_is_forked_and_deleted(stage: tuple[StagedService, str
     await dialog.get_by_role("button", name="Fork").click()
     await expect(page.get_by_text("forked from source")).to_be_visible()
     assert page.url == f"{address}#/instances/mine"
-    asked = service.forks[-1]
-    assert (asked.id, asked.new_id, asked.stage) == ("source", "mine", STAGE_SUBTASKS)
-    assert asked.config.small_model == "openai/other"
-    assert not asked.config.HasField("big_model")
+    request = service.forks[-1]
+    assert (request.id, request.new_id, request.stage) == ("source", "mine", STAGE_SUBTASKS)
+    assert request.config.small_model == "openai/other"
+    assert not request.config.HasField("big_model")
     fork = page.locator('.item[href$="/mine"]').get_by_text("fork", exact=True)
     await expect(fork).to_have_attribute("title", re.compile("^forked from source: "))
     await expect(page.locator('.item[href$="/source"]').get_by_text("fork", exact=True)).to_have_count(0)
@@ -144,14 +144,14 @@ async def test_an_instance_that_was_deleted_elsewhere_leaves_the_list_when_it_is
 
 
 @pytest.mark.parametrize("width", [320, 761, 1280, 1920])
-async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
+async def test_the_page_opens_without_a_failing_request_and_fits_the_window(
     width: int, stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
     await service.stage(f"old-{width}", [(0, PROMPT), (1, pb.InstanceTerminated())], ago_s=0)
-    complaints: list[str] = []
-    page.on("response", lambda answer: complaints.append(answer.url) if answer.status >= 400 else None)
-    page.on("console", lambda said: complaints.append(said.text))
+    errors: list[str] = []
+    page.on("response", lambda answer: errors.append(answer.url) if answer.status >= 400 else None)
+    page.on("console", lambda message: errors.append(message.text))
     await page.set_viewport_size({"width": width, "height": 900})
     await page.goto(f"{address}?{width}#/new")
     await page.get_by_label("Prompt").wait_for()
@@ -159,7 +159,7 @@ async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
     await service.stage(f"new-{width}", started(), ago_s=0)
     await service.record(f"new-{width}", pb.InstanceTerminated())
     await expect(page.locator(f'.item[href$="/new-{width}"] .tone')).to_have_text("Terminated")
-    assert complaints == []
+    assert errors == []
     size = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
     assert await page.evaluate(size) == [width, 900]
 
@@ -171,8 +171,8 @@ async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
         pytest.param([(1, 0, "ab"), (1, 0, "ab"), (1, 1, "bc")], "abc", id="twice"),
         pytest.param([(1, 0, "😀é"), (1, 2, "x")], "😀éx", id="code points"),
         pytest.param([(1, 0, "😀😀"), (1, 1, "😀y")], "😀😀y", id="overlap"),
-        pytest.param([(1, 0, "a long thought"), (1, 0, "ab"), (1, 2, "c")], "abc", id="begun anew"),
-        pytest.param([(1, 40, "amid 😀"), (1, 45, "it")], "… amid it", id="begun anew amid"),
+        pytest.param([(1, 0, "a long thought"), (1, 0, "ab"), (1, 2, "c")], "abc", id="restarted"),
+        pytest.param([(1, 40, "amid 😀"), (1, 45, "it")], "… amid it", id="restarted after a gap"),
         pytest.param([(1, 0, "old"), (2, 0, "new")], "new", id="new attempt"),
         pytest.param([(2, 0, "new"), (1, 3, "late")], "new", id="stale attempt"),
         pytest.param([(1, 40, "amid"), (1, 44, " it")], "… amid it", id="joined late"),
@@ -181,7 +181,7 @@ async def test_the_page_begins_without_a_failing_request_and_fits_the_window(
         pytest.param([(1, 0, "")], "", id="empty"),
     ],
 )
-async def test_deltas_are_put_together_by_attempt_and_offset(
+async def test_deltas_are_assembled_by_attempt_and_offset(
     deltas: list[tuple[int, int, str]], text: str, stage: tuple[StagedService, str], page: Page
 ) -> None:
     sent = [
@@ -192,14 +192,17 @@ async def test_deltas_are_put_together_by_attempt_and_offset(
     assert await module(page, stage[1], "texts.js", body, sent) == text
 
 
-async def test_long_stretches_in_which_nothing_ran_are_cut_short(
+async def test_long_gaps_in_which_nothing_ran_are_collapsed(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     body = """
         const hour = 3_600_000;
         const scale = m.timeScale([[0, 10_000], [12_000, 20_000], [hour, hour + 20_000]], 0, hour + 20_000);
-        return { breaks: scale.breaks.length, positions: [0, 10_000, 20_000, hour, hour + 20_000].map(scale.positionOf),
-                 ticks: scale.ticks.map((tick) => tick.ms) };
+        return {
+            breaks: scale.breaks.length,
+            positions: [0, 10_000, 20_000, hour, hour + 20_000].map(scale.positionOf),
+            ticks: scale.ticks.map((tick) => tick.ms),
+        };
     """
     found = await module(page, stage[1], "scale.js", body)
     assert found["breaks"] == 1

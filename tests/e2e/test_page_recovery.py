@@ -12,10 +12,10 @@ from support.staged_service import PROMPT, SMALL, StagedService, limited, starte
 
 from orchestrator.v1 import event_pb2 as pb
 
-AWAY = "cannot be reached"
+UNREACHABLE = "cannot be reached"
 
 
-async def test_what_an_outage_made_fail_is_not_told_once_the_service_is_back(
+async def test_messages_about_an_outage_are_removed_once_the_service_is_back(
     browser: Browser, tmp_path: Path
 ) -> None:
     async with (
@@ -37,13 +37,13 @@ async def test_what_an_outage_made_fail_is_not_told_once_the_service_is_back(
             await expect(each.locator(".connection")).to_have_text("Live")
         await service.kill()
         await button(page, "Pause").click()
-        await expect(page.locator(".actions").get_by_role("alert")).to_contain_text(AWAY)
+        await expect(page.locator(".actions").get_by_role("alert")).to_contain_text(UNREACHABLE)
         await page.get_by_role("link", name="Errored", exact=True).click()
-        await expect(page.locator(".sidebar").get_by_role("alert")).to_contain_text(AWAY)
+        await expect(page.locator(".sidebar").get_by_role("alert")).to_contain_text(UNREACHABLE)
         await button(creating, "Start").click()
-        await expect(creating.get_by_role("alert")).to_contain_text(AWAY)
+        await expect(creating.get_by_role("alert")).to_contain_text(UNREACHABLE)
         await button(forking, "Fork").click()
-        await expect(forking.get_by_role("dialog").get_by_role("alert")).to_contain_text(AWAY)
+        await expect(forking.get_by_role("dialog").get_by_role("alert")).to_contain_text(UNREACHABLE)
         await service.start("up")
         for each in (page, creating, forking):
             await expect(each.locator(".connection")).to_have_text("Live")
@@ -54,20 +54,20 @@ async def test_what_an_outage_made_fail_is_not_told_once_the_service_is_back(
         await expect(forking.locator(".identity code")).to_have_text("b")
 
 
-async def test_a_list_that_could_not_be_read_is_read_once_the_service_is_back(
+async def test_a_list_that_failed_to_load_is_loaded_once_the_service_is_back(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
     await service.stage("there", started(), ago_s=10)
     is_back = asyncio.Event()
 
-    async def stand_in(route: Route) -> None:
+    async def fail_until_back(route: Route) -> None:
         await (route.continue_() if is_back.is_set() else route.abort())
 
-    await page.route("**/?*", stand_in)
-    await page.route("**/-/ready", stand_in)
+    await page.route("**/?*", fail_until_back)
+    await page.route("**/-/ready", fail_until_back)
     await page.goto(f"{address}#/")
-    await expect(page.locator(".sidebar").get_by_role("alert")).to_contain_text(AWAY)
+    await expect(page.locator(".sidebar").get_by_role("alert")).to_contain_text(UNREACHABLE)
     await expect(page.locator(".connection")).to_have_text("Reconnecting…")
     is_back.set()
     await expect(page.locator('.item[href$="/there"]')).to_have_count(1)
@@ -77,7 +77,7 @@ async def test_a_list_that_could_not_be_read_is_read_once_the_service_is_back(
     await expect(page.locator('.item[href$="/there"]')).to_contain_text("Terminated")
 
 
-async def test_a_page_of_the_list_that_could_not_be_read_is_read_once_the_service_is_back(
+async def test_a_page_of_the_list_that_failed_to_load_is_loaded_once_the_service_is_back(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -85,28 +85,28 @@ async def test_a_page_of_the_list_that_could_not_be_read_is_read_once_the_servic
         await service.stage(f"of-many-{number}", [(0, PROMPT), (1, pb.InstanceTerminated())], ago_s=50)
     is_back = asyncio.Event()
 
-    async def stand_in(route: Route) -> None:
+    async def fail_until_back(route: Route) -> None:
         await (route.continue_() if is_back.is_set() else route.abort())
 
-    await page.route("**/?*pageToken=*", stand_in)
-    await page.route("**/-/ready", stand_in)
+    await page.route("**/?*pageToken=*", fail_until_back)
+    await page.route("**/-/ready", fail_until_back)
     await page.goto(f"{address}#/?state=terminated")
     await expect(page.locator(".item")).to_have_count(30)
     await button(page, "Show older").click()
-    await expect(page.locator(".sidebar").get_by_role("alert")).to_contain_text(AWAY)
+    await expect(page.locator(".sidebar").get_by_role("alert")).to_contain_text(UNREACHABLE)
     is_back.set()
     await expect(page.locator('.item[href*="/of-many-0"]')).to_have_count(1)
     await expect(page.get_by_role("alert")).to_have_count(0)
 
 
-async def test_a_refused_action_is_told_until_the_state_changes(
+async def test_the_refusal_of_an_action_is_shown_until_the_state_changes(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
     await service.stage("refused", started(), ago_s=10)
     await page.goto(f"{address}#/instances/refused")
     refusal = page.locator(".actions").get_by_role("alert")
-    await button(page, "Pause").click()  # which a staged service does not know
+    await button(page, "Pause").click()  # which a staged service does not implement
     await expect(refusal).to_have_count(1)
     await service.record("refused", pb.SubtaskCompleted(subtask_id="t1", attempt=1, output="Done."))
     await expect(page.locator(".lane.completed")).to_have_count(2)
@@ -116,7 +116,7 @@ async def test_a_refused_action_is_told_until_the_state_changes(
     await expect(refusal).to_have_count(0)
 
 
-async def test_a_full_disk_is_told_until_something_is_recorded_again(
+async def test_a_full_disk_is_reported_until_an_event_is_recorded_again(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -134,18 +134,16 @@ async def test_a_full_disk_is_told_until_something_is_recorded_again(
     await page.route("**/", refuse)
     await page.get_by_label("Prompt").fill("Build it")
     await button(page, "Start").click()
-    told = page.locator("main").get_by_role("alert")
-    await expect(told).to_have_text("the disk is full: make room")
-    await page.get_by_role("link", name="Active", exact=True).click()  # read, which a full disk allows
+    alert = page.locator("main").get_by_role("alert")
+    await expect(alert).to_have_text("the disk is full: make room")
+    await page.get_by_role("link", name="Active", exact=True).click()  # a read, which a full disk allows
     await expect(page.locator('.item[href*="/other"]')).to_have_count(1)
-    await expect(told).to_have_count(1)
+    await expect(alert).to_have_count(1)
     await service.record("other", pb.InstanceTerminated())
-    await expect(told).to_have_count(0)
+    await expect(alert).to_have_count(0)
 
 
-async def test_what_is_wrong_with_a_field_is_told_until_one_is_changed(
-    browser: Browser, tmp_path: Path
-) -> None:
+async def test_an_invalid_field_is_reported_until_a_field_changes(browser: Browser, tmp_path: Path) -> None:
     async with (
         Endpoint() as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
@@ -169,7 +167,7 @@ async def test_what_is_wrong_with_a_field_is_told_until_one_is_changed(
         await expect(page.get_by_role("alert")).to_have_count(0)
 
 
-async def test_what_an_attempt_failed_of_is_no_longer_told_as_the_subtasks_once_the_next_is_under_way(
+async def test_the_error_of_an_attempt_is_no_longer_that_of_its_subtask_once_the_next_attempt_starts(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage
@@ -183,7 +181,7 @@ async def test_what_an_attempt_failed_of_is_no_longer_told_as_the_subtasks_once_
     await expect(page.locator(".panel .attempts")).to_contain_text("RATE_LIMITED")
 
 
-async def test_an_attempt_that_will_not_come_is_not_announced(
+async def test_no_next_attempt_is_announced_where_there_will_be_none(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     service, address = stage

@@ -1,4 +1,4 @@
-"""What the service is set to, as the page shows and suggests it."""
+"""The settings of the service, as the page shows and suggests them."""
 
 import pytest
 from playwright.async_api import Browser, Page, expect
@@ -25,15 +25,15 @@ def service(stage: tuple[StagedService, str]) -> StagedService:
     return service
 
 
-async def suggested(page: Page, label: str) -> list[str]:
-    """The values that a field suggests."""
+async def suggestions(page: Page, label: str) -> list[str]:
+    """The values that a field's datalist suggests."""
     field = page.get_by_label(label)
     values: list[str] = await field.evaluate("it => [...it.list.options].map((option) => option.value)")
     return values
 
 
 @pytest.mark.parametrize("device", [DESKTOP, PHONE], ids=["desktop", "phone"])
-async def test_the_page_tells_what_the_service_is_set_to(
+async def test_the_page_shows_the_settings_of_the_service(
     device: dict[str, object], service: StagedService, stage: tuple[StagedService, str], browser: Browser
 ) -> None:
     info = service_info(Settings(), service.defaults)
@@ -43,7 +43,7 @@ async def test_the_page_tells_what_the_service_is_set_to(
         await expect(summary).to_be_in_viewport(ratio=1)
         await expect(summary).to_have_text(f"Version {info.version} · openai/large, openai/little")
         await summary.click()
-        told = page.locator(".service dl")
+        settings = page.locator(".service dl")
         for text in (
             "coder (openai/coding)",
             "writes prose",
@@ -51,11 +51,11 @@ async def test_the_page_tells_what_the_service_is_set_to(
             f"{info.default_config.max_output_tokens:,} tokens",
             "local",
         ):
-            await expect(told).to_contain_text(text)
+            await expect(settings).to_contain_text(text)
         await assert_accessible(page)
 
 
-async def test_a_service_that_came_back_with_other_settings_is_told_anew(
+async def test_settings_that_a_restart_changed_are_shown(
     service: StagedService, stage: tuple[StagedService, str], page: Page
 ) -> None:
     await page.goto(f"{stage[1]}#/")
@@ -70,7 +70,7 @@ async def test_a_service_that_came_back_with_other_settings_is_told_anew(
     await expect(summary).to_have_text("Version 0.1.0 · openai/only")
 
 
-async def test_a_new_instance_is_offered_the_services_models_and_those_seen(
+async def test_model_fields_suggest_the_models_of_the_settings_and_of_instances(
     service: StagedService, stage: tuple[StagedService, str], page: Page
 ) -> None:
     seen = InstanceConfig(big_model="openai/seen", small_model="openai/little")
@@ -84,11 +84,11 @@ async def test_a_new_instance_is_offered_the_services_models_and_those_seen(
     await expect(page.locator('.item[href$="/seen"]')).to_have_count(1)
     for label in (big, small):
         known = ["openai/large", "openai/little", "openai/coding", "openai/seen"]
-        assert set(known) <= set(await suggested(page, label))
+        assert set(known) <= set(await suggestions(page, label))
     await expect(page.locator(".create")).to_contain_text("the workers coder, writer")
 
 
-async def test_a_fork_shows_what_its_source_is_set_to_and_suggests_models(
+async def test_a_fork_shows_the_config_of_its_source_and_suggests_models(
     service: StagedService, stage: tuple[StagedService, str], page: Page
 ) -> None:
     budget = Budget(max_cost_usd=0.5, max_tokens=90_000)
@@ -115,5 +115,5 @@ async def test_a_fork_shows_what_its_source_is_set_to_and_suggests_models(
     }.items():
         await expect(dialog.get_by_label(label)).to_have_attribute("placeholder", value)
     await expect(dialog).to_contain_text("the workers coder, writer")
-    assert {"openai/large", "openai/own", "openai/coding"} <= set(await suggested(page, "Big model"))
+    assert {"openai/large", "openai/own", "openai/coding"} <= set(await suggestions(page, "Big model"))
     await assert_accessible(page)

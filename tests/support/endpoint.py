@@ -123,6 +123,20 @@ def without_json_schema(call: Call) -> Answer:
     return None
 
 
+class WorkerGate:
+    """A script of workers that answer only while `opened` is set."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+
+    def __call__(self, call: Call) -> Answer:
+        return self._wait if call.role == "work" else None
+
+    async def _wait(self, call: Call) -> web.StreamResponse:
+        await self.opened.wait()
+        return web.json_response(completion(f"The output of {call.subtask_id}."))
+
+
 @dataclass
 class Endpoint:
     """Listens on a free port of loopback while the `async with` block runs."""

@@ -1,4 +1,4 @@
-"""What tests of the page do again and again: open it, find things in it, look whether it fits."""
+"""Support for tests of the page: open it, find its elements, check accessibility and width."""
 
 import re
 from collections.abc import AsyncIterator
@@ -17,14 +17,14 @@ AXE = Path(axe_package.__file__).with_name("axe.min.js").read_text()
 
 @asynccontextmanager
 async def open_page(browser: Browser, **device: Any) -> AsyncIterator[Page]:
-    """A page of its own context; an exception in its scripts fails the test."""
+    """Open a page in a context of its own; an exception in its scripts fails the test."""
     context = await browser.new_context(reduced_motion="reduce", **(device or DESKTOP))
     page = await context.new_page()
-    thrown: list[str] = []
-    page.on("pageerror", lambda error: thrown.append(error.stack or str(error)))
+    exceptions: list[str] = []
+    page.on("pageerror", lambda error: exceptions.append(error.stack or str(error)))
     try:
         yield page
-        assert thrown == []
+        assert exceptions == []
     finally:
         await context.close()
 
@@ -53,6 +53,11 @@ def button(page: Page, name: str) -> Locator:
     return page.get_by_role("button", name=name, exact=True)
 
 
+async def action_names(page: Page) -> list[str]:
+    """The labels of the buttons that steer the instance shown."""
+    return await page.locator(".actions > button").all_inner_texts()
+
+
 def lane(page: Page, name: str) -> Locator:
     return page.locator(".lane").filter(has=page.locator(".title", has_text=re.compile(f"^{name}$")))
 
@@ -70,7 +75,7 @@ async def assert_accessible(page: Page) -> None:
 
 
 async def module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:
-    """What `body` gives, which has the module's exports as `m` and the arguments as `a`."""
+    """Return the result of the JavaScript `body`; `m` is the module's exports, `a` the arguments."""
     await page.goto(address)
     script = f"async ([url, a]) => {{ const m = await import(url); {body} }}"
     return await page.evaluate(script, [f"{address}{name}", list(arguments)])
