@@ -98,7 +98,7 @@ async def test_an_approval_never_goes_to_a_plan_that_nobody_saw_and_no_edit_is_l
         await button(page, "Approve the edited plan").click()
         await shows(page, "Complete")
         assert (await got(service, "seen"))["subtasks"][0]["instructions"] == "Do all of it."
-        await expect(page.locator(".late")).to_have_count(0)
+        await expect(page.locator(".stale-review")).to_have_count(0)
 
 
 async def test_the_plan_that_waits_now_is_one_click_away_from_an_edit_of_an_earlier_one(
@@ -147,7 +147,7 @@ async def test_an_edit_of_the_next_plan_outlives_the_answer_to_the_rejection_of_
             await expect(page.locator(".log li", has_text="plan completed")).to_have_count(2)
             await page.locator("[name=instructions]").first.fill("Do all of it.")
         await posted(service, "/next:pause")
-        await expect(page.locator(".late h2")).to_have_text("The plan waits no more")
+        await expect(page.locator(".stale-review h2")).to_have_text("The plan waits no more")
         await posted(service, "/next:resume")
         await expect(page.locator("[name=instructions]").first).to_have_value("Do all of it.")
         await button(page, "Approve the edited plan").click()
@@ -203,11 +203,11 @@ async def test_an_edit_is_kept_where_somebody_else_has_decided(service: Process,
         await page.locator("[name=instructions]").first.fill("Do all of it.")
         await posted(service, "/late:review", decision="DECISION_APPROVE")
         await shows(page, "Complete")
-        await expect(page.locator(".late h2")).to_have_text("The plan waits no more")
+        await expect(page.locator(".stale-review h2")).to_have_text("The plan waits no more")
         await expect(button(page, "Copy my edit your edited plan as JSON")).to_be_visible()
         await assert_accessible(page)
         await button(page, "Discard").click()
-        await expect(page.locator(".late")).to_have_count(0)
+        await expect(page.locator(".stale-review")).to_have_count(0)
 
 
 async def test_a_retry_of_what_somebody_else_has_retried_says_so(service: Process, browser: Browser) -> None:

@@ -1,9 +1,9 @@
-// The actions that the transition table of core/state.py allows in a state, as buttons.
+// Buttons for the actions that the transition table of core/state.py allows in the instance's state.
 import { steer } from './api.js';
 import { DeleteDialog, ForkDialog, RestartDialog, RetryDialog } from './dialogs.js';
 import { FailureMessage, useFailure } from './failure.js';
 import { TERMINAL } from './fold.js';
-import { steerAsSeen } from './seen.js';
+import { steerIfUnchanged } from './steering.js';
 import { html, useState } from './ui.js';
 
 const ALLOWED = {
@@ -12,59 +12,59 @@ const ALLOWED = {
   pause: ['STATE_QUEUED', 'STATE_RUNNING', 'STATE_WAITING'],
   terminate: ['STATE_QUEUED', 'STATE_RUNNING', 'STATE_WAITING', 'STATE_PAUSED', 'STATE_WAITING_FOR_PAUSE'],
 };
-// What stops a machine must work whatever has happened meanwhile: an instance at work goes on all the time, and who wants
-// it to stop wants that. What lets one go on is of what was shown, which is at rest.
-const STOPS = new Set(['pause', 'terminate']);
-const RESTS = new Set([...TERMINAL, 'STATE_PAUSED']);
-const NEEDS_CHANGES = ['BUDGET_EXCEEDED', 'DEADLINE_EXCEEDED', 'MODEL_NOT_FOUND', 'MODEL_REFUSED'];
-const DIALOGS = { change: RetryDialog, restart: RestartDialog, fork: ForkDialog, delete: DeleteDialog };
+// Pause and terminate succeed whatever was recorded since: a running instance records events all the time. The other
+// actions, on an instance at rest, are sent under the condition that it is still as it was shown.
+const UNCONDITIONAL = new Set(['pause', 'terminate']);
+const AT_REST = new Set([...TERMINAL, 'STATE_PAUSED']);
+const REASONS_THAT_NEED_CHANGES = ['BUDGET_EXCEEDED', 'DEADLINE_EXCEEDED', 'MODEL_NOT_FOUND', 'MODEL_REFUSED'];
+const DIALOGS = { retry: RetryDialog, restart: RestartDialog, fork: ForkDialog, delete: DeleteDialog };
 
 /**
- * `onSteered(instance)`: after an action; null when the instance is gone; another instance after a fork. `children`:
- * what else stands in the row, before the actions.
+ * `onSteered(instance)`: after an action, with the instance as it is then; null after a deletion, the new instance after a
+ * fork. `children` are rendered before the actions.
  */
 export function Actions({ instance, onSteered, children }) {
   const [dialog, setDialog] = useState('');
-  const [sending, setSending] = useState(false);
-  const { state, lastSequence } = instance; // as it is shown
+  const [isSending, setIsSending] = useState(false);
+  const { state, lastSequence } = instance;
   const [failure, setFailure] = useFailure(state);
-  const [late, setLate] = useState(null); // RequestError: somebody else was faster; it outlives the change that it tells
+  const [conflict, setConflict] = useState(null); // RequestError of a failed condition; it outlives the change of state
 
   async function send(action) {
-    setSending(true);
+    setIsSending(true);
     setFailure(null);
-    setLate(null);
+    setConflict(null);
     try {
-      const isOfWhatIsShown = !STOPS.has(action) && RESTS.has(state);
-      const seen = { sequence: lastSequence };
-      onSteered(isOfWhatIsShown ? await steerAsSeen(instance.id, seen, action) : await steer(instance.id, action));
+      const isConditional = !UNCONDITIONAL.has(action) && AT_REST.has(state);
+      const shown = { sequence: lastSequence };
+      onSteered(isConditional ? await steerIfUnchanged(instance.id, shown, action) : await steer(instance.id, action));
     } catch (error) {
-      if (error.reason === 'SEQUENCE_MISMATCH') setLate(error);
+      if (error.reason === 'SEQUENCE_MISMATCH') setConflict(error);
       else setFailure(error);
     }
-    setSending(false);
+    setIsSending(false);
   }
 
-  function open(name) {
+  function openDialog(name) {
     setFailure(null);
-    setLate(null);
+    setConflict(null);
     setDialog(name);
   }
 
-  const sends = (action, label, look = '') =>
+  const actionButton = (action, label, className = '') =>
     ALLOWED[action].includes(state) &&
-    html`<button type="button" class=${look} disabled=${sending} onClick=${() => send(action)}>${label}</button>`;
-  const asks = (name, label, look = '') =>
-    html`<button type="button" class=${look} aria-haspopup="dialog" onClick=${() => open(name)}>${label}</button>`;
-  const finished = TERMINAL.has(state);
-  const [retry, change] = NEEDS_CHANGES.includes(instance.error?.reason) ? ['', 'primary'] : ['primary', ''];
+    html`<button type="button" class=${className} disabled=${isSending} onClick=${() => send(action)}>${label}</button>`;
+  const dialogButton = (name, label, className = '') =>
+    html`<button type="button" class=${className} aria-haspopup="dialog" onClick=${() => openDialog(name)}>${label}</button>`;
+  const isFinished = TERMINAL.has(state);
+  const needsChanges = REASONS_THAT_NEED_CHANGES.includes(instance.error?.reason);
 
   return html`<div class="actions" role="group" aria-label="Actions">
-    ${children} ${sends('resume', 'Resume', 'primary')} ${sends('retry', 'Retry', retry)}
-    ${ALLOWED.retry.includes(state) && asks('change', 'Retry with changes…', change)} ${sends('pause', 'Pause')}
-    ${sends('terminate', 'Terminate', 'danger')}
-    ${finished && asks('restart', 'Restart…')} ${asks('fork', 'Fork…')} ${finished && asks('delete', 'Delete…', 'danger')}
-    <${FailureMessage} error=${failure ?? late} />
-    ${dialog && html`<${DIALOGS[dialog]} instance=${instance} onDone=${onSteered} onClose=${() => setDialog('')} />`}
+    ${children} ${actionButton('resume', 'Resume', 'primary')} ${actionButton('retry', 'Retry', needsChanges ? '' : 'primary')}
+    ${ALLOWED.retry.includes(state) && dialogButton('retry', 'Retry with changes…', needsChanges ? 'primary' : '')}
+    ${actionButton('pause', 'Pause')} ${actionButton('terminate', 'Terminate', 'danger')}
+    ${isFinished && dialogButton('restart', 'Restart…')} ${dialogButton('fork', 'Fork…')} ${isFinished && dialogButton('delete', 'Delete…', 'danger')}
+    <${FailureMessage} error=${failure ?? conflict} />
+    ${dialog && html`<${DIALOGS[dialog]} instance=${instance} onSteered=${onSteered} onClose=${() => setDialog('')} />`}
   </div>`;
 }

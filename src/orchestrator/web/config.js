@@ -64,7 +64,7 @@ export function ConfigFields({ fields, onChange, current, withReview = true }) {
         ></textarea>
       </label>
       ${workers.length > 0 &&
-      html`<p class="wide about">The planner chooses from the workers ${workers.map(({ name }) => name).join(', ')}.</p>`}
+      html`<p class="wide meta">The planner chooses from the workers ${workers.map(({ name }) => name).join(', ')}.</p>`}
       ${withReview &&
       html`<label class="check wide">
         <input

@@ -121,7 +121,7 @@ function InstanceRow({ instance, now, href, isCurrent }) {
   return html`<a class="item" href=${href} aria-current=${isCurrent ? 'page' : null}>
     <span class=${`dot ${tone}`} aria-hidden="true"></span>
     <span class="title" dir="auto">${firstLine(instance.prompt)}</span>
-    <span class="about">
+    <span class="meta">
       <span class=${`tone ${tone}`}>${name}</span>
       <span>${timeAgo(instance.createTime, now)}</span>
       ${instance.forkedFrom &&

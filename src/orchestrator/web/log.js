@@ -18,7 +18,7 @@ function EventEntry({ event }) {
   const kind = kindOf(event);
   const payload = event[kind] ?? {};
   const omitted = Number(event.omittedBytes ?? 0);
-  const about = [
+  const details = [
     payload.subtaskId ?? payload.subtask?.id,
     payload.attempt && `attempt ${payload.attempt}`,
     payload.error?.reason,
@@ -29,7 +29,7 @@ function EventEntry({ event }) {
       <summary>
         <time datetime=${event.eventTime}>${timeFormat.format(Date.parse(event.eventTime))}</time>
         <span class="kind">${kind?.replace(/[A-Z]/g, (letter) => ` ${letter.toLowerCase()}`)}</span>
-        <span class="about">${about.filter(Boolean).join(' · ')}</span>
+        <span class="meta">${details.filter(Boolean).join(' · ')}</span>
       </summary>
       ${isOpen && html`<${Payload} sequence=${event.sequence} payload=${payload} />`}
     </details>

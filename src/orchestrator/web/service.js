@@ -65,5 +65,5 @@ export function ServiceSettings() {
 }
 
 function Worker({ name, use, model }) {
-  return html`<li>${name}${model && ` (${model})`}${use && html`<br /><span class="about">${use}</span>`}</li>`;
+  return html`<li>${name}${model && ` (${model})`}${use && html`<br /><span class="meta">${use}</span>`}</li>`;
 }

@@ -116,7 +116,7 @@ function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, o
       <span class="label">
         <span class="title" dir="auto">${title}</span>
         <span class="visually-hidden">, ${work.state.toLowerCase()}, </span>
-        <span class="about">${details.filter(Boolean).join(' · ')}</span>
+        <span class="meta">${details.filter(Boolean).join(' · ')}</span>
       </span>
       <span class="track" aria-hidden="true">
         ${bars(work, scale, now)}
@@ -124,7 +124,7 @@ function Lane({ lane, scale, now, isPaused, text, isOpen, isRelated, onToggle, o
       </span>
       <span class="totals">
         ${elapsedMs > 0 && html`<span>${work.state === 'RUNNING' ? elapsed(elapsedMs) : duration(elapsedMs)}</span>`}
-        ${hasTokens(work.usage) && html`<span class="about">${shortTokens(work.usage)}</span>`}
+        ${hasTokens(work.usage) && html`<span class="meta">${shortTokens(work.usage)}</span>`}
       </span>
     </button>
     <div id=${`panel-${key}`} hidden=${!isOpen}>${isOpen && html`<${Panel} lane=${lane} text=${text} now=${now} />`}</div>
@@ -169,7 +169,7 @@ function Panel({ lane, text, now }) {
     work.usage.costUsd > 0 && cost(work.usage.costUsd),
   ].filter(Boolean);
   return html`<div class="panel">
-    ${facts.length > 0 && html`<p class="about">${facts.join(' · ')}</p>`}
+    ${facts.length > 0 && html`<p class="meta">${facts.join(' · ')}</p>`}
     ${work.error && work.state !== 'RUNNING' && html`<p class="failure"><strong>${work.error.reason}</strong> ${work.error.message}</p>`}
     ${summary && html`<p class="summary" dir="auto">${summary}</p>`}
     ${work.output
@@ -184,7 +184,7 @@ function Panel({ lane, text, now }) {
         ({ number, model, start, end, outcome, error }) => html`<li key=${start}>
           <span class=${`mark ${outcome.toLowerCase()}`} aria-hidden="true">${MARKS[outcome]}</span>
           <span>Attempt ${number}: ${outcome.toLowerCase()}, ${duration((end || now) - start)}, ${model}
-            ${error && html`<span class="about"><br />${error.reason}: ${error.message}</span>`}
+            ${error && html`<span class="meta"><br />${error.reason}: ${error.message}</span>`}
           </span>
         </li>`,
       )}
@@ -194,7 +194,7 @@ function Panel({ lane, text, now }) {
       <summary>Instructions</summary>
       <p class="pre" dir="auto">${work.instructions}</p>
     </details>`}
-    ${lane.key === 'synthesis' && work.state === 'COMPLETED' && html`<p class="about">What it wrote is the result below.</p>`}
+    ${lane.key === 'synthesis' && work.state === 'COMPLETED' && html`<p class="meta">What it wrote is the result below.</p>`}
   </div>`;
 }
 

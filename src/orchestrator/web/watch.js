@@ -12,7 +12,7 @@ export class Watch {
   isConnected = true;
   isMissing = false; // there is no such instance
   isDeleted = false; // after it was read: the page still shows it
-  review = null; // what a person has made of the plan that waits; see review.js
+  review = null; // the edited review of a plan; see review.js
   #feed = null;
   #waitingReasonTimer = setInterval(() => this.#updateWaitingReason(), WAITING_REASON_INTERVAL_MS);
 
