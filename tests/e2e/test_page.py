@@ -8,7 +8,16 @@ from aiohttp import web
 from playwright.async_api import Browser, expect
 from support import streams
 from support.endpoint import Answer, Call, Endpoint, WorkerGate, completion
-from support.page import action_names, button, created, got, lane, open_page, shows, ui
+from support.page import (
+    action_names,
+    button,
+    create_instance,
+    expect_state,
+    get_instance,
+    lane,
+    open_page,
+    page_url,
+)
 from support.process import on_endpoint, process
 
 from orchestrator.models.scripted import plan_text
@@ -43,17 +52,17 @@ async def test_a_prompt_is_typed_and_watched_to_its_end(browser: Browser, tmp_pa
     ):
         await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         await page.goto(f"http://{service.rest_address}/")
-        assert page.url == ui(service)
+        assert page.url == page_url(service)
         await page.get_by_label("Prompt").fill("Write a haiku\nabout logs")
         await page.get_by_label("Prompt").press("Control+Enter")
-        await shows(page, "Running")
+        await expect_state(page, "Running")
         await expect(page.locator("h1")).to_have_text("Write a haiku")
         await expect(page).to_have_title("Running: Write a haiku")
         await expect(page.locator(".lane")).to_have_count(5)
         await expect(page.locator(".lane.running")).to_have_count(3)
         await expect(page.locator(".item .tone")).to_have_text("Running")
         gate.opened.set()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(page.locator(".result h3")).to_have_text("The result")
         await expect(page.locator(".item .tone")).to_have_text("Complete")
         assert await action_names(page) == ["Restart…", "Fork…", "Delete…"]
@@ -66,7 +75,7 @@ async def test_a_prompt_is_typed_and_watched_to_its_end(browser: Browser, tmp_pa
         await lane(page, "Part 2").locator(".row").click()
         await expect(page.locator(".panel .markdown")).to_have_text("The output of t2.")
         await page.reload()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
 
 
 async def test_after_a_crash_of_the_service_the_page_resumes_without_a_gap(
@@ -78,18 +87,18 @@ async def test_after_a_crash_of_the_service_the_page_resumes_without_a_gap(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a")
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a")
+        await page.goto(page_url(service, "a"))
         await expect(page.locator(".lane.running")).to_have_count(3)
         await expect(page.locator(".connection")).to_have_text("Live")
         await service.kill()
         await expect(page.locator(".connection")).to_have_text("Reconnecting…")
-        await shows(page, "Running")
+        await expect_state(page, "Running")
         gate.opened.set()
         await service.start("up")
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(page.locator(".connection")).to_have_text("Live")
-        last = int((await got(service, "a"))["lastSequence"])
+        last = int((await get_instance(service, "a"))["lastSequence"])
         shown = await page.locator(".log li").evaluate_all("items => items.map(item => item.value)")
         assert shown == list(range(1, last + 1))
         await lane(page, "Part 1").locator(".row").click()
@@ -105,13 +114,13 @@ async def test_a_finished_instance_that_is_restarted_is_followed_again(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a")
-        await page.goto(ui(service, "a"))
-        await shows(page, "Complete")
+        await create_instance(service, "a")
+        await page.goto(page_url(service, "a"))
+        await expect_state(page, "Complete")
         async with httpx.AsyncClient(trust_env=False) as elsewhere:
             await elsewhere.post(f"http://{service.rest_address}/a:restart", json={})
         await expect(page.locator(".log li", has_text="instance completed")).to_have_count(2)
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(page.locator(".bar")).to_have_count(5)
         await expect(page.locator(".connection")).to_have_text("Live")
 
@@ -123,8 +132,8 @@ async def test_a_subtasks_text_grows_while_its_call_is_open(browser: Browser, tm
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True})
+        await page.goto(page_url(service, "a"))
         await button(page, "Approve").click()
         await expect(page.locator(".lane.running")).to_have_count(1)
         written = page.locator(".live-text")
@@ -140,7 +149,7 @@ async def test_a_subtasks_text_grows_while_its_call_is_open(browser: Browser, tm
         await expect(written).to_have_text("The first words, then more. And the last.")
         assert endpoint.open_calls == 1
         await workers.pieces.put("")
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(written).to_have_count(0)
         await expect(page.locator(".panel .markdown")).to_have_text(
             "The first words, then more. And the last."
@@ -161,9 +170,9 @@ async def test_the_list_shows_a_plan_to_review_that_was_being_planned_when_the_p
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True})
+        await create_instance(service, "a", config={"reviewPlan": True})
         await endpoint.wait_for_calls(1)
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await expect(page.locator(".item")).to_contain_text("Running")
         await expect(page.locator(".connection")).to_have_text("Live")
         is_planned.set()
@@ -179,14 +188,14 @@ async def test_a_page_opened_during_a_call_shows_its_text_from_the_start(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a")
+        await create_instance(service, "a")
         await endpoint.wait_for_calls(2)
         await workers.pieces.put("Text from before")
-        await page.goto(ui(service, "a"))
+        await page.goto(page_url(service, "a"))
         await lane(page, "Part 1").locator(".row").click()
         await expect(page.locator(".live-text")).to_have_text("Text from before")
         await workers.pieces.put(", and after.")
         await expect(page.locator(".live-text")).to_have_text("Text from before, and after.")
         assert endpoint.open_calls == 1
         await workers.pieces.put("")
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")

@@ -7,7 +7,16 @@ import pytest
 from playwright.async_api import Browser, expect
 from support.browser import DESKTOP, PHONE
 from support.endpoint import Answer, Call, Endpoint, WorkerGate, failing, hang
-from support.page import assert_accessible, assert_fits, button, created, lane, open_page, shows, ui
+from support.page import (
+    assert_accessible,
+    assert_fits_phone,
+    button,
+    create_instance,
+    expect_state,
+    lane,
+    open_page,
+    page_url,
+)
 from support.process import on_endpoint, process
 
 WIDE = "word" * 60 + " \n\n```\n" + "code " * 80 + "\n```\n\n|" + "cell|" * 30 + "\n|" + "-|" * 30 + "\n"
@@ -21,7 +30,7 @@ async def test_the_page_works_by_keyboard(browser: Browser, tmp_path: Path) -> N
         open_page(browser) as page,
     ):
         focused = page.locator(":focus")
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await page.keyboard.press("Tab")
         await expect(focused).to_have_text("Skip to the content")
         await page.keyboard.press("Enter")
@@ -32,9 +41,9 @@ async def test_the_page_works_by_keyboard(browser: Browser, tmp_path: Path) -> N
         await expect(focused).to_have_text("Options")
         await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
-        await shows(page, "Running")
+        await expect_state(page, "Running")
         gate.opened.set()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(page.get_by_role("status").filter(has_text="Complete.")).to_be_attached()
         await lane(page, "Part 1").locator(".row").focus()
         await page.keyboard.press("Enter")
@@ -64,27 +73,27 @@ async def test_at_phone_width_nothing_scrolls_sideways(browser: Browser, tmp_pat
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser, **PHONE) as page,
     ):
-        await created(service, "done", prompt=WIDE)
-        await created(service, "review", prompt=WIDE, config={"reviewPlan": True})
-        await page.goto(ui(service))
+        await create_instance(service, "done", prompt=WIDE)
+        await create_instance(service, "review", prompt=WIDE, config={"reviewPlan": True})
+        await page.goto(page_url(service))
         await page.locator(".item", has_text="Plan to review").tap()
-        await shows(page, "Plan to review")
+        await expect_state(page, "Plan to review")
         await expect(page.locator(":focus")).to_have_id("instance-title")
-        await assert_fits(page)
+        await assert_fits_phone(page)
         await page.get_by_role("link", name="All instances").tap()
         await expect(page.locator(".item")).to_have_count(2)
-        await assert_fits(page)
+        await assert_fits_phone(page)
         await page.get_by_role("link", name="New").tap()
         await expect(page.locator(":focus")).to_have_text("What is to be done?")
         await page.get_by_text("Options").tap()
-        await assert_fits(page)
-        await page.goto(ui(service, "done"))
-        await shows(page, "Complete")
+        await assert_fits_phone(page)
+        await page.goto(page_url(service, "done"))
+        await expect_state(page, "Complete")
         await page.locator(".row").nth(2).tap()
         await expect(page.locator(".panel .markdown")).to_be_visible()
-        await assert_fits(page)
+        await assert_fits_phone(page)
         await button(page, "Fork…").tap()
-        await assert_fits(page)
+        await assert_fits_phone(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -99,28 +108,28 @@ async def test_axe_finds_no_violations(scheme: str, browser: Browser, tmp_path: 
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser, color_scheme=scheme, **DESKTOP) as page,
     ):
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await page.get_by_text("Options").click()
         await assert_accessible(page)
-        await created(service, "done", labels={"team": "a"})
-        await page.goto(ui(service, "done"))
-        await shows(page, "Complete")
+        await create_instance(service, "done", labels={"team": "a"})
+        await page.goto(page_url(service, "done"))
+        await expect_state(page, "Complete")
         await lane(page, "Part 1").locator(".row").click()
         for summary in await page.locator("main summary").all():
             await summary.click()
         await assert_accessible(page)
         await button(page, "Fork…").click()
         await assert_accessible(page)
-        await created(service, "review", config={"reviewPlan": True})
-        await page.goto(ui(service, "review"))
-        await shows(page, "Plan to review")
+        await create_instance(service, "review", config={"reviewPlan": True})
+        await page.goto(page_url(service, "review"))
+        await expect_state(page, "Plan to review")
         await assert_accessible(page)
-        await created(service, "failed", prompt="broken")
-        await page.goto(ui(service, "failed"))
-        await shows(page, "Errored")
+        await create_instance(service, "failed", prompt="broken")
+        await page.goto(page_url(service, "failed"))
+        await expect_state(page, "Errored")
         await lane(page, "Planning").locator(".row").click()
         await assert_accessible(page)
-        await created(service, "running", prompt="endless")
-        await page.goto(ui(service, "running"))
+        await create_instance(service, "running", prompt="endless")
+        await page.goto(page_url(service, "running"))
         await expect(page.locator(".lane.running")).to_have_count(3)
         await assert_accessible(page)

@@ -7,7 +7,17 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 from support.browser import DESKTOP, PHONE
 from support.endpoint import Answer, Call, Endpoint
-from support.page import assert_accessible, assert_fits, button, created, got, lane, open_page, shows, ui
+from support.page import (
+    assert_accessible,
+    assert_fits_phone,
+    button,
+    create_instance,
+    expect_state,
+    get_instance,
+    lane,
+    open_page,
+    page_url,
+)
 from support.process import on_endpoint, process
 from support.staged_service import StagedService, Step
 
@@ -104,9 +114,9 @@ async def test_the_result_is_one_link_away_and_is_copied_and_downloaded_unchange
         open_page(browser) as page,
     ):
         await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-        await created(service, "a")
-        await page.goto(ui(service, "a"))
-        await shows(page, "Complete")
+        await create_instance(service, "a")
+        await page.goto(page_url(service, "a"))
+        await expect_state(page, "Complete")
         await page.get_by_role("link", name="Skip to the content").focus()
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
@@ -114,7 +124,7 @@ async def test_the_result_is_one_link_away_and_is_copied_and_downloaded_unchange
         await page.keyboard.press("Enter")
         await expect(page.locator(":focus")).to_have_text("Result")
         await expect(page.locator("#result-title")).to_be_in_viewport()
-        assert page.url == ui(service, "a")
+        assert page.url == page_url(service, "a")
         await button(page, "Copy Markdown the result as Markdown").click()
         assert await page.evaluate("navigator.clipboard.readText()") == CODE.strip()
         async with page.expect_download() as pending_download:
@@ -130,7 +140,7 @@ async def test_there_is_no_link_to_a_result_before_there_is_one(
     service, address = stage
     await service.stage("unfinished", finished("Done.")[:-3], ago_s=10)
     await page.goto(f"{address}#/instances/unfinished")
-    await shows(page, "Running")
+    await expect_state(page, "Running")
     link = page.locator(".actions").get_by_role("link", name="Result")
     await expect(link).to_have_count(0)
     await service.record("unfinished", *(payload for _, payload in finished("Done.")[-3:]))
@@ -173,7 +183,7 @@ async def test_on_a_phone_long_code_scrolls_within_its_card(
         await page.goto(f"{address}#/instances/narrow")
         scrollable = page.locator(".result .code .scrollable").nth(0)
         assert await scrollable.evaluate("it => it.scrollWidth > it.clientWidth && it.clientWidth > 300")
-        await assert_fits(page)
+        await assert_fits_phone(page)
 
 
 async def test_an_event_expands_to_its_whole_payload(stage: tuple[StagedService, str], page: Page) -> None:
@@ -232,8 +242,8 @@ async def test_workers_of_the_catalogue_are_chosen_in_a_review(browser: Browser,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True, "workers": WORKERS})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True, "workers": WORKERS})
+        await page.goto(page_url(service, "a"))
         fields = page.get_by_label("Worker")
         await expect(fields).to_have_count(3)
         assert [await field.input_value() for field in await fields.all()] == ["coder", "", "gone"]
@@ -249,8 +259,8 @@ async def test_workers_of_the_catalogue_are_chosen_in_a_review(browser: Browser,
         await fields.nth(1).select_option("coder")
         await fields.nth(2).select_option("The small model")
         await button(page, "Approve the edited plan").click()
-        await shows(page, "Complete")
-        subtasks = (await got(service, "a"))["subtasks"]
+        await expect_state(page, "Complete")
+        subtasks = (await get_instance(service, "a"))["subtasks"]
     assert [subtask["worker"] for subtask in subtasks] == ["writer", "coder", ""]
     assert [subtask["model"] for subtask in subtasks] == ["openai/small", "openai/coding", "openai/small"]
 
@@ -264,14 +274,14 @@ async def test_workers_of_the_services_own_catalogue_are_chosen_in_a_review(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True})
+        await page.goto(page_url(service, "a"))
         field = page.get_by_label("Worker")
         await expect(field.locator("option")).to_have_text(["The small model", "coder"])
         await field.select_option("coder")
         await button(page, "Approve the edited plan").click()
-        await shows(page, "Complete")
-        subtasks = (await got(service, "a"))["subtasks"]
+        await expect_state(page, "Complete")
+        subtasks = (await get_instance(service, "a"))["subtasks"]
     assert [subtask["worker"] for subtask in subtasks] == ["coder"]
 
 
@@ -283,16 +293,16 @@ async def test_an_instance_with_a_plan_of_its_own_is_restarted_without_it(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a", config={"subtasks": [{"id": "mine", "instructions": "Do it."}]})
-        await page.goto(ui(service, "a"))
-        await shows(page, "Complete")
+        await create_instance(service, "a", config={"subtasks": [{"id": "mine", "instructions": "Do it."}]})
+        await page.goto(page_url(service, "a"))
+        await expect_state(page, "Complete")
         await button(page, "Restart…").click()
         await page.get_by_label("Let the big model plan").check()
         await page.get_by_label("Stop at tokens").fill("100000")
         await button(page, "Restart").click()
         await expect(page.locator(".timeline")).to_contain_text("t2")
-        await shows(page, "Complete")
-        instance = await got(service, "a")
+        await expect_state(page, "Complete")
+        instance = await get_instance(service, "a")
     assert [subtask["id"] for subtask in instance["subtasks"]] == ["t1", "t2"]
     assert instance["config"]["budget"] == {"maxTokens": "100000"}
 
@@ -306,8 +316,8 @@ async def test_a_long_plan_can_be_approved_at_every_scroll_position(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser, **device) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True})
+        await page.goto(page_url(service, "a"))
         approve = button(page, "Approve")
         await expect(approve).to_be_in_viewport(ratio=1)
         for number in (0, 7, 15):
@@ -321,7 +331,7 @@ async def test_a_long_plan_can_be_approved_at_every_scroll_position(
             )
             assert not is_covered
         await approve.click()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
 
 
 async def test_a_title_in_review_has_no_line_breaks_and_is_shown_whole(
@@ -332,13 +342,13 @@ async def test_a_title_in_review_has_no_line_breaks_and_is_shown_whole(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser, **PHONE) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True})
+        await page.goto(page_url(service, "a"))
         title = page.get_by_label("Title", exact=True)
         await title.fill(TITLE[:150] + "\nand more")
         await title.press("Enter")
         await expect(title).to_have_value(TITLE[:150] + " and more")
         assert await title.evaluate("it => it.scrollHeight <= it.clientHeight + 1")
         await button(page, "Approve the edited plan").click()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(lane(page, TITLE[:150].strip() + ".*and more")).to_have_count(1)

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 from support.endpoint import Endpoint
-from support.page import assert_accessible, button, module, open_page, ui
+from support.page import assert_accessible, button, evaluate_in_module, open_page, page_url
 from support.process import on_endpoint, process
 from support.staged_service import StagedService, Step
 
@@ -39,7 +39,7 @@ async def test_a_list_updated_live_has_the_order_of_a_reloaded_one(browser: Brow
         open_page(browser) as page,
         httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest,
     ):
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await expect(page.locator(".connection")).to_have_text("Live")
         await expect(page.locator(".count")).to_have_text("Nothing here yet: start with a prompt.")
         await rest.post("/-/instances:batchCreate", json=batch)
@@ -222,7 +222,7 @@ async def test_tokens_and_costs_are_formatted_as_on_the_command_line(
     stage: tuple[StagedService, str], page: Page
 ) -> None:
     body = "return [a[0].map(n => m.tokens({inputTokens: 0, outputTokens: n})), a[1].map(m.cost), m.cost(0)];"
-    tokens, costs, unknown = await module(page, stage[1], "format.js", body, NUMBERS, COSTS)
+    tokens, costs, unknown = await evaluate_in_module(page, stage[1], "format.js", body, NUMBERS, COSTS)
     assert tokens == [usage_line(Usage(0, number)) or "-" for number in NUMBERS]
     assert costs == [usage_line(Usage(cost_usd=cost)) for cost in COSTS]
     assert unknown == "-"

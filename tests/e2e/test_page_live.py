@@ -4,7 +4,7 @@ import re
 
 import pytest
 from playwright.async_api import Page, expect
-from support.page import module
+from support.page import evaluate_in_module
 from support.staged_service import BIG, PROMPT, SMALL, StagedService, limited, started
 
 from orchestrator.v1 import event_pb2 as pb
@@ -189,7 +189,7 @@ async def test_deltas_are_assembled_by_attempt_and_offset(
         for attempt, offset, piece in deltas
     ]
     body = "const texts = new m.LiveTexts(); a[0].forEach((it) => texts.append(it)); return texts.get('t1');"
-    assert await module(page, stage[1], "texts.js", body, sent) == text
+    assert await evaluate_in_module(page, stage[1], "texts.js", body, sent) == text
 
 
 async def test_long_gaps_in_which_nothing_ran_are_collapsed(
@@ -204,7 +204,7 @@ async def test_long_gaps_in_which_nothing_ran_are_collapsed(
             ticks: scale.ticks.map((tick) => tick.ms),
         };
     """
-    found = await module(page, stage[1], "scale.js", body)
+    found = await evaluate_in_module(page, stage[1], "scale.js", body)
     assert found["breaks"] == 1
     assert found["positions"] == pytest.approx([0, 0.24, 0.48, 0.52, 1])
     assert found["ticks"] == [0, 10_000, 20_000, 30_000, 40_000]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, Page, Route, expect
 from support.endpoint import Endpoint, hang
-from support.page import button, created, open_page, shows, ui
+from support.page import button, create_instance, expect_state, open_page, page_url
 from support.process import on_endpoint, process
 from support.staged_service import PROMPT, SMALL, StagedService, limited, started
 
@@ -25,12 +25,12 @@ async def test_messages_about_an_outage_are_removed_once_the_service_is_back(
         open_page(browser) as creating,
         open_page(browser) as forking,
     ):
-        await created(service, "a")
-        await page.goto(ui(service, "a"))
-        await shows(page, "Running")
-        await creating.goto(ui(service))
+        await create_instance(service, "a")
+        await page.goto(page_url(service, "a"))
+        await expect_state(page, "Running")
+        await creating.goto(page_url(service))
         await creating.get_by_label("Prompt").fill("Build another")
-        await forking.goto(ui(service, "a"))
+        await forking.goto(page_url(service, "a"))
         await button(forking, "Fork…").click()
         await forking.get_by_label("Id of the new instance").fill("b")
         for each in (page, creating, forking):
@@ -112,7 +112,7 @@ async def test_the_refusal_of_an_action_is_shown_until_the_state_changes(
     await expect(page.locator(".lane.completed")).to_have_count(2)
     await expect(refusal).to_have_count(1)
     await service.record("refused", pb.InstancePauseRequested(), pb.InstancePaused())
-    await shows(page, "Paused")
+    await expect_state(page, "Paused")
     await expect(refusal).to_have_count(0)
 
 
@@ -149,7 +149,7 @@ async def test_an_invalid_field_is_reported_until_a_field_changes(browser: Brows
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await page.get_by_label("Prompt").fill("Build it")
         await page.get_by_text("Options").click()
         await page.get_by_label("Big model: plans and synthesises").fill("nobody/knows")
@@ -157,8 +157,8 @@ async def test_an_invalid_field_is_reported_until_a_field_changes(browser: Brows
         await expect(page.get_by_role("alert")).to_contain_text("nobody")
         await page.get_by_label("Big model: plans and synthesises").fill("openai/other")
         await expect(page.get_by_role("alert")).to_have_count(0)
-        await created(service, "a", config={"reviewPlan": True})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True})
+        await page.goto(page_url(service, "a"))
         await page.locator(".draft").nth(0).get_by_label("t2").check()
         await page.locator(".draft").nth(1).get_by_label("t1").check()
         await button(page, "Approve the edited plan").click()
@@ -193,6 +193,6 @@ async def test_no_next_attempt_is_announced_where_there_will_be_none(
     await service.record("halted", pb.InstancePauseRequested(), pb.InstancePaused())
     await expect(note).to_have_text("RATE_LIMITED: tries again once resumed")
     await service.record("halted", pb.InstanceTerminated())
-    await shows(page, "Terminated")
+    await expect_state(page, "Terminated")
     await expect(note).to_have_text("RATE_LIMITED")
     await expect(page.locator("[data-lane=subtask-t1] .retry-wait")).to_have_count(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, Page, expect
 from support.endpoint import Answer, Call, Endpoint
-from support.page import created, open_page, shows, ui
+from support.page import create_instance, expect_state, open_page, page_url
 from support.process import on_endpoint, process
 
 VECTORS = [
@@ -52,9 +52,9 @@ async def test_hostile_output_runs_and_loads_nothing(browser: Browser, tmp_path:
         page.on("request", lambda request: asked.append(request.url))
         dialogs: list[str] = []
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
-        await created(service, "a", prompt=HOSTILE, labels={"x": VECTORS[0]})
-        await page.goto(ui(service, "a"))
-        await shows(page, "Complete")
+        await create_instance(service, "a", prompt=HOSTILE, labels={"x": VECTORS[0]})
+        await page.goto(page_url(service, "a"))
+        await expect_state(page, "Complete")
         for row in await page.locator(".row").all():
             await row.click()
             await expect(row).to_have_attribute("aria-expanded", "true")
@@ -90,7 +90,7 @@ async def test_the_policy_blocks_what_the_sanitiser_might_miss(browser: Browser,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         blocked = """async () => {
             const violated = new Promise((done) => document.addEventListener(
                 'securitypolicyviolation', (violation) => done(violation.effectiveDirective)));

@@ -4,7 +4,15 @@ from pathlib import Path
 
 from playwright.async_api import Browser, expect
 from support.endpoint import Answer, Call, Endpoint, WorkerGate, failing, hang
-from support.page import action_names, button, created, got, open_page, shows, ui
+from support.page import (
+    action_names,
+    button,
+    create_instance,
+    expect_state,
+    get_instance,
+    open_page,
+    page_url,
+)
 from support.process import on_endpoint, process
 
 
@@ -14,13 +22,13 @@ async def test_a_plan_is_edited_and_approved(browser: Browser, tmp_path: Path) -
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await page.get_by_label("Prompt").fill("Build it")
         await page.get_by_text("Options").click()
         await page.get_by_label("Small model: works on subtasks").fill("openai/other")
         await page.get_by_label("Let me review the plan").check()
         await button(page, "Start").click()
-        await shows(page, "Plan to review")
+        await expect_state(page, "Plan to review")
         assert endpoint.count("work") == 0
         first = page.locator(".draft").nth(0)
         await first.get_by_label("Title").fill("A better first part")
@@ -31,8 +39,8 @@ async def test_a_plan_is_edited_and_approved(browser: Browser, tmp_path: Path) -
         await expect(page.locator(".draft")).to_have_count(3)
         await page.locator(".draft").nth(2).get_by_label("Instructions").fill("And this.")
         await button(page, "Approve the edited plan").click()
-        await shows(page, "Complete")
-        instance = await got(service, page.url.rpartition("/")[2])
+        await expect_state(page, "Complete")
+        instance = await get_instance(service, page.url.rpartition("/")[2])
     subtasks = {subtask["id"]: subtask for subtask in instance["subtasks"]}
     assert list(subtasks) == ["t1", "t3", "t4"]
     assert subtasks["t1"]["title"] == "A better first part"
@@ -49,8 +57,8 @@ async def test_an_invalid_edit_is_refused_with_its_reason_and_a_rejected_plan_is
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a", config={"reviewPlan": True})
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a", config={"reviewPlan": True})
+        await page.goto(page_url(service, "a"))
         await page.locator(".draft").nth(0).get_by_label("t2").check()
         await page.locator(".draft").nth(1).get_by_label("t1").check()
         await button(page, "Approve the edited plan").click()
@@ -60,7 +68,7 @@ async def test_an_invalid_edit_is_refused_with_its_reason_and_a_rejected_plan_is
         await endpoint.wait_for_calls(2)
         await expect(page.locator(".draft")).to_have_count(2)
         await button(page, "Approve").click()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         assert "fewer words, please" in endpoint.calls[1].told
 
 
@@ -71,28 +79,28 @@ async def test_the_actions_offered_are_those_that_the_state_allows(browser: Brow
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a")
-        await page.goto(ui(service, "a"))
+        await create_instance(service, "a")
+        await page.goto(page_url(service, "a"))
         await expect(page.locator(".lane.running")).to_have_count(1)
         assert await action_names(page) == ["Pause", "Terminate", "Fork…"]
         await button(page, "Pause").click()
-        await shows(page, "Pausing")
+        await expect_state(page, "Pausing")
         gate.opened.set()
-        await shows(page, "Paused")
+        await expect_state(page, "Paused")
         assert await action_names(page) == ["Resume", "Terminate", "Fork…"]
         gate.opened.clear()
         await button(page, "Resume").click()
-        await shows(page, "Running")
+        await expect_state(page, "Running")
         await button(page, "Terminate").click()
-        await shows(page, "Terminated")
+        await expect_state(page, "Terminated")
         assert await action_names(page) == ["Retry", "Retry with changes…", "Restart…", "Fork…", "Delete…"]
         gate.opened.set()
         await button(page, "Retry").click()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         calls = endpoint.count("work", "t1")
         await button(page, "Restart…").click()
         await button(page, "Restart").click()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(page.locator(".bar")).to_have_count(5)
         assert endpoint.count("work", "t1") == calls + 1
 
@@ -108,16 +116,16 @@ async def test_an_error_is_shown_with_its_remedy_and_a_retry_runs_only_what_fail
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await created(service, "a")
-        await page.goto(ui(service, "a"))
-        await shows(page, "Errored")
-        error = (await got(service, "a"))["error"]
+        await create_instance(service, "a")
+        await page.goto(page_url(service, "a"))
+        await expect_state(page, "Errored")
+        error = (await get_instance(service, "a"))["error"]
         await expect(page.locator(".error")).to_contain_text(error["message"])
         await expect(page.locator(".error h2")).to_have_text(error["reason"])
         await button(page, "Retry with changes…").click()
         await page.get_by_role("dialog").get_by_label("Small model: works on subtasks").fill("openai/other")
         await page.get_by_role("dialog").get_by_role("button", name="Retry").click()
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         assert endpoint.count("planning") == 1
         await expect(page.locator(".error")).to_have_count(0)
 
@@ -130,7 +138,7 @@ async def test_a_refusal_and_an_outage_are_shown_and_no_input_is_lost(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        await page.goto(ui(service))
+        await page.goto(page_url(service))
         await page.get_by_label("Prompt").fill("Build it")
         await page.get_by_text("Options").click()
         await page.get_by_label("Big model: plans and synthesises").fill("nobody/knows")
@@ -143,6 +151,6 @@ async def test_a_refusal_and_an_outage_are_shown_and_no_input_is_lost(
         await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
         await service.start("up")
         await button(page, "Start").click()
-        await shows(page, "Running")
-        await page.goto(ui(service, "nobody"))
+        await expect_state(page, "Running")
+        await page.goto(page_url(service, "nobody"))
         await expect(page.locator("h1")).to_have_text("No such instance")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from playwright.async_api import Browser, expect
 from support.endpoint import Answer, Call, Endpoint, failing, hang
-from support.page import assert_accessible, created, open_page, shows, ui
+from support.page import assert_accessible, create_instance, expect_state, open_page, page_url
 from support.process import command, on_endpoint, process
 
 from orchestrator.client import Client
@@ -33,7 +33,7 @@ async def test_without_a_providers_key_instances_wait_with_the_reason_and_contin
         open_page(browser) as page,
     ):
         names = [f"a{number}" for number in range(COUNT)]
-        await asyncio.gather(*(created(service, name, **OF_GROQ) for name in names))
+        await asyncio.gather(*(create_instance(service, name, **OF_GROQ) for name in names))
         await endpoint.wait_for_calls(1)
         await service.stop()
         is_held = False
@@ -60,7 +60,7 @@ async def test_without_a_providers_key_instances_wait_with_the_reason_and_contin
         lines = (await command(service, "list")).splitlines()
         assert len(lines) == COUNT
         assert all(reason in line.split("\t")[-1] for line in lines)
-        await page.goto(ui(service, "a0"))
+        await page.goto(page_url(service, "a0"))
         await expect(page.locator(".waiting").first).to_contain_text(reason)
         await expect(page.locator(".item .waiting")).to_have_count(COUNT)
         await assert_accessible(page)
@@ -75,7 +75,7 @@ async def test_without_a_providers_key_instances_wait_with_the_reason_and_contin
         async with Client(service.grpc_address) as client:
             ended = [(await client.wait(name, timeout_s=60)).instance for name in names]
         assert {each.state for each in ended} == {instance_pb2.STATE_COMPLETE}
-        await shows(page, "Complete")
+        await expect_state(page, "Complete")
         await expect(page.locator(".waiting")).to_have_count(0)
 
 

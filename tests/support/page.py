@@ -29,23 +29,23 @@ async def open_page(browser: Browser, **device: Any) -> AsyncIterator[Page]:
         await context.close()
 
 
-def ui(service: Process, instance_id: str = "") -> str:
+def page_url(service: Process, instance_id: str = "") -> str:
     return f"http://{service.rest_address}/-/ui/" + (f"#/instances/{instance_id}" if instance_id else "")
 
 
-async def created(service: Process, instance_id: str, **fields: object) -> None:
+async def create_instance(service: Process, instance_id: str, **fields: object) -> None:
     async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
         answer = await rest.post("/", json={"prompt": "Build it", "id": instance_id, **fields})
         assert answer.status_code == 200, answer.text
 
 
-async def got(service: Process, instance_id: str) -> dict[str, Any]:
+async def get_instance(service: Process, instance_id: str) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
         body: dict[str, Any] = (await rest.get(f"/{instance_id}", params={"view": "VIEW_FULL"})).json()
         return body["instance"]
 
 
-async def shows(page: Page, state: str) -> None:
+async def expect_state(page: Page, state: str) -> None:
     await expect(page.locator(".identity .badge")).to_have_text(state)
 
 
@@ -62,7 +62,7 @@ def lane(page: Page, name: str) -> Locator:
     return page.locator(".lane").filter(has=page.locator(".title", has_text=re.compile(f"^{name}$")))
 
 
-async def assert_fits(page: Page) -> None:
+async def assert_fits_phone(page: Page) -> None:
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -74,7 +74,7 @@ async def assert_accessible(page: Page) -> None:
     assert violations == []
 
 
-async def module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:
+async def evaluate_in_module(page: Page, address: str, name: str, body: str, *arguments: Any) -> Any:
     """Return the result of the JavaScript `body`; `m` is the module's exports, `a` the arguments."""
     await page.goto(address)
     script = f"async ([url, a]) => {{ const m = await import(url); {body} }}"
