@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.lives import CONFIG, Life
+from support.histories import CONFIG, History
 from support.logs import create, creation, key, record
 
 from orchestrator.core import workers
@@ -24,11 +24,11 @@ def naming(digest: str) -> pb.InstanceConfig:
     return config
 
 
-def life_with(config: pb.InstanceConfig, instance_id: str) -> Life:
-    life = Life(instance_id)
-    life.events.clear()
-    life.instance = type(life.instance)(id=instance_id)
-    return life.then(Event(instance_created=InstanceCreated(prompt="Build it", config=config)))
+def life_with(config: pb.InstanceConfig, instance_id: str) -> History:
+    history = History(instance_id)
+    history.events.clear()
+    history.instance = type(history.instance)(id=instance_id)
+    return history.then(Event(instance_created=InstanceCreated(prompt="Build it", config=config)))
 
 
 async def test_a_catalogue_is_returned_as_it_was_stored_on_every_read(log: EventLog) -> None:
@@ -61,22 +61,22 @@ async def test_instances_share_the_workers_that_they_name(log: EventLog) -> None
 async def test_an_event_of_another_writer_may_name_another_catalogue(log: EventLog) -> None:
     states = StateStore(log)
     first, second = [await states.store_catalogue(each) for each in ([CODER], [WRITER])]
-    life = life_with(naming(first), "a")
-    await create(log, life)
+    history = life_with(naming(first), "a")
+    await create(log, history)
     assert (await states.load(key("a"))).instance.workers == (CODER,)
-    await record(log, life.terminated())
-    await record(log, life.then(Event(instance_retried=InstanceRetried(config=naming(second)))))
+    await record(log, history.terminated())
+    await record(log, history.then(Event(instance_retried=InstanceRetried(config=naming(second)))))
     assert (await states.load(key("a"))).instance.workers == (WRITER,)
     assert (await StateStore(log).load(key("a"))).instance.workers == (WRITER,)
-    await record(log, life.terminated())
-    await record(log, life.then(Event(instance_restarted=InstanceRestarted(config=naming(second)))))
+    await record(log, history.terminated())
+    await record(log, history.then(Event(instance_restarted=InstanceRestarted(config=naming(second)))))
     assert (await states.load(key("a"))).instance.workers == (WRITER,)
-    await record(log, life.terminated())
+    await record(log, history.terminated())
     own = pb.InstanceConfig(workers=[CODER])
-    await record(log, life.then(Event(instance_restarted=InstanceRestarted(config=own))))
+    await record(log, history.then(Event(instance_restarted=InstanceRestarted(config=own))))
     assert (await states.load(key("a"))).instance.workers == (CODER,)
-    await record(log, life.terminated())
-    await record(log, life.then(Event(instance_restarted=InstanceRestarted(config=CONFIG))))
+    await record(log, history.terminated())
+    await record(log, history.then(Event(instance_restarted=InstanceRestarted(config=CONFIG))))
     assert (await states.load(key("a"))).instance.workers == ()
 
 

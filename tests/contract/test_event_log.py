@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.lives import NOW_S, Life, part
+from support.histories import NOW_S, History, part
 from support.logs import (
     append,
     create,
@@ -50,16 +50,16 @@ from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 
 
-def wish(instance_id: str, request_id: str = "", digest: bytes = b"", **labels: str) -> Life:
-    life = Life(instance_id)
-    created = life.events[0].instance_created
+def wish(instance_id: str, request_id: str = "", digest: bytes = b"", **labels: str) -> History:
+    history = History(instance_id)
+    created = history.events[0].instance_created
     created.request_id, created.request_digest = request_id, digest
     created.labels.update(labels)
-    life.instance = replace(life.instance, request_id=request_id, request_digest=digest, labels=labels)
-    return life
+    history.instance = replace(history.instance, request_id=request_id, request_digest=digest, labels=labels)
+    return history
 
 
-def life_event(kind: str, attempt: int) -> Event:
+def planning_event(kind: str, attempt: int) -> Event:
     event = Event()
     getattr(event, kind).attempt = attempt
     if kind.endswith("failed"):
@@ -67,50 +67,57 @@ def life_event(kind: str, attempt: int) -> Event:
     return event
 
 
-def attempt_planning(life: Life) -> Life:
+def attempt_planning(history: History) -> History:
     """Two more events that leave the instance as far as it was."""
-    attempt = life.instance.planning.attempt + 1
-    return life.then(life_event("planning_started", attempt), life_event("planning_failed", attempt))
+    attempt = history.instance.planning.attempt + 1
+    return history.then(
+        planning_event("planning_started", attempt), planning_event("planning_failed", attempt)
+    )
 
 
 async def test_appended_events_are_read_back_in_order(log: EventLog) -> None:
-    life = Life("a").planned().done("t1", "t2", "t3").completed()
-    ref = await create(log, life)
-    assert await events(log, ref) == life.events
-    assert await load(log, "a") == life.instance
+    history = History("a").planned().done("t1", "t2", "t3").completed()
+    ref = await create(log, history)
+    assert await events(log, ref) == history.events
+    assert await load(log, "a") == history.instance
 
 
 async def test_an_instance_grows_append_by_append(log: EventLog) -> None:
-    life = Life("a")
-    ref = await create(log, life)
-    for more in (life.planned, lambda: life.done("t1", "t2"), lambda: life.done("t3"), life.completed):
+    history = History("a")
+    ref = await create(log, history)
+    for more in (
+        history.planned,
+        lambda: history.done("t1", "t2"),
+        lambda: history.done("t3"),
+        history.completed,
+    ):
         more()
-        assert await record(log, life) == ref
-        assert await load(log, "a") == life.refolded()
-        assert await log.head(key("a")) == (ref, life.instance.state, len(life.events))
-    assert await events(log, ref) == life.events
+        assert await record(log, history) == ref
+        assert await load(log, "a") == history.refolded()
+        assert await log.head(key("a")) == (ref, history.instance.state, len(history.events))
+    assert await events(log, ref) == history.events
 
 
 async def test_appends_become_durable_in_the_order_they_were_queued(log: EventLog) -> None:
-    life = Life("a")
-    ref = await create(log, life)
+    history = History("a")
+    ref = await create(log, history)
     order: list[int] = []
     futures: list[asyncio.Future[None]] = []
     for number in range(5):
-        before = len(life.events)
-        queued = append(attempt_planning(life), ref, before)
+        before = len(history.events)
+        queued = append(attempt_planning(history), ref, before)
         futures.append(log.append(queued._replace(previous=futures[-1] if futures else None)))
         futures[-1].add_done_callback(lambda _, number=number: order.append(number))
     await asyncio.gather(*futures)
     await asyncio.sleep(0)
     assert order == [0, 1, 2, 3, 4]
-    assert await events(log, ref) == life.events
+    assert await events(log, ref) == history.events
 
 
 async def test_a_creation_and_the_appends_queued_before_it_become_durable_together(log: EventLog) -> None:
-    life, other = Life("a"), Life("b")
-    ref = await create(log, life)
-    appended = log.append(append(attempt_planning(life), ref, 1))
+    history, other = History("a"), History("b")
+    ref = await create(log, history)
+    appended = log.append(append(attempt_planning(history), ref, 1))
     created = log.create([creation(other)])
     await created
     assert appended.done()
@@ -124,7 +131,7 @@ async def test_an_unknown_instance_is_not_found(log: EventLog) -> None:
     with pytest.raises(InstanceNotFoundError):
         await log.read(nobody, 0)
     with pytest.raises(InstanceNotFoundError):
-        await log.append(append(Life("nobody").planned(), nobody, 1))
+        await log.append(append(History("nobody").planned(), nobody, 1))
     with pytest.raises(InstanceNotFoundError):
         await log.acquire_lease(nobody)
     with pytest.raises(InstanceNotFoundError):
@@ -133,13 +140,13 @@ async def test_an_unknown_instance_is_not_found(log: EventLog) -> None:
 
 
 async def test_a_used_id_is_rejected_and_the_first_instance_stays(log: EventLog) -> None:
-    ref = await create(log, Life("a"))
+    ref = await create(log, History("a"))
     with pytest.raises(AlreadyExistsError) as caught:
-        await log.create([creation(Life("a"))])
+        await log.create([creation(History("a"))])
     assert caught.value.reason == "INSTANCE_ALREADY_EXISTS"
     with pytest.raises(AlreadyExistsError, match="there is an instance 'a' already"):
-        await log.check_creation(creation(Life("a")))
-    assert await events(log, ref) == Life("a").events
+        await log.check_creation(creation(History("a")))
+    assert await events(log, ref) == History("a").events
 
 
 async def test_concurrent_creations_with_one_request_id_make_one_instance(log: EventLog) -> None:
@@ -166,49 +173,49 @@ async def test_a_request_id_with_another_payload_is_rejected(log: EventLog) -> N
 
 async def test_a_rejected_creation_does_not_fail_others_in_its_commit(log: EventLog) -> None:
     results = await asyncio.gather(
-        *(log.create([creation(Life(name))]) for name in ("a", "b", "a", "c")), return_exceptions=True
+        *(log.create([creation(History(name))]) for name in ("a", "b", "a", "c")), return_exceptions=True
     )
     assert [isinstance(result, AlreadyExistsError) for result in results] == [False, False, True, False]
     assert await ids(log) == ["c", "b", "a"]
 
 
 async def test_a_rejected_append_does_not_fail_others_in_its_commit(log: EventLog) -> None:
-    life, other = Life("a").planned(), Life("b")
-    ref = await create(log, life)
+    history, other = History("a").planned(), History("b")
+    ref = await create(log, history)
     other_ref = await create(log, other)
     results = await asyncio.gather(
-        log.append(append(life, ref, 1)),
+        log.append(append(history, ref, 1)),
         log.append(append(other.planned(), other_ref, 1)),
         return_exceptions=True,
     )
     assert isinstance(results[0], SequenceConflictError)
     assert results[1] is None
-    assert await events(log, ref) == life.events
+    assert await events(log, ref) == history.events
     assert await events(log, other_ref) == other.events
 
 
 async def test_events_that_leave_a_gap_are_rejected(log: EventLog) -> None:
-    life = Life("a")
-    ref = await create(log, life)
-    life.planned()
-    for gap in (life.events[2:], life.events[1:2] + life.events[3:], life.events[1:2] * 2, []):
+    history = History("a")
+    ref = await create(log, history)
+    history.planned()
+    for gap in (history.events[2:], history.events[1:2] + history.events[3:], history.events[1:2] * 2, []):
         with pytest.raises(StorageError):
-            await log.append(append(life, ref, 1)._replace(events=gap))
-    assert await events(log, ref) == life.events[:1]
-    for gap in (life.events[1:], [], life.events[:1] + life.events[2:]):
+            await log.append(append(history, ref, 1)._replace(events=gap))
+    assert await events(log, ref) == history.events[:1]
+    for gap in (history.events[1:], [], history.events[:1] + history.events[2:]):
         with pytest.raises(StorageError):
-            await log.create([creation(Life("b"))._replace(events=gap)])
+            await log.create([creation(History("b"))._replace(events=gap)])
     assert await ids(log) == ["a"]
-    await log.append(append(life, ref, 1))
-    assert await events(log, ref) == life.events
+    await log.append(append(history, ref, 1))
+    assert await events(log, ref) == history.events
 
 
 async def test_positions_follow_the_order_of_commits_over_all_instances(log: EventLog) -> None:
-    lives = [Life(name) for name in "abc"]
-    for life in lives:
-        await create(log, life)
-    for life in reversed(lives):
-        await record(log, life.planned())
+    histories = [History(name) for name in "abc"]
+    for history in histories:
+        await create(log, history)
+    for history in reversed(histories):
+        await record(log, history.planned())
     pages = [page.events for page in await global_pages(log, limit=4)]
     found = [event for page in pages for event in page.events()]
     places = [place for page in pages for place in page.ordinals]
@@ -223,11 +230,11 @@ async def test_positions_follow_the_order_of_commits_over_all_instances(log: Eve
 async def test_a_read_of_all_advances_past_events_that_do_not_match(log: EventLog) -> None:
     red = wish("red", team="red")
     await create(log, red)
-    life = Life("noise")
-    await create(log, life)
+    history = History("noise")
+    await create(log, history)
     for _ in range(3000):
-        attempt_planning(life)
-    await record(log, life)
+        attempt_planning(history)
+    await record(log, history)
     await record(log, red.planned())
     pages = await global_pages(log, labels=[("team", "red")])
     assert [event for page in pages for event in page.events.events()] == red.events
@@ -301,8 +308,8 @@ async def walked(log: EventLog, query: Query) -> list[str]:
 
 
 async def test_followers_at_one_position_share_reads_and_miss_no_event(log: EventLog) -> None:
-    life = Life("a")
-    ref = await create(log, life)
+    history = History("a")
+    ref = await create(log, history)
 
     async def collect() -> list[int]:
         seen: list[int] = []
@@ -316,16 +323,16 @@ async def test_followers_at_one_position_share_reads_and_miss_no_event(log: Even
 
     followers = [asyncio.create_task(collect()) for _ in range(20)]
     for _ in range(20):
-        before = len(life.events)
-        attempt_planning(life)
-        await log.append(append(life, ref, before))
+        before = len(history.events)
+        attempt_planning(history)
+        await log.append(append(history, ref, before))
     for seen in await asyncio.wait_for(asyncio.gather(*followers), 10):
         assert seen == list(range(1, 42))
 
 
 async def test_paging_sees_each_instance_once_while_others_are_created(log: EventLog) -> None:
     for number in range(25):
-        await create(log, Life(f"old{number}"))
+        await create(log, History(f"old{number}"))
     seen: list[str] = []
     before = 0
     while True:
@@ -334,7 +341,7 @@ async def test_paging_sees_each_instance_once_while_others_are_created(log: Even
         if not page.before:
             break
         before = page.before
-        await create(log, Life(f"new{len(seen)}"))
+        await create(log, History(f"new{len(seen)}"))
     assert seen == [f"old{number}" for number in reversed(range(25))]
 
 
@@ -344,25 +351,25 @@ async def steps(log: EventLog, instance_id: str, **options: object) -> list[subs
 
 
 async def test_a_finished_instance_is_replayed_and_its_stream_ends(log: EventLog) -> None:
-    life = Life("a").planned().done("t1", "t2", "t3").completed()
-    await create(log, life)
+    history = History("a").planned().done("t1", "t2", "t3").completed()
+    await create(log, history)
     *pages, end = await steps(log, "a")
-    assert [event for page in pages for event in page.events()] == life.events
-    assert end == subscription.End(pb.STATE_COMPLETE, len(life.events))
-    assert await steps(log, "a", after=len(life.events)) == [end]
+    assert [event for page in pages for event in page.events()] == history.events
+    assert end == subscription.End(pb.STATE_COMPLETE, len(history.events))
+    assert await steps(log, "a", after=len(history.events)) == [end]
 
 
 async def test_reading_resumes_exactly_after_the_last_sequence_seen(log: EventLog) -> None:
-    life = Life("a").planned().done("t1", "t2", "t3").completed()
-    await create(log, life)
-    for after in range(len(life.events)):
+    history = History("a").planned().done("t1", "t2", "t3").completed()
+    await create(log, history)
+    for after in range(len(history.events)):
         page, _ = await steps(log, "a", after=after)
         assert page.ordinals[0] == after + 1
 
 
 @pytest.mark.parametrize("after", [2, 99, -1])
 async def test_reading_past_the_end_is_out_of_range(log: EventLog, after: int) -> None:
-    await create(log, Life("a"))
+    await create(log, History("a"))
     with pytest.raises(SequenceOutOfRangeError) as caught:
         await steps(log, "a", after=after)
     assert caught.value.metadata == {"last_sequence": "1"}
@@ -370,27 +377,27 @@ async def test_reading_past_the_end_is_out_of_range(log: EventLog, after: int) -
 
 @pytest.mark.parametrize("after", [2, 99, -1])
 async def test_reading_all_past_the_end_is_out_of_range(log: EventLog, after: int) -> None:
-    await create(log, Life("a"))
+    await create(log, History("a"))
     with pytest.raises(SequenceOutOfRangeError):
         await anext(subscription.follow_all(log, after=after))
 
 
 async def test_without_follow_a_reader_stops_once_caught_up(log: EventLog) -> None:
-    await create(log, Life("a"))
+    await create(log, History("a"))
     page, caught_up = await steps(log, "a", live=False)
     assert isinstance(page, Page)
     assert caught_up == subscription.CaughtUp(1)
 
 
 async def test_a_quiet_stream_yields_heartbeats(log: EventLog) -> None:
-    await create(log, Life("a"))
+    await create(log, History("a"))
     async with aclosing(subscription.follow(log, await log.head(key("a")), idle_s=0.001)) as reader:
         found = [await anext(reader) for _ in range(4)]
     assert found[1:] == [subscription.CaughtUp(1), subscription.Idle(1), subscription.Idle(1)]
 
 
 async def test_closing_ends_readers_with_an_error_that_asks_them_to_resume(log: EventLog) -> None:
-    await create(log, Life("a"))
+    await create(log, History("a"))
     async with aclosing(subscription.follow(log, await log.head(key("a")))) as reader:
         await anext(reader)
         await anext(reader)
@@ -402,12 +409,12 @@ async def test_closing_ends_readers_with_an_error_that_asks_them_to_resume(log: 
 
 
 async def test_all_instances_are_followed_live(log: EventLog) -> None:
-    ref = await create(log, Life("a").terminated())
+    ref = await create(log, History("a").terminated())
     async with aclosing(subscription.follow_all(log)) as reader:
         first = await anext(reader)
         assert isinstance(first, Page)
         assert await anext(reader) == subscription.CaughtUp(first.ordinals[-1])
-        await create(log, Life("b"))
+        await create(log, History("b"))
         page = await anext(reader)
         assert isinstance(page, Page)
         assert [event.instance_id for event in page.events()] == ["b"]
@@ -439,12 +446,12 @@ async def test_a_reader_of_all_reports_the_position_scanned_though_nothing_match
 
 
 async def test_a_wait_for_the_end_returns_the_end_or_the_state_at_its_timeout(log: EventLog) -> None:
-    life = Life("a")
-    await create(log, life)
+    history = History("a")
+    await create(log, history)
     assert (await ended(log, "a", 0.001)).state == pb.STATE_QUEUED
     waiting = asyncio.create_task(ended(log, "a", 30))
     await asyncio.sleep(0)
-    await record(log, life.terminated())
+    await record(log, history.terminated())
     assert (await waiting).state == pb.STATE_TERMINATED
 
 
@@ -455,8 +462,8 @@ async def test_readers_that_join_anywhere_see_every_event_once_and_in_order(
     kind: str, steps: list[tuple[int, bool, float | None]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     log = await open_log(kind, tmp_path_factory.mktemp("log"))
-    life = Life("a")
-    ref = await create(log, life)
+    history = History("a")
+    ref = await create(log, history)
     readers = []
 
     async def follow(after: int) -> list[int]:
@@ -471,29 +478,29 @@ async def test_readers_that_join_anywhere_see_every_event_once_and_in_order(
         if joins_at is not None:
             after = int(joins_at * (await log.head(ref.key)).last_sequence)
             readers.append((after, asyncio.create_task(follow(after))))
-        before = len(life.events)
+        before = len(history.events)
         for _ in range(attempts):
-            attempt_planning(life)
-        durable = log.append(append(life, ref, before)._replace(previous=durable))
+            attempt_planning(history)
+        durable = log.append(append(history, ref, before)._replace(previous=durable))
         if is_awaited:
             await durable
-    before = len(life.events)
-    await log.append(append(life.terminated(), ref, before)._replace(previous=durable))
+    before = len(history.events)
+    await log.append(append(history.terminated(), ref, before)._replace(previous=durable))
     for after, reader in readers:
-        assert await reader == list(range(after + 1, len(life.events) + 1))
+        assert await reader == list(range(after + 1, len(history.events) + 1))
     await log.aclose()
 
 
 def test_the_fixture_for_a_created_instance_equals_its_fold() -> None:
-    life = wish("a", "key", b"digest", team="red")
-    assert life.refolded() == life.instance
+    history = wish("a", "key", b"digest", team="red")
+    assert history.refolded() == history.instance
 
 
-def finished(instance_id: str, request_id: str = "", end_time_s: float = 0) -> Life:
-    life = wish(instance_id, request_id, b"x", team="red").terminated()
+def finished(instance_id: str, request_id: str = "", end_time_s: float = 0) -> History:
+    history = wish(instance_id, request_id, b"x", team="red").terminated()
     if end_time_s:
-        life.instance = replace(life.instance, end_time_s=end_time_s)
-    return life
+        history.instance = replace(history.instance, end_time_s=end_time_s)
+    return history
 
 
 async def test_a_deleted_instance_is_gone_for_every_method(log: EventLog) -> None:
@@ -513,13 +520,13 @@ async def test_a_deleted_instance_is_gone_for_every_method(log: EventLog) -> Non
 
 
 async def test_only_a_finished_instance_is_deleted(log: EventLog) -> None:
-    life = Life("a")
-    ref = await create(log, life)
+    history = History("a")
+    ref = await create(log, history)
     with pytest.raises(
         StateForbidsError, match="is queued: it cannot be asked to delete; terminate it first"
     ):
         await log.delete(ref)
-    assert await load(log, "a") == life.instance
+    assert await load(log, "a") == history.instance
 
 
 async def test_positions_of_deleted_instances_are_not_reused(log: EventLog) -> None:
@@ -536,51 +543,51 @@ async def test_positions_of_deleted_instances_are_not_reused(log: EventLog) -> N
 async def test_an_id_and_a_request_id_are_free_again_after_deletion(log: EventLog) -> None:
     await create(log, finished("a", "key"))
     await delete(log, "a")
-    life = finished("a", "key")
-    assert await events(log, await create(log, life)) == life.events
+    history = finished("a", "key")
+    assert await events(log, await create(log, history)) == history.events
 
 
 async def test_a_reader_of_a_deleted_instance_gets_not_found_even_if_the_id_is_reused(log: EventLog) -> None:
-    life = Life("a")
-    await create(log, life)
+    history = History("a")
+    await create(log, history)
     async with aclosing(subscription.follow(log, await log.head(key("a")), idle_s=5)) as reader:
         assert isinstance(await anext(reader), Page)
         assert isinstance(await anext(reader), subscription.CaughtUp)
-        await record(log, life.terminated())
+        await record(log, history.terminated())
         await delete(log, "a")
-        await create(log, Life("a").planned())
+        await create(log, History("a").planned())
         with pytest.raises(InstanceNotFoundError):
             await anext(reader)
 
 
 async def test_an_append_to_a_deleted_instance_is_rejected(log: EventLog) -> None:
-    life = finished("a")
-    ref = await create(log, life)
-    before = len(life.events)
+    history = finished("a")
+    ref = await create(log, history)
+    before = len(history.events)
     await log.delete(ref)
     with pytest.raises(InstanceNotFoundError):
-        await log.append(append(life.retried(), ref, before))
+        await log.append(append(history.retried(), ref, before))
     assert await ids(log) == []
 
 
 async def test_a_batch_of_creations_is_atomic(log: EventLog) -> None:
-    await create(log, Life("taken"))
+    await create(log, History("taken"))
     last = await log.last_position()
     for refused in (["a", "taken", "b"], ["a", "b", "a"]):
         with pytest.raises(AlreadyExistsError):
-            await log.create([creation(Life(name)) for name in refused])
+            await log.create([creation(History(name)) for name in refused])
         assert await ids(log) == ["taken"]
     assert await log.last_position() == last
-    outcomes = await log.create([creation(Life(name)) for name in "ab"])
+    outcomes = await log.create([creation(History(name)) for name in "ab"])
     assert [(type(outcome), outcome.ref.id) for outcome in outcomes] == [(Created, "a"), (Created, "b")]
     assert await ids(log) == ["b", "a", "taken"]
-    assert await events(log, outcomes[1].ref) == Life("b").events
+    assert await events(log, outcomes[1].ref) == History("b").events
 
 
 async def test_a_repeated_request_in_a_batch_does_not_prevent_the_other_creations(log: EventLog) -> None:
     await create(log, wish("first", "key", b"same"))
-    lives = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
-    outcomes = await log.create([creation(life) for life in lives])
+    histories = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
+    outcomes = await log.create([creation(history) for history in histories])
     assert [(type(outcome), outcome.ref.id) for outcome in outcomes] == [
         (Created, "a"),
         (Duplicate, "first"),
@@ -594,7 +601,7 @@ async def test_a_repeated_request_in_a_batch_does_not_prevent_the_other_creation
 async def test_finished_instances_are_found_by_end_time(log: EventLog) -> None:
     for name, end_time_s in (("late", 300.0), ("early", 100.0), ("middle", 200.0)):
         await create(log, finished(name, end_time_s=end_time_s))
-    await create(log, Life("running"))
+    await create(log, History("running"))
 
     async def before(time_s: float, limit: int = 9) -> list[str]:
         return [ref.id for ref in await log.finished_before(time_s, limit)]
@@ -605,9 +612,9 @@ async def test_finished_instances_are_found_by_end_time(log: EventLog) -> None:
 
 
 async def test_a_retried_instance_is_not_listed_as_finished(log: EventLog) -> None:
-    life = finished("a")
-    await create(log, life)
-    await record(log, life.retried())
+    history = finished("a")
+    await create(log, history)
+    await record(log, history.retried())
     assert await log.finished_before(NOW_S + 10**6, 9) == []
     assert [head.ref.id for head in await log.unfinished()] == ["a"]
 
@@ -615,7 +622,7 @@ async def test_a_retried_instance_is_not_listed_as_finished(log: EventLog) -> No
 async def test_a_sweep_removes_instances_that_finished_before_the_limit(log: EventLog) -> None:
     for number in range(5):
         await create(log, finished(f"i{number}", end_time_s=100.0 + number))
-    await create(log, Life("running"))
+    await create(log, History("running"))
     assert await sweep(log, 103) == 3
     assert await ids(log) == ["running", "i4", "i3"]
 
@@ -643,11 +650,13 @@ async def test_retention_continues_after_an_exception(
 
 
 async def test_a_page_ends_early_when_its_events_are_large(log: EventLog) -> None:
-    life = Life("a").planned(*(part(f"t{number}") for number in range(8)))
+    history = History("a").planned(*(part(f"t{number}") for number in range(8)))
     for number in range(8):
-        life.started(f"t{number}")
-        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), "x" * 400_000, Usage()))
-    await create(log, life)
+        history.started(f"t{number}")
+        history.then(
+            work_completed(history.instance, WorkKey("subtask", f"t{number}"), "x" * 400_000, Usage())
+        )
+    await create(log, history)
     pages = []
     after = 0
     while True:
@@ -656,23 +665,23 @@ async def test_a_page_ends_early_when_its_events_are_large(log: EventLog) -> Non
         if pages[-1].at_end:
             break
     assert [event.sequence for page in pages for event in page.events()] == list(range(1, after + 1))
-    assert after == len(life.events)
+    assert after == len(history.events)
     assert max(len(page.data) for page in pages) < 1_500_000
     assert len(pages) >= 3
     everything = await global_pages(log)
-    assert [event for page in everything for event in page.events.events()] == life.events
+    assert [event for page in everything for event in page.events.events()] == history.events
     assert max(len(page.events.data) for page in everything) < 1_500_000
 
 
 async def test_a_closed_log_has_written_its_queue_and_rejects_further_writes(log: EventLog) -> None:
-    life = Life("a").terminated()
-    queued = log.create([creation(life)])
+    history = History("a").terminated()
+    queued = log.create([creation(history)])
     await log.aclose()
     (created,) = await queued
     assert isinstance(created, Created)
     for refused in (
-        log.create([creation(Life("b"))]),
-        log.append(append(life.retried(), created.ref, 2)),
+        log.create([creation(History("b"))]),
+        log.append(append(history.retried(), created.ref, 2)),
         log.delete(created.ref),
         log.acquire_lease(created.ref),
     ):

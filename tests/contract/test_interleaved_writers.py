@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.lives import Life
+from support.histories import History
 from support.logs import create, events, global_pages, key, open_log
 from support.writers import Writer
 
@@ -23,7 +23,7 @@ DONE = type(None)
 
 @dataclass
 class Modelled:
-    """One life as it must be."""
+    """One history as it must be."""
 
     ref: InstanceRef
     state: State = pb.STATE_QUEUED
@@ -45,22 +45,22 @@ class Race:
     """Two writers on a log, and the model of what the log holds."""
 
     log: EventLog
-    lives: dict[str, Modelled] = field(default_factory=dict)
+    histories: dict[str, Modelled] = field(default_factory=dict)
     deleted: list[InstanceRef] = field(default_factory=list)
     hands: dict[tuple[int, str], Hand] = field(default_factory=dict)
     outcomes: list[tuple["asyncio.Future[None]", type]] = field(default_factory=list)
     """What is on its way, and what has to come of it."""
 
     async def create(self, instance_id: str) -> None:
-        if instance_id in self.lives:
+        if instance_id in self.histories:
             with pytest.raises(AlreadyExistsError):
-                await create(self.log, Life(instance_id))
+                await create(self.log, History(instance_id))
         else:
-            self.lives[instance_id] = Modelled(await create(self.log, Life(instance_id)))
+            self.histories[instance_id] = Modelled(await create(self.log, History(instance_id)))
 
     async def look(self, who: int, instance_id: str) -> None:
         writer = self.hands[who, instance_id].writer if (who, instance_id) in self.hands else Writer(self.log)
-        if instance_id in self.lives:
+        if instance_id in self.histories:
             await writer.look(instance_id)
             self.hands[who, instance_id] = Hand(writer)
         else:
@@ -69,9 +69,9 @@ class Race:
 
     async def lease(self, who: int, instance_id: str) -> None:
         if hand := self.hands.get((who, instance_id)):
-            ref, life = hand.writer.seen.ref, self.lives.get(instance_id)
-            if life and life.ref == ref:
-                life.epoch = hand.epoch = await self.log.acquire_lease(ref)
+            ref, history = hand.writer.seen.ref, self.histories.get(instance_id)
+            if history and history.ref == ref:
+                history.epoch = hand.epoch = await self.log.acquire_lease(ref)
             else:
                 with pytest.raises(InstanceNotFoundError):
                     await self.log.acquire_lease(ref)
@@ -84,7 +84,7 @@ class Race:
         writer, (ref, instance) = hand.writer, hand.writer.seen
         expected = self._expect(ref, hand, instance.last_sequence)
         if instance.state in TERMINAL:
-            queued = writer.append(Life("a").terminated().retried().events[-1], epoch=hand.epoch)
+            queued = writer.append(History("a").terminated().retried().events[-1], epoch=hand.epoch)
         elif ends:
             queued = writer.append(*lifecycle.terminate(instance), epoch=hand.epoch)
         else:
@@ -93,49 +93,49 @@ class Race:
         hand.has_failed |= expected is not DONE
         if expected is DONE:
             after = writer.seen.instance
-            self.lives[instance_id].state = after.state
-            self.lives[instance_id].last_sequence = after.last_sequence
+            self.histories[instance_id].state = after.state
+            self.histories[instance_id].last_sequence = after.last_sequence
 
     def _expect(self, ref: InstanceRef, hand: Hand, last_sequence: int) -> type:
-        life = self.lives.get(ref.id)
-        if life is None or life.ref != ref:
+        history = self.histories.get(ref.id)
+        if history is None or history.ref != ref:
             return InstanceNotFoundError
-        if hand.epoch is not None and hand.epoch < life.epoch:
+        if hand.epoch is not None and hand.epoch < history.epoch:
             return FencedError
-        return SequenceConflictError if hand.has_failed or life.last_sequence != last_sequence else DONE
+        return SequenceConflictError if hand.has_failed or history.last_sequence != last_sequence else DONE
 
     async def delete(self, instance_id: str) -> None:
-        life = self.lives.get(instance_id)
-        if life is None:
+        history = self.histories.get(instance_id)
+        if history is None:
             return
-        if life.state in TERMINAL:
-            await self.log.delete(life.ref)
-            self.deleted.append(self.lives.pop(instance_id).ref)
+        if history.state in TERMINAL:
+            await self.log.delete(history.ref)
+            self.deleted.append(self.histories.pop(instance_id).ref)
         else:
             with pytest.raises(StateForbidsError):
-                await self.log.delete(life.ref)
+                await self.log.delete(history.ref)
 
     async def check(self) -> None:
         """Everything that was done came out as in the model, and the log holds what it holds."""
         results = await asyncio.gather(*(queued for queued, _ in self.outcomes), return_exceptions=True)
         assert [type(result) for result in results] == [expected for _, expected in self.outcomes]
         rows = {row.head.ref.id: row for row in (await self.log.list(Query())).rows}
-        assert rows.keys() == self.lives.keys()
+        assert rows.keys() == self.histories.keys()
         told = await global_pages(self.log, limit=5)
         assert [deletion.ref for page in told for deletion in page.deletions] == self.deleted
         streamed = [event for page in told for event in page.events.events()]
-        for instance_id, life in self.lives.items():
+        for instance_id, history in self.histories.items():
             head = await self.log.head(key(instance_id))
-            assert head == (life.ref, life.state, life.last_sequence)
+            assert head == (history.ref, history.state, history.last_sequence)
             assert rows[instance_id].head == head
-            assert bool(rows[instance_id].view) == (life.state in TERMINAL)
-            found = await events(self.log, life.ref)
-            assert [event.sequence for event in found] == list(range(1, life.last_sequence + 1))
+            assert bool(rows[instance_id].view) == (history.state in TERMINAL)
+            found = await events(self.log, history.ref)
+            assert [event.sequence for event in found] == list(range(1, history.last_sequence + 1))
             assert [event for event in streamed if event.instance_id == instance_id] == found
-            for hand in self.hands.values():  # whose states were topped up, or are of another life
-                if hand.writer.seen.ref == life.ref:
+            for hand in self.hands.values():  # whose states were topped up, or are of another history
+                if hand.writer.seen.ref == history.ref:
                     assert (await hand.writer.look(instance_id)).seen == await self._fresh(instance_id)
-        assert len(streamed) == sum(life.last_sequence for life in self.lives.values())
+        assert len(streamed) == sum(history.last_sequence for history in self.histories.values())
 
     async def _fresh(self, instance_id: str) -> object:
         return (await Writer(self.log).look(instance_id)).seen

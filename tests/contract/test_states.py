@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from support.lives import Life
+from support.histories import History
 from support.logs import create, delete, key, record
 
 from orchestrator.core.identity import InstanceRef
@@ -46,26 +46,26 @@ async def test_a_cached_state_is_reused_and_updated_with_new_events(
     log: EventLog, counting: CountingLog
 ) -> None:
     states = store(counting)
-    life = Life("a").planned()
-    await create(log, life)
+    history = History("a").planned()
+    await create(log, history)
     for _ in range(3):
-        assert (await states.load(key("a"))).instance == life.instance
+        assert (await states.load(key("a"))).instance == history.instance
     assert counting.read_after == [0]
-    await record(log, life.done("t1"))
-    assert (await states.load(key("a"))).instance == life.instance
+    await record(log, history.done("t1"))
+    assert (await states.load(key("a"))).instance == history.instance
     assert counting.read_after == [0, 6]
 
 
 async def test_a_state_that_its_owner_stores_is_not_read(log: EventLog, counting: CountingLog) -> None:
     states = store(counting)
-    life = Life("a")
-    ref = await create(log, life)
-    states.keep(ref, life.instance)
-    old = life.instance
-    await record(log, life.planned())
-    states.keep(ref, life.instance)
+    history = History("a")
+    ref = await create(log, history)
+    states.keep(ref, history.instance)
+    old = history.instance
+    await record(log, history.planned())
+    states.keep(ref, history.instance)
     states.keep(ref, old)  # late: an older one changes nothing
-    assert await states.load(key("a")) == (ref, life.instance)
+    assert await states.load(key("a")) == (ref, history.instance)
     assert counting.read_after == []
 
 
@@ -73,12 +73,12 @@ async def test_a_state_of_a_deleted_instance_is_never_returned_for_its_id(
     log: EventLog, counting: CountingLog
 ) -> None:
     states = store(counting)
-    await create(log, Life("a").planned().terminated())
+    await create(log, History("a").planned().terminated())
     await states.load(key("a"))
     await delete(log, "a")
     with pytest.raises(InstanceNotFoundError):
         await states.load(key("a"))
-    new = Life("a", instructions="another")
+    new = History("a", instructions="another")
     ref = await create(log, new)
     assert await states.load(key("a")) == (ref, new.instance)
     assert counting.read_after == [0, 0]
@@ -86,17 +86,17 @@ async def test_a_state_of_a_deleted_instance_is_never_returned_for_its_id(
 
 async def test_a_late_read_does_not_replace_a_newer_state(log: EventLog, counting: CountingLog) -> None:
     states = store(counting)
-    life = Life("a")
-    ref = await create(log, life)
+    history = History("a")
+    ref = await create(log, history)
     counting.may_go_on.clear()
     slow = asyncio.create_task(states.load(key("a")))
     await counting.has_read.wait()
-    await record(log, life.planned())
-    states.keep(ref, life.instance)
+    await record(log, history.planned())
+    states.keep(ref, history.instance)
     counting.may_go_on.set()
     assert (await slow).instance.last_sequence >= 1
     counting.read_after.clear()
-    assert (await states.load(key("a"))).instance == life.instance
+    assert (await states.load(key("a"))).instance == history.instance
     assert counting.read_after == []  # the late one has not replaced the newer
 
 
@@ -106,8 +106,8 @@ async def test_the_most_recently_used_states_are_kept_up_to_the_limit(
 ) -> None:
     states = store(counting, max_characters=3 * 5000)
     for name in "abcd":
-        life = Life(name)
-        await create(log, life.terminated() if is_finished else life)
+        history = History(name)
+        await create(log, history.terminated() if is_finished else history)
 
     async def is_kept(name: str) -> bool:
         counting.read_after.clear()
@@ -125,8 +125,8 @@ async def test_states_count_by_the_length_of_their_texts_and_one_is_always_kept(
     log: EventLog, counting: CountingLog
 ) -> None:
     states = store(counting, max_characters=20_000)
-    await create(log, Life("small"))
-    await create(log, Life("large", instructions="x" * 30_000))
+    await create(log, History("small"))
+    await create(log, History("large", instructions="x" * 30_000))
     for name, read_after in (("small", [0]), ("large", [0]), ("large", []), ("small", [0]), ("small", [])):
         counting.read_after.clear()
         await states.load(key(name))
@@ -135,7 +135,7 @@ async def test_states_count_by_the_length_of_their_texts_and_one_is_always_kept(
 
 async def test_forgotten_states_free_their_room(log: EventLog, counting: CountingLog) -> None:
     states = store(counting, max_characters=2 * 5000)
-    refs = [await create(log, Life(name)) for name in "abc"]
+    refs = [await create(log, History(name)) for name in "abc"]
     await states.load(key("a"))
     await states.load(key("b"))
     states.forget(refs[0])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from support.lives import Life, labelled
+from support.histories import History, labelled
 from support.logs import append, create, creation, events, global_pages, key, record
 from support.writers import Writer
 
@@ -31,7 +31,7 @@ from orchestrator.v1 import instance_pb2 as pb
 @pytest.fixture
 async def writers(log: EventLog) -> tuple[Writer, Writer]:
     """Two that have seen the new instance "a"."""
-    await create(log, Life("a"))
+    await create(log, History("a"))
     return await Writer(log).look("a"), await Writer(log).look("a")
 
 
@@ -134,24 +134,24 @@ async def test_a_fenced_append_reports_the_fence_before_a_conflict(
 
 
 async def test_a_lease_survives_appends_and_ends_with_the_incarnation(log: EventLog) -> None:
-    life = Life("a")
-    ref = await create(log, life)
+    history = History("a")
+    ref = await create(log, history)
     assert [await log.acquire_lease(ref) for _ in range(3)] == [1, 2, 3]
-    await record(log, life.terminated())
+    await record(log, history.terminated())
     with pytest.raises(FencedError):
-        await log.append(append(life.retried(), ref, 2)._replace(epoch=2))
+        await log.append(append(history.retried(), ref, 2)._replace(epoch=2))
     await log.delete(ref)
-    assert await log.acquire_lease(await create(log, Life("a"))) == 1
+    assert await log.acquire_lease(await create(log, History("a"))) == 1
 
 
-async def anew(log: EventLog, ref: InstanceRef, life: Life) -> InstanceRef:
+async def anew(log: EventLog, ref: InstanceRef, history: History) -> InstanceRef:
     """Delete a finished instance, and create another one under its key."""
     await log.delete(ref)
-    return await create(log, life)
+    return await create(log, history)
 
 
 async def test_an_incarnation_may_be_replaced_between_two_reads(log: EventLog) -> None:
-    old, new = Life("a").planned().terminated(), Life("a", instructions="another")
+    old, new = History("a").planned().terminated(), History("a", instructions="another")
     ref = await create(log, old)
     writer = await Writer(log).look("a")
     assert writer.seen == (ref, old.instance)
@@ -167,24 +167,26 @@ class InterruptedLog:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self.replaced_by: Life | None = None
+        self.replaced_by: History | None = None
 
     async def head(self, of: InstanceKey) -> Head:
         return await self._log.head(of)
 
     async def read(self, ref: InstanceRef, after: int) -> Page:
         page = await self._log.read(ref, after, limit=2)
-        if life := self.replaced_by:
+        if history := self.replaced_by:
             self.replaced_by = None
-            await anew(self._log, ref, life)
+            await anew(self._log, ref, history)
         return page
 
 
 async def test_an_incarnation_may_be_replaced_between_two_pages_of_a_load(log: EventLog) -> None:
-    old = Life("a").planned().done("t1").terminated()
+    old = History("a").planned().done("t1").terminated()
     await create(log, old)
     interrupted = InterruptedLog(log)
-    interrupted.replaced_by = Life("a", instructions="another").planned().done("t1", "t2", "t3").terminated()
+    interrupted.replaced_by = (
+        History("a", instructions="another").planned().done("t1", "t2", "t3").terminated()
+    )
     new = interrupted.replaced_by.instance
     states = StateStore(interrupted)  # type: ignore[arg-type]  the two methods that it uses
     with pytest.raises(InstanceNotFoundError):
@@ -193,7 +195,7 @@ async def test_an_incarnation_may_be_replaced_between_two_pages_of_a_load(log: E
 
 
 async def test_an_append_for_one_incarnation_never_reaches_the_next(log: EventLog) -> None:
-    old, new = Life("a").terminated(), Life("a").terminated()
+    old, new = History("a").terminated(), History("a").terminated()
     ref = await create(log, old)
     writer = await Writer(log).look("a")
     new_ref = await anew(log, ref, new)
@@ -208,12 +210,12 @@ async def test_an_append_for_one_incarnation_never_reaches_the_next(log: EventLo
 async def test_a_wait_for_the_end_never_returns_the_end_of_another_incarnation(
     log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = await create(log, Life("a").terminated())
+    ref = await create(log, History("a").terminated())
     states = StateStore(log)
     load = states.load
 
     async def late(of: InstanceKey) -> Loaded:
-        await anew(log, ref, Life("a"))
+        await anew(log, ref, History("a"))
         return await load(of)
 
     monkeypatch.setattr(states, "load", late)
@@ -223,9 +225,9 @@ async def test_a_wait_for_the_end_never_returns_the_end_of_another_incarnation(
 
 async def test_deletions_are_reported_at_their_position_in_the_order(log: EventLog) -> None:
     refs = [await create(log, labelled(name, team="red").terminated()) for name in "abcd"]
-    await create(log, Life("e"))
+    await create(log, History("e"))
     await log.delete(refs[0])
-    await create(log, Life("f"))
+    await create(log, History("f"))
     for ref in refs[1:3]:
         await log.delete(ref)
     last = await log.last_position()
@@ -239,10 +241,10 @@ async def test_deletions_are_reported_at_their_position_in_the_order(log: EventL
 
 
 async def test_many_consecutive_deletions_are_all_reported(log: EventLog) -> None:
-    refs = [await create(log, Life(f"i{number}").terminated()) for number in range(30)]
+    refs = [await create(log, History(f"i{number}").terminated()) for number in range(30)]
     for ref in refs:
         await log.delete(ref)
-    await create(log, Life("last"))
+    await create(log, History("last"))
     expected = [f"-i{number}" for number in range(30)] + ["last1"]
     assert await told(log) == expected
     assert await told(log, limit=7) == expected
@@ -250,8 +252,8 @@ async def test_many_consecutive_deletions_are_all_reported(log: EventLog) -> Non
 
 
 async def test_a_deletion_is_reported_to_a_reader_in_the_middle_of_the_instance(log: EventLog) -> None:
-    life = Life("a").planned().terminated()
-    ref = await create(log, life)
+    history = History("a").planned().terminated()
+    ref = await create(log, history)
     page = await log.read_all(0, 2)
     await log.delete(ref)
     assert await told(log, after=page.cursor) == ["-a"]
@@ -281,21 +283,21 @@ async def told(
 
 async def test_of_two_creations_with_one_id_one_succeeds(log: EventLog) -> None:
     results = await asyncio.gather(
-        log.create([creation(Life("a", instructions="first"))]),
-        log.create([creation(Life("a", instructions="second"))]),
+        log.create([creation(History("a", instructions="first"))]),
+        log.create([creation(History("a", instructions="second"))]),
         return_exceptions=True,
     )
     assert isinstance(results[1], AlreadyExistsError)
     seen = (await Writer(log).look("a")).seen.instance
-    assert seen == Life("a", instructions="first").instance
+    assert seen == History("a", instructions="first").instance
 
 
-def requested(instance_id: str, request_id: str = "key") -> Life:
-    life = Life(instance_id)
-    created = life.events[0].instance_created
+def requested(instance_id: str, request_id: str = "key") -> History:
+    history = History(instance_id)
+    created = history.events[0].instance_created
     created.request_id, created.request_digest = request_id, b"digest"
-    life.instance = replace(life.instance, request_id=request_id, request_digest=b"digest")
-    return life
+    history.instance = replace(history.instance, request_id=request_id, request_digest=b"digest")
+    return history
 
 
 async def test_two_creations_with_one_request_id_return_the_same_instance(log: EventLog) -> None:
@@ -308,17 +310,17 @@ async def test_two_creations_with_one_request_id_return_the_same_instance(log: E
 
 
 async def test_tenants_may_use_the_same_ids_and_see_only_their_own(log: EventLog) -> None:
-    lives = {tenant: requested("a") for tenant in ("red", "blue")}
-    refs = {tenant: await create(log, life, tenant) for tenant, life in lives.items()}
+    histories = {tenant: requested("a") for tenant in ("red", "blue")}
+    refs = {tenant: await create(log, history, tenant) for tenant, history in histories.items()}
     with pytest.raises(AlreadyExistsError):
-        await log.create([creation(Life("a"), "red")])
+        await log.create([creation(History("a"), "red")])
     assert await log.create([creation(requested("b"), "blue")]) == [Duplicate(refs["blue"])]
     assert await log.create([creation(requested("c", "other"), "green")]) != [Duplicate(refs["blue"])]
     with pytest.raises(InstanceNotFoundError):
         await log.head(InstanceKey("", "a"))
     red = await Writer(log).look("a", "red")
     await red.append(*lifecycle.terminate(red.seen.instance))
-    assert (await Writer(log).look("a", "blue")).seen == (refs["blue"], lives["blue"].instance)
+    assert (await Writer(log).look("a", "blue")).seen == (refs["blue"], histories["blue"].instance)
     for tenant, ids in {"red": ["a"], "blue": ["a"], "green": ["c"], "": [], None: ["c", "a", "a"]}.items():
         page = await log.list(Query(tenant=tenant))
         assert [row.head.ref.id for row in page.rows] == ids
@@ -339,25 +341,25 @@ async def view(log: EventLog) -> pb.Instance | None:
 
 
 async def test_a_list_shows_instances_at_rest_and_no_stale_view(log: EventLog) -> None:
-    life = Life("a")
-    await create(log, life)
+    history = History("a")
+    await create(log, history)
     assert await view(log) is None
-    await record(log, life.planned().done("t1"))
+    await record(log, history.planned().done("t1"))
     assert await view(log) is None
-    await record(log, life.terminated())
-    assert await view(log) == view_of(life.instance)
-    await record(log, life.retried())
+    await record(log, history.terminated())
+    assert await view(log) == view_of(history.instance)
+    await record(log, history.retried())
     assert await view(log) is None
-    ref = await record(log, life.terminated())
-    assert await view(log) == view_of(life.instance)
+    ref = await record(log, history.terminated())
+    assert await view(log) == view_of(history.instance)
     (row,) = (await log.list(Query())).rows
-    assert row.head == (ref, pb.STATE_TERMINATED, len(life.events))
+    assert row.head == (ref, pb.STATE_TERMINATED, len(history.events))
 
 
 async def test_an_instance_created_at_rest_is_listed_at_once(log: EventLog) -> None:
-    life = Life("a").planned().terminated()
-    await create(log, life)
-    assert await view(log) == view_of(life.instance)
+    history = History("a").planned().terminated()
+    await create(log, history)
+    assert await view(log) == view_of(history.instance)
 
 
 async def test_a_rejected_append_changes_neither_state_nor_view(
@@ -377,7 +379,7 @@ async def test_two_events_in_one_commit_leave_the_view_of_the_last(
 ) -> None:
     writer, _ = writers
     ended = writer.append(*lifecycle.terminate(writer.seen.instance))
-    again = writer.append(Life("a").terminated().retried().events[-1])
+    again = writer.append(History("a").terminated().retried().events[-1])
     await asyncio.gather(ended, again)
     assert await view(log) is None
     assert await log.finished_before(2e9, 9) == []

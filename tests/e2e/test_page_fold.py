@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from playwright.async_api import Browser, Page
 from support.endpoint import Answer, Call, Endpoint, failing
-from support.lives import NOW_S, Life, lives_by_transition, part, resolved
+from support.histories import NOW_S, History, histories_by_transition, part, resolved
 from support.process import on_endpoint, process
 
 from orchestrator.core import view
@@ -122,66 +122,68 @@ RESTARTED = Event(instance_restarted=InstanceRestarted(config=resolved()))
 A, B, C = part("a"), part("b", "a"), part("c")
 
 
-def partly_planned(life: Life, *subtasks: Subtask) -> Life:
-    return life.then(*subtasks_planned(life.instance, subtasks, "how"))
+def partly_planned(history: History, *subtasks: Subtask) -> History:
+    return history.then(*subtasks_planned(history.instance, subtasks, "how"))
 
 
-def replanned() -> Life:
+def replanned() -> History:
     """A planning that failed with two subtasks completed and one running; its next attempt is started."""
-    life = Life()
-    partly_planned(life.then(call_started(life.instance, PLANNING)), A, B, C).done("a", "b").started("c")
-    life.then(*plan_calls_interrupted(life.instance))
+    history = History()
+    partly_planned(history.then(call_started(history.instance, PLANNING)), A, B, C).done("a", "b").started(
+        "c"
+    )
+    history.then(*plan_calls_interrupted(history.instance))
     error = ModelError("PLAN_INVALID", "no", retryable=True)
-    life.then(call_failed(life.instance, PLANNING, error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
-    return life.then(call_started(life.instance, PLANNING))
+    history.then(call_failed(history.instance, PLANNING, error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
+    return history.then(call_started(history.instance, PLANNING))
 
 
-def terminated() -> Life:
-    return Life().planned(A, B, C).done("a", "b").started("c").terminated()
+def terminated() -> History:
+    return History().planned(A, B, C).done("a", "b").started("c").terminated()
 
 
-def reviewed(life: Life, *edited: Subtask) -> Life:
+def reviewed(history: History, *edited: Subtask) -> History:
     """Reject the plan, or approve it as edited."""
     review = PlanReviewed(decision=DECISION_APPROVE if edited else DECISION_REJECT)
     for subtask in edited:
         write_subtask(review.subtasks.add(), subtask)
-    return life.then(Event(plan_reviewed=review))
+    return history.then(Event(plan_reviewed=review))
 
 
-def interrupted(life: Life) -> Life:
-    return life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
+def interrupted(history: History) -> History:
+    return history.then(*calls_interrupted(history.instance, NOW_S, by_crash=True))
 
 
-def paused(life: Life) -> Life:
-    return life.then(
+def paused(history: History) -> History:
+    return history.then(
         Event(instance_pause_requested=InstancePauseRequested()), Event(instance_paused=InstancePaused())
     )
 
 
-def synthesis_failed(life: Life) -> Life:
-    life.then(call_started(life.instance, SYNTHESIS))
+def synthesis_failed(history: History) -> History:
+    history.then(call_started(history.instance, SYNTHESIS))
     error = Failure(reason="MODEL_FAILED", message="no")
-    return life.then(Event(synthesis_failed=SynthesisFailed(attempt=1, error=error))).then(ERRORED)
+    return history.then(Event(synthesis_failed=SynthesisFailed(attempt=1, error=error))).then(ERRORED)
 
 
-LIVES: Mapping[str, Callable[[], Life]] = {
+HISTORIES: Mapping[str, Callable[[], History]] = {
     "terminated": terminated,
-    "errored": lambda: Life().planned(A, C).done("a").started("c").then(ERRORED),
+    "errored": lambda: History().planned(A, C).done("a").started("c").then(ERRORED),
     "terminated while planning": lambda: replanned().terminated(),
     "retried": lambda: terminated().retried().done("c").completed(),
-    "interrupted": lambda: interrupted(Life().planned(A, C).started("a")).done("a", "c").completed(),
+    "interrupted": lambda: interrupted(History().planned(A, C).started("a")).done("a", "c").completed(),
     "planned again": lambda: partly_planned(replanned(), A, C),
     "planned again in another order": lambda: partly_planned(replanned(), B, A),
     "planned again otherwise": lambda: partly_planned(
         partly_planned(replanned(), A._replace(title="More")).done("a"), B
     ),
     "retried in review": lambda: terminated().retried(review_plan=True),
-    "paused": lambda: paused(Life().planned(A)).then(Event(instance_resumed=InstanceResumed())).done("a"),
-    "paused in review": lambda: paused(Life(review_plan=True).planned(A)).then(
+    "paused": lambda: paused(History().planned(A)).then(Event(instance_resumed=InstanceResumed())).done("a"),
+    "paused in review": lambda: paused(History(review_plan=True).planned(A)).then(
         Event(instance_resumed=InstanceResumed())
     ),
-    "skipped": lambda: Life().planned(A, B).then(Event(subtask_skipped=SubtaskSkipped(subtask_id="b"))),
-    "synthesis failed": lambda: synthesis_failed(Life().planned(A).done("a")),
+    "skipped": lambda: History().planned(A, B).then(Event(subtask_skipped=SubtaskSkipped(subtask_id="b"))),
+    "synthesis failed": lambda: synthesis_failed(History().planned(A).done("a")),
     "retried before it was planned": lambda: replanned().terminated().retried(),
     "restarted": lambda: terminated().then(RESTARTED).planned(A).started("a"),
     "rejected": lambda: reviewed(terminated().retried(review_plan=True)).planned(A, C),
@@ -191,7 +193,7 @@ LIVES: Mapping[str, Callable[[], Life]] = {
 
 
 def test_every_kind_of_event_is_in_a_life() -> None:
-    kinds = {event.WhichOneof("payload") for make in LIVES.values() for event in make().events}
+    kinds = {event.WhichOneof("payload") for make in HISTORIES.values() for event in make().events}
     assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
 
 
@@ -205,15 +207,15 @@ async def assert_folds_as_the_core_does(page: Page, instance: Instance, events: 
     assert_same(shown, expected)
 
 
-@pytest.mark.parametrize("name", LIVES)
+@pytest.mark.parametrize("name", HISTORIES)
 async def test_the_page_folds_a_life_as_the_core_does(browser: Browser, name: str) -> None:
-    life = LIVES[name]()
+    history = HISTORIES[name]()
     page = await browser.new_page()
-    await assert_folds_as_the_core_does(page, life.instance, life.events)
+    await assert_folds_as_the_core_does(page, history.instance, history.events)
     await page.close()
 
 
-EXPLORED = lives_by_transition()
+EXPLORED = histories_by_transition()
 CALL_ENDS = {
     "planning_failed",
     "subtask_failed",
@@ -243,12 +245,12 @@ async def test_the_page_folds_every_transition_as_the_core_does(browser: Browser
 
 async def test_a_decision_unknown_to_the_page_changes_nothing(browser: Browser) -> None:
     source = b64encode(resources.files("orchestrator").joinpath("web/fold.js").read_bytes()).decode()
-    life = Life(review_plan=True).planned(A)
-    sequence = str(life.instance.last_sequence + 1)
+    history = History(review_plan=True).planned(A)
+    sequence = str(history.instance.last_sequence + 1)
     page = await browser.new_page()
     for decision in ({}, {"decision": 17}):
         unknown = {"instanceId": "a", "sequence": sequence, "planReviewed": decision}
-        events = [*map(MessageToDict, life.events), unknown]
+        events = [*map(MessageToDict, history.events), unknown]
         shown = await page.evaluate(FOLD_EVENTS, [source, events])
         assert (shown["state"], shown["lastSequence"]) == ("STATE_WAITING", int(sequence))
     await page.close()

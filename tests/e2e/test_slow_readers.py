@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from support.endpoint import Endpoint
-from support.lives import Life, part
+from support.histories import History, part
 from support.logs import key
 from support.process import Process, on_endpoint, process
 
@@ -36,15 +36,17 @@ SERVED_S = 5.0
 
 async def write_long_log(path: Path) -> int:
     """A finished instance with large events; how many there are."""
-    life = Life("long").planned(*(part(f"t{number}") for number in range(PARTS)))
+    history = History("long").planned(*(part(f"t{number}") for number in range(PARTS)))
     for number in range(PARTS):
-        life.started(f"t{number}")
-        life.then(work_completed(life.instance, WorkKey("subtask", f"t{number}"), OUTPUT, Usage(1, 2, 1)))
-    life.completed()
+        history.started(f"t{number}")
+        history.then(
+            work_completed(history.instance, WorkKey("subtask", f"t{number}"), OUTPUT, Usage(1, 2, 1))
+        )
+    history.completed()
     log = await SqliteEventLog.open(path)
-    await log.create([Creation(key("long"), life.events, life.instance)])
+    await log.create([Creation(key("long"), history.events, history.instance)])
     await log.aclose()
-    return len(life.events)
+    return len(history.events)
 
 
 @pytest.fixture

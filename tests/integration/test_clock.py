@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from support.lives import resolved
+from support.histories import resolved
 from support.logs import ended, load, ref, steer
 
 from orchestrator.core import lifecycle

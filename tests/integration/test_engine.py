@@ -9,7 +9,7 @@ from functools import partial, reduce
 from pathlib import Path
 
 import pytest
-from support.lives import CONFIG, NOW_S, Life, changes, part, resolved
+from support.histories import CONFIG, NOW_S, History, changes, part, resolved
 from support.logs import ended, ids, key, load, read, ref, steer
 
 from orchestrator.core import lifecycle
@@ -701,12 +701,12 @@ async def test_an_instance_that_repeatedly_crashes_the_service_is_paused_at_the_
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "log.db"
-    life = Life().planned(part("t1"), part("t2"))
+    history = History().planned(part("t1"), part("t2"))
     for _ in range(2):
-        life.started("t1").then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
-    life.started("t1")  # and the process ended without another word
+        history.started("t1").then(*calls_interrupted(history.instance, NOW_S, by_crash=True))
+    history.started("t1")  # and the process ended without another word
     log = await SqliteEventLog.open(path)
-    await log.create([Creation(key("a"), life.events, life.instance)])
+    await log.create([Creation(key("a"), history.events, history.instance)])
     await log.aclose()
     hall = Hall()
     async with engine_on(path, hall.provider) as (engine, log):

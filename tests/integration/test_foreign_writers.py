@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
-from support.lives import resolved
+from support.histories import resolved
 from support.logs import ended, key, load, read, ref
 
 from orchestrator.core import lifecycle

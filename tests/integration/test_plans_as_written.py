@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.endpoint import Answer, Call, Endpoint, fenced
-from support.lives import resolved
+from support.histories import resolved
 from support.logs import ended
 
 from orchestrator.core.create import NewInstance

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from support.lives import changes, resolved
+from support.histories import changes, resolved
 from support.logs import delete, ended, load, read, ref, steer
 
 from orchestrator.core import lifecycle

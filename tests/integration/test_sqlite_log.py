@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.lives import Life, labelled
+from support.histories import History, labelled
 from support.logs import append, create, creation, delete, global_pages, ids, key, load, read, record
 
 from orchestrator.errors import InstanceNotFoundError, StorageError, UnavailableError
@@ -33,13 +33,13 @@ async def log(tmp_path: Path) -> AsyncIterator[SqliteEventLog]:
 async def test_everything_is_present_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
-    life = Life("a").planned().done("t1")
-    await create(log, life)
+    history = History("a").planned().done("t1")
+    await create(log, history)
     await log.aclose()
     log = await SqliteEventLog.open(path)
-    assert await load(log, "a") == life.instance
-    await record(log, life.done("t2"))
-    assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(life.events) + 1))
+    assert await load(log, "a") == history.instance
+    await record(log, history.done("t2"))
+    assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(history.events) + 1))
     await log.aclose()
 
 
@@ -53,8 +53,8 @@ async def test_appends_queued_together_are_committed_together(log: SqliteEventLo
         await write(statements)
 
     log._writer._tables.connection.write = counted  # type: ignore[method-assign]
-    lives = [Life(f"i{number}") for number in range(500)]
-    await asyncio.gather(*(log.create([creation(life)]) for life in lives))
+    histories = [History(f"i{number}") for number in range(500)]
+    await asyncio.gather(*(log.create([creation(history)]) for history in histories))
     assert 1 <= commits <= 2
 
 
@@ -82,7 +82,7 @@ async def test_a_newer_database_is_rejected(tmp_path: Path) -> None:
         await SqliteEventLog.open(path)
 
 
-def write_old_file(path: Path, version: int, *lives: Life) -> None:
+def write_old_file(path: Path, version: int, *histories: History) -> None:
     """Make a file as a release wrote it that knew no later version than 1 or 2."""
     connection = sqlite3.connect(path)
     connection.create_function("event_time_s", 1, float)
@@ -90,8 +90,8 @@ def write_old_file(path: Path, version: int, *lives: Life) -> None:
         connection.executescript(script)
     connection.execute(f"PRAGMA user_version = {version}")
     connection.execute(f"PRAGMA application_id = {schema._APPLICATION_ID}")
-    for number, life in enumerate(lives, 1):
-        instance = life.instance
+    for number, history in enumerate(histories, 1):
+        instance = history.instance
         connection.execute(
             "INSERT INTO instance (key, id, state, request_id, request_digest) VALUES (?, ?, ?, ?, '')",
             (number, instance.id, instance.state, f"request {number}"),
@@ -103,7 +103,7 @@ def write_old_file(path: Path, version: int, *lives: Life) -> None:
         connection.execute("INSERT INTO label VALUES (?, 'team', ?)", (number, instance.id))
         connection.executemany(
             "INSERT INTO event (instance, sequence, data) VALUES (?, ?, ?)",
-            [(number, event.sequence, encode_row(event)) for event in life.events],
+            [(number, event.sequence, encode_row(event)) for event in history.events],
         )
     connection.commit()
     connection.close()
@@ -112,7 +112,7 @@ def write_old_file(path: Path, version: int, *lives: Life) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 async def test_a_database_of_an_older_version_is_read_and_continued(version: int, tmp_path: Path) -> None:
     path = tmp_path / "log.db"
-    ended, running = Life("ended").planned().done("t1", "t2", "t3").completed(), Life("running")
+    ended, running = History("ended").planned().done("t1", "t2", "t3").completed(), History("running")
     write_old_file(path, version, ended, running)
     log = await SqliteEventLog.open(path)
     assert await log.finished_before(ended.instance.end_time_s, 9) == []
@@ -130,7 +130,7 @@ async def test_a_database_of_an_older_version_is_read_and_continued(version: int
     assert [head.ref.id for head in await log.unfinished()] == ["running"]
     page = await log.read_all(await log.last_position() - 1)
     assert page.deletions == [(ref, page.cursor)]
-    assert (await create(log, Life("ended"))).incarnation == 3
+    assert (await create(log, History("ended"))).incarnation == 3
     await log.aclose()
 
 
@@ -149,7 +149,7 @@ async def test_a_file_can_be_opened_while_another_program_writes(
 
 
 async def test_rows_refer_only_to_existing_rows(log: SqliteEventLog) -> None:
-    await create(log, Life("a"))
+    await create(log, History("a"))
     connection = log._writer._tables.connection
     for table, rest in (("label", "'n', 'v'"), ("event", "1, x''"), ("summary", "1, x''")):
         place = "99, " if table == "event" else ""
@@ -168,14 +168,14 @@ async def free_pages(log: SqliteEventLog) -> int:
 
 async def test_deletions_shrink_the_file(log: SqliteEventLog, tmp_path: Path) -> None:
     for number in range(200):
-        await create(log, Life(f"old-{number}", instructions="x" * 30_000).terminated())
-    await create(log, Life("kept"))
+        await create(log, History(f"old-{number}", instructions="x" * 30_000).terminated())
+    await create(log, History("kept"))
     list(await log._writer._tables.connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)"))
     before = (tmp_path / "log.db").stat().st_size
     assert before > 6_000_000
     assert await sweep(log, 1e12) == 200
     await asyncio.wait_for(_until_shrunk(log), 10)
-    await create(log, Life("new"))  # nothing is in its way
+    await create(log, History("new"))  # nothing is in its way
     await log.aclose()
     assert (tmp_path / "log.db").stat().st_size < before / 10
     reopened = await SqliteEventLog.open(tmp_path / "log.db")
@@ -193,7 +193,7 @@ async def _until_shrunk(log: SqliteEventLog) -> None:
 async def test_a_log_continues_to_free_pages_left_by_an_earlier_service(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
-    await create(log, Life("a", instructions="x" * 30_000).terminated())
+    await create(log, History("a", instructions="x" * 30_000).terminated())
     log._writer._tables.shrink = _not_at_all  # type: ignore[method-assign]
     await delete(log, "a")
     assert await free_pages(log)
@@ -209,10 +209,10 @@ async def _not_at_all(_: int) -> bool:
 
 async def test_an_older_file_keeps_its_free_pages_until_it_is_rebuilt(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
-    write_old_file(path, 2, Life("a", instructions="x" * 30_000).terminated(), Life("b"))
+    write_old_file(path, 2, History("a", instructions="x" * 30_000).terminated(), History("b"))
     log = await SqliteEventLog.open(path)
     await delete(log, "a")
-    await create(log, Life("c"))  # the writer waits for no page to go
+    await create(log, History("c"))  # the writer waits for no page to go
     assert await free_pages(log)
     await log.aclose()
     with sqlite3.connect(path) as connection:  # as the documentation says
@@ -302,16 +302,16 @@ async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
-    life = Life("a").planned()
-    ref = await create(log, life)
+    history = History("a").planned()
+    ref = await create(log, history)
     # A reopened connection has no bound: what fails once succeeds when it is tried again.
     await fill(log)
-    before = len(life.events)
-    life.started("t1")
-    life.events[-1].subtask_started.model = "x" * 100_000
-    wish = Life("b", instructions="y" * 30_000)
+    before = len(history.events)
+    history.started("t1")
+    history.events[-1].subtask_started.model = "x" * 100_000
+    wish = History("b", instructions="y" * 30_000)
     results = await asyncio.gather(
-        log.append(append(life, ref, before)._replace(waits_for_storage=True)),
+        log.append(append(history, ref, before)._replace(waits_for_storage=True)),
         log.create([creation(wish)]),
         return_exceptions=True,
     )
@@ -319,9 +319,9 @@ async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     assert isinstance(results[1], UnavailableError)
     assert results[1].reason == "STORAGE_READ_ONLY"
     assert "free disk space" in str(results[1])
-    assert (await load(log, "a")).last_sequence == life.instance.last_sequence
+    assert (await load(log, "a")).last_sequence == history.instance.last_sequence
     await create(log, wish)
-    assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(life.events) + 2))
+    assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(history.events) + 2))
 
 
 async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
@@ -334,13 +334,13 @@ async def test_a_commit_that_failed_but_reached_the_disk_is_not_written_twice(
         await write(statements)
         raise sqlite3.OperationalError("disk I/O error")
 
-    life = Life("a")
+    history = History("a")
     first = log._writer._tables.connection
     first.write = write_and_fail  # type: ignore[method-assign]
-    await create(log, life)
+    await create(log, history)
     assert log._writer._tables.connection is not first  # it did fail
     page = await log.read_all(0)
-    assert list(page.events.events()) == life.events
+    assert list(page.events.events()) == history.events
 
 
 async def test_a_log_that_rejected_creations_accepts_them_again_automatically(
@@ -351,7 +351,7 @@ async def test_a_log_that_rejected_creations_accepts_them_again_automatically(
     log = await SqliteEventLog.open(tmp_path / "log.db")
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    wish = Life("a")
+    wish = History("a")
     with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
         await create(log, wish)
     assert "disk" not in str(caught.value)
@@ -371,7 +371,7 @@ async def test_a_writer_that_ends_fails_every_waiting_call(log: SqliteEventLog) 
     async def broken(_: Sequence[Statement]) -> None:
         raise ZeroDivisionError
 
-    wish = Life("a")
+    wish = History("a")
     log._writer._tables.connection.write = broken  # type: ignore[method-assign]
     with pytest.raises(UnavailableError):
         await create(log, wish)
@@ -390,7 +390,7 @@ async def test_a_writer_that_ends_after_a_commit_ends_the_watch_and_blocks_no_re
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    await create(log, Life("a"))
+    await create(log, History("a"))
     head = await log.head(key("a"))
     async with aclosing(follow(log, head)) as reader:
         assert isinstance(await anext(reader), Page)
@@ -407,11 +407,11 @@ async def test_a_writer_that_ends_after_a_commit_ends_the_watch_and_blocks_no_re
         monkeypatch.setattr(log, "read", counted)
         monkeypatch.setattr(log._writer._tables, "publish", broken)
         with pytest.raises(UnavailableError):
-            await create(log, Life("b"))
+            await create(log, History("b"))
         with pytest.raises(StorageError, match="writer has ended"):
             await asyncio.wait_for(log.watch(), 5)
         with pytest.raises(UnavailableError):
-            await record(log, Life("a").planned())
+            await record(log, History("a").planned())
         log.notifier.close()  # as the service does once the watch ends
         with pytest.raises(UnavailableError):
             await asyncio.wait_for(waiting, 5)
@@ -434,8 +434,8 @@ async def test_the_lock_applies_to_the_file_under_any_name(log: SqliteEventLog, 
 
 
 async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:
-    life = Life("a")
-    await create(log, life)
+    history = History("a")
+    await create(log, history)
     page = await read(log, "a", 0, limit=1)
     assert not page.at_end
     assert (await read(log, "a", 1, limit=1)).at_end
@@ -444,12 +444,12 @@ async def test_a_long_instance_is_read_in_pages(log: SqliteEventLog) -> None:
 async def test_closing_writes_the_queue(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
-    life = Life("a")
-    durable = log.create([creation(life)])
+    history = History("a")
+    durable = log.create([creation(history)])
     await log.aclose()
     assert durable.done()
     with pytest.raises(UnavailableError, match="stopping"):
-        await create(log, life)
+        await create(log, history)
     log = await SqliteEventLog.open(path)
     assert (await load(log, "a")).prompt == "Build it"
     await log.aclose()
@@ -461,14 +461,14 @@ async def test_a_failed_deletion_is_reported_and_can_be_repeated(
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
     monkeypatch.setattr("orchestrator.log.sqlite.connection.BUSY_S", 0.01)
     log = await SqliteEventLog.open(tmp_path / "log.db")
-    life = Life("a").terminated()
-    await create(log, life)
+    history = History("a").terminated()
+    await create(log, history)
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
         await delete(log, "a")
     assert caught.value.reason == "STORAGE_READ_ONLY"
-    assert await load(log, "a") == life.instance
+    assert await load(log, "a") == history.instance
     holder.execute("ROLLBACK")
     holder.close()
     while True:
@@ -489,7 +489,7 @@ async def test_nothing_is_added_to_a_transaction_that_failed_while_closing(
 ) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
-    ended = await create(log, Life("ended").terminated())
+    ended = await create(log, History("ended").terminated())
     connection = log._writer._tables.connection
     write = connection.write
 
@@ -505,7 +505,7 @@ async def test_nothing_is_added_to_a_transaction_that_failed_while_closing(
     if not reopens:
         monkeypatch.setattr("orchestrator.log.sqlite.writer.connect", broken)
     connection.write = fail_once  # type: ignore[method-assign]
-    refused = log.create([creation(Life("refused"))])
+    refused = log.create([creation(History("refused"))])
     removed = asyncio.ensure_future(log.delete(ended))
     await asyncio.sleep(0)  # both are queued now
     await log.aclose()
@@ -522,8 +522,8 @@ async def test_a_deletion_that_failed_but_reached_the_disk_is_visible_to_all(
     log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.01)
-    life = Life("a").terminated()
-    await create(log, life)
+    history = History("a").terminated()
+    await create(log, history)
     write = log._writer._tables.connection.write
 
     async def write_and_fail(statements: Sequence[Statement]) -> None:
@@ -536,30 +536,30 @@ async def test_a_deletion_that_failed_but_reached_the_disk_is_visible_to_all(
     assert log._writer._tables.connection is not first  # it did fail
     with pytest.raises(InstanceNotFoundError):
         await load(log, "a")
-    await create(log, Life("b"))
+    await create(log, History("b"))
     assert [deleted.position for deleted in (await log.read_all(0)).deletions] == [3]
     assert await log.last_position() == 4
 
 
 async def test_the_file_rejects_events_that_do_not_follow_the_last_one(log: SqliteEventLog) -> None:
-    life, other = Life("a"), Life("b")
-    ref = await create(log, life)
-    behind = append(life.planned(), ref, 1)
+    history, other = History("a"), History("b")
+    ref = await create(log, history)
+    behind = append(history.planned(), ref, 1)
     await log.append(behind)
     # The writer takes the instance for one that stands where it stood before.
     rows = log._writer._tables._rows
     rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=1)
     results = await asyncio.gather(log.append(behind), log.create([creation(other)]), return_exceptions=True)
     assert isinstance(results[0], SequenceConflictError)
-    assert results[0].last_sequence == len(life.events)
+    assert results[0].last_sequence == len(history.events)
     assert isinstance(results[1], list)
     # And where the events alone would pass, because their place is free.
-    beyond = len(life.events) + 7
+    beyond = len(history.events) + 7
     rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=beyond)
     event = Event(instance_pause_requested=InstancePauseRequested(), sequence=beyond + 1)
     with pytest.raises(SequenceConflictError):
         await log.append(behind._replace(expected_sequence=beyond, events=[event]))
-    assert await load(log, "a") == life.instance
+    assert await load(log, "a") == history.instance
 
 
 async def test_instances_missing_from_the_writers_cache_are_found_by_one_statement(
@@ -567,8 +567,8 @@ async def test_instances_missing_from_the_writers_cache_are_found_by_one_stateme
 ) -> None:
     path = tmp_path / "log.db"
     log = await SqliteEventLog.open(path)
-    lives = [Life(f"i{number}") for number in range(50)]
-    refs = [await create(log, life) for life in lives]
+    histories = [History(f"i{number}") for number in range(50)]
+    refs = [await create(log, history) for history in histories]
     await log.aclose()
     log = await SqliteEventLog.open(path)
     async with asyncio.timeout(10):
@@ -585,14 +585,14 @@ async def test_instances_missing_from_the_writers_cache_are_found_by_one_stateme
 
     monkeypatch.setattr(connection, "execute_fetchall", counted)
     await asyncio.gather(
-        *(log.append(append(life.planned(), ref, 1)) for life, ref in zip(lives, refs, strict=True))
+        *(log.append(append(history.planned(), ref, 1)) for history, ref in zip(histories, refs, strict=True))
     )
     assert queries == 1
     await log.aclose()
 
 
 async def test_a_short_read_does_not_wait_for_a_long_one(log: SqliteEventLog) -> None:
-    ref = await create(log, Life("a"))
+    ref = await create(log, History("a"))
     may_end = threading.Event()
     scan = asyncio.create_task(log._scanner._execute(may_end.wait, 20))
     try:
@@ -609,7 +609,7 @@ async def test_a_short_read_does_not_wait_for_a_long_one(log: SqliteEventLog) ->
         assert len((await log.read(ref, 0)).ordinals) == 1
         assert (await log.head(key("a"))).ref == ref
         assert await log.last_position() == 1
-        assert await log.check_creation(creation(Life("b"))) is None
+        assert await log.check_creation(creation(History("b"))) is None
         assert not any(read.done() for read in long_reads)
     finally:
         may_end.set()
@@ -659,7 +659,7 @@ async def test_a_long_scan_without_a_match_reports_its_progress(
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_POSITIONS", 4)
     for number in range(20):
-        await create(log, Life(f"i{number}"))
+        await create(log, History(f"i{number}"))
     async with aclosing(follow_all(log, labels=[("team", "red")], live=False, idle_s=0)) as reader:
         steps = [step async for step in reader]
     assert steps[-1] == CaughtUp(20)
@@ -677,12 +677,12 @@ async def test_a_writer_cancelled_after_a_commit_ends_the_watch(
     monkeypatch.setattr(log._writer._tables, "publish", cancelled)
     watch = asyncio.create_task(log.watch())
     with pytest.raises(UnavailableError, match="same request_id") as caught:
-        await create(log, Life("a"))
+        await create(log, History("a"))
     assert caught.value.reason == "COMMIT_UNKNOWN"
     with pytest.raises(StorageError, match="was cancelled"):
         await asyncio.wait_for(watch, 5)
     with pytest.raises(UnavailableError) as caught:
-        await create(log, Life("b"))
+        await create(log, History("b"))
     assert caught.value.reason == "SHUTTING_DOWN"
     assert (await load(log, "a")).last_sequence == 1
     with pytest.raises(asyncio.CancelledError):

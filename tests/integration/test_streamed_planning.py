@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from support import streams
 from support.endpoint import Call, Endpoint, Misbehaviour
-from support.lives import changes, resolved
+from support.histories import changes, resolved
 from support.logs import ended, load, read, ref, steer
 from support.provider_calls import chat, messages
 

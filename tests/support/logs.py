@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.lives import Life
+from support.histories import History
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance
@@ -36,28 +36,28 @@ async def open_log(kind: str, folder: Path) -> EventLog:
     return MemoryEventLog() if kind == "memory" else await SqliteEventLog.open(folder / "log.db")
 
 
-def creation(life: Life, tenant: str = "") -> Creation:
-    return Creation(InstanceKey(tenant, life.instance.id), life.events, life.instance)
+def creation(history: History, tenant: str = "") -> Creation:
+    return Creation(InstanceKey(tenant, history.instance.id), history.events, history.instance)
 
 
-def append(life: Life, ref: InstanceRef, since: int) -> Append:
+def append(history: History, ref: InstanceRef, since: int) -> Append:
     """What has happened after a sequence."""
-    return Append(ref, since, life.events[since:], summarize(life.instance))
+    return Append(ref, since, history.events[since:], summarize(history.instance))
 
 
-async def create(log: EventLog, life: Life, tenant: str = "") -> InstanceRef:
-    (outcome,) = await log.create([creation(life, tenant)])
+async def create(log: EventLog, history: History, tenant: str = "") -> InstanceRef:
+    (outcome,) = await log.create([creation(history, tenant)])
     assert isinstance(outcome, Created)
     return outcome.ref
 
 
-async def record(log: EventLog, life: Life) -> InstanceRef:
+async def record(log: EventLog, history: History) -> InstanceRef:
     """Create the instance, or append what has happened since."""
     try:
-        head = await log.head(key(life.instance.id))
+        head = await log.head(key(history.instance.id))
     except InstanceNotFoundError:
-        return await create(log, life)
-    await log.append(append(life, head.ref, head.last_sequence))
+        return await create(log, history)
+    await log.append(append(history, head.ref, head.last_sequence))
     return head.ref
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from support.lives import Life, part
+from support.histories import History, part
 
 from orchestrator.core import config, lifecycle
 from orchestrator.core.events import whole_plan
@@ -134,32 +134,32 @@ def test_an_unknown_path_is_rejected_with_the_known_ones(path: str) -> None:
         assert f" {known}," in f"{caught.value},"
 
 
-def with_own_plan() -> Life:
+def with_own_plan() -> History:
     own = part("mine")
-    return Life(subtasks=[OWN]).then(*whole_plan(0, "", [own], "", None)).terminated()
+    return History(subtasks=[OWN]).then(*whole_plan(0, "", [own], "", None)).terminated()
 
 
 def test_a_retry_cannot_clear_a_completed_plan() -> None:
-    life = with_own_plan()
+    history = with_own_plan()
     for mask in ("subtasks", "*"):
         with pytest.raises(InvalidArgumentError, match="fork the instance at STAGE_PLAN") as caught:
-            lifecycle.retry(life.instance, config.read_changes(pb.InstanceConfig(), [mask], DEFAULTS))
+            lifecycle.retry(history.instance, config.read_changes(pb.InstanceConfig(), [mask], DEFAULTS))
         assert caught.value.field == "config.subtasks"
 
 
 def test_a_fork_that_keeps_the_plan_cannot_clear_it() -> None:
-    life = with_own_plan()
+    history = with_own_plan()
     changes = config.read_changes(pb.InstanceConfig(), ["subtasks"], DEFAULTS)
     with pytest.raises(InvalidArgumentError, match="fork at STAGE_PLAN"):
-        fork(life.instance, api.STAGE_SUBTASKS, changes, new_id="b")
-    assert not fork(life.instance, api.STAGE_PLAN, changes, new_id="b").config.subtasks
+        fork(history.instance, api.STAGE_SUBTASKS, changes, new_id="b")
+    assert not fork(history.instance, api.STAGE_PLAN, changes, new_id="b").config.subtasks
 
 
 def test_a_review_left_out_of_the_mask_is_not_requested() -> None:
-    life = Life().planned(part("a")).done("a").completed()
+    history = History().planned(part("a")).done("a").completed()
     given = pb.InstanceConfig(review_plan=True)
     changes = config.read_changes(given, ["max_subtasks"], DEFAULTS)
-    assert not fork(life.instance, api.STAGE_SUBTASKS, changes, new_id="b").config.review_plan
+    assert not fork(history.instance, api.STAGE_SUBTASKS, changes, new_id="b").config.review_plan
 
 
 def test_a_catalogue_of_the_client_replaces_the_services_and_back() -> None:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import NOW_S, Life, at, part, states
+from support.histories import NOW_S, History, at, part, states
 
 from orchestrator.core import lifecycle, view
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
@@ -35,20 +35,20 @@ LATER_S = NOW_S + 1e6
 PAUSE = Event(instance_pause_requested=event_pb2.InstancePauseRequested())
 
 
-def what(life: Life, now_s: float = LATER_S) -> list:
-    return list(decide(life.instance, at(now_s)))
+def what(history: History, now_s: float = LATER_S) -> list:
+    return list(decide(history.instance, at(now_s)))
 
 
-def recorded(life: Life) -> Event:
-    (command,) = what(life)
+def recorded(history: History) -> Event:
+    (command,) = what(history)
     assert isinstance(command, Record)
     return command.events[-1]
 
 
-def fail(life: Life, call: WorkKey, error: ModelError) -> Life:
-    life.then(call_started(life.instance, call))
-    now_s = life.instance.update_time_s + 1  # what `then` gives the next event
-    return life.then(call_failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0))
+def fail(history: History, call: WorkKey, error: ModelError) -> History:
+    history.then(call_started(history.instance, call))
+    now_s = history.instance.update_time_s + 1  # what `then` gives the next event
+    return history.then(call_failed(history.instance, call, error, Usage(), now_s=now_s, jitter=0))
 
 
 FATAL = ModelError("REQUEST_REJECTED", "no", retryable=False)
@@ -56,85 +56,85 @@ FLAKY = ModelError("OVERLOADED", "later", retryable=True)
 
 
 def test_planning_is_the_first_command() -> None:
-    assert what(Life()) == [CallModel(PLANNING)]
+    assert what(History()) == [CallModel(PLANNING)]
 
 
 def test_a_plan_in_progress_is_not_started_twice() -> None:
-    life = Life()
-    assert what(life.then(call_started(life.instance, PLANNING))) == []
+    history = History()
+    assert what(history.then(call_started(history.instance, PLANNING))) == []
 
 
 def test_a_plan_of_the_client_is_recorded_without_a_call() -> None:
-    life = Life(subtasks=[instance_pb2.Subtask(id="x", instructions="do x")])
-    (command,) = what(life)
-    life.then(*command.events)
-    assert what(life) == [CallModel(WorkKey("subtask", "x"))]
-    assert life.instance.subtasks["x"].title == "x"
+    history = History(subtasks=[instance_pb2.Subtask(id="x", instructions="do x")])
+    (command,) = what(history)
+    history.then(*command.events)
+    assert what(history) == [CallModel(WorkKey("subtask", "x"))]
+    assert history.instance.subtasks["x"].title == "x"
 
 
 def test_independent_subtasks_start_together_and_dependents_wait() -> None:
-    life = Life().planned(part("a"), part("b"), part("c", "a"))
-    assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
+    history = History().planned(part("a"), part("b"), part("c", "a"))
+    assert what(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_dependent_starts_the_moment_its_own_dependencies_are_done() -> None:
-    life = Life().planned(part("a"), part("b"), part("c", "a")).started("b").done("a")
-    assert what(life) == [CallModel(WorkKey("subtask", "c"))]
+    history = History().planned(part("a"), part("b"), part("c", "a")).started("b").done("a")
+    assert what(history) == [CallModel(WorkKey("subtask", "c"))]
 
 
 def test_no_more_run_in_parallel_than_allowed() -> None:
-    life = Life(max_parallel_subtasks=2).planned(*map(part, "abcd"))
-    assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
-    life.started("a")
-    assert what(life) == [CallModel(WorkKey("subtask", "b"))]
-    life.started("b")
-    assert what(life) == []
+    history = History(max_parallel_subtasks=2).planned(*map(part, "abcd"))
+    assert what(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
+    history.started("a")
+    assert what(history) == [CallModel(WorkKey("subtask", "b"))]
+    history.started("b")
+    assert what(history) == []
 
 
 def test_a_retry_waits_for_its_delay() -> None:
-    life = fail(Life(), PLANNING, FLAKY)
-    failed_s = life.instance.update_time_s
-    assert what(life, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
-    assert what(life, now_s=failed_s + 1) == [CallModel(PLANNING)]
+    history = fail(History(), PLANNING, FLAKY)
+    failed_s = history.instance.update_time_s
+    assert what(history, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
+    assert what(history, now_s=failed_s + 1) == [CallModel(PLANNING)]
 
 
 def test_the_endpoints_retry_after_is_a_lower_bound() -> None:
     slow = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=30)
-    life = fail(Life(), PLANNING, slow)
-    assert what(life, now_s=life.instance.update_time_s) == [WakeAfter(30)]
+    history = fail(History(), PLANNING, slow)
+    assert what(history, now_s=history.instance.update_time_s) == [WakeAfter(30)]
 
 
 @pytest.mark.parametrize(("max_delay_s", "longest_s"), [(1, 600), (3000, 3000)])
 def test_no_recorded_wait_exceeds_the_policys_longest(max_delay_s: int, longest_s: float) -> None:
     policy = instance_pb2.RetryPolicy()
     policy.max_delay.seconds = max_delay_s
-    life = Life(retry=policy)
-    life.then(call_started(life.instance, PLANNING))
+    history = History(retry=policy)
+    history.then(call_started(history.instance, PLANNING))
     failed = event_pb2.PlanningFailed(attempt=1)
     failed.retry_time.seconds = int(NOW_S) + 86400
-    life.then(Event(planning_failed=failed))
-    assert what(life, now_s=life.instance.update_time_s) == [WakeAfter(longest_s)]
+    history.then(Event(planning_failed=failed))
+    assert what(history, now_s=history.instance.update_time_s) == [WakeAfter(longest_s)]
 
 
 def test_an_endpoints_wait_is_capped_at_the_longest_wait() -> None:
     years = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=1e9)
-    life = fail(Life(), PLANNING, years)
-    assert life.instance.planning.retry_time_s - life.instance.update_time_s == 600
+    history = fail(History(), PLANNING, years)
+    assert history.instance.planning.retry_time_s - history.instance.update_time_s == 600
 
 
 def test_planning_fails_after_the_last_attempt() -> None:
-    life = Life(retry=instance_pb2.RetryPolicy(max_attempts=2))
+    history = History(retry=instance_pb2.RetryPolicy(max_attempts=2))
     for _ in range(2):
-        fail(life, PLANNING, FLAKY)
-    error = recorded(life).instance_errored.error
+        fail(history, PLANNING, FLAKY)
+    error = recorded(history).instance_errored.error
     assert error.reason == "PLANNING_FAILED"
     assert error.message == "planning failed after 2 attempts: later"
 
 
 @pytest.mark.parametrize("reason", ["MODEL_REFUSED", "MODEL_UNAUTHENTICATED", "MODEL_NOT_FOUND"])
 def test_a_reason_that_names_the_mend_becomes_the_instances_error(reason: str) -> None:
-    life = fail(Life(), PLANNING, ModelError(reason, "mend me", retryable=False))
-    assert recorded(life).instance_errored.error.reason == reason
+    history = fail(History(), PLANNING, ModelError(reason, "mend me", retryable=False))
+    assert recorded(history).instance_errored.error.reason == reason
 
 
 def test_a_call_goes_to_its_workers_model_or_else_to_the_small_model() -> None:
@@ -143,146 +143,152 @@ def test_a_call_goes_to_its_workers_model_or_else_to_the_small_model() -> None:
         instance_pb2.Worker(name="writer", use="writes prose"),
     ]
     names = {"a": "coder", "b": "writer", "c": "unknown", "d": "", "e": "Coder"}
-    life = Life(workers=catalogue).planned(*(part(key)._replace(worker=names[key]) for key in names))
-    models = {key: model_for(life.instance, WorkKey("subtask", key)) for key in names}
+    history = History(workers=catalogue).planned(*(part(key)._replace(worker=names[key]) for key in names))
+    models = {key: model_for(history.instance, WorkKey("subtask", key)) for key in names}
     assert models == {"a": "scripted/codex", **dict.fromkeys("bcde", "scripted/small")}
-    assert call_started(life.instance, WorkKey("subtask", "a")).subtask_started.model == "scripted/codex"
-    assert call_started(life.instance, WorkKey("subtask", "c")).subtask_started.model == "scripted/small"
-    assert model_for(life.instance, PLANNING) == "scripted/big"
-    assert model_for(life.instance, SYNTHESIS) == "scripted/big"
+    assert call_started(history.instance, WorkKey("subtask", "a")).subtask_started.model == "scripted/codex"
+    assert call_started(history.instance, WorkKey("subtask", "c")).subtask_started.model == "scripted/small"
+    assert model_for(history.instance, PLANNING) == "scripted/big"
+    assert model_for(history.instance, SYNTHESIS) == "scripted/big"
 
 
 def test_siblings_of_a_failed_subtask_continue_and_its_dependents_are_skipped() -> None:
-    life = fail(
-        Life().planned(part("a"), part("b"), part("c", "a"), part("d", "c")), WorkKey("subtask", "a"), FATAL
+    history = fail(
+        History().planned(part("a"), part("b"), part("c", "a"), part("d", "c")),
+        WorkKey("subtask", "a"),
+        FATAL,
     )
-    skipped = recorded(life).subtask_skipped
+    skipped = recorded(history).subtask_skipped
     assert (skipped.subtask_id, skipped.error.reason) == ("c", "DEPENDENCY_FAILED")
     assert skipped.error.message == "it depends on a, which failed"
-    life.then(recorded(life))
-    life.then(recorded(life))
-    assert states(life.instance) == ["FAILED", "PENDING", "SKIPPED", "SKIPPED"]
-    assert what(life) == [CallModel(WorkKey("subtask", "b"))]
+    history.then(recorded(history))
+    history.then(recorded(history))
+    assert states(history.instance) == ["FAILED", "PENDING", "SKIPPED", "SKIPPED"]
+    assert what(history) == [CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_failed_subtask_errs_the_instance_once_its_siblings_are_done() -> None:
-    life = fail(Life().planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL).done("b")
-    error = recorded(life).instance_errored.error
+    history = fail(History().planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL).done("b")
+    error = recorded(history).instance_errored.error
     assert (error.reason, error.subtask_id) == ("SUBTASK_FAILED", "a")
 
 
 def test_a_tolerated_failure_does_not_prevent_the_synthesis() -> None:
-    life = fail(
-        Life(tolerated_failures=1).planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL
+    history = fail(
+        History(tolerated_failures=1).planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL
     ).done("b")
-    assert what(life) == [CallModel(SYNTHESIS)]
+    assert what(history) == [CallModel(SYNTHESIS)]
 
 
 def test_with_no_completed_subtask_there_is_no_synthesis() -> None:
-    life = fail(Life(tolerated_failures=9).planned(part("a")), WorkKey("subtask", "a"), FATAL)
-    assert recorded(life).instance_errored.error.reason == "SUBTASK_FAILED"
+    history = fail(History(tolerated_failures=9).planned(part("a")), WorkKey("subtask", "a"), FATAL)
+    assert recorded(history).instance_errored.error.reason == "SUBTASK_FAILED"
 
 
 def test_an_instance_with_a_synthesis_is_complete() -> None:
-    life = Life().planned(part("a")).done("a")
-    assert what(life) == [CallModel(SYNTHESIS)]
-    life.then(call_started(life.instance, SYNTHESIS))
-    life.then(work_completed(life.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
-    assert recorded(life).instance_completed.usage.model_calls == 3
+    history = History().planned(part("a")).done("a")
+    assert what(history) == [CallModel(SYNTHESIS)]
+    history.then(call_started(history.instance, SYNTHESIS))
+    history.then(work_completed(history.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
+    assert recorded(history).instance_completed.usage.model_calls == 3
 
 
 def test_pausing_starts_nothing_new_and_lets_running_calls_finish() -> None:
-    life = Life().planned(part("a"), part("b")).started("a").then(PAUSE)
-    assert what(life) == []
-    life.then(work_completed(life.instance, WorkKey("subtask", "a"), "out", Usage()))
-    assert recorded(life).WhichOneof("payload") == "instance_paused"
-    life.then(recorded(life))
-    assert what(life) == []
-    life.then(Event(instance_resumed=event_pb2.InstanceResumed()))
-    assert what(life) == [CallModel(WorkKey("subtask", "b"))]
+    history = History().planned(part("a"), part("b")).started("a").then(PAUSE)
+    assert what(history) == []
+    history.then(work_completed(history.instance, WorkKey("subtask", "a"), "out", Usage()))
+    assert recorded(history).WhichOneof("payload") == "instance_paused"
+    history.then(recorded(history))
+    assert what(history) == []
+    history.then(Event(instance_resumed=event_pb2.InstanceResumed()))
+    assert what(history) == [CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_spent_token_budget_lets_running_calls_finish_and_then_errs() -> None:
-    life = Life(budget=instance_pb2.Budget(max_tokens=30)).planned(part("a"), part("b"))
-    assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
-    life = Life(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
-    life.started("b").done("a")
-    assert what(life) == []
-    life.then(work_completed(life.instance, WorkKey("subtask", "b"), "out", Usage(1, 1, 1)))
-    assert recorded(life).instance_errored.error.reason == "BUDGET_EXCEEDED"
+    history = History(budget=instance_pb2.Budget(max_tokens=30)).planned(part("a"), part("b"))
+    assert recorded(history).instance_errored.error.reason == "BUDGET_EXCEEDED"
+    history = History(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
+    history.started("b").done("a")
+    assert what(history) == []
+    history.then(work_completed(history.instance, WorkKey("subtask", "b"), "out", Usage(1, 1, 1)))
+    assert recorded(history).instance_errored.error.reason == "BUDGET_EXCEEDED"
 
 
 def test_a_passed_deadline_errs() -> None:
     budget = instance_pb2.Budget()
     budget.max_duration.seconds = 60
-    life = Life(budget=budget).planned(part("a"))
-    assert what(life, now_s=life.instance.start_time_s + 59) == [CallModel(WorkKey("subtask", "a"))]
-    (command,) = what(life, now_s=life.instance.start_time_s + 60)
+    history = History(budget=budget).planned(part("a"))
+    assert what(history, now_s=history.instance.start_time_s + 59) == [CallModel(WorkKey("subtask", "a"))]
+    (command,) = what(history, now_s=history.instance.start_time_s + 60)
     assert command.events[0].instance_errored.error.reason == "DEADLINE_EXCEEDED"
 
 
 def test_a_crash_records_interrupted_calls_and_counts_no_failure() -> None:
-    life = Life(retry=instance_pb2.RetryPolicy(max_attempts=1)).planned(part("a"), part("b")).started("a")
-    life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
-    work = life.instance.subtasks["a"].work
+    history = (
+        History(retry=instance_pb2.RetryPolicy(max_attempts=1)).planned(part("a"), part("b")).started("a")
+    )
+    history.then(*calls_interrupted(history.instance, NOW_S, by_crash=True))
+    work = history.instance.subtasks["a"].work
     assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
-    assert (work.usage, life.instance.usage.model_calls) == (Usage(model_calls=1), 2)
-    assert what(life) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
-    assert calls_interrupted(life.instance, NOW_S, by_crash=True) == ()
+    assert (work.usage, history.instance.usage.model_calls) == (Usage(model_calls=1), 2)
+    assert what(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
+    assert calls_interrupted(history.instance, NOW_S, by_crash=True) == ()
 
 
-def crashed(life: Life) -> Life:
-    return life.then(*calls_interrupted(life.instance, NOW_S, by_crash=True))
+def crashed(history: History) -> History:
+    return history.then(*calls_interrupted(history.instance, NOW_S, by_crash=True))
 
 
 def test_an_instance_at_which_the_service_crashes_repeatedly_is_paused_with_the_reason() -> None:
-    life = Life().planned(part("a"), part("b"))
+    history = History().planned(part("a"), part("b"))
     for _ in range(2):
-        crashed(life.started("a"))
-        assert CallModel(WorkKey("subtask", "a")) in what(life)
-    crashed(life.started("a"))
-    cause = recorded(life).instance_pause_requested.cause
+        crashed(history.started("a"))
+        assert CallModel(WorkKey("subtask", "a")) in what(history)
+    crashed(history.started("a"))
+    cause = recorded(history).instance_pause_requested.cause
     assert (cause.reason, cause.subtask_id) == ("CRASHED_REPEATEDLY", "a")
     assert "3 times in a row during subtask a" in cause.message
-    life.then(*what(life)[0].events)
-    life.then(*what(life)[0].events)
-    assert life.instance.state == PAUSED
-    assert view.instance(life.instance).waiting_reason == cause.message
-    life.then(*lifecycle.resume(life.instance))
-    assert CallModel(WorkKey("subtask", "a")) in what(life)  # a person wants it tried again: three times more
-    assert view.instance(life.instance).waiting_reason == ""
+    history.then(*what(history)[0].events)
+    history.then(*what(history)[0].events)
+    assert history.instance.state == PAUSED
+    assert view.instance(history.instance).waiting_reason == cause.message
+    history.then(*lifecycle.resume(history.instance))
+    assert CallModel(WorkKey("subtask", "a")) in what(
+        history
+    )  # a person wants it tried again: three times more
+    assert view.instance(history.instance).waiting_reason == ""
 
 
 def test_completed_work_between_crashes_resets_their_count() -> None:
-    life = Life().planned(part("a"), part("b"), part("c"))
+    history = History().planned(part("a"), part("b"), part("c"))
     for done in ("b", "c"):
-        crashed(crashed(life.started("a")).started("a"))
-        life.done(done)
-    crashed(crashed(life.started("a")).started("a"))
-    assert what(life) == [CallModel(WorkKey("subtask", "a"))]
+        crashed(crashed(history.started("a")).started("a"))
+        history.done(done)
+    crashed(crashed(history.started("a")).started("a"))
+    assert what(history) == [CallModel(WorkKey("subtask", "a"))]
 
 
 def test_orderly_stops_are_not_counted_as_crashes_and_a_failed_call_resets_the_count() -> None:
-    life = Life().planned(part("a"))
+    history = History().planned(part("a"))
     for _ in range(5):
-        life.started("a").then(*calls_interrupted(life.instance, NOW_S, by_crash=False))
-    crashed(crashed(life.started("a")).started("a"))
-    life.started("a").then(
-        call_failed(life.instance, WorkKey("subtask", "a"), FLAKY, Usage(), now_s=NOW_S, jitter=0.5)
+        history.started("a").then(*calls_interrupted(history.instance, NOW_S, by_crash=False))
+    crashed(crashed(history.started("a")).started("a"))
+    history.started("a").then(
+        call_failed(history.instance, WorkKey("subtask", "a"), FLAKY, Usage(), now_s=NOW_S, jitter=0.5)
     )
-    crashed(life.started("a"))
-    assert life.instance.crashes == {WorkKey("subtask", "a"): 1}
+    crashed(history.started("a"))
+    assert history.instance.crashes == {WorkKey("subtask", "a"): 1}
 
 
 def test_the_number_of_tolerated_crashes_is_configurable() -> None:
-    life = Life(retry=instance_pb2.RetryPolicy(max_crashes=1)).planned(part("a"))
-    crashed(life.started("a"))
-    assert recorded(life).instance_pause_requested.cause.reason == "CRASHED_REPEATEDLY"
+    history = History(retry=instance_pb2.RetryPolicy(max_crashes=1)).planned(part("a"))
+    crashed(history.started("a"))
+    assert recorded(history).instance_pause_requested.cause.reason == "CRASHED_REPEATEDLY"
 
 
 def test_an_instance_that_has_ended_waits_or_is_paused_gets_no_command() -> None:
-    assert what(Life().planned(part("a")).done("a").completed()) == []
-    assert what(Life(review_plan=True).planned(part("a"))) == []
+    assert what(History().planned(part("a")).done("a").completed()) == []
+    assert what(History(review_plan=True).planned(part("a"))) == []
 
 
 @st.composite
@@ -304,37 +310,37 @@ def plans(draw: st.DrawFn) -> tuple:
 def test_every_instance_ends_and_no_result_is_paid_for_twice_whatever_happens(
     plan: tuple[Subtask, ...], parallel: int, tolerated: int, data: st.DataObject
 ) -> None:
-    life = Life(max_parallel_subtasks=parallel, tolerated_failures=tolerated)
+    history = History(max_parallel_subtasks=parallel, tolerated_failures=tolerated)
     now_s = NOW_S
     crashes = 5
     paid: list[str] = []
     running: set = set()
     for turn in itertools.count():
-        if life.instance.state in TERMINAL:
+        if history.instance.state in TERMINAL:
             break
-        assert turn < 1000, (life.instance, decide(life.instance, at(now_s)))
-        for command in decide(life.instance, at(now_s)):
+        assert turn < 1000, (history.instance, decide(history.instance, at(now_s)))
+        for command in decide(history.instance, at(now_s)):
             match command:
                 case Record(events):
-                    life.then(*events)
+                    history.then(*events)
                     break
                 case WakeAfter(wait_s):
                     now_s += 0 if running else wait_s
                 case CallModel(call):
-                    life.then(call_started(life.instance, call))
+                    history.then(call_started(history.instance, call))
                     running.add(call)
-        at_work = [name for name, s in life.instance.subtasks.items() if s.work.state == IN_PROGRESS]
+        at_work = [name for name, s in history.instance.subtasks.items() if s.work.state == IN_PROGRESS]
         assert len(at_work) <= parallel
-        if life.instance.state == PAUSED:
-            assert max(life.instance.crashes.values()) == 3
-            life.then(*lifecycle.resume(life.instance))
+        if history.instance.state == PAUSED:
+            assert max(history.instance.crashes.values()) == 3
+            history.then(*lifecycle.resume(history.instance))
         if not running:
             continue
         if crashes and data.draw(st.integers(0, 9), label="crash") == 9:
             crashes -= 1
-            life.instance = life.refolded()
+            history.instance = history.refolded()
             by_crash = data.draw(st.booleans(), label="by_crash")
-            life.then(*calls_interrupted(life.instance, now_s, by_crash=by_crash))
+            history.then(*calls_interrupted(history.instance, now_s, by_crash=by_crash))
             running.clear()
             continue
         call = data.draw(st.sampled_from(sorted(running, key=str)), label="ends")
@@ -342,20 +348,20 @@ def test_every_instance_ends_and_no_result_is_paid_for_twice_whatever_happens(
         outcome = data.draw(st.sampled_from(["done", "done", "done", "flaky", "fatal"]), label="outcome")
         if outcome != "done":
             error = FLAKY if outcome == "flaky" else FATAL
-            life.then(call_failed(life.instance, call, error, Usage(), now_s=now_s, jitter=0.5))
+            history.then(call_failed(history.instance, call, error, Usage(), now_s=now_s, jitter=0.5))
         elif call == PLANNING:
-            life.then(*plan_completed(life.instance, Plan("", plan), Usage(1, 1, 1)))
+            history.then(*plan_completed(history.instance, Plan("", plan), Usage(1, 1, 1)))
         elif call != SYNTHESIS:
             paid.append(call.subtask_id)
-            needs = life.instance.subtasks[call.subtask_id].depends_on
-            assert all(life.instance.subtasks[name].work.state == COMPLETED for name in needs)
-            life.then(work_completed(life.instance, call, "out", Usage(1, 1, 1)))
+            needs = history.instance.subtasks[call.subtask_id].depends_on
+            assert all(history.instance.subtasks[name].work.state == COMPLETED for name in needs)
+            history.then(work_completed(history.instance, call, "out", Usage(1, 1, 1)))
         else:
-            life.then(work_completed(life.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
+            history.then(work_completed(history.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
     assert len(paid) == len(set(paid))
-    failed = states(life.instance).count("FAILED")
-    if life.instance.state == instance_pb2.STATE_COMPLETE:
+    failed = states(history.instance).count("FAILED")
+    if history.instance.state == instance_pb2.STATE_COMPLETE:
         assert failed <= tolerated
-    assert "RUNNING" not in states(life.instance)
-    assert [event.sequence for event in life.events] == list(range(1, len(life.events) + 1))
-    assert life.refolded() == life.instance
+    assert "RUNNING" not in states(history.instance)
+    assert [event.sequence for event in history.events] == list(range(1, len(history.events) + 1))
+    assert history.refolded() == history.instance

@@ -1,6 +1,6 @@
 import pytest
-from support import lives
-from support.lives import NOW_S, Life, at, part
+from support import histories
+from support.histories import NOW_S, History, at, part
 
 from orchestrator.core.commands import CallModel, Record
 from orchestrator.core.decider import decide
@@ -15,17 +15,17 @@ from orchestrator.v1.event_pb2 import Event
 APPROVED = Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE))
 
 
-def forked(source: Life, stage: api.Stage.ValueType, **changes: object) -> tuple[Instance, list[str]]:
+def forked(source: History, stage: api.Stage.ValueType, **changes: object) -> tuple[Instance, list[str]]:
     """The fork after its first events, and their kinds."""
-    new = fork(source.instance, stage, lives.changes(**changes), new_id="fork")
+    new = fork(source.instance, stage, histories.changes(**changes), new_id="fork")
     instance, events = new.begin(NOW_S)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert {event.instance_id for event in events} == {"fork"}
     return instance, [str(event.WhichOneof("payload")) for event in events]
 
 
-def complete() -> Life:
-    return Life().planned(part("a"), part("b", "a")).done("a", "b").completed()
+def complete() -> History:
+    return History().planned(part("a"), part("b", "a")).done("a", "b").completed()
 
 
 def test_a_fork_at_the_plan_keeps_only_the_prompt() -> None:
@@ -58,22 +58,22 @@ def test_copied_usage_counts_for_the_budget_and_not_as_the_forks_own() -> None:
     new = fork(
         complete().instance,
         api.STAGE_SYNTHESIS,
-        lives.changes(),
+        histories.changes(),
         new_id="fork",
     )
     instance, events = new.begin(NOW_S)
     assert instance.own_usage == Usage()
-    life = Life()
-    life.instance, life.events = instance, list(events)
-    own = life.completed().instance.synthesis.usage
+    history = History()
+    history.instance, history.events = instance, list(events)
+    own = history.completed().instance.synthesis.usage
     assert own == Usage(3, 4, 1)
-    assert life.instance.own_usage == own
-    assert life.instance.usage == instance.usage.plus(own)
-    assert life.instance == life.refolded()
+    assert history.instance.own_usage == own
+    assert history.instance.usage == instance.usage.plus(own)
+    assert history.instance == history.refolded()
 
 
 def test_failed_attempts_of_the_source_are_left_out_and_their_usage_is_kept() -> None:
-    source = Life().planned(part("a"))
+    source = History().planned(part("a"))
     source.then(call_started(source.instance, WorkKey("subtask", "a")))
     flaky = ModelError("OVERLOADED", "later", retryable=True)
     source.then(
@@ -86,7 +86,7 @@ def test_failed_attempts_of_the_source_are_left_out_and_their_usage_is_kept() ->
 
 
 def test_failed_and_skipped_subtasks_keep_their_state() -> None:
-    source = Life(tolerated_failures=1).planned(part("a"), part("b", "a"), part("c"))
+    source = History(tolerated_failures=1).planned(part("a"), part("b", "a"), part("c"))
     source.then(call_started(source.instance, WorkKey("subtask", "a")))
     fatal = ModelError("REQUEST_REJECTED", "no", retryable=False)
     source.then(
@@ -103,7 +103,7 @@ def test_failed_and_skipped_subtasks_keep_their_state() -> None:
 
 def test_a_plan_of_the_client_is_kept_without_a_call() -> None:
     mine = [instance_pb2.Subtask(id="x", instructions="do x")]
-    source = Life(subtasks=mine)
+    source = History(subtasks=mine)
     (record,) = decide(source.instance, at(NOW_S))
     assert isinstance(record, Record)
     instance, kinds = forked(source.then(*record.events), api.STAGE_SUBTASKS)
@@ -123,7 +123,7 @@ def test_a_plan_of_the_client_is_kept_without_a_call() -> None:
 def test_a_plan_is_reviewed_again_only_on_request(
     reviewed: bool, changes: dict[str, object], waits: bool
 ) -> None:
-    source = Life(review_plan=True).planned(part("a"))
+    source = History(review_plan=True).planned(part("a"))
     if reviewed:
         source.then(APPROVED)
     instance, _ = forked(source, api.STAGE_SUBTASKS, **changes)
@@ -138,13 +138,13 @@ def test_a_fork_at_the_synthesis_is_not_reviewed() -> None:
 @pytest.mark.parametrize(
     ("source", "stage"),
     [
-        (Life(), api.STAGE_SUBTASKS),
-        (Life(), api.STAGE_SYNTHESIS),
-        (Life().planned(part("a"), part("b")).done("a"), api.STAGE_SYNTHESIS),
+        (History(), api.STAGE_SUBTASKS),
+        (History(), api.STAGE_SYNTHESIS),
+        (History().planned(part("a"), part("b")).done("a"), api.STAGE_SYNTHESIS),
     ],
 )
 def test_a_stage_that_the_source_has_not_reached_cannot_be_forked(
-    source: Life, stage: api.Stage.ValueType
+    source: History, stage: api.Stage.ValueType
 ) -> None:
     with pytest.raises(StateForbidsError, match=r"cannot be asked to fork at .* before") as caught:
         forked(source, stage)

@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
-from support.lives import Life, changes, part
+from support.histories import History, changes, part
 
 from orchestrator.core import lifecycle
 from orchestrator.core.instance import Instance
@@ -26,36 +26,36 @@ def paused() -> Event:
     return Event(instance_pause_requested=event_pb2.InstancePauseRequested())
 
 
-def lives() -> dict[str, Life]:
+def histories() -> dict[str, History]:
     """An instance in each state."""
-    working = Life().planned(part("a"), part("b")).started("a")
+    working = History().planned(part("a"), part("b")).started("a")
     return {
-        "QUEUED": Life(),
+        "QUEUED": History(),
         "RUNNING": working,
-        "WAITING_FOR_PAUSE": Life().planned(part("a")).started("a").then(paused()),
-        "PAUSED": Life().then(paused(), Event(instance_paused=event_pb2.InstancePaused())),
-        "WAITING": Life(review_plan=True).planned(part("a")),
-        "COMPLETE": Life().planned(part("a")).done("a").completed(),
-        "ERRORED": Life().then(Event(instance_errored=event_pb2.InstanceErrored())),
-        "TERMINATED": Life().then(Event(instance_terminated=event_pb2.InstanceTerminated())),
+        "WAITING_FOR_PAUSE": History().planned(part("a")).started("a").then(paused()),
+        "PAUSED": History().then(paused(), Event(instance_paused=event_pb2.InstancePaused())),
+        "WAITING": History(review_plan=True).planned(part("a")),
+        "COMPLETE": History().planned(part("a")).done("a").completed(),
+        "ERRORED": History().then(Event(instance_errored=event_pb2.InstanceErrored())),
+        "TERMINATED": History().then(Event(instance_terminated=event_pb2.InstanceTerminated())),
     }
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("state", lives())
+@pytest.mark.parametrize("state", histories())
 def test_an_action_is_allowed_exactly_where_the_table_allows_its_event(state: str, action: str) -> None:
-    life = lives()[state]
-    assert instance_pb2.State.Name(life.instance.state) == f"STATE_{state}"
-    before = life.refolded()
-    if lifecycle.allows(life.instance.state, action):
-        events = ACTIONS[action](life.instance)
+    history = histories()[state]
+    assert instance_pb2.State.Name(history.instance.state) == f"STATE_{state}"
+    before = history.refolded()
+    if lifecycle.allows(history.instance.state, action):
+        events = ACTIONS[action](history.instance)
         kind = str(events[0].WhichOneof("payload"))
-        assert life.then(*events).instance.state in TRANSITIONS[before.state][kind]
+        assert history.then(*events).instance.state in TRANSITIONS[before.state][kind]
     else:
         with pytest.raises(StateForbidsError) as caught:
-            ACTIONS[action](life.instance)
+            ACTIONS[action](history.instance)
         assert caught.value.metadata["action"] == action
-        assert life.instance == before
+        assert history.instance == before
 
 
 @pytest.mark.parametrize(
@@ -73,25 +73,25 @@ def test_an_action_is_allowed_exactly_where_the_table_allows_its_event(state: st
 )
 def test_a_rejection_names_the_allowed_actions(state: str, action: str, words: str) -> None:
     with pytest.raises(StateForbidsError) as caught:
-        ACTIONS[action](lives()[state].instance)
+        ACTIONS[action](histories()[state].instance)
     assert str(caught.value).endswith(words)
 
 
 def test_a_retry_changes_the_config_and_records_it_completely() -> None:
-    (event,) = lifecycle.retry(lives()["ERRORED"].instance, changes(max_subtasks=3))
+    (event,) = lifecycle.retry(histories()["ERRORED"].instance, changes(max_subtasks=3))
     assert event.instance_retried.config.max_subtasks == 3
     assert event.instance_retried.config.big_model == "scripted/big"
 
 
 def test_a_review_may_edit_the_plan_or_reject_it_with_feedback() -> None:
     edited = [instance_pb2.Subtask(id="x", instructions="do x")]
-    life = lives()["WAITING"]
-    life.then(*lifecycle.review(life.instance, event_pb2.DECISION_APPROVE, edited, ""))
-    assert list(life.instance.subtasks) == ["x"]
-    life = lives()["WAITING"]
-    life.then(*lifecycle.review(life.instance, event_pb2.DECISION_REJECT, [], "smaller parts"))
-    assert not life.instance.subtasks
-    assert life.instance.feedback == "smaller parts"
+    history = histories()["WAITING"]
+    history.then(*lifecycle.review(history.instance, event_pb2.DECISION_APPROVE, edited, ""))
+    assert list(history.instance.subtasks) == ["x"]
+    history = histories()["WAITING"]
+    history.then(*lifecycle.review(history.instance, event_pb2.DECISION_REJECT, [], "smaller parts"))
+    assert not history.instance.subtasks
+    assert history.instance.feedback == "smaller parts"
 
 
 @pytest.mark.parametrize(
@@ -110,5 +110,5 @@ def test_an_inconsistent_review_is_rejected(
     reason: str,
 ) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        lifecycle.review(lives()["WAITING"].instance, decision, subtasks, feedback)
+        lifecycle.review(histories()["WAITING"].instance, decision, subtasks, feedback)
     assert caught.value.reason == reason

@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import Life, at, part
+from support.histories import History, at, part
 
 from orchestrator.core import merging
 from orchestrator.core.commands import CallModel, Record, model_for
@@ -13,30 +13,30 @@ from orchestrator.core.view import status
 LATER_S = 2e9
 
 
-def with_outputs(*lengths: int, **config: object) -> Life:
-    life = Life(**config).planned(*(part(f"t{number}") for number in range(len(lengths))))
+def with_outputs(*lengths: int, **config: object) -> History:
+    history = History(**config).planned(*(part(f"t{number}") for number in range(len(lengths))))
     for number, length in enumerate(lengths):
-        life.started(f"t{number}")
-        life.then(
+        history.started(f"t{number}")
+        history.then(
             work_completed(
-                life.instance,
+                history.instance,
                 WorkKey("subtask", f"t{number}"),
                 chr(97 + number % 26) * length,
                 Usage(1, 1, 1),
             )
         )
-    return life
+    return history
 
 
-def step(life: Life) -> list[object]:
+def step(history: History) -> list[object]:
     """What is to be done next; what follows without a call is done."""
     while True:
-        commands = decide(life.instance, at(LATER_S))
+        commands = decide(history.instance, at(LATER_S))
         records = [command for command in commands if isinstance(command, Record)]
         if not records:
             return list(commands)
         for record in records:
-            life.then(*record.events)
+            history.then(*record.events)
 
 
 def test_outputs_that_fit_are_not_merged() -> None:
@@ -44,61 +44,66 @@ def test_outputs_that_fit_are_not_merged() -> None:
 
 
 def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> None:
-    life = with_outputs(1000, 900, 800, 1200, max_input_characters=2000)
-    assert step(life) == [CallModel(WorkKey("subtask", "merge-1")), CallModel(WorkKey("subtask", "merge-2"))]
-    assert life.instance.subtasks["merge-1"].depends_on == ("t0", "t1")
-    assert model_for(life.instance, WorkKey("subtask", "merge-1")) == "scripted/big"
+    history = with_outputs(1000, 900, 800, 1200, max_input_characters=2000)
+    assert step(history) == [
+        CallModel(WorkKey("subtask", "merge-1")),
+        CallModel(WorkKey("subtask", "merge-2")),
+    ]
+    assert history.instance.subtasks["merge-1"].depends_on == ("t0", "t1")
+    assert model_for(history.instance, WorkKey("subtask", "merge-1")) == "scripted/big"
     for name in ("merge-1", "merge-2"):
-        life.started(name)
-        life.then(work_completed(life.instance, WorkKey("subtask", name), f"of {name}", Usage(1, 1, 1)))
-    assert step(life) == [CallModel(SYNTHESIS)]
-    told = FULL.synthesize(life.instance).messages[-1].content
+        history.started(name)
+        history.then(work_completed(history.instance, WorkKey("subtask", name), f"of {name}", Usage(1, 1, 1)))
+    assert step(history) == [CallModel(SYNTHESIS)]
+    told = FULL.synthesize(history.instance).messages[-1].content
     assert "of merge-1" in told
     assert "a" * 100 not in told
-    assert life.instance == life.refolded()
+    assert history.instance == history.refolded()
 
 
 def test_merges_are_not_part_of_the_plan_shown_to_clients() -> None:
-    life = with_outputs(1500, 1500, max_input_characters=2000)
-    step(life)
-    life.started("merge-1").then(
-        work_completed(life.instance, WorkKey("subtask", "merge-1"), "both", Usage())
+    history = with_outputs(1500, 1500, max_input_characters=2000)
+    step(history)
+    history.started("merge-1").then(
+        work_completed(history.instance, WorkKey("subtask", "merge-1"), "both", Usage())
     )
-    life.completed()
-    assert len(status(life.instance).output.orchestrator_tasks) == 2
+    history.completed()
+    assert len(status(history.instance).output.orchestrator_tasks) == 2
 
 
 @given(st.lists(st.integers(0, 9000), min_size=1, max_size=20), st.integers(0, 9000))
 def test_a_few_rounds_of_merging_end_in_a_synthesis_that_fits(lengths: list[int], merged: int) -> None:
-    life = with_outputs(*lengths, max_input_characters=2000, max_subtasks=64, max_parallel_subtasks=64)
+    history = with_outputs(*lengths, max_input_characters=2000, max_subtasks=64, max_parallel_subtasks=64)
     rounds = 0
-    while (commands := step(life)) != [CallModel(SYNTHESIS)]:
+    while (commands := step(history)) != [CallModel(SYNTHESIS)]:
         rounds += 1
         for command in commands:
             assert isinstance(command, CallModel)
-            subtask = life.instance.subtasks[command.work.subtask_id]
+            subtask = history.instance.subtasks[command.work.subtask_id]
             assert subtask.merges
             assert len(subtask.depends_on) > 1
-            assert len(FULL.work(life.instance, subtask).messages[-1].content) < 2000 + 500 * len(lengths)
-            life.started(subtask.id)
-            life.then(work_completed(life.instance, WorkKey("subtask", subtask.id), "m" * merged, Usage()))
+            assert len(FULL.work(history.instance, subtask).messages[-1].content) < 2000 + 500 * len(lengths)
+            history.started(subtask.id)
+            history.then(
+                work_completed(history.instance, WorkKey("subtask", subtask.id), "m" * merged, Usage())
+            )
     assert rounds <= 5
-    told = FULL.synthesize(life.instance).messages[-1].content
+    told = FULL.synthesize(history.instance).messages[-1].content
     assert len(told) < 2000 + 500 * len(lengths)
 
 
 def test_a_merge_prompt_contains_its_outputs_and_asks_to_keep_the_code() -> None:
-    life = with_outputs(1500, 1500, max_input_characters=2000)
-    step(life)
-    prompt = FULL.work(life.instance, life.instance.subtasks["merge-1"])
+    history = with_outputs(1500, 1500, max_input_characters=2000)
+    step(history)
+    prompt = FULL.work(history.instance, history.instance.subtasks["merge-1"])
     assert prompt.role == "synthesis"
     assert "Keep all code whole" in prompt.messages[0].content
     assert "characters were cut here" in prompt.messages[1].content
 
 
 def test_each_rejection_as_too_long_halves_the_room() -> None:
-    life = with_outputs(100_000, 100_000, max_input_characters=1_000_000)
-    instance = life.instance
+    history = with_outputs(100_000, 100_000, max_input_characters=1_000_000)
+    instance = history.instance
     limits = []
     for too_long in range(12):
         work = type(instance.synthesis)(too_long=too_long)
@@ -108,8 +113,8 @@ def test_each_rejection_as_too_long_halves_the_room() -> None:
 
 
 def test_a_name_used_by_the_plan_is_not_reused() -> None:
-    life = Life(max_input_characters=2000).planned(part("merge-1"), part("b"))
+    history = History(max_input_characters=2000).planned(part("merge-1"), part("b"))
     for name in ("merge-1", "b"):
-        life.started(name)
-        life.then(work_completed(life.instance, WorkKey("subtask", name), "x" * 1500, Usage()))
-    assert step(life) == [CallModel(WorkKey("subtask", "merge-2"))]
+        history.started(name)
+        history.then(work_completed(history.instance, WorkKey("subtask", name), "x" * 1500, Usage()))
+    assert step(history) == [CallModel(WorkKey("subtask", "merge-2"))]

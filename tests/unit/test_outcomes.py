@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import NOW_S, Life, at, changes, part
+from support.histories import NOW_S, History, at, changes, part
 
 from orchestrator.core import lifecycle
 from orchestrator.core.commands import CallModel
@@ -27,9 +27,9 @@ def kinds(events: Sequence[Event]) -> list[str]:
     return [str(event.WhichOneof("payload")) for event in events]
 
 
-def planning() -> Life:
-    life = Life()
-    return life.then(call_started(life.instance, PLANNING))
+def planning() -> History:
+    history = History()
+    return history.then(call_started(history.instance, PLANNING))
 
 
 def test_a_plan_is_recorded_subtask_by_subtask() -> None:
@@ -40,14 +40,17 @@ def test_a_plan_is_recorded_subtask_by_subtask() -> None:
 
 @pytest.mark.parametrize("key", [A, SYNTHESIS])
 def test_a_text_completes_its_work(key: WorkKey) -> None:
-    life = Life().planned(part("a"))
-    life = life.started("a") if key == A else life.done("a")
+    history = History().planned(part("a"))
+    history = history.started("a") if key == A else history.done("a")
     if key == SYNTHESIS:
-        life.then(call_started(life.instance, SYNTHESIS))
-    (event,) = events_for(life.instance, CallEnded(key, 1, "the text", USED), NOW_S)
-    life.then(event)
-    assert life.instance.work(key).usage == USED
-    texts = [life.instance.final_result, *(subtask.output for subtask in life.instance.subtasks.values())]
+        history.then(call_started(history.instance, SYNTHESIS))
+    (event,) = events_for(history.instance, CallEnded(key, 1, "the text", USED), NOW_S)
+    history.then(event)
+    assert history.instance.work(key).usage == USED
+    texts = [
+        history.instance.final_result,
+        *(subtask.output for subtask in history.instance.subtasks.values()),
+    ]
     assert "the text" in texts
 
 
@@ -59,18 +62,20 @@ def test_a_failure_is_retried_after_a_delay_that_starts_when_it_is_recorded() ->
 
 
 def test_a_streamed_subtask_is_recorded_once_however_often_it_is_queued() -> None:
-    life = planning()
+    history = planning()
     for number in (1, 1, 2, 3, 3, 2):
         told = SubtasksStreamed(1, PLAN.subtasks[:number], "how")
-        life.then(*events_for(life.instance, told, NOW_S))
-    assert list(life.instance.subtasks) == ["a", "b", "c"]
-    assert kinds(events_for(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == ["plan_completed"]
+        history.then(*events_for(history.instance, told, NOW_S))
+    assert list(history.instance.subtasks) == ["a", "b", "c"]
+    assert kinds(events_for(history.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == [
+        "plan_completed"
+    ]
 
 
 def test_a_plan_that_contradicts_its_streamed_subtasks_is_invalid_and_ends_their_calls() -> None:
-    life = planning()
-    life.then(*events_for(life.instance, SubtasksStreamed(1, (part("x"),), "how"), NOW_S)).started("x")
-    events = events_for(life.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
+    history = planning()
+    history.then(*events_for(history.instance, SubtasksStreamed(1, (part("x"),), "how"), NOW_S)).started("x")
+    events = events_for(history.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)
     assert kinds(events) == ["subtask_failed", "planning_failed"]
     assert events[0].subtask_failed.error.reason == "INTERRUPTED"
     failed = events[1].planning_failed
@@ -93,33 +98,38 @@ def test_a_plan_that_contradicts_its_streamed_subtasks_is_invalid_and_ends_their
     ids=str,
 )
 def test_nothing_is_recorded_for_an_attempt_that_is_not_in_progress(outcome: Outcome) -> None:
-    life = Life().planned(part("a"), part("b")).started("a")
-    life.then(*events_for(life.instance, CallEnded(A, 1, FLAKY, USED), NOW_S)).started("a").done("b")
-    assert life.instance.work(A).attempt == 2
-    assert events_for(life.instance, outcome, NOW_S) == ()
-    assert apply_outcomes(life.instance, [outcome], NOW_S, at(NOW_S)) == (life.instance, ())
+    history = History().planned(part("a"), part("b")).started("a")
+    history.then(*events_for(history.instance, CallEnded(A, 1, FLAKY, USED), NOW_S)).started("a").done("b")
+    assert history.instance.work(A).attempt == 2
+    assert events_for(history.instance, outcome, NOW_S) == ()
+    assert apply_outcomes(history.instance, [outcome], NOW_S, at(NOW_S)) == (history.instance, ())
 
 
 def test_consecutive_outcomes_see_the_changes_of_those_before_them() -> None:
-    life = planning()
-    life.then(*events_for(life.instance, SubtasksStreamed(1, PLAN.subtasks[:2], "how"), NOW_S))
-    life.started("a").started("b")
+    history = planning()
+    history.then(*events_for(history.instance, SubtasksStreamed(1, PLAN.subtasks[:2], "how"), NOW_S))
+    history.started("a").started("b")
     outcomes = [
         CallEnded(A, 1, "kept", USED),
         CallEnded(PLANNING, 1, FLAKY, USED),
         CallEnded(B, 1, "-", USED),
     ]
-    instance, events = apply_outcomes(life.instance, outcomes, NOW_S, at(NOW_S))
+    instance, events = apply_outcomes(history.instance, outcomes, NOW_S, at(NOW_S))
     assert kinds(events) == ["subtask_completed", "subtask_failed", "planning_failed"]
     assert list(instance.reusable) == ["a"]
 
 
 def test_consequences_without_a_call_are_recorded_with_their_outcomes() -> None:
-    life = Life().planned(part("a")).done("a")
-    life.then(call_started(life.instance, SYNTHESIS))
-    instance, events = apply_outcomes(life.instance, [CallEnded(SYNTHESIS, 1, "r", USED)], NOW_S, at(NOW_S))
+    history = History().planned(part("a")).done("a")
+    history.then(call_started(history.instance, SYNTHESIS))
+    instance, events = apply_outcomes(
+        history.instance, [CallEnded(SYNTHESIS, 1, "r", USED)], NOW_S, at(NOW_S)
+    )
     assert kinds(events) == ["synthesis_completed", "instance_completed"]
-    assert [event.sequence for event in events] == [life.instance.last_sequence + 1, instance.last_sequence]
+    assert [event.sequence for event in events] == [
+        history.instance.last_sequence + 1,
+        instance.last_sequence,
+    ]
 
 
 STEERING = (
@@ -149,15 +159,15 @@ def foreign(instance: Instance, number: int) -> Sequence[Event]:
 def test_an_outcome_is_recorded_at_most_once_and_never_breaks_the_log(
     data: st.DataObject,
 ) -> None:
-    life = Life()
+    history = History()
     asked: list[tuple[WorkKey, int]] = []
     for _ in range(data.draw(st.integers(1, 12))):
-        now_s = life.instance.update_time_s + 1000
-        for command in decide(life.instance, at(now_s)):
+        now_s = history.instance.update_time_s + 1000
+        for command in decide(history.instance, at(now_s)):
             if isinstance(command, CallModel):
-                life.then(call_started(life.instance, command.work))
-                asked.append((command.work, life.instance.work(command.work).attempt))
-        life.then(*foreign(life.instance, data.draw(st.integers(0, 9))))
+                history.then(call_started(history.instance, command.work))
+                asked.append((command.work, history.instance.work(command.work).attempt))
+        history.then(*foreign(history.instance, data.draw(st.integers(0, 9))))
         if not asked:
             continue
         key, attempt = data.draw(st.sampled_from(asked))
@@ -167,10 +177,10 @@ def test_an_outcome_is_recorded_at_most_once_and_never_breaks_the_log(
         )
         if data.draw(st.booleans()):
             outcome = SubtasksStreamed(attempt, PLAN.subtasks[: data.draw(st.integers(1, 3))], "how")
-        before = life.instance
+        before = history.instance
         after, events = apply_outcomes(before, [outcome], now_s, at(now_s))
         assert fold(events, before) == after
         assert bool(events) == bool(events_for(before, outcome, now_s))
         assert apply_outcomes(after, [outcome], now_s, at(now_s)) == (after, ())
-        life.then(*events)
-    assert life.refolded() == life.instance
+        history.then(*events)
+    assert history.refolded() == history.instance

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.endpoint import recognize
-from support.lives import NOW_S, Life
+from support.histories import NOW_S, History
 
 from orchestrator.core import plan
 from orchestrator.core.events import call_failed, call_started
@@ -184,19 +184,19 @@ def test_the_synthesisers_answer_is_the_result() -> None:
 
 @pytest.mark.parametrize("reason", ["OUTPUT_INVALID", "PLAN_INVALID"])
 def test_the_planner_prompt_contains_the_fault_of_the_last_answer(reason: str) -> None:
-    life = Life()
+    history = History()
     error = ModelError(reason, "t1 and t2 form a cycle", retryable=True)
-    fail_planning(life, error)
-    assert "t1 and t2 form a cycle" in user_message(FULL.plan(life.instance))
-    fail_planning(life, ModelError("OVERLOADED", "status 503", retryable=True))
-    assert "t1 and t2 form a cycle" in user_message(FULL.plan(life.instance))
-    life.planned()
-    assert "cycle" not in user_message(FULL.plan(life.instance))
+    fail_planning(history, error)
+    assert "t1 and t2 form a cycle" in user_message(FULL.plan(history.instance))
+    fail_planning(history, ModelError("OVERLOADED", "status 503", retryable=True))
+    assert "t1 and t2 form a cycle" in user_message(FULL.plan(history.instance))
+    history.planned()
+    assert "cycle" not in user_message(FULL.plan(history.instance))
 
 
-def fail_planning(life: Life, error: ModelError) -> None:
-    life.then(call_started(life.instance, PLANNING))
-    life.then(call_failed(life.instance, PLANNING, error, Usage(), now_s=NOW_S, jitter=0))
+def fail_planning(history: History, error: ModelError) -> None:
+    history.then(call_started(history.instance, PLANNING))
+    history.then(call_failed(history.instance, PLANNING, error, Usage(), now_s=NOW_S, jitter=0))
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,10 @@ def fail_planning(life: Life, error: ModelError) -> None:
 def test_after_two_invalid_plans_no_subtask_starts_before_the_plan_is_complete(
     reasons: list[str], begins_early: bool
 ) -> None:
-    life = Life()
+    history = History()
     for reason in reasons:
-        fail_planning(life, ModelError(reason, "no", retryable=True))
-    assert (FULL.plan_reader(life.instance) is not None) == begins_early
+        fail_planning(history, ModelError(reason, "no", retryable=True))
+    assert (FULL.plan_reader(history.instance) is not None) == begins_early
 
 
 def test_the_planner_prompt_omits_errors_that_it_cannot_mend() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.lives import Life, part
+from support.histories import History, part
 
 from orchestrator.core.instance import PLANNING, SYNTHESIS, WorkKey
 from orchestrator.core.plan import Plan
@@ -89,7 +89,7 @@ def test_only_text_that_is_complete_or_may_be_cut_is_an_answer(
 
 
 def test_a_planners_reply_is_parsed_as_a_plan_and_other_replies_are_text() -> None:
-    instance = Life().planned(part("t1")).done("t1").instance
+    instance = History().planned(part("t1")).done("t1").instance
     plan = read(FULL, instance, PLANNING, PROMPT, ModelReply(plan_text(2)), "m")
     assert isinstance(plan, Plan)
     assert [subtask.id for subtask in plan.subtasks] == ["t1", "t2"]
@@ -99,7 +99,7 @@ def test_a_planners_reply_is_parsed_as_a_plan_and_other_replies_are_text() -> No
 
 def test_an_invalid_plan_fails_with_its_mend_and_its_usage() -> None:
     with pytest.raises(ModelError, match="it holds no JSON object") as caught:
-        read(FULL, Life().instance, PLANNING, PROMPT, REPLY, "m")
+        read(FULL, History().instance, PLANNING, PROMPT, REPLY, "m")
     assert (caught.value.reason, caught.value.retryable) == ("PLAN_INVALID", True)
     assert (caught.value.output_tokens, caught.value.response_id) == (4, "id-1")
 
@@ -107,6 +107,6 @@ def test_an_invalid_plan_fails_with_its_mend_and_its_usage() -> None:
 @pytest.mark.parametrize("key", [PLANNING, T1, SYNTHESIS])
 @pytest.mark.parametrize("finish", [finish for finish in Finish if finish is not Finish.NORMAL])
 def test_truncated_answers_complete_no_work(key: WorkKey, finish: Finish) -> None:
-    instance = Life().planned(part("t1")).done("t1").instance
+    instance = History().planned(part("t1")).done("t1").instance
     with pytest.raises(ModelError):
         read(FULL, instance, key, PROMPT, ModelReply(plan_text(2), finish=finish), "m")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from support.lives import Life, part, resolved, states
+from support.histories import History, part, resolved, states
 
 from orchestrator.core import view, wire
 from orchestrator.core.instance import TERMINAL, Instance, Usage
@@ -26,8 +26,8 @@ def bare(kind: str, sequence: int) -> Event:
 
 
 def test_a_complete_history_folds_to_its_result() -> None:
-    life = Life().planned().done("t1", "t2", "t3").completed()
-    instance = life.instance
+    history = History().planned().done("t1", "t2", "t3").completed()
+    instance = history.instance
     assert instance.state == instance_pb2.STATE_COMPLETE
     assert instance.final_result == "the result"
     assert [subtask.output for subtask in instance.subtasks.values()] == [
@@ -36,22 +36,24 @@ def test_a_complete_history_folds_to_its_result() -> None:
         "output of t3",
     ]
     assert instance.usage == Usage(16, 30, 5)
-    assert instance.last_sequence == len(life.events)
+    assert instance.last_sequence == len(history.events)
     assert 0 < instance.create_time_s < instance.start_time_s < instance.end_time_s
 
 
 def test_folding_stored_bytes_gives_the_state_that_was_evolved() -> None:
-    life = Life().planned().done("t1").started("t2")
-    assert life.refolded() == life.instance
+    history = History().planned().done("t1").started("t2")
+    assert history.refolded() == history.instance
 
 
 def test_a_returned_state_never_changes() -> None:
     approved = Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE))
-    life = Life(review_plan=True).planned().then(approved).done("t1").started("t2")
-    life.then(bare("instance_terminated", 0)).then(bare("instance_retried", 0)).done("t2", "t3").completed()
-    life.then(bare("instance_restarted", 0)).planned(part("t1"), part("other"))
+    history = History(review_plan=True).planned().then(approved).done("t1").started("t2")
+    history.then(bare("instance_terminated", 0)).then(bare("instance_retried", 0)).done(
+        "t2", "t3"
+    ).completed()
+    history.then(bare("instance_restarted", 0)).planned(part("t1"), part("other"))
     instance = Instance()
-    for event in life.events:
+    for event in history.events:
         held = {
             name: dict(value) if isinstance(value, Mapping) else value
             for name, value in vars(instance).items()
@@ -59,7 +61,7 @@ def test_a_returned_state_never_changes() -> None:
         after = evolve(instance, event)
         assert vars(instance) == held, event
         instance = after
-    assert instance == life.instance
+    assert instance == history.instance
 
 
 @pytest.mark.parametrize("state", TRANSITIONS)
@@ -124,34 +126,34 @@ def test_an_event_determines_its_change_by_one_enum_and_one_oneof() -> None:
 
 @pytest.mark.parametrize("decision", [0, 3, 17, 2**31 - 1, -1])
 def test_an_unknown_decision_is_rejected(decision: int) -> None:
-    life = Life(review_plan=True).planned()
-    before = life.refolded()
+    history = History(review_plan=True).planned()
+    before = history.refolded()
     with pytest.raises(IllegalEventError, match=f"decision {decision} is none that this version knows"):
-        life.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=decision)))
-    assert life.instance == before
-    assert life.instance.state == instance_pb2.STATE_WAITING
+        history.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=decision)))
+    assert history.instance == before
+    assert history.instance.state == instance_pb2.STATE_WAITING
 
 
 @pytest.mark.parametrize("state", [0, instance_pb2.SUBTASK_STATE_COMPLETED, 17])
 def test_the_state_of_a_subtask_in_a_plan_is_ignored(state: int) -> None:
     subtask = instance_pb2.Subtask(id="t1", instructions="do it", state=state)
-    life = Life().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1)))
-    life.then(Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask)))
-    assert states(life.instance) == ["PENDING"]
+    history = History().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1)))
+    history.then(Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask)))
+    assert states(history.instance) == ["PENDING"]
 
 
 def test_changing_an_event_does_not_change_the_configuration_folded_from_it() -> None:
-    life = Life(max_subtasks=3)
+    history = History(max_subtasks=3)
     kinds = ("instance_created", "instance_retried", "instance_restarted")
-    life.terminated().retried(max_subtasks=4).terminated()
+    history.terminated().retried(max_subtasks=4).terminated()
     restarted = event_pb2.InstanceRestarted(config=resolved(max_subtasks=5))
-    before = life.instance
-    life.then(Event(instance_restarted=restarted))
-    told = [getattr(event, kind) for event in life.events for kind in kinds if event.HasField(kind)]
+    before = history.instance
+    history.then(Event(instance_restarted=restarted))
+    told = [getattr(event, kind) for event in history.events for kind in kinds if event.HasField(kind)]
     assert [payload.config.max_subtasks for payload in told] == [3, 4, 5]
     for payload in told:
         payload.config.max_subtasks = 9
-    assert (before.config.max_subtasks, life.instance.config.max_subtasks) == (4, 5)
+    assert (before.config.max_subtasks, history.instance.config.max_subtasks) == (4, 5)
 
 
 @pytest.mark.parametrize(
@@ -170,99 +172,101 @@ def test_changing_an_event_does_not_change_the_configuration_folded_from_it() ->
 def test_an_event_that_contradicts_its_piece_of_work_leaves_the_state_unchanged(
     payload: Message, words: str
 ) -> None:
-    life = Life().planned()
-    before = life.refolded()
+    history = History().planned()
+    before = history.refolded()
     name = next(
         field.name
         for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields
         if field.message_type.name == type(payload).DESCRIPTOR.name
     )
     with pytest.raises(IllegalEventError, match=words):
-        life.then(Event(**{name: payload}))
-    assert life.instance == before
+        history.then(Event(**{name: payload}))
+    assert history.instance == before
 
 
 def test_a_failed_planning_attempt_withdraws_its_subtasks() -> None:
-    life = Life()
-    life.then(
+    history = History()
+    history.then(
         Event(planning_started=event_pb2.PlanningStarted(attempt=1)),
         Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=instance_pb2.Subtask(id="t1"))),
     )
-    assert list(life.instance.subtasks) == ["t1"]
+    assert list(history.instance.subtasks) == ["t1"]
     failed = event_pb2.PlanningFailed(attempt=1)
     failed.retry_time.seconds = 1
-    life.then(Event(planning_failed=failed))
-    assert not life.instance.subtasks
+    history.then(Event(planning_failed=failed))
+    assert not history.instance.subtasks
 
 
 def test_terminating_marks_running_work_as_interrupted() -> None:
-    life = Life().planned().started("t1").then(Event(instance_terminated=event_pb2.InstanceTerminated()))
-    assert states(life.instance) == ["FAILED", "PENDING", "PENDING"]
-    assert life.instance.subtasks["t1"].work.error.reason == "INTERRUPTED"
+    history = (
+        History().planned().started("t1").then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    )
+    assert states(history.instance) == ["FAILED", "PENDING", "PENDING"]
+    assert history.instance.subtasks["t1"].work.error.reason == "INTERRUPTED"
 
 
 def test_a_call_cancelled_by_a_termination_counts_as_a_call() -> None:
-    life = Life().planned().started("t1").started("t2").terminated()
-    assert life.instance.usage == life.instance.own_usage == Usage(10, 20, 3)
-    assert life.instance.subtasks["t1"].work.usage == Usage(model_calls=1)
-    assert life.instance.subtasks["t3"].work.usage == Usage()
-    life.retried().done("t1")
-    assert life.instance.usage == Usage(11, 22, 4)
-    assert life.instance.subtasks["t1"].work.usage == Usage(1, 2, 2)
+    history = History().planned().started("t1").started("t2").terminated()
+    assert history.instance.usage == history.instance.own_usage == Usage(10, 20, 3)
+    assert history.instance.subtasks["t1"].work.usage == Usage(model_calls=1)
+    assert history.instance.subtasks["t3"].work.usage == Usage()
+    history.retried().done("t1")
+    assert history.instance.usage == Usage(11, 22, 4)
+    assert history.instance.subtasks["t1"].work.usage == Usage(1, 2, 2)
 
 
 def test_results_of_a_rejected_plan_are_reused_for_equal_subtasks_of_the_next_plan() -> None:
-    life = Life().planned(part("a"), part("b")).done("a", "b")
-    life.terminated().retried(review_plan=True)
-    life.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_REJECT)))
-    assert not life.instance.subtasks
-    life.planned(part("a"), part("c"))
-    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", ""]
+    history = History().planned(part("a"), part("b")).done("a", "b")
+    history.terminated().retried(review_plan=True)
+    history.then(Event(plan_reviewed=event_pb2.PlanReviewed(decision=event_pb2.DECISION_REJECT)))
+    assert not history.instance.subtasks
+    history.planned(part("a"), part("c"))
+    assert [subtask.output for subtask in history.instance.subtasks.values()] == ["output of a", ""]
 
 
 def test_retrying_keeps_completed_subtasks_and_resets_the_rest() -> None:
-    life = Life().planned().done("t1").started("t2")
-    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
-    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
-    assert states(life.instance) == ["COMPLETED", "PENDING", "PENDING"]
-    assert life.instance.subtasks["t2"].work.attempt == 1
-    assert life.instance.state == instance_pb2.STATE_QUEUED
-    assert not life.instance.end_time_s
+    history = History().planned().done("t1").started("t2")
+    history.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    history.then(Event(instance_retried=event_pb2.InstanceRetried(config=history.instance.config)))
+    assert states(history.instance) == ["COMPLETED", "PENDING", "PENDING"]
+    assert history.instance.subtasks["t2"].work.attempt == 1
+    assert history.instance.state == instance_pb2.STATE_QUEUED
+    assert not history.instance.end_time_s
 
 
 def test_restarting_resets_everything_but_the_request() -> None:
-    life = Life().planned().done("t1", "t2", "t3").completed()
-    life.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=life.instance.config)))
-    assert not life.instance.subtasks
-    assert life.instance.prompt == "Build it"
-    assert life.instance.usage == Usage()
+    history = History().planned().done("t1", "t2", "t3").completed()
+    history.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=history.instance.config)))
+    assert not history.instance.subtasks
+    assert history.instance.prompt == "Build it"
+    assert history.instance.usage == Usage()
 
 
 def test_usage_before_a_restart_stays_the_instances_own() -> None:
-    life = Life().planned(part("t1")).done("t1").completed()
-    before = life.instance.usage
-    assert before == life.instance.own_usage == Usage(14, 26, 3)
-    life.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=life.instance.config)))
-    life.planned(part("t1"))
-    assert life.instance.usage == Usage(10, 20, 1)
-    assert life.instance.own_usage == before.plus(Usage(10, 20, 1))
+    history = History().planned(part("t1")).done("t1").completed()
+    before = history.instance.usage
+    assert before == history.instance.own_usage == Usage(14, 26, 3)
+    history.then(Event(instance_restarted=event_pb2.InstanceRestarted(config=history.instance.config)))
+    history.planned(part("t1"))
+    assert history.instance.usage == Usage(10, 20, 1)
+    assert history.instance.own_usage == before.plus(Usage(10, 20, 1))
 
 
 def test_a_plan_awaiting_review_waits_through_a_pause() -> None:
-    life = Life(review_plan=True).planned(part("t1"))
-    assert life.instance.state == instance_pb2.STATE_WAITING
-    life.then(
+    history = History(review_plan=True).planned(part("t1"))
+    assert history.instance.state == instance_pb2.STATE_WAITING
+    history.then(
         Event(instance_pause_requested=event_pb2.InstancePauseRequested()),
         Event(instance_paused=event_pb2.InstancePaused()),
         Event(instance_resumed=event_pb2.InstanceResumed()),
     )
-    assert life.instance.state == instance_pb2.STATE_WAITING
+    assert history.instance.state == instance_pb2.STATE_WAITING
     reviewed = event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE)
-    assert life.then(Event(plan_reviewed=reviewed)).instance.state == instance_pb2.STATE_RUNNING
+    assert history.then(Event(plan_reviewed=reviewed)).instance.state == instance_pb2.STATE_RUNNING
 
 
 def test_the_view_is_basic_unless_full_is_requested() -> None:
-    instance = Life().planned().done("t1").instance
+    instance = History().planned().done("t1").instance
     basic, full = view.instance(instance), view.instance(instance, full=True)
     assert not basic.subtasks[0].output
     assert not basic.subtasks[0].instructions
@@ -279,7 +283,7 @@ def test_every_state_has_a_name_in_the_style_of_cloudflare_workflows(state: int)
 
 
 def test_the_status_of_a_complete_instance_has_its_output() -> None:
-    instance = Life().planned().done("t1", "t2", "t3").completed().instance
+    instance = History().planned().done("t1", "t2", "t3").completed().instance
     output = view.status(instance).output
     assert list(output.orchestrator_tasks) == ["Part t1", "Part t2", "Part t3"]
     assert list(output.worker_responses) == ["output of t1", "output of t2", "output of t3"]
@@ -303,54 +307,62 @@ def told(name: str, *needs: str, text: str = "do it") -> Event:
     return Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask))
 
 
-def replanned(first: list[Event], done: str) -> Life:
+def replanned(first: list[Event], done: str) -> History:
     """A plan that was begun, some of it done, and failed; the next attempt has begun."""
-    life = Life().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1))).then(*first).done(*done)
+    history = (
+        History().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1))).then(*first).done(*done)
+    )
     failed = event_pb2.PlanningFailed(attempt=1)
     failed.retry_time.seconds = 1
-    return life.then(
+    return history.then(
         Event(planning_failed=failed), Event(planning_started=event_pb2.PlanningStarted(attempt=2))
     )
 
 
 def test_a_reusable_result_is_taken_over_in_any_order_of_the_plan() -> None:
-    life = replanned([told("a"), told("b", "a")], "ab").then(told("b", "a"), told("a"))
-    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of b", "output of a"]
-    assert life.instance == life.refolded()
+    history = replanned([told("a"), told("b", "a")], "ab").then(told("b", "a"), told("a"))
+    assert [subtask.output for subtask in history.instance.subtasks.values()] == [
+        "output of b",
+        "output of a",
+    ]
+    assert history.instance == history.refolded()
 
 
 def test_results_made_from_other_dependencies_are_not_taken_over() -> None:
-    life = replanned([told("a"), told("b", "a")], "ab").then(told("a", text="otherwise")).done("a")
-    assert not life.then(told("b", "a")).instance.subtasks["b"].output
+    history = replanned([told("a"), told("b", "a")], "ab").then(told("a", text="otherwise")).done("a")
+    assert not history.then(told("b", "a")).instance.subtasks["b"].output
 
 
 def test_a_reusable_result_survives_a_termination_during_the_next_plan() -> None:
-    life = replanned([told("a"), told("b", "a")], "ab").then(told("a"))
-    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
-    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
-    life.then(Event(planning_started=event_pb2.PlanningStarted(attempt=3))).then(told("a"), told("b", "a"))
-    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", "output of b"]
+    history = replanned([told("a"), told("b", "a")], "ab").then(told("a"))
+    history.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    history.then(Event(instance_retried=event_pb2.InstanceRetried(config=history.instance.config)))
+    history.then(Event(planning_started=event_pb2.PlanningStarted(attempt=3))).then(told("a"), told("b", "a"))
+    assert [subtask.output for subtask in history.instance.subtasks.values()] == [
+        "output of a",
+        "output of b",
+    ]
 
 
 def test_a_retry_with_a_plan_of_the_client_discards_a_partial_plan() -> None:
-    life = replanned([told("a"), told("b")], "a").then(told("a"))
-    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
-    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=life.instance.config)))
-    assert life.instance.subtasks == {}
-    assert life.instance.reusable["a"].output
+    history = replanned([told("a"), told("b")], "a").then(told("a"))
+    history.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    history.then(Event(instance_retried=event_pb2.InstanceRetried(config=history.instance.config)))
+    assert history.instance.subtasks == {}
+    assert history.instance.reusable["a"].output
 
 
 def test_an_edited_plan_keeps_completed_and_unchanged_subtasks() -> None:
-    life = Life().planned(part("a"), part("b")).done("a", "b")
-    life.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
+    history = History().planned(part("a"), part("b")).done("a", "b")
+    history.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     config = instance_pb2.InstanceConfig()
-    config.CopyFrom(life.instance.config)
+    config.CopyFrom(history.instance.config)
     config.review_plan = True
-    life.then(Event(instance_retried=event_pb2.InstanceRetried(config=config)))
+    history.then(Event(instance_retried=event_pb2.InstanceRetried(config=config)))
     edited = [
         instance_pb2.Subtask(id="a", title="Part a", instructions="Write a."),
         instance_pb2.Subtask(id="b", instructions="otherwise"),
     ]
     reviewed = event_pb2.PlanReviewed(decision=event_pb2.DECISION_APPROVE, subtasks=edited)
-    life.then(Event(plan_reviewed=reviewed))
-    assert [subtask.output for subtask in life.instance.subtasks.values()] == ["output of a", ""]
+    history.then(Event(plan_reviewed=reviewed))
+    assert [subtask.output for subtask in history.instance.subtasks.values()] == ["output of a", ""]

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.lives import Life
+from support.histories import History
 
 from orchestrator.core import config, create, limits, plan, view
 from orchestrator.core.instance import Failure, Instance, Subtask, Work
@@ -92,9 +92,9 @@ def test_the_basic_view_keeps_short_texts() -> None:
     assert [subtask.title for subtask in shown.config.subtasks] == [WIDEST * 200] * 64
     assert [worker.use for worker in shown.config.workers] == [WIDEST * 1000] * 32
     assert shown.config.retry == instance.config.retry
-    life = Life().planned().done("t1", "t2", "t3").completed()
-    assert view.instance(life.instance).final_result == "the result"
-    assert not view.instance(life.instance).prompt_is_cut
+    history = History().planned().done("t1", "t2", "t3").completed()
+    assert view.instance(history.instance).final_result == "the result"
+    assert not view.instance(history.instance).prompt_is_cut
 
 
 def test_the_full_view_has_everything() -> None:
@@ -138,7 +138,7 @@ def test_a_hundred_of_the_largest_instances_fit_into_one_answer() -> None:
 
 
 def test_a_batch_that_fits_is_left_unchanged() -> None:
-    instances = [view.instance(Life(f"i{number}").instance) for number in range(100)]
+    instances = [view.instance(History(f"i{number}").instance) for number in range(100)]
     before = list(instances)
     view.fit(instances, DEFAULT_MAX_BYTES)
     assert instances == before

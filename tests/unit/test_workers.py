@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from support.lives import CONFIG, resolved
+from support.histories import CONFIG, resolved
 
 from orchestrator.core import config, workers
 from orchestrator.errors import InvalidArgumentError, SettingsError

@@ -1,4 +1,4 @@
-"""Instances made by hand: events in a row, folded, without an engine."""
+"""Histories of instances built by hand: events and the state that they fold to, without an engine."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ NOW_S = 1_700_000_000.0
 
 
 def at(now_s: float) -> Elapsed:
-    """How long ago things were recorded, at this time."""
+    """Return a function that measures elapsed time up to `now_s`."""
     return lambda time_s: now_s - time_s
 
 
@@ -52,11 +52,11 @@ def resolved(**changes: object) -> pb.InstanceConfig:
 
 
 def changes(**values: object) -> config.Changes:
-    """What a client changes by setting these fields, without a mask."""
+    """Return the changes of a client that sets these fields, without a mask."""
     return config.read_changes(pb.InstanceConfig(**values))
 
 
-class Life:
+class History:
     """One instance and all its events; `then` appends more."""
 
     def __init__(self, instance_id: str = "a", **changes: object) -> None:
@@ -65,7 +65,7 @@ class Life:
         created = InstanceCreated(prompt="Build it", config=resolved(**changes))
         self.then(Event(instance_created=created))
 
-    def then(self, *events: Event) -> "Life":
+    def then(self, *events: Event) -> "History":
         for event in events:
             event.instance_id = self.instance.id
             event.sequence = self.instance.last_sequence + 1
@@ -74,15 +74,15 @@ class Life:
             self.events.append(event)
         return self
 
-    def planned(self, *subtasks: Subtask, summary: str = "how") -> "Life":
+    def planned(self, *subtasks: Subtask, summary: str = "how") -> "History":
         self.then(call_started(self.instance, PLANNING))
         plan = Plan(summary, subtasks or (part("t1"), part("t2"), part("t3", "t1")))
         return self.then(*plan_completed(self.instance, plan, Usage(10, 20, 1)))
 
-    def started(self, subtask_id: str) -> "Life":
+    def started(self, subtask_id: str) -> "History":
         return self.then(call_started(self.instance, WorkKey("subtask", subtask_id)))
 
-    def done(self, *subtask_ids: str) -> "Life":
+    def done(self, *subtask_ids: str) -> "History":
         for subtask_id in subtask_ids:
             self.started(subtask_id)
             self.then(
@@ -92,15 +92,15 @@ class Life:
             )
         return self
 
-    def completed(self) -> "Life":
+    def completed(self) -> "History":
         self.then(call_started(self.instance, SYNTHESIS))
         self.then(work_completed(self.instance, SYNTHESIS, "the result", Usage(3, 4, 1)))
         return self.then(Event(instance_completed=InstanceCompleted()))
 
-    def terminated(self) -> "Life":
+    def terminated(self) -> "History":
         return self.then(*lifecycle.terminate(self.instance))
 
-    def retried(self, **changes: object) -> "Life":
+    def retried(self, **changes: object) -> "History":
         return self.then(Event(instance_retried=InstanceRetried(config=resolved(**changes))))
 
     def refolded(self) -> Instance:
@@ -111,9 +111,9 @@ Transition: TypeAlias = tuple[State, str, State]
 """A state, the kind of an event, and the state after it."""
 
 
-def lives_by_transition() -> Mapping[Transition, Sequence[Event]]:
-    """Find a shortest life that ends with each transition, among those whose plan has one subtask."""
-    lives: dict[Transition, Sequence[Event]] = {}
+def histories_by_transition() -> Mapping[Transition, Sequence[Event]]:
+    """Find a shortest history that ends with each transition, among those whose plan has one subtask."""
+    histories: dict[Transition, Sequence[Event]] = {}
     visited = set[tuple[object, ...]]()
     queue = deque[tuple[Instance, Sequence[Event]]]([(Instance(id="a"), ())])
     while queue:
@@ -126,13 +126,13 @@ def lives_by_transition() -> Mapping[Transition, Sequence[Event]]:
                 after = evolve(before, event)
             except IllegalEventError:
                 continue
-            life = (*events, event)
+            history = (*events, event)
             transition = (before.state, str(event.WhichOneof("payload")), after.state)
-            lives.setdefault(transition, life)
+            histories.setdefault(transition, history)
             if (signature := _signature(after)) not in visited:
                 visited.add(signature)
-                queue.append((after, life))
-    return lives
+                queue.append((after, history))
+    return histories
 
 
 def _signature(instance: Instance) -> tuple[object, ...]:
@@ -180,11 +180,11 @@ def _candidates(instance: Instance) -> Iterator[Event]:
     yield Event(instance_terminated=InstanceTerminated(cut_off_calls=instance.open_calls))
 
 
-def labelled(instance_id: str, **labels: str) -> Life:
-    life = Life(instance_id)
-    life.events[0].instance_created.labels.update(labels)
-    life.instance = replace(life.instance, labels=labels)
-    return life
+def labelled(instance_id: str, **labels: str) -> History:
+    history = History(instance_id)
+    history.events[0].instance_created.labels.update(labels)
+    history.instance = replace(history.instance, labels=labels)
+    return history
 
 
 def part(subtask_id: str, *depends_on: str) -> Subtask:
