@@ -120,8 +120,8 @@ class Models:
         return answer
 
     async def _said(self, call: Call, name: str) -> web.StreamResponse:
-        prompt = re.search(r"plan (\d)( chained)?(?: (fail|hold) (\w+))?", call.told)
-        assert prompt, call.told
+        prompt = re.search(r"plan (\d)( chained)?(?: (fail|hold) (\w+))?", call.prompt_text)
+        assert prompt, call.prompt_text
         size, chained, trouble, part = prompt.groups()
         if part != (call.subtask_id or call.role) or call.body["model"] != name:
             trouble = None
@@ -132,7 +132,7 @@ class Models:
         }
         whole = completion(texts[call.role])
         if call.role == PLANNING and call.body.get("stream"):
-            chunks = streams.of_completion(whole, call.body)
+            chunks = streams.completion_events(whole, call.body)
             response = await streams.send(call.request, chunks[: len(chunks) // 2] if trouble else chunks)
             if not trouble:
                 return response

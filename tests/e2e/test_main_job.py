@@ -144,7 +144,7 @@ async def test_an_instance_is_steered_through_rest(tmp_path: Path) -> None:
         ended_now = await rest.post(f"/{instance_id}:terminate")
         assert ended_now.json()["instance"]["state"] == "STATE_TERMINATED"
         async with asyncio.timeout(1):
-            await endpoint.hung_up.wait()
+            await endpoint.disconnected.wait()
         forbidden = await rest.post(f"/{instance_id}:pause")
         assert forbidden.status_code == 400
         assert forbidden.json()["details"][0]["reason"] == "STATE_FORBIDS"

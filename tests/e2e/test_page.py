@@ -34,12 +34,12 @@ class DictatedWorkers:
 
     async def _stream(self, call: Call) -> web.StreamResponse:
         assert call.body["stream"]
-        response = await streams.begin(call.request)
+        response = await streams.start_response(call.request)
         while piece := await self.pieces.get():
             chunk = {"choices": [{"index": 0, "delta": {"content": piece}}]}
-            await response.write(streams.encoded(chunk))
-        for event in streams.of_completion(completion(""), call.body):
-            await response.write(streams.encoded(event))
+            await response.write(streams.encode(chunk))
+        for event in streams.completion_events(completion(""), call.body):
+            await response.write(streams.encode(event))
         return response
 
 

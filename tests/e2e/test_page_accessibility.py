@@ -99,9 +99,9 @@ async def test_at_phone_width_nothing_scrolls_sideways(browser: Browser, tmp_pat
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_no_violations(scheme: str, browser: Browser, tmp_path: Path) -> None:
     def script(call: Call) -> Answer:
-        if "broken" in call.told:
+        if "broken" in call.prompt_text:
             return failing(401, "no")
-        return hang if "endless" in call.told and call.role == "work" else None
+        return hang if "endless" in call.prompt_text and call.role == "work" else None
 
     async with (
         Endpoint(script) as endpoint,

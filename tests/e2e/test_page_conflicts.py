@@ -28,7 +28,7 @@ FAILS = "fail"
 @pytest.fixture(scope="module")
 async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
     def script(call: Call) -> Answer:
-        if call.role == "planning" and "otherwise" in call.told:
+        if call.role == "planning" and "otherwise" in call.prompt_text:
             return plan_text(3)
         return failing(400, "no") if call.body["model"] == FAILS else None
 

@@ -86,7 +86,7 @@ async def test_the_page_folds_the_streams_of_a_service_to_its_instances(
     failing_subtasks = {"well": "", "badly": "t2", "retried": "t2", "restarted": ""}
 
     def script(call: Call) -> Answer:
-        failing_id = next(id_ for name, id_ in failing_subtasks.items() if f"it {name}" in call.told)
+        failing_id = next(id_ for name, id_ in failing_subtasks.items() if f"it {name}" in call.prompt_text)
         return failing(400, "no") if failing_id and call.subtask_id == failing_id else None
 
     async with (

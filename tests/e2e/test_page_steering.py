@@ -69,7 +69,7 @@ async def test_an_invalid_edit_is_refused_with_its_reason_and_a_rejected_plan_is
         await expect(page.locator(".draft")).to_have_count(2)
         await button(page, "Approve").click()
         await expect_state(page, "Complete")
-        assert "fewer words, please" in endpoint.calls[1].told
+        assert "fewer words, please" in endpoint.calls[1].prompt_text
 
 
 async def test_the_actions_offered_are_those_that_the_state_allows(browser: Browser, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CUT_SHORT = 28
 
 def script(call: Call) -> Answer:
     """The epic takes for ever, the rest is there at once."""
-    return hang if "epic" in call.told else None
+    return hang if "epic" in call.prompt_text else None
 
 
 def blocks() -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ def tokens(text: str) -> int:
 
 def workers_ai(call: Call) -> Answer:
     """What Workers AI answers where the prompt and the limit are over the context."""
-    needed = tokens(call.told) + call.body["max_tokens"]
+    needed = tokens(call.prompt_text) + call.body["max_tokens"]
     if needed <= CONTEXT:
         return "word " * 1600 if call.role == "work" else None
     message = (

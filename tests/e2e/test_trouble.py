@@ -238,7 +238,7 @@ async def test_run_starts_its_own_service_and_stops_it(tmp_path: Path) -> None:
         output, errors = await asyncio.wait_for(command.communicate(), 60)
         assert command.returncode == 0, errors.decode()
         assert output.decode() == "# The result\n\nAll parts, put together.\n"
-        assert 'Say "hi" for $5' in endpoint.calls[0].told
+        assert 'Say "hi" for $5' in endpoint.calls[0].prompt_text
     lines = errors.decode().splitlines()
     assert not any("\x1b" in line for line in lines)
     for words in (

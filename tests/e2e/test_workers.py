@@ -46,12 +46,12 @@ async def test_each_subtask_is_sent_to_the_model_of_its_worker(tmp_path: Path) -
         await client.create("Build it", instance_id="a")
         answer = await client.wait("a", timeout_s=30)
     assert answer.instance.state == instance_pb2.STATE_COMPLETE
-    assert "coder: writes and changes code\nwriter: writes prose" in endpoint.calls[0].told
+    assert "coder: writes and changes code\nwriter: writes prose" in endpoint.calls[0].prompt_text
     (coder,), (writer,), (poet,) = (of(endpoint, subtask_id) for subtask_id in ("t1", "t2", "t3"))
     assert (coder.body["model"], coder.body["temperature"]) == ("codex", 0.2)
-    assert "Tests first." in coder.told
+    assert "Tests first." in coder.prompt_text
     assert (writer.body["model"], "temperature" in writer.body) == ("small", False)
-    assert "No adjectives." in writer.told
+    assert "No adjectives." in writer.prompt_text
     assert poet.body["model"] == "small"
     models = [subtask.model for subtask in answer.instance.subtasks]
     assert models == ["openai/codex", "openai/small", "openai/small"]
@@ -128,10 +128,10 @@ async def test_a_changed_catalogue_applies_only_to_new_instances(tmp_path: Path)
             await client.create("Build it", instance_id="new")
             assert (await client.wait("new", timeout_s=30)).instance.state == instance_pb2.STATE_COMPLETE
     assert [(call.body["model"], call.body["temperature"]) for call in calls] == [("codex", 0.2)] * 2
-    assert all("Tests first." in call.told for call in calls)
+    assert all("Tests first." in call.prompt_text for call in calls)
     newest = of(endpoint, "t1")[-1]
     assert (newest.body["model"], newest.body["temperature"]) == ("newer", 1.5)
-    assert "Move fast." in newest.told
+    assert "Move fast." in newest.prompt_text
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ LAST: Event = {"type": "message_stop"}
         (block(type="text", text="All of it"),),
         (block(text="All "), delta(text="of it")),
         ({"type": "message_start", "message": message("All of it", stop_reason="")},),
-        (b"\xef\xbb\xbf" + streams.encoded(block(type="text", text="All ")), delta(text="of it")),
+        (b"\xef\xbb\xbf" + streams.encode(block(type="text", text="All ")), delta(text="of it")),
     ],
     ids=["before deltas", "alone", "without types", "in the message", "behind a byte-order mark"],
 )
@@ -220,12 +220,12 @@ async def test_a_stop_reason_with_its_usage_still_waits_for_the_end_of_the_strea
 ) -> None:
     async def send(call: Call) -> web.StreamResponse:
         stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 20}}
-        response = await streams.begin(call.request)
+        response = await streams.start_response(call.request)
         for text in ("one ", "two"):
-            await response.write(streams.encoded(streams.written(call.request, text)))
-            await response.write(streams.encoded(stop))
+            await response.write(streams.encode(streams.text_event(call.request, text)))
+            await response.write(streams.encode(stop))
             await asyncio.sleep(0.3)
-        await response.write(streams.encoded(streams.last(call.request)))
+        await response.write(streams.encode(streams.end_event(call.request)))
         return response
 
     monkeypatch.setattr(streaming_module, "SHORT_QUIET_S", 0.1)

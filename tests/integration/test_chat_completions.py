@@ -282,10 +282,10 @@ async def test_a_separate_thoughts_field_is_the_plan_only_where_it_is_nothing_bu
 
 async def test_text_is_emitted_as_it_arrives() -> None:
     async def one_at_a_time(call: Call) -> web.StreamResponse:
-        *events, _ = streams.of_completion(completion("one two three"), call.body)
-        response = await streams.begin(call.request)
+        *events, _ = streams.completion_events(completion("one two three"), call.body)
+        response = await streams.start_response(call.request)
         for event in events:
-            await response.write(streams.encoded(event))
+            await response.write(streams.encode(event))
             if "one t" in str(event):
                 await heard.wait()
         return response
@@ -305,7 +305,7 @@ async def test_text_is_emitted_as_it_arrives() -> None:
 
 async def test_the_last_event_ends_a_call_though_the_connection_stays_open() -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
-        await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
+        await streams.send(call.request, streams.completion_events(completion("all of it"), call.body))
         return await hang(call)
 
     async with asyncio.timeout(10):
@@ -332,7 +332,7 @@ async def test_a_retry_after_in_milliseconds_is_parsed() -> None:
 
 async def test_a_text_with_a_lone_surrogate_can_be_sent() -> None:
     request = ModelRequest("m", Prompt("work", (Message("user", "a\ud800b"),)), 9, 20)
-    assert await ask(lambda call: call.told, request) == "a?b"
+    assert await ask(lambda call: call.prompt_text, request) == "a?b"
 
 
 async def test_a_key_appears_in_no_message_and_no_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -404,7 +404,7 @@ async def test_cancelling_a_call_closes_its_connection() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         async with asyncio.timeout(1):
-            await endpoint.hung_up.wait()
+            await endpoint.disconnected.wait()
 
 
 async def test_hundreds_of_calls_are_open_at_once() -> None:
@@ -418,7 +418,7 @@ async def test_hundreds_of_calls_are_open_at_once() -> None:
 
     async with Endpoint(lambda _: wait_for_all) as endpoint, provider_for(endpoint) as provider:
         await asyncio.gather(*(provider.complete(model_request()) for _ in range(300)))
-        assert endpoint.most_open_calls == 300
+        assert endpoint.max_open_calls == 300
 
 
 async def test_connections_are_reused_where_nothing_is_streamed() -> None:
@@ -432,7 +432,9 @@ async def test_connections_are_reused_where_nothing_is_streamed() -> None:
 
 async def test_connections_over_tls_are_reused_though_a_stream_ends_after_its_last_event() -> None:
     async def end_late(call: Call) -> web.StreamResponse:
-        response = await streams.send(call.request, streams.of_completion(completion("all of it"), call.body))
+        response = await streams.send(
+            call.request, streams.completion_events(completion("all of it"), call.body)
+        )
         await asyncio.sleep(0.02)
         return response
 
@@ -453,7 +455,7 @@ async def test_a_server_that_hangs_up_after_a_stream_without_notice_breaks_no_ca
     async def stream_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readuntil(b"\r\n\r\n")
         kept = b"Connection: close" if b"connection: close" in asked.lower() else b"Keep-Alive: timeout=5"
-        events = b"".join(map(streams.encoded, streams.of_completion(completion("all of it"), USAGE)))
+        events = b"".join(map(streams.encode, streams.completion_events(completion("all of it"), USAGE)))
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + kept
         writer.write(head + b"\r\nContent-Length: %d\r\n\r\n" % len(events) + events)
         writer.close()

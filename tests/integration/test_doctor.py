@@ -54,7 +54,7 @@ async def test_each_model_is_called_once_with_the_token_limit_of_a_real_call(tmp
         findings = await run_checks(tmp_path, environment)
     assert sorted(call.body["model"] for call in endpoint.calls) == ["big", "small"]
     assert all(call.body["max_tokens"] == 8192 for call in endpoint.calls)
-    assert all(len(call.told) < 50 for call in endpoint.calls)
+    assert all(len(call.prompt_text) < 50 for call in endpoint.calls)
     for subject in ("big model", "small model"):
         assert not findings[subject].mend
         assert f"at {endpoint.url}, with OPENAI_API_KEY: it answers" in findings[subject].finding

@@ -13,7 +13,7 @@ from aiohttp import web
 from support import streams
 from support.endpoint import Answer, Call, completion, hang, message
 from support.provider_calls import AnswerMode, both_modes, chat, failure, messages, model_request, reply
-from support.streams import Event, last, stopped, used, written
+from support.streams import Event, end_event, stop_event, text_event, usage_event
 
 from orchestrator.errors import ModelError
 from orchestrator.models.http import streaming
@@ -24,29 +24,29 @@ Make = Callable[..., HttpProvider]
 pytestmark = pytest.mark.parametrize("make", [chat, messages])
 
 Kind = Callable[[web.Request], Event]
-"""Makes an event of the API that is asked."""
+"""Builds an event in the API of the request."""
 
 WORDS = [f"word {number}, " for number in range(10)]
 
 
 def text(words: str) -> Kind:
-    return lambda request: written(request, words)
+    return lambda request: text_event(request, words)
 
 
 def stop(reason: Any = "stop") -> Kind:
-    return lambda request: stopped(request, reason)
+    return lambda request: stop_event(request, reason)
 
 
 def sending(*kinds: Kind | float, then: Answer = None) -> Callable[[Call], Answer]:
-    """An endpoint that sends these events, with pauses of so many seconds, and ends the stream."""
+    """Script an endpoint that sends these events, with pauses of so many seconds, and ends the stream."""
 
     async def send(call: Call) -> web.StreamResponse:
-        response = await streams.begin(call.request)
+        response = await streams.start_response(call.request)
         for kind in kinds:
             if isinstance(kind, float):
                 await asyncio.sleep(kind)
             else:
-                await response.write(streams.encoded(kind(call.request)))
+                await response.write(streams.encode(kind(call.request)))
         return await then(call) if callable(then) else response
 
     return lambda _: send
@@ -61,7 +61,7 @@ async def close(call: Call) -> web.StreamResponse:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams are not waited for as long as in earnest."""
+    """Wait for quiet streams for less time than in production."""
     monkeypatch.setattr(streaming, "SHORT_QUIET_S", 0.1)
     monkeypatch.setattr(streaming, "QUIET_S", 0.1)
     monkeypatch.setattr(streaming, "LONG_QUIET_S", 0.2)
@@ -72,12 +72,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_text_after_a_stop_reason_is_part_of_the_answer_when_every_chunk_has_one(make: Make) -> None:
     pieces = [kind for words in WORDS for kind in (text(words), stop(), 0.15)]
-    answer = await reply(make, sending(*pieces, used, last))
+    answer = await reply(make, sending(*pieces, usage_event, end_event))
     assert (answer.text, answer.output_tokens) == ("".join(WORDS), 20)
 
 
 async def test_text_that_arrives_late_after_a_stop_reason_is_part_of_the_answer(make: Make) -> None:
-    answer = await reply(make, sending(text("one "), stop(), 1.5, text("two"), stop(), last))
+    answer = await reply(make, sending(text("one "), stop(), 1.5, text("two"), stop(), end_event))
     assert answer.text == "one two"
 
 
@@ -92,11 +92,13 @@ async def test_each_piece_of_text_restarts_the_wait(make: Make, monkeypatch: pyt
 async def test_an_answer_without_text_is_awaited_despite_a_stop_reason(
     make: Make,
 ) -> None:
-    assert (await reply(make, sending(stop(), 0.5, text("thought of"), stop(), last))).text == "thought of"
+    assert (
+        await reply(make, sending(stop(), 0.5, text("thought of"), stop(), end_event))
+    ).text == "thought of"
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("after", [(), (used,)], ids=["", "usage"])
+@pytest.mark.parametrize("after", [(), (usage_event,)], ids=["", "usage"])
 async def test_an_answer_is_complete_after_a_silence_that_follows_a_stop_reason(
     make: Make, after: tuple[Kind, ...]
 ) -> None:
@@ -115,23 +117,23 @@ async def test_the_attempt_does_not_time_out_while_a_complete_stream_stays_open(
 @pytest.mark.parametrize("sign", ["comment", "empty chunk", "ping"])
 async def test_heartbeats_do_not_prevent_an_answer_from_ending(make: Make, sign: str) -> None:
     async def go_on(call: Call) -> web.StreamResponse:
-        response = await streams.begin(call.request)
+        response = await streams.start_response(call.request)
         for kind in (text("all of it"), stop()):
-            await response.write(streams.encoded(kind(call.request)))
+            await response.write(streams.encode(kind(call.request)))
         while True:
             event: Event = b": still there\n\n"
             if sign == "ping":
                 event = b"event: ping\ndata: still there\n\n"
             elif sign == "empty chunk":
-                event = written(call.request, "")
-            await response.write(streams.encoded(event))
+                event = text_event(call.request, "")
+            await response.write(streams.encode(event))
             await asyncio.sleep(0.01)
 
     assert (await reply(make, lambda _: go_on, model_request(timeout_s=5))).text == "all of it"
 
 
 async def test_usage_that_arrives_late_after_the_stop_reason_counts(make: Make) -> None:
-    answer = await reply(make, sending(text("all of it"), stop(), 1.5, used, last))
+    answer = await reply(make, sending(text("all of it"), stop(), 1.5, usage_event, end_event))
     assert (answer.input_tokens, answer.output_tokens) == (100, 20)
 
 
@@ -152,7 +154,7 @@ async def test_a_broken_connection_is_no_end_where_every_chunk_has_a_stop_reason
 async def test_text_and_the_last_event_are_a_complete_answer_without_a_stop_reason(
     make: Make, reasons: tuple[Kind, ...]
 ) -> None:
-    assert (await reply(make, sending(text("all of it"), *reasons, last))).text == "all of it"
+    assert (await reply(make, sending(text("all of it"), *reasons, end_event))).text == "all of it"
 
 
 @pytest.mark.parametrize("then", [None, close], ids=["ended", "closed"])
@@ -164,13 +166,13 @@ async def test_text_without_stop_reason_or_last_event_is_a_truncated_answer(make
 
 async def test_the_last_event_counts_though_its_line_does_not_end(make: Make) -> None:
     def unended(request: web.Request) -> Event:
-        return streams.encoded(last(request)).rstrip(b"\n")
+        return streams.encode(end_event(request)).rstrip(b"\n")
 
     assert (await reply(make, sending(text("all of it"), unended))).text == "all of it"
 
 
 async def test_the_last_event_without_text_is_an_empty_answer(make: Make) -> None:
-    error = await failure(make, sending(last))
+    error = await failure(make, sending(end_event))
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
 
 
@@ -245,15 +247,15 @@ async def test_an_answer_in_one_piece_is_complete_without_a_stop_reason(make: Ma
 
 
 async def test_the_last_of_several_stop_reasons_counts(make: Make) -> None:
-    script = sending(text("half "), stop(), text("an ans"), stop(), stop("length"), last)
+    script = sending(text("half "), stop(), text("an ans"), stop(), stop("length"), end_event)
     assert (await failure(make, script)).reason == "OUTPUT_TRUNCATED"
 
 
 async def test_a_normal_end_replaces_another_reason_only_after_more_text(make: Make) -> None:
     assert (
-        await failure(make, sending(text("a"), stop("length"), stop(), last))
+        await failure(make, sending(text("a"), stop("length"), stop(), end_event))
     ).reason == "OUTPUT_TRUNCATED"
-    script = sending(text("a"), stop("length"), text("b"), stop(), last)
+    script = sending(text("a"), stop("length"), text("b"), stop(), end_event)
     assert (await reply(make, script)).text == "ab"
 
 
@@ -261,7 +263,7 @@ async def test_a_normal_end_replaces_another_reason_only_after_more_text(make: M
 
 
 async def test_surrogate_halves_in_separate_chunks_are_joined(make: Make) -> None:
-    script = sending(text("Done \ud83d"), text("\ude00!"), stop(), last)
+    script = sending(text("Done \ud83d"), text("\ude00!"), stop(), end_event)
     assert (await reply(make, script)).text == "Done 😀!"
 
 
@@ -283,9 +285,9 @@ async def test_a_stream_may_begin_with_a_byte_order_mark_and_use_any_line_ending
     make: Make, end: bytes
 ) -> None:
     async def drip(call: Call) -> web.StreamResponse:
-        response = await streams.begin(call.request)
-        events = [kind(call.request) for kind in (text("Grüße "), text("🙂"), stop(), used, last)]
-        for byte in b"\xef\xbb\xbf" + b"".join(map(streams.encoded, events)).replace(b"\n", end):
+        response = await streams.start_response(call.request)
+        events = [kind(call.request) for kind in (text("Grüße "), text("🙂"), stop(), usage_event, end_event)]
+        for byte in b"\xef\xbb\xbf" + b"".join(map(streams.encode, events)).replace(b"\n", end):
             await response.write(bytes([byte]))
         return response
 
@@ -307,7 +309,7 @@ async def test_a_stream_may_begin_with_a_byte_order_mark_and_use_any_line_ending
 async def test_an_error_in_a_stream_is_the_failure_that_it_names(
     make: Make, before: tuple[Kind, ...], event: bytes, reason: str
 ) -> None:
-    error = await failure(make, sending(*before, lambda _: event, stop(), last))
+    error = await failure(make, sending(*before, lambda _: event, stop(), end_event))
     assert (error.reason, error.retryable) == (reason, True)
 
 
@@ -345,6 +347,6 @@ async def test_thoughts_alone_are_not_an_answer(make: Make, mode: AnswerMode, th
 
 
 async def test_a_failed_call_reports_the_reason_though_it_emitted_thoughts(make: Make) -> None:
-    script = sending(text("<think>hm"), stop("length"), last)
+    script = sending(text("<think>hm"), stop("length"), end_event)
     error: ModelError = await failure(make, script)
     assert error.reason == "OUTPUT_TRUNCATED"

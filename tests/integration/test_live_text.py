@@ -208,13 +208,15 @@ async def test_unwatched_text_is_available_to_a_subscriber_while_the_call_contin
 
     async def half(call: Call) -> web.StreamResponse:
         body = answer_body(make, "One, two, three")
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
-        response = await streams.begin(call.request)
+        events = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, call.body)
+        )
+        response = await streams.start_response(call.request)
         for event in events:
             if "three" in str(event):
                 await response.write(b": half\n\n")
                 await go_on.wait()
-            await response.write(streams.encoded(event))
+            await response.write(streams.encode(event))
         return response
 
     class Observed(streaming.SseDecoder):
@@ -410,13 +412,15 @@ async def test_shown_thoughts_are_replaced_by_the_answer_and_withheld_the_next_t
     thoughts_were_shown = asyncio.Event()
 
     async def think(call: Call) -> web.StreamResponse:
-        response = await streams.begin(call.request)
+        response = await streams.start_response(call.request)
         body = answer_body(make, f"{THOUGHTS}One, two")
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        events = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, call.body)
+        )
         for event in events:
             if "</th" in str(event):
                 await thoughts_were_shown.wait()
-            await response.write(streams.encoded(event))
+            await response.write(streams.encode(event))
         return response
 
     config = instance_pb2.InstanceConfig(
@@ -448,7 +452,7 @@ async def test_after_one_role_showed_thoughts_the_models_other_calls_withhold_th
 
     async def work(call: Call) -> web.StreamResponse:
         await is_watched.wait()
-        events = streams.of_completion(completion(f"{THOUGHTS}One, two"), call.body)
+        events = streams.completion_events(completion(f"{THOUGHTS}One, two"), call.body)
         return await streams.send(call.request, events)
 
     def script(call: Call) -> str | Misbehaviour:

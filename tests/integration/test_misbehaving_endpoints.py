@@ -77,9 +77,11 @@ async def test_text_and_usage_are_the_same_streamed_or_not(make: Make, mode: Ans
 async def test_a_stream_may_be_split_into_packets_anywhere(make: Make) -> None:
     async def drip(call: Call) -> web.StreamResponse:
         body = answer_body(make, "Grüße 🙂")
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
-        response = await streams.begin(call.request)
-        for byte in b"".join(map(streams.encoded, events)).replace(b"\n", b"\r\n"):
+        events = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, call.body)
+        )
+        response = await streams.start_response(call.request)
+        for byte in b"".join(map(streams.encode, events)).replace(b"\n", b"\r\n"):
             await response.write(bytes([byte]))
         return response
 
@@ -89,7 +91,7 @@ async def test_a_stream_may_be_split_into_packets_anywhere(make: Make) -> None:
 async def test_a_stream_without_its_last_event_is_complete_after_a_stop_reason(make: Make) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
         body = answer_body(make, "all of it")
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
+        events = streams.message_events(body) if make is messages else streams.completion_events(body, {})
         return await streams.send(call.request, events[:-1])
 
     assert (await reply(make, always(end_early))).text == "all of it"
@@ -98,8 +100,10 @@ async def test_a_stream_without_its_last_event_is_complete_after_a_stop_reason(m
 async def test_the_last_event_of_a_stream_may_come_without_its_blank_line(make: Make) -> None:
     async def end_early(call: Call) -> web.StreamResponse:
         body = answer_body(make, "all of it")
-        *events, last, _ = streams.of_message(body) if make is messages else streams.of_completion(body, {})
-        return await streams.send(call.request, [*events, streams.encoded(last).removesuffix(b"\n")])
+        *events, last, _ = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, {})
+        )
+        return await streams.send(call.request, [*events, streams.encode(last).removesuffix(b"\n")])
 
     assert (await reply(make, always(end_early))).text == "all of it"
 
@@ -324,7 +328,9 @@ async def test_an_error_reported_before_a_stream_stalls_or_breaks_is_the_failure
 async def test_a_complete_answer_is_accepted_though_the_stream_stays_open(make: Make) -> None:
     async def hold_open(call: Call) -> web.StreamResponse:
         body = answer_body(make, "all of it")
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        events = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, call.body)
+        )
         await streams.send(call.request, events[:-1])
         return await hang(call)
 
@@ -337,10 +343,12 @@ async def test_a_complete_answer_does_not_wait_for_an_endpoint_that_only_sends_h
 ) -> None:
     async def go_on(call: Call) -> web.StreamResponse:
         body = answer_body(make, "all of it")
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
-        response = await streams.begin(call.request)
+        events = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, call.body)
+        )
+        response = await streams.start_response(call.request)
         for event in events[:-1]:
-            await response.write(streams.encoded(event))
+            await response.write(streams.encode(event))
         while True:
             await response.write(b": still there\n\n")
             await asyncio.sleep(0.01)
@@ -367,7 +375,7 @@ async def test_an_attempt_that_takes_too_long_is_a_timeout(make: Make, mode: Ans
 
 
 async def endless_words(call: Call) -> web.StreamResponse:
-    response = await streams.begin(call.request)
+    response = await streams.start_response(call.request)
     while True:
         await response.write(b": still there\n\n")
         await asyncio.sleep(0.01)
@@ -383,7 +391,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
         with pytest.raises(asyncio.CancelledError):
             await call
         async with asyncio.timeout(1):
-            await endpoint.hung_up.wait()
+            await endpoint.disconnected.wait()
         await provider.aclose()
 
 

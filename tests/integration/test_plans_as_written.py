@@ -90,8 +90,8 @@ async def test_the_planner_gets_the_actual_fault_of_its_plan(text: str, cause: s
         instance = await planned_by(tmp_path / "log.db", endpoint)
     assert instance.state == pb.STATE_COMPLETE
     first, second = (call for call in endpoint.calls if call.role == "planning")
-    assert cause not in first.told
-    assert cause in second.told
+    assert cause not in first.prompt_text
+    assert cause in second.prompt_text
 
 
 async def test_a_planner_without_a_valid_answer_starts_few_workers_and_every_call_counts(

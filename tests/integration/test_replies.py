@@ -110,7 +110,9 @@ async def test_an_invalid_id_is_omitted_and_fails_no_answer(
 async def test_an_answer_that_breaks_off_has_the_id_received_before(make: Make) -> None:
     async def broken(call: Call) -> web.StreamResponse:
         body = answer_body(make, "half of it") | {"id": "resp-9"}
-        events = streams.of_message(body) if make is messages else streams.of_completion(body, call.body)
+        events = (
+            streams.message_events(body) if make is messages else streams.completion_events(body, call.body)
+        )
         return await streams.send(call.request, list(events)[:2])
 
     error = await failure(make, lambda _: broken)

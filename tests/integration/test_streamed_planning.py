@@ -317,11 +317,11 @@ async def test_a_plan_at_the_beginning_starts_while_the_endpoint_still_streams_i
     worked = asyncio.Event()
 
     async def plan(call: Call) -> web.StreamResponse:
-        response = await streams.begin(call.request)
-        await response.write(streams.encoded(streams.written(call.request, start + HEAD + part("a"))))
+        response = await streams.start_response(call.request)
+        await response.write(streams.encode(streams.text_event(call.request, start + HEAD + part("a"))))
         await worked.wait()
-        for event in (streams.written(call.request, "]}"), streams.last(call.request)):
-            await response.write(streams.encoded(event))
+        for event in (streams.text_event(call.request, "]}"), streams.end_event(call.request)):
+            await response.write(streams.encode(event))
         return response
 
     def script(call: Call) -> str | Misbehaviour | None:

@@ -119,7 +119,7 @@ def small_context(context: int) -> Callable[[Call], Answer]:
     """An endpoint that counts as vLLM and Workers AI do, a token for every four characters."""
 
     def script(call: Call) -> Answer:
-        prompt, limit = len(call.told) // 4, limit_in(call)
+        prompt, limit = len(call.prompt_text) // 4, limit_in(call)
         if prompt + limit <= context:
             return None
         return failing(
@@ -278,7 +278,7 @@ async def test_an_endpoint_that_only_mentions_the_newer_name_keeps_the_older_one
 async def test_an_error_within_the_text_is_a_failure_and_lowers_no_limit() -> None:
     async def break_off(call: Call) -> web.StreamResponse:
         body: dict[str, Any] = answer_body(chat, "half an ans")
-        beginning = streams.of_completion(body, {})[:-2]
+        beginning = streams.completion_events(body, {})[:-2]
         error = {"error": {"message": "max_tokens is too large: at most 100", "code": 400}}
         return await streams.send(call.request, [*beginning, error])
 

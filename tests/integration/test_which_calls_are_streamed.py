@@ -125,7 +125,7 @@ def streaming_without_usage(call: Call) -> Answer:
     """An endpoint that passes `stream_options` over."""
 
     async def send(call: Call) -> web.StreamResponse:
-        return await streams.send(call.request, streams.of_completion(completion("done"), {}))
+        return await streams.send(call.request, streams.completion_events(completion("done"), {}))
 
     return send if "stream" in call.body else None
 
@@ -163,7 +163,7 @@ async def test_a_model_that_never_reports_usage_is_streamed(make: Any) -> None:
         return send
 
     async def send(call: Call) -> web.StreamResponse:
-        events = [event for event in streams.of_message(message("done")) if isinstance(event, dict)]
+        events = [event for event in streams.message_events(message("done")) if isinstance(event, dict)]
         for event in events:
             event.pop("usage", None)
             event.get("message", {}).pop("usage", None)
@@ -287,7 +287,7 @@ async def test_an_empty_paid_answer_does_not_change_the_mode() -> None:
 
 async def test_an_answer_that_is_streamed_unasked_is_parsed() -> None:
     async def stream(call: Call) -> web.StreamResponse:
-        return await streams.send(call.request, streams.of_completion(completion("done"), {}))
+        return await streams.send(call.request, streams.completion_events(completion("done"), {}))
 
     async with Endpoint(lambda _: stream) as endpoint, aclosing(chat(endpoint)) as provider:
         for _ in range(3):

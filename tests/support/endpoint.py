@@ -1,6 +1,6 @@
-"""A real HTTP endpoint that speaks /v1/chat/completions and /v1/messages and does what a test tells it to.
+"""A real HTTP endpoint that speaks /v1/chat/completions and /v1/messages and does what a test scripts.
 
-It streams whatever it is asked to stream.
+It streams where the request asks for a stream.
 
 async with Endpoint(subtasks=3) as endpoint:             # a valid plan, answers, a synthesis
     environment = {"OPENAI_BASE_URL": endpoint.url, "OPENAI_API_KEY": "k"}
@@ -35,12 +35,12 @@ ROLES: Mapping[str, Role] = {
 
 @dataclass(frozen=True)
 class Call:
-    """A request that has come in."""
+    """A request that has arrived."""
 
     role: Role
     subtask_id: str
     attempt: int
-    """The how-manieth call with this role and subtask, from 1."""
+    """The number of this call among those with its role and subtask, from 1."""
     body: dict[str, Any]
     headers: Mapping[str, str]
     request: web.Request
@@ -48,31 +48,31 @@ class Call:
     """The address of the other end of its connection."""
 
     @property
-    def told(self) -> str:
+    def prompt_text(self) -> str:
         """All messages, one after the other."""
         return "\n".join(message["content"] for message in _messages(self.body))
 
 
 Misbehaviour = Callable[[Call], Awaitable[web.StreamResponse]]
 Answer = str | dict[str, Any] | web.Response | Misbehaviour | None
-"""A text the model says, a whole JSON body, a response, something worse, or what a good endpoint says."""
+"""The model's text, a whole JSON body, a response, a misbehaviour, or None: what a good endpoint answers."""
 
 Script = Callable[[Call], Answer]
 
 
 def completion(text: Any, finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
-    """The JSON body of a completion."""
-    said = {"role": "assistant", "content": text, **message}
+    """Build the JSON body of a completion."""
+    reply = {"role": "assistant", "content": text, **message}
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": said, "finish_reason": finish_reason}],
+        "choices": [{"index": 0, "message": reply, "finish_reason": finish_reason}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
     }
 
 
 def message(*blocks: Any, stop_reason: str = "end_turn", **more: Any) -> dict[str, Any]:
-    """The JSON body of an answer of Anthropic's; a block that is a string is a text."""
+    """Build the JSON body of an answer of Anthropic's; a block that is a string is a text."""
     return {
         "id": "msg_1",
         "type": "message",
@@ -85,7 +85,7 @@ def message(*blocks: Any, stop_reason: str = "end_turn", **more: Any) -> dict[st
 
 
 def failing(status: int, message: str = "no", **headers: str) -> web.Response:
-    """An error answer; `Retry_After="1"` is the header Retry-After."""
+    """Build an error response; `Retry_After="1"` is the header Retry-After."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return web.json_response({"error": {"message": message, "type": "error"}}, status=status, headers=named)
 
@@ -113,11 +113,11 @@ def abort(call: Call) -> web.StreamResponse:
 async def hang(call: Call) -> web.StreamResponse:  # noqa: ARG001  as every misbehaviour
     """Never answer."""
     await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
+    raise AssertionError("the event is never set")
 
 
 def without_json_schema(call: Call) -> Answer:
-    """An endpoint that knows `json_object` only."""
+    """Script an endpoint that supports `json_object` only."""
     if call.body.get("response_format", {}).get("type") == "json_schema":
         return failing(400, "response_format: 'json_schema' is not supported")
     return None
@@ -147,20 +147,20 @@ class Endpoint:
     """Whether each subtask of the plan depends on the one before it."""
     calls: list[Call] = field(default_factory=list)
     open_calls: int = 0
-    most_open_calls: int = 0
-    hung_up: asyncio.Event = field(default_factory=asyncio.Event)
+    max_open_calls: int = 0
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a client has closed the connection of a call that was open."""
-    called: asyncio.Condition = field(default_factory=asyncio.Condition)
+    call_arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
     url: str = ""
 
     def count(self, role: Role, subtask_id: str = "") -> int:
-        """How many calls there were of a role, or of one subtask."""
+        """Count the calls of a role, or of one subtask."""
         return sum(call.role == role and subtask_id in ("", call.subtask_id) for call in self.calls)
 
     async def wait_for_calls(self, count: int) -> None:
-        """Return once so many calls have come in."""
-        async with self.called:
-            await self.called.wait_for(lambda: len(self.calls) >= count)
+        """Return once so many calls have arrived."""
+        async with self.call_arrived:
+            await self.call_arrived.wait_for(lambda: len(self.calls) >= count)
 
     async def __aenter__(self) -> Self:
         application = web.Application(client_max_size=64 * 1024 * 1024)
@@ -186,9 +186,9 @@ class Endpoint:
         call = Call(role, subtask_id, attempt, body, request.headers.copy(), request, peer)
         self.calls.append(call)
         self.open_calls += 1
-        self.most_open_calls = max(self.most_open_calls, self.open_calls)
-        async with self.called:
-            self.called.notify_all()
+        self.max_open_calls = max(self.max_open_calls, self.open_calls)
+        async with self.call_arrived:
+            self.call_arrived.notify_all()
         try:
             answer = self.script(call) if self.script else None
             if callable(answer):
@@ -197,19 +197,19 @@ class Endpoint:
                 return answer
             is_message = request.path.endswith("/messages")
             if not isinstance(answer, dict):
-                said = self._said(call) if answer is None else answer
-                answer = message(said) if is_message else completion(said)
+                text = self._default_text(call) if answer is None else answer
+                answer = message(text) if is_message else completion(text)
             if not body.get("stream"):
                 return web.json_response(answer)
-            events = streams.of_message(answer) if is_message else streams.of_completion(answer, body)
+            events = streams.message_events(answer) if is_message else streams.completion_events(answer, body)
             return await streams.send(call.request, events)
         except asyncio.CancelledError:
-            self.hung_up.set()
+            self.disconnected.set()
             raise
         finally:
             self.open_calls -= 1
 
-    def _said(self, call: Call) -> str:
+    def _default_text(self, call: Call) -> str:
         match call.role:
             case "planning":
                 return plan_text(self.subtasks, chained=self.chained)
@@ -225,13 +225,13 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def recognize(messages: list[dict[str, str]]) -> tuple[Role, str]:
-    """Which role a conversation asks for, and of a worker for which subtask."""
-    told = messages[0]["content"]
-    role = next((role for start, role in ROLES.items() if told.startswith(start)), "work")
+    """Return the role that a conversation asks for, and for a worker its subtask."""
+    instructions = messages[0]["content"]
+    role = next((role for start, role in ROLES.items() if instructions.startswith(start)), "work")
     found = re.findall(r"^Your subtask is (\S+):$", messages[-1]["content"], re.MULTILINE)
     return role, found[-1] if found and role == "work" else ""
 
 
 def fenced(text: str) -> str:
-    """What many models put around their JSON."""
+    """Wrap JSON in prose and a fence, as many models do."""
     return f"Here is the plan:\n\n```json\n{json.dumps(json.loads(text), indent=2)}\n```\n\nGood luck!"

@@ -1,4 +1,4 @@
-"""What endpoints do wrong in the midst of an answer, for `support.endpoint`."""
+"""Faults of endpoints within an answer, for `support.endpoint`."""
 
 import asyncio
 from typing import Any
@@ -10,14 +10,14 @@ from support.streams import Event
 
 
 def beginning(call: Call, text: str = "half an ans") -> list[Event]:
-    """The events of an answer that has not come to its end."""
+    """Return the events of an answer that is not complete."""
     if call.request.path.endswith("/messages"):
-        return streams.of_message(message(text))[:-3]
-    return streams.of_completion(completion(text), {})[:-2]
+        return streams.message_events(message(text))[:-3]
+    return streams.completion_events(completion(text), {})[:-2]
 
 
 def streaming(*events: Event, after: str = "half an ans") -> Misbehaviour:
-    """Stream the beginning of an answer, then these events, and end as if all were well."""
+    """Stream the beginning of an answer, then these events, and end the response normally."""
 
     async def misbehave(call: Call) -> web.StreamResponse:
         return await streams.send(call.request, [*beginning(call, after), *events])
@@ -32,17 +32,17 @@ async def reset_amid_stream(call: Call) -> web.StreamResponse:
 
 
 async def stall_amid_stream(call: Call) -> web.StreamResponse:
-    """Stream the beginning of an answer, and never go on."""
+    """Stream the beginning of an answer, and then stall."""
     return await stalling()(call)
 
 
 def stalling(*events: Event) -> Misbehaviour:
-    """Stream the beginning of an answer, then these events, and never go on."""
+    """Stream the beginning of an answer, then these events, and then stall."""
 
     async def misbehave(call: Call) -> web.StreamResponse:
         await streams.send(call.request, [*beginning(call), *events])
         await asyncio.Event().wait()
-        raise AssertionError("nobody sets it")
+        raise AssertionError("the event is never set")
 
     return misbehave
 
@@ -60,25 +60,25 @@ def breaking(*events: Event) -> Misbehaviour:
 
 
 async def stay_silent(call: Call) -> web.StreamResponse:
-    """Say that a stream follows, and send none."""
-    await streams.begin(call.request)
+    """Send the headers of a stream, and no event."""
+    await streams.start_response(call.request)
     await asyncio.Event().wait()
-    raise AssertionError("nobody sets it")
+    raise AssertionError("the event is never set")
 
 
 async def endless_white_space(call: Call) -> web.StreamResponse:
-    """Go on in line breaks for as long as somebody listens, as a model can that is held by a grammar."""
-    response = await streams.begin(call.request)
+    """Stream line breaks while the client is connected, as a model constrained by a grammar can."""
+    response = await streams.start_response(call.request)
     for event in beginning(call, '{"summary": "x"'):
-        await response.write(streams.encoded(event))
+        await response.write(streams.encode(event))
     blank = beginning(call, "\n\n   ")[-1]
     while True:
-        await response.write(streams.encoded(blank))
+        await response.write(streams.encode(blank))
         await asyncio.sleep(0)
 
 
 def refusing(status: int, *parameters: str, otherwise: Any = None) -> Any:
-    """An endpoint that does not know some parameters: it names the first that it meets."""
+    """Script an endpoint that rejects some parameters: it names the first that it finds."""
 
     def script(call: Call) -> Any:
         for parameter in parameters:
