@@ -1,4 +1,4 @@
-"""Every promise of the log is asked of each log."""
+"""Run every contract test against each event log."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -22,8 +22,8 @@ DONE = type(None)
 
 
 @dataclass
-class Modelled:
-    """One history as it must be."""
+class ExpectedInstance:
+    """The expected state of one incarnation."""
 
     ref: InstanceRef
     state: State = pb.STATE_QUEUED
@@ -32,8 +32,8 @@ class Modelled:
 
 
 @dataclass
-class Hand:
-    """What one writer does to one instance."""
+class WriterState:
+    """One writer to one instance."""
 
     writer: Writer
     epoch: int | None = None
@@ -45,64 +45,70 @@ class Race:
     """Two writers on a log, and the model of what the log holds."""
 
     log: EventLog
-    histories: dict[str, Modelled] = field(default_factory=dict)
+    histories: dict[str, ExpectedInstance] = field(default_factory=dict)
     deleted: list[InstanceRef] = field(default_factory=list)
-    hands: dict[tuple[int, str], Hand] = field(default_factory=dict)
+    writers: dict[tuple[int, str], WriterState] = field(default_factory=dict)
     outcomes: list[tuple["asyncio.Future[None]", type]] = field(default_factory=list)
-    """What is on its way, and what has to come of it."""
+    """The pending appends, and the type of their expected outcomes."""
 
     async def create(self, instance_id: str) -> None:
         if instance_id in self.histories:
             with pytest.raises(AlreadyExistsError):
                 await create(self.log, History(instance_id))
         else:
-            self.histories[instance_id] = Modelled(await create(self.log, History(instance_id)))
+            self.histories[instance_id] = ExpectedInstance(await create(self.log, History(instance_id)))
 
-    async def look(self, who: int, instance_id: str) -> None:
-        writer = self.hands[who, instance_id].writer if (who, instance_id) in self.hands else Writer(self.log)
+    async def load(self, who: int, instance_id: str) -> None:
+        writer = (
+            self.writers[who, instance_id].writer if (who, instance_id) in self.writers else Writer(self.log)
+        )
         if instance_id in self.histories:
-            await writer.look(instance_id)
-            self.hands[who, instance_id] = Hand(writer)
+            await writer.load(instance_id)
+            self.writers[who, instance_id] = WriterState(writer)
         else:
             with pytest.raises(InstanceNotFoundError):
-                await writer.look(instance_id)
+                await writer.load(instance_id)
 
     async def lease(self, who: int, instance_id: str) -> None:
-        if hand := self.hands.get((who, instance_id)):
-            ref, history = hand.writer.seen.ref, self.histories.get(instance_id)
+        if writer_state := self.writers.get((who, instance_id)):
+            ref, history = writer_state.writer.loaded.ref, self.histories.get(instance_id)
             if history and history.ref == ref:
-                history.epoch = hand.epoch = await self.log.acquire_lease(ref)
+                history.epoch = writer_state.epoch = await self.log.acquire_lease(ref)
             else:
                 with pytest.raises(InstanceNotFoundError):
                     await self.log.acquire_lease(ref)
 
     async def append(self, who: int, instance_id: str, *, ends: bool) -> None:
         """Go on from what was seen, without waiting for what is on its way."""
-        hand = self.hands.get((who, instance_id))
-        if hand is None:
+        writer_state = self.writers.get((who, instance_id))
+        if writer_state is None:
             return
-        writer, (ref, instance) = hand.writer, hand.writer.seen
-        expected = self._expect(ref, hand, instance.last_sequence)
+        writer, (ref, instance) = writer_state.writer, writer_state.writer.loaded
+        expected = self._expect(ref, writer_state, instance.last_sequence)
         if instance.state in TERMINAL:
-            queued = writer.append(History("a").terminated().retried().events[-1], epoch=hand.epoch)
+            queued = writer.append(History("a").terminated().retried().events[-1], epoch=writer_state.epoch)
         elif ends:
-            queued = writer.append(*lifecycle.terminate(instance), epoch=hand.epoch)
+            queued = writer.append(*lifecycle.terminate(instance), epoch=writer_state.epoch)
         else:
-            queued = writer.plan(epoch=hand.epoch)
+            queued = writer.append_planning(epoch=writer_state.epoch)
         self.outcomes.append((queued, expected))
-        hand.has_failed |= expected is not DONE
+        writer_state.has_failed |= expected is not DONE
         if expected is DONE:
-            after = writer.seen.instance
+            after = writer.loaded.instance
             self.histories[instance_id].state = after.state
             self.histories[instance_id].last_sequence = after.last_sequence
 
-    def _expect(self, ref: InstanceRef, hand: Hand, last_sequence: int) -> type:
+    def _expect(self, ref: InstanceRef, writer_state: WriterState, last_sequence: int) -> type:
         history = self.histories.get(ref.id)
         if history is None or history.ref != ref:
             return InstanceNotFoundError
-        if hand.epoch is not None and hand.epoch < history.epoch:
+        if writer_state.epoch is not None and writer_state.epoch < history.epoch:
             return FencedError
-        return SequenceConflictError if hand.has_failed or history.last_sequence != last_sequence else DONE
+        return (
+            SequenceConflictError
+            if writer_state.has_failed or history.last_sequence != last_sequence
+            else DONE
+        )
 
     async def delete(self, instance_id: str) -> None:
         history = self.histories.get(instance_id)
@@ -132,17 +138,21 @@ class Race:
             found = await events(self.log, history.ref)
             assert [event.sequence for event in found] == list(range(1, history.last_sequence + 1))
             assert [event for event in streamed if event.instance_id == instance_id] == found
-            for hand in self.hands.values():  # whose states were topped up, or are of another history
-                if hand.writer.seen.ref == history.ref:
-                    assert (await hand.writer.look(instance_id)).seen == await self._fresh(instance_id)
+            for (
+                writer_state
+            ) in self.writers.values():  # whose states were topped up, or are of another incarnation
+                if writer_state.writer.loaded.ref == history.ref:
+                    assert (await writer_state.writer.load(instance_id)).loaded == await self._fresh(
+                        instance_id
+                    )
         assert len(streamed) == sum(history.last_sequence for history in self.histories.values())
 
     async def _fresh(self, instance_id: str) -> object:
-        return (await Writer(self.log).look(instance_id)).seen
+        return (await Writer(self.log).load(instance_id)).loaded
 
 
 STEP = st.tuples(
-    st.sampled_from(["create", "look", "lease", "plan", "plan", "plan", "end", "delete", "wait"]),
+    st.sampled_from(["create", "load", "lease", "plan", "plan", "plan", "end", "delete", "wait"]),
     st.integers(0, 1),
     st.sampled_from(IDS),
 )
@@ -159,13 +169,13 @@ async def test_two_writers_in_any_order_leave_the_log_as_the_model_predicts(
     for instance_id in IDS:
         await race.create(instance_id)
         for who in (0, 1):
-            await race.look(who, instance_id)
+            await race.load(who, instance_id)
     for what, who, instance_id in steps:
         match what:
             case "create":
                 await race.create(instance_id)
-            case "look":
-                await race.look(who, instance_id)
+            case "load":
+                await race.load(who, instance_id)
             case "lease":
                 await race.lease(who, instance_id)
             case "delete":

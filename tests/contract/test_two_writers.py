@@ -32,25 +32,25 @@ from orchestrator.v1 import instance_pb2 as pb
 async def writers(log: EventLog) -> tuple[Writer, Writer]:
     """Two that have seen the new instance "a"."""
     await create(log, History("a"))
-    return await Writer(log).look("a"), await Writer(log).look("a")
+    return await Writer(log).load("a"), await Writer(log).load("a")
 
 
 async def test_the_slower_of_two_writers_gets_a_conflict_reloads_and_continues(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     fast, slow = writers
-    results = await asyncio.gather(fast.plan(), slow.plan(), return_exceptions=True)
+    results = await asyncio.gather(fast.append_planning(), slow.append_planning(), return_exceptions=True)
     assert results[0] is None
     assert isinstance(results[1], SequenceConflictError)
     assert results[1].last_sequence == 3
-    await slow.look("a")
-    assert slow.seen == fast.seen
-    await slow.plan()
+    await slow.load("a")
+    assert slow.loaded == fast.loaded
+    await slow.append_planning()
     with pytest.raises(SequenceConflictError, match="the last event is 5"):
-        await fast.plan()
-    found = await events(log, slow.seen.ref)
+        await fast.append_planning()
+    found = await events(log, slow.loaded.ref)
     assert [event.sequence for event in found] == [1, 2, 3, 4, 5]
-    assert (await fast.look("a")).seen == slow.seen
+    assert (await fast.load("a")).loaded == slow.loaded
 
 
 async def test_appends_queued_behind_a_rejected_append_are_rejected_with_it(
@@ -58,14 +58,17 @@ async def test_appends_queued_behind_a_rejected_append_are_rejected_with_it(
 ) -> None:
     fast, slow = writers
     results = await asyncio.gather(
-        fast.plan(), *(slow.plan() for _ in range(3)), fast.plan(), return_exceptions=True
+        fast.append_planning(),
+        *(slow.append_planning() for _ in range(3)),
+        fast.append_planning(),
+        return_exceptions=True,
     )
     assert [type(result) for result in results] == [
         type(None),
         *[SequenceConflictError] * 3,
         type(None),
     ]
-    assert len(await events(log, fast.seen.ref)) == 5
+    assert len(await events(log, fast.loaded.ref)) == 5
 
 
 @pytest.mark.parametrize("is_one_commit", [True, False])
@@ -73,28 +76,28 @@ async def test_an_append_behind_a_rejected_one_is_rejected_though_its_sequence_m
     log: EventLog, writers: tuple[Writer, Writer], is_one_commit: bool
 ) -> None:
     fast, slow = writers
-    first = fast.plan()  # makes the last sequence what the slow one's second append expects
-    refused = slow.plan()
+    first = fast.append_planning()  # makes the last sequence what the slow one's second append expects
+    refused = slow.append_planning()
     if not is_one_commit:
         await asyncio.wait([refused])
-    second = slow.plan()
+    second = slow.append_planning()
     results = await asyncio.gather(first, refused, second, return_exceptions=True)
     assert results[0] is None
     assert all(isinstance(result, SequenceConflictError) for result in results[1:])
     assert results[2].last_sequence == 3
-    assert len(await events(log, fast.seen.ref)) == 3
+    assert len(await events(log, fast.loaded.ref)) == 3
 
 
 async def test_an_append_behind_a_cancelled_one_is_rejected(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     writer, other = writers
-    writer.plan().cancel()
+    writer.append_planning().cancel()
     with pytest.raises(SequenceConflictError):
-        await writer.plan()
-    await other.look("a")  # whether the first is there, the log alone can tell
-    await other.plan()
-    found = await events(log, other.seen.ref)
+        await writer.append_planning()
+    await other.load("a")  # whether the first is there, the log alone can tell
+    await other.append_planning()
+    found = await events(log, other.loaded.ref)
     assert [event.sequence for event in found] == list(range(1, len(found) + 1))
 
 
@@ -102,21 +105,21 @@ async def test_only_the_newest_lease_can_write_and_appends_without_a_lease_still
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     old, new = writers
-    ref = old.seen.ref
+    ref = old.loaded.ref
     epoch = await log.acquire_lease(ref)
-    await old.plan(epoch=epoch)
-    in_time = old.plan(epoch=epoch)  # queued before the next lease, so it counts
+    await old.append_planning(epoch=epoch)
+    in_time = old.append_planning(epoch=epoch)  # queued before the next lease, so it counts
     newer = await log.acquire_lease(ref)
     assert newer > epoch
     await in_time
     with pytest.raises(FencedError):
-        await old.plan(epoch=epoch)
-    await new.look("a")
-    await new.plan(epoch=newer)
-    steering = await Writer(log).look("a")
-    await steering.plan()
+        await old.append_planning(epoch=epoch)
+    await new.load("a")
+    await new.append_planning(epoch=newer)
+    steering = await Writer(log).load("a")
+    await steering.append_planning()
     with pytest.raises(SequenceConflictError):
-        await new.plan(epoch=newer)
+        await new.append_planning(epoch=newer)
     assert len(await events(log, ref)) == 9
 
 
@@ -124,11 +127,11 @@ async def test_a_fenced_append_reports_the_fence_before_a_conflict(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     old, new = writers
-    epoch = await log.acquire_lease(old.seen.ref)
-    newer = await log.acquire_lease(old.seen.ref)
-    await new.plan(epoch=newer)
+    epoch = await log.acquire_lease(old.loaded.ref)
+    newer = await log.acquire_lease(old.loaded.ref)
+    await new.append_planning(epoch=newer)
     with pytest.raises(FencedError):
-        await old.plan(epoch=epoch)
+        await old.append_planning(epoch=epoch)
     with pytest.raises(InstanceNotFoundError):
         await log.acquire_lease(InstanceRef(key("a"), 99))
 
@@ -153,11 +156,11 @@ async def anew(log: EventLog, ref: InstanceRef, history: History) -> InstanceRef
 async def test_an_incarnation_may_be_replaced_between_two_reads(log: EventLog) -> None:
     old, new = History("a").planned().terminated(), History("a", instructions="another")
     ref = await create(log, old)
-    writer = await Writer(log).look("a")
-    assert writer.seen == (ref, old.instance)
+    writer = await Writer(log).load("a")
+    assert writer.loaded == (ref, old.instance)
     new_ref = await anew(log, ref, new)
-    await writer.look("a")
-    assert writer.seen == (new_ref, new.instance)
+    await writer.load("a")
+    assert writer.loaded == (new_ref, new.instance)
     with pytest.raises(InstanceNotFoundError):
         await writer.states.at(Head(ref, old.instance.state, len(old.events) + 1))
 
@@ -197,7 +200,7 @@ async def test_an_incarnation_may_be_replaced_between_two_pages_of_a_load(log: E
 async def test_an_append_for_one_incarnation_never_reaches_the_next(log: EventLog) -> None:
     old, new = History("a").terminated(), History("a").terminated()
     ref = await create(log, old)
-    writer = await Writer(log).look("a")
+    writer = await Writer(log).load("a")
     new_ref = await anew(log, ref, new)
     retried = old.retried().events[-1]
     with pytest.raises(InstanceNotFoundError):
@@ -288,7 +291,7 @@ async def test_of_two_creations_with_one_id_one_succeeds(log: EventLog) -> None:
         return_exceptions=True,
     )
     assert isinstance(results[1], AlreadyExistsError)
-    seen = (await Writer(log).look("a")).seen.instance
+    seen = (await Writer(log).load("a")).loaded.instance
     assert seen == History("a", instructions="first").instance
 
 
@@ -318,9 +321,9 @@ async def test_tenants_may_use_the_same_ids_and_see_only_their_own(log: EventLog
     assert await log.create([creation(requested("c", "other"), "green")]) != [Duplicate(refs["blue"])]
     with pytest.raises(InstanceNotFoundError):
         await log.head(InstanceKey("", "a"))
-    red = await Writer(log).look("a", "red")
-    await red.append(*lifecycle.terminate(red.seen.instance))
-    assert (await Writer(log).look("a", "blue")).seen == (refs["blue"], histories["blue"].instance)
+    red = await Writer(log).load("a", "red")
+    await red.append(*lifecycle.terminate(red.loaded.instance))
+    assert (await Writer(log).load("a", "blue")).loaded == (refs["blue"], histories["blue"].instance)
     for tenant, ids in {"red": ["a"], "blue": ["a"], "green": ["c"], "": [], None: ["c", "a", "a"]}.items():
         page = await log.list(Query(tenant=tenant))
         assert [row.head.ref.id for row in page.rows] == ids
@@ -366,22 +369,22 @@ async def test_a_rejected_append_changes_neither_state_nor_view(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     fast, slow = writers
-    await fast.plan()
+    await fast.append_planning()
     with pytest.raises(SequenceConflictError):
-        await slow.append(*lifecycle.terminate(slow.seen.instance))
+        await slow.append(*lifecycle.terminate(slow.loaded.instance))
     assert await view(log) is None
-    assert await log.head(key("a")) == (fast.seen.ref, fast.seen.instance.state, 3)
-    assert [head.ref for head in await log.unfinished()] == [fast.seen.ref]
+    assert await log.head(key("a")) == (fast.loaded.ref, fast.loaded.instance.state, 3)
+    assert [head.ref for head in await log.unfinished()] == [fast.loaded.ref]
 
 
 async def test_two_events_in_one_commit_leave_the_view_of_the_last(
     log: EventLog, writers: tuple[Writer, Writer]
 ) -> None:
     writer, _ = writers
-    ended = writer.append(*lifecycle.terminate(writer.seen.instance))
+    ended = writer.append(*lifecycle.terminate(writer.loaded.instance))
     again = writer.append(History("a").terminated().retried().events[-1])
     await asyncio.gather(ended, again)
     assert await view(log) is None
     assert await log.finished_before(2e9, 9) == []
-    await writer.append(*lifecycle.terminate(writer.seen.instance))
-    assert await view(log) == view_of(writer.seen.instance)
+    await writer.append(*lifecycle.terminate(writer.loaded.instance))
+    assert await view(log) == view_of(writer.loaded.instance)

@@ -15,7 +15,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[tuple[StagedService, str]]:
-    """A service whose instances a test puts on, and where its page is."""
+    """A service whose instances a test stages, and the address of its page."""
     async with staged() as running:
         yield running
 

@@ -564,7 +564,7 @@ class Lives(RuleBasedStateMachine):
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         assert len(events) >= life.acknowledged
         for event in events[len(life.seen) :]:
-            life.ledger.read(event)
+            life.ledger.apply(event)
             if event.sequence == life.copied:
                 life.ledger.started.clear()  # those were its source's calls
         life.seen = data

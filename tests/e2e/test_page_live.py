@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.async_api import Page, expect
 from support.page import evaluate_in_module
-from support.staged_service import BIG, PROMPT, SMALL, StagedService, limited, started
+from support.staged_service import BIG, PROMPT, SMALL, StagedService, rate_limited, started
 
 from orchestrator.v1 import event_pb2 as pb
 from orchestrator.v1.instance_pb2 import Failure
@@ -30,7 +30,9 @@ async def test_live_text_is_shown_as_it_is_written(stage: tuple[StagedService, s
     again = OutputDelta(subtask_id="t1", attempt=1, offset=6, text="first words")
     await service.write("live", again)
     await expect(written).to_have_text("The 😀 first words")
-    await service.record("live", limited(in_s=0), pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
+    await service.record(
+        "live", rate_limited(in_s=0), pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL)
+    )
     await expect(written).to_have_count(0)
     await service.write("live", delta("stale", 17), delta("Anew", attempt=2))
     await expect(written).to_have_text("Anew")

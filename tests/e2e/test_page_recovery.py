@@ -8,7 +8,7 @@ from playwright.async_api import Browser, Page, Route, expect
 from support.endpoint import Endpoint, hang
 from support.page import button, create_instance, expect_state, open_page, page_url
 from support.process import on_endpoint, process
-from support.staged_service import PROMPT, SMALL, StagedService, limited, started
+from support.staged_service import PROMPT, SMALL, StagedService, rate_limited, started
 
 from orchestrator.v1 import event_pb2 as pb
 
@@ -173,7 +173,7 @@ async def test_the_error_of_an_attempt_is_no_longer_that_of_its_subtask_once_the
     service, address = stage
     await service.stage("again", started(), ago_s=10)
     await page.goto(f"{address}#/instances/again")
-    await service.record("again", limited(in_s=0))
+    await service.record("again", rate_limited(in_s=0))
     await page.locator("[data-lane=subtask-t1] .row").click()
     await expect(page.locator(".panel .failure")).to_contain_text("RATE_LIMITED")
     await service.record("again", pb.SubtaskStarted(subtask_id="t1", attempt=2, model=SMALL))
@@ -188,7 +188,7 @@ async def test_no_next_attempt_is_announced_where_there_will_be_none(
     await service.stage("halted", started(), ago_s=10)
     await page.goto(f"{address}#/instances/halted")
     note = page.locator("[data-lane=subtask-t1] .note")
-    await service.record("halted", limited(in_s=3600))
+    await service.record("halted", rate_limited(in_s=3600))
     await expect(note).to_contain_text("RATE_LIMITED: tries again in")
     await service.record("halted", pb.InstancePauseRequested(), pb.InstancePaused())
     await expect(note).to_have_text("RATE_LIMITED: tries again once resumed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aiohttp import web
 from support.endpoint import Answer, Call, Endpoint, completion, failing
-from support.process import command, on_endpoint, process
+from support.process import on_endpoint, process, run_command
 
 from orchestrator.client import Client
 from orchestrator.v1 import instance_pb2
@@ -32,7 +32,7 @@ async def test_retrying_after_one_of_eight_failed_pays_for_one_worker_and_one_sy
         await service.stop()
         await service.start()
         broken.clear()
-        assert await command(service, "retry", "a", "--small-model", "openai/other") == "a is queued"
+        assert await run_command(service, "retry", "a", "--small-model", "openai/other") == "a is queued"
         async with Client(service.grpc_address) as client:
             answer = await client.wait("a", timeout_s=30)
         assert answer.instance.state == instance_pb2.STATE_COMPLETE
@@ -45,7 +45,7 @@ async def test_a_plan_is_reviewed_by_the_command(tmp_path: Path) -> None:
         Endpoint(subtasks=2) as endpoint,
         process(tmp_path, **on_endpoint(endpoint.url)) as service,
     ):
-        await command(service, "create", "Build it", "--id", "a", "--review-plan")
+        await run_command(service, "create", "Build it", "--id", "a", "--review-plan")
         async with Client(service.grpc_address) as client:
             async for event in client.stream_events("a"):
                 if event.WhichOneof("payload") == "plan_completed":
@@ -53,7 +53,7 @@ async def test_a_plan_is_reviewed_by_the_command(tmp_path: Path) -> None:
             assert (await client.get("a")).status.status == "waiting"
             plan = tmp_path / "plan.json"
             plan.write_text(json.dumps([{"id": "only", "instructions": "do it"}]))
-            await command(service, "review", "a", "--approve", "--plan", str(plan))
+            await run_command(service, "review", "a", "--approve", "--plan", str(plan))
             answer = await client.wait("a", timeout_s=30)
         assert list(answer.status.output.worker_responses) == ["The output of only."]
         assert endpoint.count("work") == 1
@@ -73,7 +73,7 @@ async def test_an_instance_is_paused_and_resumed(tmp_path: Path) -> None:
         async with Client(service.grpc_address) as client:
             await client.create("Build it", instance_id="a")
             await endpoint.wait_for_calls(2)
-            assert await command(service, "pause", "a") == "a is waitingForPause"
+            assert await run_command(service, "pause", "a") == "a is waitingForPause"
             gate.set()
             async for event in client.stream_events("a"):
                 if event.WhichOneof("payload") == "instance_paused":
@@ -83,7 +83,7 @@ async def test_an_instance_is_paused_and_resumed(tmp_path: Path) -> None:
         async with Client(service.grpc_address) as client:
             assert (await client.get("a")).status.status == "paused"
             assert endpoint.count("work") == 1
-            assert await command(service, "resume", "a") == "a is running"
+            assert await run_command(service, "resume", "a") == "a is running"
             answer = await client.wait("a", timeout_s=30)
         assert answer.instance.state == instance_pb2.STATE_COMPLETE
         assert endpoint.count("work") == 2
@@ -95,16 +95,16 @@ async def test_an_instance_is_forked_and_deleted_by_the_command(tmp_path: Path) 
         process(tmp_path, **on_endpoint(endpoint.url)) as service,
         Client(service.grpc_address) as client,
     ):
-        await command(service, "create", "Build it", "--id", "a")
+        await run_command(service, "create", "Build it", "--id", "a")
         await client.wait("a", timeout_s=30)
         arguments = ("--stage", "synthesis", "--id", "b", "--big-model", "openai/other")
-        assert await command(service, "fork", "a", *arguments) == "b is running"
+        assert await run_command(service, "fork", "a", *arguments) == "b is running"
         answer = await client.wait("b", timeout_s=30)
         assert answer.instance.forked_from == "a"
         assert (endpoint.count("planning"), endpoint.count("work"), endpoint.count("synthesis")) == (1, 2, 2)
         assert endpoint.calls[-1].body["model"] == "other"
-        assert await command(service, "delete", "a") == "a is deleted"
-        assert json.loads(await command(service, "delete", "b", "--json")) == {"id": "b"}
+        assert await run_command(service, "delete", "a") == "a is deleted"
+        assert json.loads(await run_command(service, "delete", "b", "--json")) == {"id": "b"}
         assert not (await client.list()).instances
 
 
@@ -118,7 +118,7 @@ async def test_a_file_of_requests_becomes_instances(tmp_path: Path) -> None:
         plan = [{"id": "only", "instructions": "do it"}]
         wishes = [{"prompt": "one", "id": "a"}, {"prompt": "two", "id": "b", "config": {"subtasks": plan}}]
         requests.write_text("\n".join(map(json.dumps, wishes)))
-        assert await command(service, "batch", str(requests)) == "a\nb"
+        assert await run_command(service, "batch", str(requests)) == "a\nb"
         for name in "ab":
             answer = await client.wait(name, timeout_s=30)
             assert answer.instance.state == instance_pb2.STATE_COMPLETE

@@ -103,11 +103,11 @@ async def test_up_reports_the_database_and_that_it_was_found_in_the_working_fold
             "ORCHESTRATOR_DATABASE": "",
         }
         async with process(tmp_path, **variables) as service:
-            assert f" events in {tmp_path}/share/orchestrator/orchestrator.db, " in service.ready
+            assert f" events in {tmp_path}/share/orchestrator/orchestrator.db, " in service.ready_line
         (tmp_path / "data").mkdir()
         (tmp_path / "share/orchestrator/orchestrator.db").rename(tmp_path / "data/orchestrator.db")
         async with process(tmp_path, **variables) as service:
-            assert " events in data/orchestrator.db (found in this folder), " in service.ready
+            assert " events in data/orchestrator.db (found in this folder), " in service.ready_line
     assert not (tmp_path / "share/orchestrator/orchestrator.db").exists()
 
 
@@ -125,12 +125,12 @@ async def test_up_reports_the_pages_address_and_names_a_model_once(tmp_path: Pat
     async with Endpoint() as endpoint:
         models = on_endpoint(endpoint.url)
         async with process(tmp_path, "up", **models) as service:
-            assert f" http://{service.rest_address}/-/ui/," in service.ready
-            assert " models openai/big and openai/small;" in service.ready
+            assert f" http://{service.rest_address}/-/ui/," in service.ready_line
+            assert " models openai/big and openai/small;" in service.ready_line
         models["ORCHESTRATOR_SMALL_MODEL"] = "openai/big"
         async with process(tmp_path, **models) as service:
-            assert " model openai/big;" in service.ready
-            assert "/-/ui/" not in service.ready
+            assert " model openai/big;" in service.ready_line
+            assert "/-/ui/" not in service.ready_line
 
 
 async def test_a_second_service_reports_the_first_and_how_to_run_two(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from playwright.async_api import Browser, expect
 from support.endpoint import Answer, Call, Endpoint, failing, hang
 from support.page import assert_accessible, create_instance, expect_state, open_page, page_url
-from support.process import command, on_endpoint, process
+from support.process import on_endpoint, process, run_command
 
 from orchestrator.client import Client
 from orchestrator.v1 import instance_pb2
@@ -55,9 +55,9 @@ async def test_without_a_providers_key_instances_wait_with_the_reason_and_contin
                 instance_pb2.STATE_QUEUED,
             }
             sequences = {each.id: each.last_sequence for each in listed}
-        shown = await command(service, "get", "a0")
+        shown = await run_command(service, "get", "a0")
         assert reason in shown
-        lines = (await command(service, "list")).splitlines()
+        lines = (await run_command(service, "list")).splitlines()
         assert len(lines) == COUNT
         assert all(reason in line.split("\t")[-1] for line in lines)
         await page.goto(page_url(service, "a0"))
@@ -97,7 +97,9 @@ async def test_failures_of_a_wrong_key_are_mended_by_one_bulk_retry(tmp_path: Pa
             error = (await client.wait(name, timeout_s=30)).instance.error
             assert error.reason == "MODEL_UNAUTHENTICATED"
         is_wrong = False
-        retried = await command(service, "retry", "--state", "errored", "--reason", "MODEL_UNAUTHENTICATED")
+        retried = await run_command(
+            service, "retry", "--state", "errored", "--reason", "MODEL_UNAUTHENTICATED"
+        )
         assert retried.count(" is retried ") == COUNT
         for name in names:
             instance = (await client.wait(name, timeout_s=60)).instance

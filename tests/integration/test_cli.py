@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from support.endpoint import Endpoint
-from support.scripted_service import ScriptedService, play_badly, play_well
+from support.scripted_service import ScriptedService, play_planning_failure, play_success
 from support.shell import (
     COMMAND,
     COMMANDS,
@@ -29,7 +29,7 @@ from orchestrator.cli.options import read_requests
 from orchestrator.v1 import event_pb2, instance_pb2
 
 ANSWER = "# Answer\n\none \x1b[31mtwo\n"
-"""What `play_well` ends with, as a pipe gets it."""
+"""What `play_success` ends with, as a pipe gets it."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def shell_without_service(tmp_path: Path) -> Shell:
 
 @pytest.fixture
 async def service() -> AsyncIterator[ScriptedService]:
-    async with ScriptedService(play_well) as service:
+    async with ScriptedService(play_success) as service:
         yield await service.start(rest_port=0)
 
 
@@ -120,7 +120,7 @@ async def test_a_rejection_by_the_service_is_bad_usage(shell: Shell, service: Sc
     for arguments in (("get", "nix"), ("events", "nix"), ("wait", "nix"), ("terminate", "nix")):
         outcome = await shell.run(*arguments)
         assert (outcome.code, outcome.err) == (2, "error: no instance 'nix'\n")
-    service.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "ID_INVALID", "the id is\n\x1b[31mno id")
+    service.create_error = (grpc.StatusCode.INVALID_ARGUMENT, "ID_INVALID", "the id is\n\x1b[31mno id")
     for arguments in (("create", "p"), ("run", "p")):
         outcome = await shell.run(*arguments)
         assert outcome.code == 2
@@ -275,7 +275,7 @@ async def test_wait_reports_the_outcome_by_its_exit_code(shell: Shell, service: 
     assert (await shell.run("terminate", "open")).out == "open is terminated\n"
     assert (await shell.run("wait", "open")).code == 1
     await service.record("bad", event_pb2.InstanceCreated(prompt="p"))
-    await play_badly(service, "bad")
+    await play_planning_failure(service, "bad")
     outcome = await shell.run("wait", "bad", "--json")
     assert (outcome.code, outcome.json["status"]["status"]) == (1, "errored")
     assert outcome.err == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY\n"
@@ -299,7 +299,7 @@ async def test_run_prints_the_events_for_programs(shell: Shell) -> None:
 
 
 async def test_run_of_a_failing_instance_reports_the_reason(shell_without_service: Shell) -> None:
-    async with ScriptedService(play_badly) as service:
+    async with ScriptedService(play_planning_failure) as service:
         await service.start(rest_port=0)
         shell = shell_without_service.on(service)
         outcome = await shell.run("run", "p")
@@ -309,7 +309,7 @@ async def test_run_of_a_failing_instance_reports_the_reason(shell_without_servic
 
 
 async def test_run_works_without_rest_where_only_grpc_is_served(shell_without_service: Shell) -> None:
-    async with ScriptedService(play_well) as service:
+    async with ScriptedService(play_success) as service:
         await service.start()
         outcome = await shell_without_service.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.address).run(
             "run", "p"
@@ -371,7 +371,7 @@ async def test_in_a_terminal_events_are_drawn_and_end_with_the_result(
         assert "synthesis done" in text
         assert "2 of 2 done" not in text
     await service.record("bad", event_pb2.InstanceCreated(prompt="p"))
-    await play_badly(service, "bad")
+    await play_planning_failure(service, "bad")
     code, text = await run_in_terminal(shell, "events", "bad", columns=100)
     assert code == 0
     assert "MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY" in text

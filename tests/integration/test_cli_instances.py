@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.scripted_service import ScriptedService, play_badly, play_well
+from support.scripted_service import ScriptedService, play_planning_failure, play_success
 from support.service import Service, service
 from support.shell import Shell, assert_one_line, read_all, read_until, run_in_terminal
 
@@ -146,7 +146,7 @@ async def test_the_result_of_a_failed_instance_is_its_error(tmp_path: Path) -> N
     async with ScriptedService() as scripted:
         await scripted.start()
         await scripted.record("bad", event_pb2.InstanceCreated(prompt="p"))
-        await play_badly(scripted, "bad")
+        await play_planning_failure(scripted, "bad")
         outcome = await Shell.without_service(tmp_path).on(scripted).run("result", "bad")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == "error: MODEL_UNAUTHENTICATED: no key for openai: set OPENAI_API_KEY\n"
@@ -156,7 +156,7 @@ async def test_in_a_terminal_the_result_is_its_source_without_control_sequences(
     async with ScriptedService() as scripted:
         await scripted.start()
         await scripted.record("i1", event_pb2.InstanceCreated(prompt="p"))
-        await play_well(scripted, "i1")
+        await play_success(scripted, "i1")
         code, text = await run_in_terminal(Shell.without_service(tmp_path).on(scripted), "result", "i1")
     assert (code, text) == (0, "# Answer\r\n\r\none \\x1b[31mtwo\r\n")
 

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from support.scripted_service import ScriptedService, play_well
+from support.scripted_service import ScriptedService, play_success
 from support.shell import NO_MODELS, Outcome, Shell, assert_one_line, free_address
 
 from orchestrator import edge
@@ -26,7 +26,7 @@ def shell_without_service(tmp_path: Path) -> Shell:
 @asynccontextmanager
 async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService]]:
     """The one that is meant, and another that answers elsewhere."""
-    async with ScriptedService(play_well) as own, ScriptedService(play_well) as other:
+    async with ScriptedService(play_success) as own, ScriptedService(play_success) as other:
         yield await own.start(rest_port=0), await other.start(rest_port=0)
 
 
@@ -175,7 +175,7 @@ ASKING = ("list", "list --watch", "get x", "events x", "wait x", "terminate x", 
 
 
 async def test_an_address_of_rest_is_reported_with_the_one_of_grpc(shell_without_service: Shell) -> None:
-    async with ScriptedService(play_well) as service:
+    async with ScriptedService(play_success) as service:
         await service.start()
         async with edge.running(rest_address="127.0.0.1:0", grpc_address=service.address) as envoy:
             calls = [shell_without_service.run(*line.split(), "--address", envoy.address) for line in ASKING]

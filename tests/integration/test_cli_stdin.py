@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.scripted_service import ScriptedService, play_well
+from support.scripted_service import ScriptedService, play_success
 from support.shell import COMMAND, Shell, run_in_terminal
 
 from orchestrator.core.create import MAX_PROMPT_BYTES
@@ -20,7 +20,7 @@ REVIEW_OF_DIFF = f"Review this\n\n```\n{DIFF}```\n"
 
 @pytest.fixture
 async def service() -> AsyncIterator[ScriptedService]:
-    async with ScriptedService(play_well) as service:
+    async with ScriptedService(play_success) as service:
         yield await service.start(rest_port=0)
 
 

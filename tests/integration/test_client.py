@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from support.scripted_service import ScriptedService, play_well
+from support.scripted_service import ScriptedService, play_success
 from support.service import service as real_service
 
 from orchestrator import client as client_module
@@ -19,7 +19,7 @@ from orchestrator.models.scripted import Scripted
 from orchestrator.v1 import event_pb2, instance_pb2
 
 PLAYED = 12
-"""The events of `play_well`, the first included."""
+"""The events of `play_success`, the first included."""
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def sequences(client: Client, instance_id: str, after: int = 0) -> list[in
 
 
 async def test_a_stream_yields_every_event_and_ends(service: ScriptedService, client: Client) -> None:
-    await play_well(service, await created(service))
+    await play_success(service, await created(service))
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
     assert await sequences(client, "i1", after=5) == list(range(6, PLAYED + 1))
     assert await sequences(client, "i1", after=PLAYED) == []
@@ -61,7 +61,7 @@ async def test_a_stream_yields_every_event_and_ends(service: ScriptedService, cl
 async def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
     async def play(service: ScriptedService, instance_id: str) -> None:
         await service.write(instance_id, "as it is written", subtask_id="t9")
-        await play_well(service, instance_id)
+        await play_success(service, instance_id)
 
     async with ScriptedService(play) as service:
         await service.start()
@@ -77,7 +77,7 @@ async def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixtu
 
 
 async def test_a_stream_resumes_after_an_announced_shutdown(service: ScriptedService, client: Client) -> None:
-    await play_well(service, await created(service))
+    await play_success(service, await created(service))
     service.cut_after = 4
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
     assert service.streams_opened == [0, 4]
@@ -101,7 +101,7 @@ async def test_a_stream_survives_a_restart_of_the_service(service: ScriptedServi
 
 
 async def test_a_stream_reports_disconnects_and_reconnects(service: ScriptedService, client: Client) -> None:
-    await play_well(service, await created(service))
+    await play_success(service, await created(service))
     service.cut_after = 4
     told: list[str] = []
     events = client.stream_events(
@@ -231,7 +231,7 @@ async def test_it_gives_up_after_a_time_without_an_answer(nowhere: str) -> None:
 
 
 async def test_an_impossible_order_of_events_is_an_error(service: ScriptedService, client: Client) -> None:
-    await play_well(service, await created(service))
+    await play_success(service, await created(service))
     service.events["i1"][3].sequence = 5
     with pytest.raises(ServiceError) as failure:
         await sequences(client, "i1")
@@ -252,7 +252,7 @@ async def test_a_failure_contains_every_detail_of_the_service(
 
 
 async def test_a_refusal_is_not_retried(service: ScriptedService, client: Client) -> None:
-    service.refuse = (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_EMPTY", "the prompt is empty")
+    service.create_error = (grpc.StatusCode.INVALID_ARGUMENT, "PROMPT_EMPTY", "the prompt is empty")
     with pytest.raises(ServiceError, match="the prompt is empty"):
         await client.create(" ")
     assert len(service.requests) == 1
@@ -298,7 +298,7 @@ async def test_wait_returns_at_the_end_or_at_its_timeout(service: ScriptedServic
 async def test_wait_survives_a_restart(service: ScriptedService, client: Client) -> None:
     await created(service)
     waiting = asyncio.create_task(client.wait("i1"))
-    await service.waited.wait()
+    await service.wait_called.wait()
     await service.stop()
     await service.record("i1", event_pb2.InstanceTerminated())
     await service.start(port=service.port)

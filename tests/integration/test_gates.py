@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from support.endpoint import Answer, Call, Endpoint, completion, failing
-from support.limits import Sliding
+from support.limits import SlidingWindow
 from support.logs import ended, events
 
 from orchestrator.core import config
@@ -24,14 +24,14 @@ class Limited:
     """Answers 40 calls in any second, in a tenth of one each; refuses others, and one when told to."""
 
     def __init__(self) -> None:
-        self._limit = Sliding(PER_S)
+        self._limit = SlidingWindow(PER_S)
         self.refuses_next = False
         self.taken_s: list[float] = []
         self.refusals = 0
 
     def __call__(self, _: Call) -> Answer:
         now_s = asyncio.get_running_loop().time()
-        if self.refuses_next or self._limit.begin(now_s) is not None:
+        if self.refuses_next or self._limit.try_acquire(now_s) is not None:
             self.refuses_next = False
             self.refusals += 1
             return failing(429, Retry_After="1")

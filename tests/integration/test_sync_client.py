@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 import pytest
-from support.scripted_service import ScriptedService, play_well
+from support.scripted_service import ScriptedService, play_success
 from support.service import service as real_service
 
 from orchestrator.client import Client, Event, OutputDelta, ServiceError, SyncClient, streams
@@ -117,7 +117,7 @@ async def test_a_stream_survives_a_restart_of_the_service(
     reading = asyncio.create_task(blocking(read))
     await blocking(has_one.wait)
     await service.stop()
-    await play_well(service, "i1")
+    await play_success(service, "i1")
     await service.start(port=service.port)
     sequences = await reading
     assert sequences == list(range(1, len(sequences) + 1))
@@ -128,7 +128,7 @@ async def test_a_stream_survives_a_restart_of_the_service(
 
 async def test_wait_survives_a_restart(service: ScriptedService, client: SyncClient) -> None:
     waiting = asyncio.create_task(blocking(lambda: client.wait("i1")))
-    await service.waited.wait()
+    await service.wait_called.wait()
     await service.stop()
     await service.record("i1", event_pb2.InstanceTerminated())
     await service.start(port=service.port)
@@ -188,7 +188,7 @@ async def test_ctrl_c_ends_a_program_that_waits_for_the_next_event(service: Scri
 
 
 async def test_threads_can_share_a_client(service: ScriptedService, client: SyncClient) -> None:
-    await play_well(service, "i1")
+    await play_success(service, "i1")
 
     def read() -> list[int]:
         return [event.sequence for event in client.stream_events("i1")]

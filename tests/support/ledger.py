@@ -1,11 +1,11 @@
-"""What an instance's events allow to be paid for, read as a client reads them: without the service's fold."""
+"""What an instance's events allow to be paid for, folded as a client does: without the service's fold."""
 
 from collections import Counter
 
 from orchestrator.v1 import event_pb2 as pb
 
 PLANNING, SYNTHESIS = "planning", "synthesis"
-"""What the two are called beside the subtasks' ids."""
+"""The keys of the two, beside the subtasks' ids."""
 
 _MAY_FOLLOW = {
     "instance_completed": {"instance_restarted"},
@@ -19,23 +19,23 @@ ENDS = _MAY_FOLLOW.keys()
 class Ledger:
     """One instance's account; the models of a test give it the same plan each time they are asked.
 
-    A result is paid for once its event is in the log. It has to be paid for again only where a client begins
-    anew (restart), rejects the plan, or edits what the plan says of the subtask.
+    A result is paid for once its event is in the log. It has to be paid for again only where a client
+    restarts the instance, rejects the plan, or edits the subtask.
     """
 
     def __init__(self) -> None:
         self.paid: dict[str, int] = {}
-        """What must not be called for again, and the sequence of the event that says so."""
+        """The work that must not be called for again, and the sequence of the event that completed it."""
         self.started = Counter[str]()
-        """How many calls the log tells of."""
+        """How many calls the log has recorded."""
         self.open: dict[str, str] = {}
-        """What is under way, and by which model."""
+        """The work in progress, and its model."""
         self.ended = ""
         """The terminal event that the log ends with, if it does."""
         self._planned: dict[str, tuple[object, ...]] = {}
 
-    def read(self, event: pb.Event) -> None:
-        """Enter the next event; fail where it pays twice, or follows what nothing may follow."""
+    def apply(self, event: pb.Event) -> None:
+        """Apply the next event; fail where it pays twice, or follows a terminal event."""
         kind = str(event.WhichOneof("payload"))
         allowed = _MAY_FOLLOW.get(self.ended)
         assert allowed is None or kind in allowed, f"{kind} follows {self.ended}: {event}"

@@ -1,4 +1,4 @@
-"""What endpoints take: a limit is asked at the time of a call, and tells how many seconds early it comes."""
+"""Rate limits of endpoints: each call acquires, and is rejected with the seconds until one may succeed."""
 
 import math
 from collections import deque
@@ -9,31 +9,31 @@ from typing import Protocol
 class Limit(Protocol):
     """A limit on calls."""
 
-    def begin(self, now_s: float) -> float | None:
-        """Begin a call: None where it is taken, or the seconds until one may be."""
+    def try_acquire(self, now_s: float) -> float | None:
+        """Admit a call: None where it is accepted, else the seconds until one may be."""
 
-    def end(self) -> None:
-        """A call that was taken has ended."""
+    def release(self) -> None:
+        """Record that an accepted call has ended."""
 
 
 class Unlimited:
-    """All calls are taken."""
+    """Accepts all calls."""
 
-    def begin(self, now_s: float) -> float | None:  # noqa: ARG002
+    def try_acquire(self, now_s: float) -> float | None:  # noqa: ARG002
         return None
 
-    def end(self) -> None:
+    def release(self) -> None:
         pass
 
 
-class Sliding(Unlimited):
-    """So many calls in any one window."""
+class SlidingWindow(Unlimited):
+    """Accepts so many calls in any window."""
 
     def __init__(self, calls: int, window_s: float = 1) -> None:
         self._calls, self._window_s = calls, window_s
         self._starts_s: deque[float] = deque()
 
-    def begin(self, now_s: float) -> float | None:
+    def try_acquire(self, now_s: float) -> float | None:
         while self._starts_s and self._starts_s[0] <= now_s - self._window_s:
             self._starts_s.popleft()
         if len(self._starts_s) >= self._calls:
@@ -42,30 +42,30 @@ class Sliding(Unlimited):
         return None
 
 
-class Fixed(Unlimited):
-    """So many calls in a window that begins with the first call after the last one."""
+class FixedWindow(Unlimited):
+    """Accepts so many calls in a window that starts with the first call after the last one."""
 
     def __init__(self, calls: int, window_s: float = 1) -> None:
         self._calls, self._window_s = calls, window_s
-        self._begin_s, self._count = -math.inf, 0
+        self._window_start_s, self._count = -math.inf, 0
 
-    def begin(self, now_s: float) -> float | None:
-        if now_s >= self._begin_s + self._window_s:
-            self._begin_s, self._count = now_s, 0
+    def try_acquire(self, now_s: float) -> float | None:
+        if now_s >= self._window_start_s + self._window_s:
+            self._window_start_s, self._count = now_s, 0
         if self._count >= self._calls:
-            return self._begin_s + self._window_s - now_s
+            return self._window_start_s + self._window_s - now_s
         self._count += 1
         return None
 
 
-class Bucket(Unlimited):
-    """So many calls a second, and so many more that are saved up."""
+class TokenBucket(Unlimited):
+    """Accepts so many calls a second, and a burst of saved ones."""
 
     def __init__(self, calls: float, burst: int) -> None:
         self._calls, self._burst = calls, burst
         self._tokens, self._last_s = float(burst), 0.0
 
-    def begin(self, now_s: float) -> float | None:
+    def try_acquire(self, now_s: float) -> float | None:
         self._tokens = min(self._burst, self._tokens + (now_s - self._last_s) * self._calls)
         self._last_s = now_s
         if self._tokens < 1:
@@ -74,24 +74,24 @@ class Bucket(Unlimited):
         return None
 
 
-class AtOnce:
-    """So many calls at once."""
+class Concurrency:
+    """Accepts so many concurrent calls."""
 
     def __init__(self, calls: int) -> None:
         self._calls = self._free = calls
 
-    def begin(self, now_s: float) -> float | None:  # noqa: ARG002
+    def try_acquire(self, now_s: float) -> float | None:  # noqa: ARG002
         if not self._free:
             return 1.0
         self._free -= 1
         return None
 
-    def end(self) -> None:
+    def release(self) -> None:
         self._free += 1
 
 
 RetryAfter = Callable[[float], float | None]
-"""What an endpoint says to a call that comes so many seconds too early."""
+"""Returns the Retry-After for a call that arrives so many seconds too early."""
 RETRY_AFTER: dict[str, RetryAfter] = {
     "right": lambda early_s: early_s,
     "whole seconds": math.ceil,

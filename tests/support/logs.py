@@ -1,4 +1,4 @@
-"""Instances in a log by their id alone: tests have one tenant, and look an instance up each time."""
+"""Access instances in a log by id alone: tests have one tenant, and look an instance up each time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def creation(history: History, tenant: str = "") -> Creation:
 
 
 def append(history: History, ref: InstanceRef, since: int) -> Append:
-    """What has happened after a sequence."""
+    """Build the append of the events after a sequence."""
     return Append(ref, since, history.events[since:], summarize(history.instance))
 
 
@@ -52,7 +52,7 @@ async def create(log: EventLog, history: History, tenant: str = "") -> InstanceR
 
 
 async def record(log: EventLog, history: History) -> InstanceRef:
-    """Create the instance, or append what has happened since."""
+    """Create the instance, or append the events since its last one."""
     try:
         head = await log.head(key(history.instance.id))
     except InstanceNotFoundError:
@@ -62,7 +62,7 @@ async def record(log: EventLog, history: History) -> InstanceRef:
 
 
 async def events(log: EventLog, ref: InstanceRef, page: int = 3) -> Sequence[Event]:
-    """All events of an instance, read in small pages."""
+    """Read all events of an instance, in small pages."""
     found: list[Event] = []
     while True:
         part = await log.read(ref, len(found), page)
@@ -80,7 +80,7 @@ async def global_pages(
     tenant: str | None = None,
     labels: Sequence[tuple[str, str]] = (),
 ) -> Sequence[GlobalPage]:
-    """What is read of all instances, until there is no more."""
+    """Read pages of all instances until the end."""
     pages: list[GlobalPage] = []
     while not pages or not pages[-1].events.at_end:
         pages.append(await log.read_all(after, limit, tenant=tenant, labels=labels))
@@ -110,7 +110,7 @@ async def steer(engine: Engine, instance_id: str, action: Action) -> Instance:
 
 
 async def ids(log: EventLog) -> list[str]:
-    """Newest first."""
+    """List all ids, newest first."""
     return [row.head.ref.id for row in (await log.list(Query(limit=1000))).rows]
 
 

@@ -14,7 +14,7 @@ COMMAND = Path(sys.executable).with_name("orchestrator")
 
 
 def free_port() -> int:
-    """A port below those that systems give out by themselves: nobody comes by it before it is used."""
+    """Return a port below the ephemeral range, so that no other program is assigned it before it is used."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with socket.socket() as probe, suppress(OSError):
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's, without what would set up the service; then the changes."""
+    """Return this process's variables without those that configure the service, then the changes."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -46,8 +46,8 @@ class Process:
             **variables,
         }
         self.process: asyncio.subprocess.Process
-        self.ready = ""
-        """What it says once it answers."""
+        self.ready_line = ""
+        """The line that it prints once it answers."""
 
     async def start(self, command: str = "serve") -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -63,7 +63,7 @@ class Process:
         if not line.startswith(b"ready: "):
             output, errors = await self.process.communicate()
             raise AssertionError((line + output + errors).decode())
-        self.ready = line.decode()
+        self.ready_line = line.decode()
 
     async def kill(self) -> None:
         self.process.kill()
@@ -88,8 +88,8 @@ async def process(folder: Path, command: str = "serve", **variables: str) -> Asy
             await running.stop()
 
 
-async def command(service: Process, *arguments: str) -> str:
-    """What a command that succeeds on the service prints."""
+async def run_command(service: Process, *arguments: str) -> str:
+    """Run a command on the service; return what it prints, and fail if it fails."""
     run = await asyncio.create_subprocess_exec(
         COMMAND,
         *arguments,

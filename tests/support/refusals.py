@@ -1,4 +1,4 @@
-"""What endpoints say when they refuse a number of tokens: see refusals.toml."""
+"""Messages of endpoints that reject a number of tokens: see refusals.toml."""
 
 import tomllib
 from pathlib import Path

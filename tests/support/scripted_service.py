@@ -1,6 +1,6 @@
-"""A service whose instances do what a test says: real gRPC and a small REST door, no engine behind.
+"""A service whose instances follow a script: real gRPC and a small REST server, without an engine.
 
-`python tests/support/scripted_service.py` plays a lively instance for whoever creates one.
+`python tests/support/scripted_service.py` plays an eventful instance at each creation.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from orchestrator.core.instance import IN_PROGRESS, TERMINAL, Instance
 from orchestrator.core.state import fold
 from orchestrator.v1 import event_pb2, instance_pb2, orchestrator_pb2, orchestrator_pb2_grpc
 
-_STORY = "A bucket holds *n* tokens; each request takes one.\n\n```go\nfunc Allow(key string) bool {\n"
+_LIVE_TEXT = "A bucket holds *n* tokens; each request takes one.\n\n```go\nfunc Allow(key string) bool {\n"
 _WORD_S = 0.1
 
 Script = Callable[["ScriptedService", str], Any]
@@ -37,7 +37,7 @@ Script = Callable[["ScriptedService", str], Any]
 def payload_event(
     instance_id: str, sequence: int, payload: Message, time_s: float | None = None
 ) -> event_pb2.Event:
-    """An event around a payload: the oneof's field is found by the payload's type."""
+    """Build an event around a payload: the oneof's field is found by the payload's type."""
     event = event_pb2.Event(instance_id=instance_id, sequence=sequence)
     event.event_time.FromNanoseconds(int((time.time() if time_s is None else time_s) * 1e9))
     for field in event.DESCRIPTOR.oneofs_by_name["payload"].fields:
@@ -48,11 +48,11 @@ def payload_event(
 
 
 class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
-    """Instances are lists of events; `record` appends one and wakes whoever streams."""
+    """Instances are lists of events; `record` appends one and wakes the streams."""
 
     def __init__(self, script: Script | None = None) -> None:
         self.events: dict[str, list[event_pb2.Event]] = {}
-        self.written: dict[str, dict[tuple[str, int], str]] = {}
+        self.live_texts: dict[str, dict[tuple[str, int], str]] = {}
         """By instance: the text of each attempt under way, by subtask (empty: the synthesis) and attempt."""
         self.all_events: list[event_pb2.Event] = []
         """The events of all instances; an event's position is its place here, from 1."""
@@ -60,7 +60,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         """The `after_sequence` of each stream opened so far."""
         self.cut_after: int | None = None
         """Streams are cut, once, when they have sent this sequence."""
-        self.refuse: tuple[grpc.StatusCode, str, str] | None = None
+        self.create_error: tuple[grpc.StatusCode, str, str] | None = None
         """Code, reason and message that every CreateInstance answers."""
         self.info: orchestrator_pb2.GetServiceInfoResponse | None = orchestrator_pb2.GetServiceInfoResponse(
             version="0.1.0",
@@ -69,16 +69,16 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             default_config=instance_pb2.InstanceConfig(max_output_tokens=100),
             service_id=str(uuid.uuid4()),
         )
-        """What GetServiceInfo answers, beside the addresses; None: it is of an earlier version."""
+        """The answer of GetServiceInfo, without the addresses; None: the service is of an earlier version."""
         self.requests: list[orchestrator_pb2.CreateInstanceRequest] = []
         self.created_over_rest = 0
-        self.waited = asyncio.Event()
-        """Set when somebody waits for an instance."""
+        self.wait_called = asyncio.Event()
+        """Set when WaitInstance is called."""
         self._script = script
         self._changed = asyncio.Condition()
         self._scripts: dict[str, asyncio.Task[Any]] = {}
         self._server: grpc.aio.Server | None = None
-        self._door: asyncio.Server | None = None
+        self._rest_server: asyncio.Server | None = None
         self.port = 0
         self.rest_port = 0
 
@@ -91,7 +91,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         return f"127.0.0.1:{self.rest_port}"
 
     async def start(self, *, port: int = 0, rest_port: int | None = None) -> Self:
-        """Listen; a rest_port of None opens no REST door."""
+        """Listen; a rest_port of None opens no REST server."""
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(self, server)
         servicer = health.aio.HealthServicer()
@@ -101,19 +101,19 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         await server.start()
         self._server = server
         if rest_port is not None:
-            self._door = await asyncio.start_server(self._serve_rest, "127.0.0.1", rest_port)
-            self.rest_port = self._door.sockets[0].getsockname()[1]
+            self._rest_server = await asyncio.start_server(self._serve_rest, "127.0.0.1", rest_port)
+            self.rest_port = self._rest_server.sockets[0].getsockname()[1]
         if self.info:
             self.info.grpc_address = self.address
-            self.info.rest_address = self.rest_address if self._door else ""
+            self.info.rest_address = self.rest_address if self._rest_server else ""
         return self
 
     async def stop(self) -> None:
-        """Go away at once, as a crash does; the events stay for the next start."""
+        """Stop at once, as a crash does; the events stay for the next start."""
         for script in self._scripts.values():
             script.cancel()
-        if self._door:
-            self._door.close()
+        if self._rest_server:
+            self._rest_server.close()
         if self._server:
             await self._server.stop(None)
 
@@ -130,13 +130,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             self.all_events.append(events[-1])
             if payload.DESCRIPTOR.name.endswith(("Completed", "Failed")):
                 key = getattr(payload, "subtask_id", ""), getattr(payload, "attempt", 0)
-                self.written.get(instance_id, {}).pop(key, None)
+                self.live_texts.get(instance_id, {}).pop(key, None)
         async with self._changed:
             self._changed.notify_all()
 
     async def write(self, instance_id: str, text: str, *, subtask_id: str = "", attempt: int = 1) -> None:
-        """Let an attempt under way write more."""
-        texts = self.written.setdefault(instance_id, {})
+        """Append to the text of an attempt in progress."""
+        texts = self.live_texts.setdefault(instance_id, {})
         texts[subtask_id, attempt] = texts.get((subtask_id, attempt), "") + text
         async with self._changed:
             self._changed.notify_all()
@@ -148,8 +148,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
         self, request: orchestrator_pb2.CreateInstanceRequest, context: Any
     ) -> orchestrator_pb2.CreateInstanceResponse:
         self.requests.append(request)
-        if self.refuse:
-            await context.abort_with_status(refusal(*self.refuse))
+        if self.create_error:
+            await context.abort_with_status(refusal(*self.create_error))
         instance_id = request.id or f"i{len(self.events) + 1}"
         config = instance_pb2.InstanceConfig(big_model="openai/big", small_model="openai/small")
         config.MergeFrom(request.config)
@@ -172,13 +172,13 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def GetResult(  # noqa: N802
         self, request: orchestrator_pb2.GetResultRequest, context: Any
     ) -> HttpBody:
-        await self._known(request.id, context)
+        await self._require_instance(request.id, context)
         return HttpBody(data=self.instance(request.id).final_result.encode())
 
     async def GetInstance(  # noqa: N802
         self, request: orchestrator_pb2.GetInstanceRequest, context: Any
     ) -> orchestrator_pb2.GetInstanceResponse:
-        await self._known(request.id, context)
+        await self._require_instance(request.id, context)
         state = self.instance(request.id)
         full = request.view == orchestrator_pb2.VIEW_FULL
         return orchestrator_pb2.GetInstanceResponse(
@@ -208,8 +208,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def WaitInstance(  # noqa: N802
         self, request: orchestrator_pb2.WaitInstanceRequest, context: Any
     ) -> orchestrator_pb2.WaitInstanceResponse:
-        await self._known(request.id, context)
-        self.waited.set()
+        await self._require_instance(request.id, context)
+        self.wait_called.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(request.timeout.ToTimedelta().total_seconds()), self._changed:
                 await self._changed.wait_for(lambda: self.instance(request.id).state in TERMINAL)
@@ -219,7 +219,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def TerminateInstance(  # noqa: N802
         self, request: orchestrator_pb2.TerminateInstanceRequest, context: Any
     ) -> orchestrator_pb2.TerminateInstanceResponse:
-        await self._known(request.id, context)
+        await self._require_instance(request.id, context)
         if request.id in self._scripts:
             self._scripts[request.id].cancel()
         await self.record(request.id, event_pb2.InstanceTerminated())
@@ -228,17 +228,17 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def StreamEvents(  # noqa: N802
         self, request: orchestrator_pb2.StreamEventsRequest, context: Any
     ) -> AsyncIterator[orchestrator_pb2.StreamEventsResponse]:
-        await self._known(request.id, context)
+        await self._require_instance(request.id, context)
         self.streams_opened.append(request.after_sequence)
         events = self.events[request.id]
         last = request.after_sequence
         follow = request.follow or not request.HasField("follow")
         caught_up = False
         sent: dict[tuple[str, int], int] = {}
-        """How many characters of each attempt this stream has been told."""
+        """How many characters of each attempt this stream has sent."""
 
         def unsent() -> dict[tuple[str, int], str]:
-            texts = self.written.get(request.id, {}) if request.include_deltas else {}
+            texts = self.live_texts.get(request.id, {}) if request.include_deltas else {}
             return {key: text for key, text in texts.items() if len(text) > sent.get(key, 0)}
 
         while True:
@@ -301,7 +301,7 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             async with self._changed:
                 await self._changed.wait_for(lambda: len(self.all_events) > last)  # noqa: B023  awaited here
 
-    async def _known(self, instance_id: str, context: Any) -> None:
+    async def _require_instance(self, instance_id: str, context: Any) -> None:
         if instance_id not in self.events:
             await context.abort_with_status(
                 refusal(
@@ -331,8 +331,8 @@ class ScriptedService(orchestrator_pb2_grpc.OrchestratorServicer):
             await writer.drain()
 
     async def _create_over_rest(self, body: bytes) -> tuple[int, Any]:
-        if self.refuse:
-            code, reason, message = self.refuse
+        if self.create_error:
+            code, reason, message = self.create_error
             info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
             return 400, {"code": code.value[0], "message": message, "details": [info]}
         self.created_over_rest += 1
@@ -355,8 +355,8 @@ def in_seconds(seconds: float) -> Timestamp:
     return moment
 
 
-async def play_well(service: ScriptedService, instance_id: str) -> None:
-    """Two subtasks and an answer, at once."""
+async def play_success(service: ScriptedService, instance_id: str) -> None:
+    """Record two subtasks and an answer, at once."""
     await service.record(
         instance_id,
         event_pb2.PlanningStarted(attempt=1, model="openai/big"),
@@ -377,8 +377,8 @@ async def play_well(service: ScriptedService, instance_id: str) -> None:
     )
 
 
-async def play_badly(service: ScriptedService, instance_id: str) -> None:
-    """Planning is refused."""
+async def play_planning_failure(service: ScriptedService, instance_id: str) -> None:
+    """Record that planning failed."""
     error = instance_pb2.Failure(
         reason="MODEL_UNAUTHENTICATED", message="no key for openai: set OPENAI_API_KEY"
     )
@@ -390,10 +390,10 @@ async def play_badly(service: ScriptedService, instance_id: str) -> None:
     )
 
 
-async def play_slowly(service: ScriptedService, instance_id: str) -> None:
-    """A plan of eight subtasks with every kind of fortune, at a pace one can watch."""
+async def play_in_real_time(service: ScriptedService, instance_id: str) -> None:
+    """Record a plan of eight subtasks, with a retry and long titles, at a pace that can be watched."""
 
-    words = itertools.cycle(_STORY.split(" "))
+    words = itertools.cycle(_LIVE_TEXT.split(" "))
 
     async def after(seconds: float, *payloads: Message) -> None:
         for _ in range(round(seconds / _WORD_S)):
@@ -462,7 +462,7 @@ async def _main() -> None:
     parser.add_argument("--port", type=int, default=50051)
     parser.add_argument("--rest-port", type=int, default=8787)
     options = parser.parse_args()
-    async with ScriptedService(play_slowly) as service:
+    async with ScriptedService(play_in_real_time) as service:
         await service.start(port=options.port, rest_port=options.rest_port)
         print(service.address, service.rest_address, flush=True)  # noqa: T201
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""The real service in this process: real gRPC, real SQLite, a provider of the test's choosing."""
+"""The real service in this process: real gRPC, real SQLite, a provider that the test chooses."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager

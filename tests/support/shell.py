@@ -1,4 +1,4 @@
-"""The command as a shell starts it: in a folder and environment of its own, in pipes or in a terminal."""
+"""Run the command as a shell does: in a folder and environment of its own, in pipes or in a terminal."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ COMMANDS = (
     *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
 )
 NO_MODELS = {"ORCHESTRATOR_BIG_MODEL": "openai/m", "ORCHESTRATOR_SMALL_MODEL": "openai/m"}
-"""Models without a key: where it is not them that is looked at, they need not answer."""
+"""Models without a key, for tests that call none."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Shell:
 
     @classmethod
     def without_service(cls, folder: Path) -> Self:
-        """A shell whose settings point where nothing listens."""
+        """Return a shell whose settings point to ports on which nothing listens."""
         inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         defaults = {
             "ORCHESTRATOR_GRPC_ADDRESS": free_address(),
@@ -68,7 +68,7 @@ class Shell:
         return cls(folder, inherited | defaults)
 
     def on(self, service: ScriptedService) -> "Shell":
-        """A shell whose settings point to the service."""
+        """Return a shell whose settings point to the service."""
         return self.with_variables(
             ORCHESTRATOR_GRPC_ADDRESS=service.address, ORCHESTRATOR_REST_ADDRESS=service.rest_address
         )
@@ -84,7 +84,7 @@ def free_address() -> str:
 
 
 async def run_in_terminal(shell: Shell, *arguments: str, columns: int = 60) -> tuple[int | None, str]:
-    """The exit code, and all that a terminal is sent."""
+    """Run a command in a terminal; return its exit code and all of its output."""
     controller, terminal = pty.openpty()
     process = await shell.with_variables(TERM="xterm-256color", COLUMNS=str(columns), LINES="20").start(
         *arguments, stdin=terminal, stdout=terminal, stderr=terminal
@@ -106,7 +106,7 @@ def read_all(descriptor: int) -> bytes:
     with (
         suppress(OSError),
         open(descriptor, "rb", buffering=0) as terminal,
-    ):  # EIO once nobody holds the other end
+    ):  # EIO once the other end is closed
         while more := terminal.read(65536):
             data += more
     return data

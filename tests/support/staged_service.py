@@ -1,7 +1,7 @@
-"""A service whose instances stand where a test puts them, Server-Sent Events and deltas included.
+"""A service whose instances are in the state that a test stages, Server-Sent Events and deltas included.
 
-The engine's real events come as fast as its models answer. What is staged here has the times that it is
-given, and the text that a model writes comes piece by piece, as the service's own streams have it.
+The engine's real events follow as fast as its models answer. What is staged here has the times that it is
+given, and the text of a model arrives piece by piece, as in the service's own streams.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ PROMPT = event_pb2.InstanceCreated(
 
 
 def started() -> list[Step]:
-    """An instance that is planned, and its only subtask at work."""
+    """Return the steps of a planned instance whose only subtask is running."""
     subtask = instance_pb2.Subtask(id="t1", title="Part 1", instructions="Do it.")
     return [
         (0, PROMPT),
@@ -43,8 +43,8 @@ def started() -> list[Step]:
     ]
 
 
-def limited(*, in_s: float) -> event_pb2.SubtaskFailed:
-    """Its subtask's first attempt has failed, and the next one comes in so many seconds."""
+def rate_limited(*, in_s: float) -> event_pb2.SubtaskFailed:
+    """Return that the subtask's first attempt failed, with a retry in so many seconds."""
     error = instance_pb2.Failure(reason="RATE_LIMITED", message="the endpoint asks to wait")
     failed = event_pb2.SubtaskFailed(subtask_id="t1", attempt=1, model=SMALL, error=error)
     failed.retry_time.CopyFrom(in_seconds(in_s))
@@ -52,25 +52,25 @@ def limited(*, in_s: float) -> event_pb2.SubtaskFailed:
 
 
 class StagedService(ScriptedService):
-    """`stage` puts an instance on, `record` goes on with it, `write` lets one of its models say something."""
+    """`stage` adds an instance, `record` appends to it, `write` emits text of one of its models."""
 
     def __init__(self) -> None:
         super().__init__()
         self.deltas: dict[str, list[orchestrator_pb2.OutputDelta]] = {}
         self.forks: list[orchestrator_pb2.ForkInstanceRequest] = []
         self.defaults = config.default("openai/gpt-5", "openai/gpt-5-mini")
-        """What an instance that sets nothing is given."""
+        """The configuration of an instance that sets nothing."""
 
     async def stage(self, instance_id: str, steps: Sequence[Step], *, ago_s: float) -> None:
-        """Put an instance on whose first event was so many seconds ago."""
-        began_s = time.time() - ago_s
+        """Add an instance whose first event was so many seconds ago."""
+        start_s = time.time() - ago_s
         events = self.events.setdefault(instance_id, [])
         for offset_s, payload in steps:
-            events.append(payload_event(instance_id, len(events) + 1, payload, began_s + offset_s))
+            events.append(payload_event(instance_id, len(events) + 1, payload, start_s + offset_s))
             self.all_events.append(events[-1])
 
     async def write(self, instance_id: str, *deltas: orchestrator_pb2.OutputDelta) -> None:
-        """Send deltas to whoever streams the instance, now and later."""
+        """Send deltas to all streams of the instance, now and later."""
         self.deltas.setdefault(instance_id, []).extend(deltas)
         async with self._changed:
             self._changed.notify_all()
@@ -78,8 +78,8 @@ class StagedService(ScriptedService):
     async def ForkInstance(  # noqa: N802  gRPC's name
         self, request: orchestrator_pb2.ForkInstanceRequest, context: Any
     ) -> orchestrator_pb2.ForkInstanceResponse:
-        """Note the request; the fork is an instance with nothing but its beginning."""
-        await self._known(request.id, context)
+        """Record the request; the fork is an instance with its first event only."""
+        await self._require_instance(request.id, context)
         self.forks.append(request)
         source = self.instance(request.id)
         new_id = request.new_id or f"fork-{len(self.forks)}"
@@ -92,14 +92,14 @@ class StagedService(ScriptedService):
     async def GetServiceInfo(  # noqa: N802
         self, _request: orchestrator_pb2.GetServiceInfoRequest, _context: Any
     ) -> orchestrator_pb2.GetServiceInfoResponse:
-        """Tell what a service with these defaults tells."""
+        """Return the info of a service with these defaults."""
         return info.service_info(Settings(), self.defaults)
 
     async def DeleteInstance(  # noqa: N802
         self, request: orchestrator_pb2.DeleteInstanceRequest, context: Any
     ) -> orchestrator_pb2.DeleteInstanceResponse:
         """Forget an instance; what streams of all instances have sent stays sent."""
-        await self._known(request.id, context)
+        await self._require_instance(request.id, context)
         del self.events[request.id]
         return orchestrator_pb2.DeleteInstanceResponse()
 
@@ -108,10 +108,10 @@ class StagedService(ScriptedService):
     ) -> AsyncIterator[HttpBody]:
         """Replay, then follow."""
         if request.id:
-            await self._known(request.id, context)
+            await self._require_instance(request.id, context)
         events = self.events[request.id] if request.id else self.all_events
         deltas = self.deltas.setdefault(request.id, []) if request.include_deltas else []
-        last, said = request.after_sequence, 0
+        last, sent = request.after_sequence, 0
         if last > len(events):
             past = {"last_sequence": str(len(events))}
             await context.abort_with_status(
@@ -121,8 +121,8 @@ class StagedService(ScriptedService):
         while True:
             frames = [sse.event_frame(event, last + number) for number, event in enumerate(events[last:], 1)]
             last += len(frames)
-            frames += map(sse.delta_frame, deltas[said:])
-            said = len(deltas)
+            frames += map(sse.delta_frame, deltas[sent:])
+            sent = len(deltas)
             if frames:
                 yield HttpBody(data=b"".join(frames))
             if request.id and self.instance(request.id).state in TERMINAL and last == len(events):
@@ -130,12 +130,12 @@ class StagedService(ScriptedService):
                 yield HttpBody(data=sse.end_frame(end))
                 return
             async with self._changed:
-                await self._changed.wait_for(lambda: len(events) > last or len(deltas) > said)  # noqa: B023
+                await self._changed.wait_for(lambda: len(events) > last or len(deltas) > sent)  # noqa: B023
 
 
 @asynccontextmanager
 async def staged() -> AsyncIterator[tuple[StagedService, str]]:
-    """A staged service behind real Envoy, and where its page is."""
+    """Run a staged service behind real Envoy; yield it and the address of its page."""
     async with StagedService() as service:
         await service.start()
         async with edge.running(rest_address="127.0.0.1:0", grpc_address=service.address) as envoy:

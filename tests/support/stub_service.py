@@ -1,4 +1,4 @@
-"""A gRPC service that stands behind Envoy in tests: it answers by the id asked for, at once."""
+"""A gRPC service behind Envoy in tests: it answers at once, by the id of the request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,14 +24,14 @@ FINISHED = "finished"
 QUIET = "quiet"
 """An instance whose stream stays open without an event until the reader leaves."""
 FLOOD = "flood"
-"""An instance whose stream has always more to say."""
+"""An instance whose stream never runs dry."""
 SLOW = "slow"
-"""An instance that is never shown."""
+"""An instance whose GetInstance never answers."""
 LARGE = "large"
 """An instance with a final result of 8 MiB."""
 
 RESULT = "# Grüße\n\n<script>alert(1)</script>\n"
-"""What the final results of the others are, over `GetResult`."""
+"""The final result of the others, over `GetResult`."""
 
 _TERMINAL = instance_pb2.InstanceStatus(
     status="complete",
@@ -42,7 +42,7 @@ _TERMINAL = instance_pb2.InstanceStatus(
 
 
 class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
-    """What it was asked is kept for the test to look at."""
+    """Records its requests for the test to inspect."""
 
     def __init__(self) -> None:
         self.created: list[orchestrator_pb2.CreateInstanceRequest] = []
@@ -56,9 +56,9 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def CreateInstance(  # noqa: N802  gRPC's names
         self, request: orchestrator_pb2.CreateInstanceRequest, context: Context
     ) -> orchestrator_pb2.CreateInstanceResponse:
-        self._note(context)
+        self._record_metadata(context)
         if not request.prompt:
-            await _refuse(context)
+            await _reject_empty_prompt(context)
         self.created.append(request)
         instance = instance_pb2.Instance(
             id=request.id or "made", state=instance_pb2.STATE_QUEUED, labels=request.labels
@@ -70,7 +70,7 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def GetInstance(  # noqa: N802
         self, request: orchestrator_pb2.GetInstanceRequest, context: Context
     ) -> orchestrator_pb2.GetInstanceResponse:
-        self._note(context)
+        self._record_metadata(context)
         if request.id == MISSING:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no instance 'missing'")
         if request.id == SLOW:
@@ -86,7 +86,7 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def GetResult(  # noqa: N802
         self, request: orchestrator_pb2.GetResultRequest, context: Context
     ) -> HttpBody:
-        self._note(context)
+        self._record_metadata(context)
         if request.id == MISSING:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no instance 'missing'")
         text = "x" * 8 * 1024 * 1024 if request.id == LARGE else RESULT
@@ -95,20 +95,20 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def GetServiceInfo(  # noqa: N802
         self, _: orchestrator_pb2.GetServiceInfoRequest, context: Context
     ) -> orchestrator_pb2.GetServiceInfoResponse:
-        self._note(context)
+        self._record_metadata(context)
         return orchestrator_pb2.GetServiceInfoResponse(version="1.2.3")
 
     async def ListInstances(  # noqa: N802
         self, request: orchestrator_pb2.ListInstancesRequest, context: Context
     ) -> orchestrator_pb2.ListInstancesResponse:
-        self._note(context)
+        self._record_metadata(context)
         self.listed.append(request)
         return orchestrator_pb2.ListInstancesResponse()
 
     async def WaitInstance(  # noqa: N802
         self, request: orchestrator_pb2.WaitInstanceRequest, context: Context
     ) -> orchestrator_pb2.WaitInstanceResponse:
-        self._note(context)
+        self._record_metadata(context)
         return orchestrator_pb2.WaitInstanceResponse(
             status=_TERMINAL, instance=instance_pb2.Instance(id=request.id)
         )
@@ -116,19 +116,19 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def PauseInstance(  # noqa: N802
         self, request: orchestrator_pb2.PauseInstanceRequest, context: Context
     ) -> orchestrator_pb2.PauseInstanceResponse:
-        self._note(context)
+        self._record_metadata(context)
         return orchestrator_pb2.PauseInstanceResponse(instance=instance_pb2.Instance(id=request.id))
 
     async def DeleteInstance(  # noqa: N802
         self, _: orchestrator_pb2.DeleteInstanceRequest, context: Context
     ) -> orchestrator_pb2.DeleteInstanceResponse:
-        self._note(context)
+        self._record_metadata(context)
         return orchestrator_pb2.DeleteInstanceResponse()
 
     async def BatchCreateInstances(  # noqa: N802
         self, request: orchestrator_pb2.BatchCreateInstancesRequest, context: Context
     ) -> orchestrator_pb2.BatchCreateInstancesResponse:
-        self._note(context)
+        self._record_metadata(context)
         return orchestrator_pb2.BatchCreateInstancesResponse(
             instances=[instance_pb2.Instance(id=each.id) for each in request.requests]
         )
@@ -136,7 +136,7 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
     async def StreamServerSentEvents(  # noqa: N802
         self, request: orchestrator_pb2.StreamServerSentEventsRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
-        self._note(context)
+        self._record_metadata(context)
         self.streams.append(request)
         if request.id == MISSING:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no instance 'missing'")
@@ -156,13 +156,13 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
         finally:
             self.stream_closed.set()
 
-    def _note(self, context: Context) -> None:
+    def _record_metadata(self, context: Context) -> None:
         self.metadata = {
             key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)
         }
 
 
-async def _refuse(context: Context) -> None:
+async def _reject_empty_prompt(context: Context) -> None:
     """Refuse an empty prompt as the real service does: a status with details."""
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason="PROMPT_EMPTY", domain="orchestrator"))

@@ -10,7 +10,16 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.limits import RETRY_AFTER, AtOnce, Bucket, Fixed, Limit, RetryAfter, Sliding, Unlimited
+from support.limits import (
+    RETRY_AFTER,
+    Concurrency,
+    FixedWindow,
+    Limit,
+    RetryAfter,
+    SlidingWindow,
+    TokenBucket,
+    Unlimited,
+)
 
 from orchestrator.models.gate import FIRST_LIMIT, Gate
 
@@ -69,7 +78,7 @@ class World:
     def _arrival(self, started_s: float, refused_before: int) -> Callable[[], None]:
         def arrive() -> None:
             self._calls += 1
-            early_s = 1.0 if self.refuse_next else self._limit.begin(self.now_s)
+            early_s = 1.0 if self.refuse_next else self._limit.try_acquire(self.now_s)
             if early_s is not None:
                 self.refuse_next = max(0, self.refuse_next - 1)
                 self._refusals += 1
@@ -84,7 +93,7 @@ class World:
             again(retry_after_s or 0)
 
         def failed() -> None:
-            self._limit.end()
+            self._limit.release()
             self.gate.fail(started_s, self.now_s, None, self._dice.random())
             again(0)
 
@@ -93,7 +102,7 @@ class World:
             self._after(max(delay_s, wait_s), lambda: self._waiting.append(refused_before + 1))
 
         def ended() -> None:
-            self._limit.end()
+            self._limit.release()
             self.gate.end()
             self._pending -= 1
 
@@ -129,12 +138,12 @@ class World:
 
 
 ENDPOINTS: dict[str, Callable[[], Limit]] = {
-    "40 in any second": lambda: Sliding(40),
-    "40 from the first call's second on": lambda: Fixed(40),
-    "40 a second and 40 saved up": lambda: Bucket(40, 40),
-    "20 in any second": lambda: Sliding(20),
-    "20 a second and 20 saved up": lambda: Bucket(20, 20),
-    "10 in any second": lambda: Sliding(10),
+    "40 in any second": lambda: SlidingWindow(40),
+    "40 from the first call's second on": lambda: FixedWindow(40),
+    "40 a second and 40 saved up": lambda: TokenBucket(40, 40),
+    "20 in any second": lambda: SlidingWindow(20),
+    "20 a second and 20 saved up": lambda: TokenBucket(20, 20),
+    "10 in any second": lambda: SlidingWindow(10),
 }
 
 
@@ -162,7 +171,7 @@ def test_a_burst_after_light_traffic_and_a_refusal_reaches_the_endpoints_rate(
 @pytest.mark.parametrize("at_once", [4, 8])
 def test_a_burst_reaches_the_endpoints_concurrency(at_once: int, retry_after: str, latency_s: float) -> None:
     for seed in range(2):
-        world = World(AtOnce(at_once), latency_s, RETRY_AFTER[retry_after], seed)
+        world = World(Concurrency(at_once), latency_s, RETRY_AFTER[retry_after], seed)
         for _ in range(3):
             world.light()
             world.now_s += 60
@@ -175,7 +184,7 @@ def test_a_burst_reaches_the_endpoints_concurrency(at_once: int, retry_after: st
 @pytest.mark.parametrize("burst", [10, 20, 80])
 def test_a_burst_at_a_token_bucket_of_any_depth_is_not_throttled(burst: int, retry_after: str) -> None:
     for latency_s in (0.05, 0.2, 1):
-        world = World(Bucket(40, burst), latency_s, RETRY_AFTER[retry_after])
+        world = World(TokenBucket(40, burst), latency_s, RETRY_AFTER[retry_after])
         for _ in range(3):
             world.light()
             world.now_s += 60
@@ -198,7 +207,7 @@ def test_an_endpoint_with_a_limit_per_minute_is_called_at_its_rate(
     retry_after: str, refused: float, latency_s: float
 ) -> None:
     for calls in (10, 40):
-        world = World(Sliding(calls, 60), latency_s, RETRY_AFTER[retry_after])
+        world = World(SlidingWindow(calls, 60), latency_s, RETRY_AFTER[retry_after])
         figures = world.burst(5 * calls)
         assert figures.refused < refused
         assert figures.seconds < 1.5 * 4 * 60
@@ -264,7 +273,7 @@ def test_an_answer_resets_the_count_of_faults() -> None:
 
 @pytest.mark.parametrize("apart_s", [1.0, 60.0])
 def test_a_day_of_sparse_calls_and_a_refusal_leave_no_lasting_estimate(apart_s: float) -> None:
-    world = World(Sliding(40), 0.2, RETRY_AFTER["whole seconds"])
+    world = World(SlidingWindow(40), 0.2, RETRY_AFTER["whole seconds"])
     for _ in range(int(24 * 3600 / apart_s / 10)):
         world.call(1)
         world.now_s += apart_s
