@@ -1,6 +1,7 @@
 """Thoughts in front of an answer, told from answers that talk about them."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -238,6 +239,8 @@ def test_the_answer_is_the_same_in_any_chunking(
         "`</think>` " * 20_000,
         "`<think>` " * 20_000 + "</think> b " * 20_000,
         '{"a": "' + "</think>" * 20_000,
+        "{}" + "</think> b " * 20_000,
+        "```\n" * 20_000 + "</think>\n" * 20_000,
     ],
 )
 @pytest.mark.parametrize("size", [1000, 10**6])
@@ -254,10 +257,55 @@ def test_an_answer_full_of_tags_is_rescanned_for_few_of_them(
 
         return count
 
-    for name in ("_is_in_code", "_begins_with_whole_json"):
-        monkeypatch.setattr(thoughts, name, counting(getattr(thoughts, name)))
+    monkeypatch.setattr(thoughts, "_is_in_code", counting(thoughts._is_in_code))
     told([text[start : start + size] for start in range(0, len(text), size)], is_json=is_json)
-    assert looked_at < 3 * 1024 * 1024
+    assert looked_at <= 1024 * 1024
+
+
+class Counting:
+    """A pattern that counts how many characters it is given to look at."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self._pattern = pattern
+        self.characters = 0
+
+    def search(self, text: str) -> re.Match[str] | None:
+        self.characters += len(text)
+        return self._pattern.search(text)
+
+    def finditer(self, text: str, start: int = 0) -> Iterator[re.Match[str]]:
+        self.characters += len(text) - start
+        return self._pattern.finditer(text, start)
+
+
+@pytest.mark.parametrize("size", [16, 16 * 1024])
+@pytest.mark.parametrize("part", ["<", "</", "[/think", "<|channel|>final<|message", "word "])
+def test_beginnings_of_tags_are_looked_at_a_few_times_however_they_come(
+    monkeypatch: pytest.MonkeyPatch, part: str, size: int
+) -> None:
+    counted = Counting(thoughts._CLOSING)
+    monkeypatch.setattr(thoughts, "_CLOSING", counted)
+    text = part * (100_000 // len(part))
+    assert told([text[start : start + size] for start in range(0, len(text), size)])[0] == text
+    assert counted.characters < 3 * len(text)
+
+
+@pytest.mark.parametrize("size", [16, 10**6])
+@pytest.mark.parametrize("text", ["[" * 90_000, '["a"' + ", {}" * 20_000, '{"a": "' + "</think> [" * 9000])
+def test_json_is_scanned_once_whatever_tags_are_in_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, size: int
+) -> None:
+    counted = Counting(thoughts._JSON_SIGN)
+    monkeypatch.setattr(thoughts, "_JSON_SIGN", counted)
+    text += "</think> x"
+    assert told([text[at : at + size] for at in range(0, len(text), size)], is_json=True)[0] == text
+    assert counted.characters <= len(text)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_brackets_in_strings_are_none(size: int) -> None:
+    text = '[{"a": "]\\"]", "b": "\\\\"}] is a draft.\n</think>\n{"b": 2}'
+    assert told([text[at : at + size] for at in range(0, len(text), size)], is_json=True)[0] == '{"b": 2}'
 
 
 def test_long_thoughts_end_at_their_closing_tag() -> None:

@@ -10,9 +10,9 @@ it is. Thoughts that were opened end at the first closing tag that stands in no 
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final, Literal
 
-from orchestrator.core.lenient_json import JsonFaultError, read
 from orchestrator.core.plan import well_formed
 
 _NAMES: Final = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think")
@@ -29,8 +29,12 @@ _CLOSINGS: Final[Mapping[str, str]] = {
 
 _LONGEST: Final = max(map(len, _CLOSINGS.values()))
 
-_MAX_READ: Final = 2 * 1024 * 1024
-"""How many characters are read again, in all of an answer, to tell what its tags mean: some 20 ms."""
+LARGEST_PIECE: Final = 16 * 1024
+"""How many characters are best added at once: some 2 ms, whatever they are."""
+_MAX_READ: Final = 1024 * 1024
+"""How many characters are read again, in all of an answer, to tell what its tags mean: some 10 ms."""
+_FENCE_COST: Final = 64
+"""As how many characters a mark of three back-ticks or tildes counts."""
 _TAG_COST: Final = 512
 """As how many characters one tag counts, and as what part of one a character that is only copied."""
 _COPY_COST: Final = 1 / 16
@@ -41,17 +45,24 @@ _UNTAGGED: Final = "analysis"
 _BARE_CLOSING: Final = "assistantfinal"
 
 _OPENING: Final = re.compile(f"(?i:{'|'.join(map(re.escape, _CLOSINGS))})|{_UNTAGGED}(?=[A-Z])")
-_CLOSING: Final = re.compile("|".join(map(re.escape, set(_CLOSINGS.values()))), re.IGNORECASE)
-
 _TAG_START: Final = re.compile("[<\\[◁]")
-"""With what each of them begins."""
+"""With what each of the closing tags begins."""
+# What follows the first character is looked at first: a text of nothing but beginnings costs little.
+_CLOSING: Final = re.compile(
+    rf"{_TAG_START.pattern}(?=[/|])(?:"
+    + "|".join(f"(?<={re.escape(it[0])}){re.escape(it[1:])}" for it in sorted({*_CLOSINGS.values()}))
+    + ")",
+    re.IGNORECASE,
+)
 
 _CONTINUES_AFTER: Final = ",-|=/"
 """Signs after which a sentence, or a cell of a table, goes on."""
 _CONTINUES_BEFORE: Final = ".,;:!?)]}|/="
 """Signs before which it does."""
-_FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)", re.MULTILINE)
+_FENCE: Final = re.compile(r"([`~])\1{2,}([^\n]*)")
+"""A fence of code, where no more than three spaces stand before it in its line."""
 _CODE_INDENT: Final = 4
+_JSON_SIGN: Final = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 _QUOTES: Final = "\"'`|*_"
 
 Stage = Literal["opening", "thinking", "concluding", "answering"]
@@ -77,7 +88,8 @@ class AnswerText:
         """How many characters of white space the text ends in so far."""
         self._buffers_until_answer = is_buffered
         self._is_json = is_json
-        self._begins_with_json = False
+        self._json: _JsonScanner | None = None
+        """What follows the JSON that the answer begins with; None: it begins with something else."""
         self._may_read = _MAX_READ
         """How many characters may still be read again. Once it is negative, tags have no meaning: an endpoint
         could fill an answer with them."""
@@ -149,7 +161,7 @@ class AnswerText:
         if not is_end and _may_open(head):
             return False
         if self._is_json and not self.has_thoughts:
-            self._begins_with_json = head[:1] in ("{", "[")
+            self._json = _JsonScanner() if head[:1] in ("{", "[") else None
             self._buffers_until_answer |= head[:1] not in ("{", "[", "`")
         self._stage = "answering"
         return True
@@ -182,15 +194,14 @@ class AnswerText:
         found = _CLOSING.search(self._pending) if has_meaning else None
         if not found:
             certain = len(self._pending) if is_end or not has_meaning else _safe_length(self._pending)
-            added.append(self._pending[:certain])
-            self._pending = self._pending[certain:]
+            self._accept(certain, added)
             return False
-        after = self._pending[found.end() :]
+        tag = found[0]
+        self._accept(found.start(), added)
+        after = self._pending[len(tag) :]
         if not is_end and not after.strip():
-            added.append(self._pending[: found.start()])
-            self._pending = self._pending[found.start() :]
             return False
-        if self._ends_thoughts(added, found, after):
+        if self._ends_thoughts(added, tag, after):
             self.has_unopened_thoughts = True
             self.has_restarted |= not self._buffers_until_answer and any(self._answer)
             self._answer.clear()
@@ -198,26 +209,34 @@ class AnswerText:
             added.clear()
             self._conclude(after)
         else:
-            added.append(self._pending[: found.end()])
-            self._pending = after
+            self._accept(len(tag), added)
         return True
 
-    def _ends_thoughts(self, added: Sequence[str], found: re.Match[str], after: str) -> bool:
-        """Return whether a closing tag in what is pending ends thoughts that nothing has opened."""
+    def _accept(self, characters: int, added: list[str]) -> None:
+        """Take so many characters of what is pending for a part of the answer."""
+        text = self._pending[:characters]
+        self._pending = self._pending[characters:]
+        added.append(text)
+        if self._json:
+            self._json.add(text)
+
+    def _ends_thoughts(self, added: Sequence[str], tag: str, after: str) -> bool:
+        """Return whether a closing tag behind what was added ends thoughts that nothing has opened."""
         self._may_read -= self._cost_of_tag()
-        here = self._pending[: found.start()]
-        last = here or next((text for text in (*reversed(added), *reversed(self._answer)) if text), "")
+        last = next((text for text in chain(reversed(added), reversed(self._answer)) if text), "")
         if _is_quoted(last, after):
             return False
-        self._may_read -= (self._characters + sum(map(len, added)) + len(here)) * (1 + self._begins_with_json)
+        if self._json and not (after.strip() and self._json.has_ended):
+            return False
+        self._may_read -= self._characters + sum(map(len, added))
         if not self._can_afford_tag():
             return False
-        before = "".join([self.text, *added, here])
-        if self._begins_with_json and not (after.strip() and _begins_with_whole_json(before)):
-            return False
-        openings = [opening for opening, closing in _CLOSINGS.items() if closing == found[0].lower()]
+        before = "".join([*self._answer, *added])
+        openings = [opening for opening, closing in _CLOSINGS.items() if closing == tag.lower()]
         lower = before.lower()
-        self._may_read -= len(before) * sum(map(lower.count, openings))
+        fences = before.count("```") + before.count("~~~")
+        cost = len(before) + fences * _FENCE_COST
+        self._may_read -= cost * (1 + sum(map(lower.count, openings)))
         return self._can_afford_tag() and _closes(before, openings, after)
 
     def _can_afford_tag(self) -> bool:
@@ -229,17 +248,42 @@ class AnswerText:
     def _conclude(self, after: str) -> None:
         self.has_thoughts = True
         self._stage = "concluding"
-        self._buffers_until_answer = self._begins_with_json = False
+        self._buffers_until_answer = False
+        self._json = None
         self._pending = after
 
 
-def _begins_with_whole_json(text: str) -> bool:
-    """Return whether the JSON at the beginning of a text has ended, so that what follows is outside of it."""
-    try:
-        read(text.lstrip())
-    except JsonFaultError:
-        return False
-    return True
+class _JsonScanner:
+    """Finds the end of the JSON that a text begins with; looks at each character once."""
+
+    def __init__(self) -> None:
+        self.has_ended = False
+        """Whether what follows is outside of it."""
+        self._depth = 0
+        """How many brackets are open."""
+        self._is_in_string = False
+        self._is_escaped = False
+        """Whether the text so far ends in a backslash that escapes what follows."""
+
+    def add(self, text: str) -> None:
+        """Take in what follows."""
+        if self.has_ended or not text:
+            return
+        start = int(self._is_escaped)
+        self._is_escaped = False
+        for sign in _JSON_SIGN.finditer(text, start):
+            match sign[0]:
+                case '"':
+                    self._is_in_string = not self._is_in_string
+                case "\\":
+                    self._is_escaped = True
+                case "{" | "[" if not self._is_in_string:
+                    self._depth += 1
+                case "}" | "]" if not self._is_in_string:
+                    self._depth -= 1
+                    if self._depth <= 0:
+                        self.has_ended = True
+                        return
 
 
 def _may_open(head: str) -> bool:
@@ -279,7 +323,10 @@ def _is_in_code(before: str) -> bool:
     """Return whether what follows a text stands in code, as Markdown marks it."""
     fence = ""
     for found in _FENCE.finditer(before):
-        marks = found[1]
+        indent = before[before.rfind("\n", 0, found.start()) + 1 : found.start()]
+        if indent.strip(" ") or len(indent) >= _CODE_INDENT:
+            continue
+        marks = before[found.start() : found.start(2)]
         if not fence:
             fence = marks
         elif marks.startswith(fence) and not found[2].strip():
