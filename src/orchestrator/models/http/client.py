@@ -24,6 +24,7 @@ from httpx_aiohttp import AiohttpTransport
 from orchestrator.errors import AddressError, ModelError, SettingsError
 from orchestrator.models.http import trust
 from orchestrator.models.http.address import Address
+from orchestrator.models.http.compression import ACCEPTED, Decompressor, EncodingError
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """The longest a connection may take to open; the rest of a call's time is the model's."""
@@ -58,7 +59,8 @@ class StreamingResponse:
     def __init__(self, response: httpx.Response, host: str, idle_timeout_s: float | None) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self._body = response.aiter_bytes()
+        self._body = response.aiter_raw()
+        self._encoding = response.headers.get("Content-Encoding", "")
         self._host = host
         self._idle_timeout_s = idle_timeout_s
 
@@ -66,7 +68,7 @@ class StreamingResponse:
         """Yield the body as it comes; raise ModelError where it breaks off or is longer than any answer."""
         received = 0
         with mapped_errors(self._host, self._idle_timeout_s):
-            async for chunk in self._body:
+            async for chunk in self._decompressed():
                 received += len(chunk)
                 if received > MAX_ANSWER_BYTES:
                     problem = (
@@ -75,12 +77,25 @@ class StreamingResponse:
                     raise ModelError("OUTPUT_INVALID", problem, retryable=True)
                 yield chunk
 
-    async def read_all(self) -> HttpResponse:
-        """Wait for the rest."""
+    async def _decompressed(self) -> AsyncIterator[bytes]:
+        try:
+            decompressor = Decompressor(self._encoding)
+            async for chunk in self._body:
+                for piece in decompressor.feed(chunk):
+                    yield piece
+                    await asyncio.sleep(0)  # a chunk may stand for a thousand times as much
+        except EncodingError as error:
+            problem = f"{self._host} sent what cannot be decompressed: {error}"
+            raise ModelError("CONNECTION_FAILED", problem, retryable=True) from None
+
+    async def read_all(self, max_bytes: int = MAX_ANSWER_BYTES) -> HttpResponse:
+        """Wait for the rest, or for so many bytes of it: what follows those is left out."""
         body = bytearray()
         async for chunk in self.chunks():
             body += chunk
-        return HttpResponse(self.status, self.headers, bytes(body))
+            if len(body) > max_bytes:
+                break
+        return HttpResponse(self.status, self.headers, bytes(body[:max_bytes]))
 
     async def end(self) -> None:
         """Wait a moment for the end of a body that has been read as far as it matters."""
@@ -196,7 +211,8 @@ class EndpointClient:
         self._scheme = address.scheme
         self._base_url = address.base
         login = {"Authorization": address.authorization} if address.login else {}
-        self._headers = {"Content-Type": "application/json", **headers, **login}
+        own = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
+        self._headers = {**own, **headers, **login}
         self._client: httpx.AsyncClient | None = None
         self._has_proxy = False
         self._has_answered = False

@@ -8,25 +8,28 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from orchestrator.core.prompts import FULL, Profile
 from orchestrator.core.replies import Finish, ModelReply
 from orchestrator.errors import ModelError
 from orchestrator.models.base import ModelRequest, TextCallback, timed_out
-from orchestrator.models.http import error_body, token_limits
+from orchestrator.models.http import error_body, json_body, token_limits
 from orchestrator.models.http.address import Address
 from orchestrator.models.http.client import IDLE_TIMEOUT_S, EndpointClient, HttpResponse, StreamingResponse
 from orchestrator.models.http.delivery import Delivery, DeliveryChooser
-from orchestrator.models.http.failures import INVALID_ANSWER, Failures
+from orchestrator.models.http.failures import INVALID_ANSWER, MAX_ERROR_BYTES, Failures
+from orchestrator.models.http.json_body import SMALL_BYTES, TooManyValuesError
 from orchestrator.models.http.streaming import BYTE_ORDER_MARK, Accumulator, Event, SseDecoder
 from orchestrator.models.http.structured import REJECTED, Dialect
-from orchestrator.models.http.thoughts import AnswerText
+from orchestrator.models.http.thoughts import LARGEST_PIECE, AnswerText
 from orchestrator.models.http.token_limits import TokenLimits
+from orchestrator.offload import offload
 
 MOST_WHITE_SPACE: Final = 1000
 """So many characters of white space in a row come from a model that is lost in a grammar."""
@@ -37,12 +40,16 @@ _UNFIXABLE_STATUSES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORB
 """Statuses of refusals that no other request would mend."""
 _GATEWAY_TIMEOUTS: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599})
 """Statuses with which gateways end a call that takes them too long."""
+_EVENTS_AT_ONCE: Final = 64
+"""So many events of a stream are read before others have their turn: some 2 ms."""
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _DIALECT_S: Final = 3600.0
 """How long a dialect is remembered: what an endpoint refuses today it may know tomorrow."""
 
 _KEEPALIVE_EVENTS: Final = frozenset({b"ping", b"heartbeat", b"keepalive", b"keep-alive"})
 """Types of events that say nothing."""
+_SAYING_NOTHING: Final = _KEEPALIVE_EVENTS | {b"null"}
+_LONGEST_KEEPALIVE: Final = 64
 _ANSWERS: Final = frozenset({"choices", "content", "type"})
 """Of these an answer or an event of one has at least one."""
 _ERROR_FIELDS: Final = ("message", "detail", "msg", "error_message", "error_msg")
@@ -51,6 +58,8 @@ _MOST_DIGITS: Final = 15
 _LONGEST_ID: Final = 200
 """Characters of an answer's id."""
 _BLANK: Final = BYTE_ORDER_MARK + b" \t\r\n"
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -308,23 +317,34 @@ class HttpProvider(ABC):
             is_stream = "json" not in kind and "html" not in kind if is_asked else "event-stream" in kind
             if is_stream and _is_success(streamed.status):
                 return await self._reply_from_stream(streamed, call)
-            return self._reply_from_body(await streamed.read_all(), call)
+            if not _is_success(streamed.status):
+                return await streamed.read_all(MAX_ERROR_BYTES)
+            return await self._reply_from_body(await streamed.read_all(), call)
 
-    def _reply_from_body(self, answer: HttpResponse, call: Call) -> ModelReply | HttpResponse:
-        """Return the reply in an answer in one piece; raise ModelError where a success holds none."""
-        if not _is_success(answer.status):
-            return answer
-        body = self._object(answer.body)
-        if error := self._error(body):
-            return self._failures.as_error_response(error, answer.headers)
-        content = self._parse(body, call.request)
-        if content is None:
-            raise self._failures.invalid("sent JSON with no answer in it", answer.body)
+    async def _reply_from_body(self, answer: HttpResponse, call: Call) -> ModelReply | HttpResponse:
+        """Return the reply in a success in one piece; raise ModelError where it holds none."""
+        read = partial(self._read_body, answer, call.request)
+        found = await _unless_small(len(answer.body), read)
+        if isinstance(found, HttpResponse):
+            return found
+        content, text = found
         call.response_id = content.response_id
-        reply = self._reply(content, self._text_of(content, call.request), call.request)
+        reply = self._reply(content, text, call.request)
         call.emit(reply.text)
         self._deliveries.note_reply(call.request, "whole", reply)
         return reply
+
+    def _read_body(
+        self, answer: HttpResponse, request: ModelRequest
+    ) -> tuple[Content, AnswerText] | HttpResponse:
+        """Return what a success holds, with the answer in its text, or the error that it tells of."""
+        body = self._object(answer.body)
+        if error := self._error(body):
+            return self._failures.as_error_response(error, answer.headers)
+        content = self._parse(body, request)
+        if content is None:
+            raise self._failures.invalid("sent JSON with no answer in it", answer.body)
+        return content, self._text_of(content, request)
 
     async def _reply_from_stream(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
         """Return the reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
@@ -349,21 +369,27 @@ class HttpProvider(ABC):
                 has_started = True
                 if head.startswith((b"{", b"<")):
                     others = await streamed.read_all()  # no stream, whatever its type says
-                    return self._reply_from_body(replace(others, body=head + others.body), call)
+                    whole = replace(others, body=head + others.body)
+                    return await self._reply_from_body(whole, call)
             changes = accumulator.changes
-            for event in events.flush() if chunk is None else events.feed(chunk):
-                body, problem = self._decode(event)
-                if problem:
-                    failure = self._failures.as_error_response(problem, streamed.headers)
+            for number, event in enumerate(events.flush() if chunk is None else events.feed(chunk), 1):
+                if number % _EVENTS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                read = partial(self._add_event, event, accumulator, streamed.headers)
+                text = await _unless_small(len(event.data), read)
+                if isinstance(text, HttpResponse):
                     if accumulator.has_text or preludes > _MOST_PRELUDES:
-                        raise self._failures.from_status(failure, request.model)
-                    return failure
+                        raise self._failures.from_status(text, request.model)
+                    return text
                 preludes += 1
-                added = answer.add(accumulator.add(body))
                 call.response_id = call.response_id or identifier(accumulator.response_id)
-                if answer.blank_run >= MOST_WHITE_SPACE:
-                    raise self._blank_run_error(request, self._parse(accumulator.body(), request))
-                call.emit(added, is_restart=answer.has_restarted)
+                for start in range(0, len(text), LARGEST_PIECE):
+                    if start:
+                        await asyncio.sleep(0)
+                    added = answer.add(text[start : start + LARGEST_PIECE])
+                    if answer.blank_run >= MOST_WHITE_SPACE:
+                        raise self._blank_run_error(request, self._parse(accumulator.body(), request))
+                    call.emit(added, is_restart=answer.has_restarted)
             if chunk is None:
                 break
             if (
@@ -381,7 +407,9 @@ class HttpProvider(ABC):
             raise self._failures.invalid("sent a stream with no answer in it")
         call.emit(answer.end(), is_restart=answer.has_restarted)
         if not accumulator.has_text:
-            blank, answer = answer.text, self._text_of(content, request)  # it may stand where thoughts belong
+            blank = answer.text
+            # It may stand where thoughts belong.
+            answer = await _unless_small(len(content.text), partial(self._text_of, content, request))
             if answer.text != blank:
                 call.emit(answer.text, is_restart=bool(blank))
         reply = self._reply(content, answer, request)
@@ -389,9 +417,17 @@ class HttpProvider(ABC):
         self._deliveries.note_reply(request, call.delivery, reply, is_complete=broken is None)
         return reply
 
+    def _add_event(
+        self, event: Event, accumulator: Accumulator, headers: Mapping[str, str]
+    ) -> str | HttpResponse:
+        """Take in an event of a stream; return the text that it adds, or the error that it tells of."""
+        body, problem = self._decode(event)
+        return self._failures.as_error_response(problem, headers) if problem else accumulator.add(body)
+
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
         """Return what an event holds, and the error that it tells of, if it does."""
-        if event.name in _KEEPALIVE_EVENTS or event.data.strip().lower() in (*_KEEPALIVE_EVENTS, b"null"):
+        is_short = len(event.data) <= _LONGEST_KEEPALIVE
+        if event.name in _KEEPALIVE_EVENTS or (is_short and event.data.strip().lower() in _SAYING_NOTHING):
             return {}, None
         if event.name != b"error":
             body = self._object(event.data)
@@ -400,12 +436,14 @@ class HttpProvider(ABC):
             body = self._object(event.data)
         except ModelError:
             body = {}
-        return {}, self._error(body) or body or event.data.decode(errors="replace")
+        return {}, self._error(body) or body or event.data[:MAX_ERROR_BYTES].decode(errors="replace")
 
     def _object(self, data: bytes) -> dict[str, Any]:
         """Return a JSON object; raise ModelError where it is none."""
         try:
-            value = json.loads(data)
+            value = json_body.loads(data)
+        except TooManyValuesError as error:
+            raise self._failures.invalid(f"sent JSON that is no answer: {error}", data) from None
         except ValueError:
             raise self._failures.not_json(data) from None
         except RecursionError:
@@ -417,7 +455,8 @@ class HttpProvider(ABC):
     def _text_of(self, content: Content, request: ModelRequest) -> AnswerText:
         """Return the answer in all that a model has written."""
         answer = AnswerText(is_json=_is_json(request))
-        answer.add(content.text)
+        for start in range(0, len(content.text), LARGEST_PIECE):
+            answer.add(content.text[start : start + LARGEST_PIECE])
         answer.end()
         return answer
 
@@ -443,7 +482,9 @@ class HttpProvider(ABC):
             *content.used,
             finish=finish,
             response_id=content.response_id,
-            explanation=self._failures.quote(why.encode(errors="replace")).removeprefix(". "),
+            explanation=self._failures.quote(why[:MAX_ERROR_BYTES].encode(errors="replace")).removeprefix(
+                ". "
+            ),
             token_limit=request.token_limit,
             has_thoughts=answer.has_thoughts,
             endpoint=self._failures.endpoint,
@@ -452,6 +493,11 @@ class HttpProvider(ABC):
     def _blank_run_error(self, request: ModelRequest, content: Content | None) -> ModelError:
         problem = f"sent {MOST_WHITE_SPACE} characters of white space in a row: {request.model} lost its way"
         return self._failures.invalid(problem, used=content.used if content else (0, 0))
+
+
+async def _unless_small(size: int, read: Callable[[], T]) -> T:
+    """Read something of a size at once; beside the event loop where it is larger than `SMALL_BYTES`."""
+    return read() if size <= SMALL_BYTES else await offload(read)
 
 
 def _dialect_key(request: ModelRequest) -> tuple[str, bool]:

@@ -26,6 +26,8 @@ INVALID_ANSWER: Final = re.compile(
 )
 """How an endpoint that looks at an answer itself says that it is not what was asked for."""
 
+MAX_ERROR_BYTES: Final = 64 * 1024
+"""How much is read of what an endpoint says of an error."""
 _QUOTED_CHARACTERS: Final = 300
 _BUSY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_EARLY})
 _QUOTA_EXHAUSTED: Final = ("insufficient_quota", "enforced_spend_limit_reached")
@@ -145,7 +147,8 @@ class Failures:
 
     def as_error_response(self, error: object, headers: Mapping[str, str]) -> HttpResponse:
         """Give an error that came after a 200, whole or in a stream, as the answer that should have come."""
-        body = json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
+        said = json.dumps({"error": error}, ensure_ascii=False)[:MAX_ERROR_BYTES]
+        body = said.encode(errors="replace")
         return HttpResponse(_status_in(error, error_body.words(body)), headers, body)
 
     def invalid(self, problem: str, body: bytes = b"", used: tuple[int, int] = (0, 0)) -> ModelError:
@@ -155,7 +158,7 @@ class Failures:
 
     def not_json(self, body: bytes) -> ModelError:
         """Return an answer that is not JSON: perhaps a page of a proxy in between."""
-        if not web_page.is_page(body.decode(errors="replace")):
+        if not web_page.is_page(body[:MAX_ERROR_BYTES].decode(errors="replace")):
             return self.invalid("sent what is not JSON", body)
         doubts = f"is {self.address.setting} right, or is it a proxy's page, or one to log in on?"
         return self.invalid(f"sent a web page in place of an answer: {doubts}", body)
@@ -167,7 +170,7 @@ class Failures:
 
     def quote(self, body: bytes) -> str:
         """Quote what the endpoint said, in one short line without our key; empty where it said nothing."""
-        text = body.decode(errors="replace")
+        text = body[:MAX_ERROR_BYTES].decode(errors="replace")
         with contextlib.suppress(ValueError, RecursionError):
             text = _explanation(json.loads(text)) or text
         is_page = web_page.is_page(text)

@@ -62,6 +62,8 @@ _PATTERNS: Final = (
     ),
 )
 """How words that are not listed are recognised: there are more names of the two than any list holds."""
+_MAX_REASON_CHARACTERS: Final = 200
+"""Characters of a reason that are read."""
 _TOOL_CALLS: Final = frozenset(map(_normalized, _TOOL))
 
 
@@ -69,7 +71,7 @@ def reason_of(value: object) -> str:
     """Return the reason to stop that an answer or an event gives; empty: it gives none."""
     if isinstance(value, Mapping):
         value = value.get("type")
-    reason = "" if value is None else str(value).strip()
+    reason = "" if value is None else str(value)[:_MAX_REASON_CHARACTERS].strip()
     return "" if reason.lower() in ("null", "none") else reason
 
 

@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from orchestrator.core.replies import Finish
@@ -15,9 +16,15 @@ LONG_QUIET_S: Final = 30.0  # where text has come after one before
 SHORT_QUIET_S: Final = 5.0  # where all has been said
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-_MOST_LINES: Final = 64
-"""An event of more lines ends with a blank one only."""
+_MAX_READ_AGAIN: Final = 64 * 1024
+"""How many bytes are read to tell whether an event is whole; one of more ends with a blank line only."""
+_MAX_OBJECT_BYTES: Final = 1024 * 1024
+_MAX_SIGNS: Final = 50_000
+"""How many signs that begin a value an event may have that ends with the stream: some 5 ms."""
+_SIGNS: Final = (b",", b"[", b"{")
+_MAX_USAGE_FIELDS: Final = 64
 _LAST_EVENT: Final = b"[DONE]"
+_LONGEST_LAST_EVENT: Final = 32
 
 
 class Event(NamedTuple):
@@ -42,6 +49,8 @@ class SseDecoder:
         self._data: list[bytes] = []
         self._line = bytearray()
         """What there is of the last line."""
+        self._read_again = 0
+        """How many bytes of the event have been read to tell whether it is whole."""
         self._ended_in_return = False
         """Whether the last byte was a carriage return: a line feed after it ends no other line."""
 
@@ -86,16 +95,18 @@ class SseDecoder:
         return events
 
     def _may_be_whole(self) -> bool:
-        """Return whether the lines so far may be an object: a stream of many is not read again at each."""
-        return (
-            0 < len(self._data) <= _MOST_LINES
-            and self._data[0].startswith(b"{")
-            and self._data[-1].endswith(b"}")
-        )
+        """Return whether the lines so far may be an object: those of a long event are not read again."""
+        if self._read_again > _MAX_READ_AGAIN:
+            return False
+        if not (self._data and self._data[0].startswith(b"{") and self._data[-1].endswith(b"}")):
+            return False
+        self._read_again += sum(map(len, self._data))
+        return self._read_again <= _MAX_READ_AGAIN
 
     def _dispatch(self) -> Sequence[Event]:
         data, self._data = b"\n".join(self._data), []
         name, self._name = self._name, b""
+        self._read_again = 0
         self.has_ended |= _is_last(data)
         return [Event(data, name)] if data and not self.has_ended else []
 
@@ -107,12 +118,16 @@ def _value(line: bytes, field: bytes) -> bytes | None:
 
 
 def _is_last(data: bytes) -> bool:
-    return data.strip(b'"').upper() == _LAST_EVENT
+    return len(data) <= _LONGEST_LAST_EVENT and data.strip(b'"').upper() == _LAST_EVENT
 
 
 def _is_object(data: bytes) -> bool:
-    """Return whether a JSON object is whole."""
-    if not data.startswith(b"{"):
+    """Return whether a JSON object is whole; one that takes long to read is taken for none."""
+    if (
+        not data.startswith(b"{")
+        or len(data) > _MAX_OBJECT_BYTES
+        or sum(map(data.count, _SIGNS)) > _MAX_SIGNS
+    ):
         return False
     try:
         json.loads(data)
@@ -210,6 +225,7 @@ class Accumulator(ABC):
 
     def note_usage(self, usage: Mapping[Any, Any]) -> None:
         """Record the usage that an event holds: totals, each of which may come alone."""
-        usage = {**self.usage, **{name: value for name, value in usage.items() if value}}
+        usage = {name: value for name, value in islice(usage.items(), _MAX_USAGE_FIELDS) if value}
+        usage = {**dict(islice(self.usage.items(), _MAX_USAGE_FIELDS)), **usage}
         self.changes += usage != self.usage
         self.usage = usage

@@ -1,0 +1,100 @@
+"""JSON of any size that an endpoint sends, read in steps none of which takes long.
+
+The interpreter runs nothing else while one call of `json` reads a text, not even in another thread. So long
+strings, of which answers are made, are read in pieces, and what has far more values than an answer has is
+refused.
+"""
+
+import json
+import re
+import secrets
+from typing import Any, Final
+
+SMALL_BYTES: Final = 16 * 1024
+"""What is no larger is read within some 2 ms, whatever it holds."""
+
+_MAX_VALUES: Final = 50_000
+"""How many values there may be: some 5 ms."""
+_MAX_CHARACTERS: Final = 4 * 1024 * 1024
+"""How long all that is no long string may be together."""
+_LONG_STRING: Final = 1024
+_PIECE: Final = 64 * 1024
+_STRING_PIECE: Final = re.compile(r'(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*+')
+_FIRST_HALF: Final = ("\ud800", "\udbff")
+_SECOND_HALF: Final = ("\udc00", "\udfff")
+
+
+class TooManyValuesError(ValueError):
+    """It has more values than any answer."""
+
+
+def loads(data: bytes) -> Any:
+    """Return what the JSON says; raise ValueError or RecursionError as `json.loads` does."""
+    if len(data) <= SMALL_BYTES:
+        return json.loads(data)
+    text = data.decode(json.detect_encoding(data), "surrogatepass")
+    skeleton, strings = _take_out_long_strings(text)
+    value = json.loads(skeleton)
+    return _put_back(value, strings) if strings else value
+
+
+def _take_out_long_strings(text: str) -> tuple[str, dict[str, str]]:
+    """Return the text with a name in the place of each long string, and the strings by their names."""
+    parts: list[str] = []
+    strings: dict[str, str] = {}
+    unguessable = secrets.token_hex(8)
+    position = values = characters = 0
+    while position < len(text):
+        start = text.find('"', position)
+        until = start if start >= 0 else len(text)
+        values += sum(text.count(sign, position, until) for sign in ",[{")
+        end, pieces = _string(text, until) if start >= 0 else (until, [])
+        if end - until > _LONG_STRING:
+            name = f"{unguessable}-{len(strings)}"
+            strings[name] = _unescape(pieces)
+            parts += (text[position:until], json.dumps(name))
+        else:
+            parts.append(text[position:end])
+        characters += len(parts[-1])
+        if values > _MAX_VALUES or characters > _MAX_CHARACTERS:
+            raise TooManyValuesError(f"there are over {_MAX_VALUES:,} values")
+        position = end
+    return "".join(parts), strings
+
+
+def _string(text: str, start: int) -> tuple[int, list[str]]:
+    """Return the end of the string whose quotation mark is at `start`, and its content in pieces."""
+    position = start + 1
+    pieces: list[str] = []
+    while not text.startswith('"', position):
+        found = _STRING_PIECE.match(text, position, position + _PIECE)
+        if not found or not found[0]:
+            raise ValueError(f"the string at character {start} has no end")
+        pieces.append(found[0])
+        position = found.end()
+    return position + 1, pieces
+
+
+def _unescape(pieces: list[str]) -> str:
+    """Return what the content of a string says."""
+    parts: list[str] = []
+    half = ""
+    for piece in pieces:
+        part = half + json.loads(f'"{piece}"')
+        if half and _SECOND_HALF[0] <= part[1:2] <= _SECOND_HALF[1]:
+            part = part[:2].encode("utf-16-le", "surrogatepass").decode("utf-16-le") + part[2:]
+        half = part[-1:] if _FIRST_HALF[0] <= part[-1:] <= _FIRST_HALF[1] else ""
+        parts.append(part[: len(part) - len(half)])
+    return "".join((*parts, half))
+
+
+def _put_back(value: Any, strings: dict[str, str]) -> Any:
+    match value:
+        case str():
+            return strings.get(value, value)
+        case list():
+            return [_put_back(each, strings) for each in value]
+        case dict():
+            return {strings.get(key, key): _put_back(each, strings) for key, each in value.items()}
+        case _:
+            return value
