@@ -4,9 +4,10 @@ What only one of the APIs can do wrong is in the tests of that API.
 """
 
 import asyncio
+import gzip
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -40,13 +41,16 @@ from support.provider_calls import (
 )
 
 from orchestrator.core.lenient_json import values
+from orchestrator.core.replies import ModelReply
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
 from orchestrator.errors import ModelError
 from orchestrator.models.http import client as http_client
 from orchestrator.models.http import streaming as streaming_module
 from orchestrator.models.http.anthropic import Anthropic
 from orchestrator.models.http.chat_completions import ChatCompletions
+from orchestrator.models.http.client import StreamingResponse
 from orchestrator.models.http.endpoint import MOST_WHITE_SPACE, HttpProvider
+from orchestrator.models.http.endpoint import Call as ProviderCall
 
 Make = Callable[..., HttpProvider]
 
@@ -257,6 +261,79 @@ async def test_an_endless_answer_is_given_up(
     monkeypatch.setattr(http_client, "MAX_ANSWER_BYTES", 1000)
     error = await failure(make, always("x" * 2000), mode=mode)
     assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+
+
+# More comes than can be read at once
+
+
+async def test_an_answer_of_ten_megabytes_in_one_piece_is_read_whole(make: Make) -> None:
+    text = 'A "long" tale, “so” to say.\n' * 350_000
+    assert (await reply(make, always(web.json_response(answer_body(make, text))))).text == text
+
+
+@both_modes
+async def test_json_with_far_more_values_than_an_answer_has_is_no_answer(
+    make: Make, mode: AnswerMode
+) -> None:
+    values = {"error": None, "choices": [{}] * 60_000, "content": [{}] * 60_000}
+    error = await failure(make, always(web.json_response(values)), mode=mode)
+    assert (error.reason, error.retryable) == ("OUTPUT_INVALID", True)
+    assert "values" in str(error)
+
+
+async def test_an_answer_that_was_compressed_is_read(make: Make) -> None:
+    async def compressed(call: Call) -> web.StreamResponse:
+        assert call.headers["Accept-Encoding"] == "gzip, deflate"
+        response = web.json_response(answer_body(make, "all of it" * 1000))
+        response.enable_compression(web.ContentCoding.gzip)
+        return response
+
+    assert (await reply(make, always(compressed))).text == "all of it" * 1000
+
+
+async def test_an_encoding_that_was_not_asked_for_is_a_failed_connection(make: Make) -> None:
+    headers = {"Content-Encoding": "gzip, gzip"}
+    body = gzip.compress(gzip.compress(bytes(10**6)))
+    error = await failure(make, always(web.Response(body=body, headers=headers)))
+    assert (error.reason, error.retryable) == ("CONNECTION_FAILED", True)
+    assert "gzip, gzip" in str(error)
+
+
+async def test_the_end_of_a_long_error_is_not_read(make: Make) -> None:
+    error = await failure(make, always(failing(400, "x" * 10**6 + " context length exceeded")))
+    assert error.reason == "REQUEST_REJECTED"
+
+
+async def test_others_have_their_turn_while_the_events_of_one_chunk_are_read(make: Make) -> None:
+    body = answer_body(make, "all of it")
+    events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
+    nothing = b"event: ping\ndata: {}\n\n"
+    chunks = [nothing * 10_000 + b"".join(map(streams.encoded, events))]
+    turns = 0
+
+    class Streamed(StreamingResponse):
+        def __init__(self) -> None:
+            self.status, self.headers = 200, {}
+
+        async def chunks(self) -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with Endpoint() as endpoint:
+        provider = make(endpoint)
+        others = asyncio.create_task(take_turns())
+        answer = await provider._reply_from_stream(Streamed(), ProviderCall(model_request(), None))
+        others.cancel()
+        await provider.aclose()
+    assert isinstance(answer, ModelReply)
+    assert answer.text == "all of it"
+    assert turns > 100
 
 
 # Nothing comes, or no more
