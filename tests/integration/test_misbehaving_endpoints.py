@@ -306,9 +306,9 @@ async def test_the_end_of_a_long_error_is_not_read(make: Make) -> None:
 
 async def test_others_have_their_turn_while_the_events_of_one_chunk_are_read(make: Make) -> None:
     body = answer_body(make, "all of it")
-    events = streams.of_message(body) if make is messages else streams.of_completion(body, {})
+    events = streams.message_events(body) if make is messages else streams.completion_events(body, {})
     nothing = b"event: ping\ndata: {}\n\n"
-    chunks = [nothing * 10_000 + b"".join(map(streams.encoded, events))]
+    chunks = [nothing * 10_000 + b"".join(map(streams.encode, events))]
     turns = 0
 
     class Streamed(StreamingResponse):
