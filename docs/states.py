@@ -1,4 +1,4 @@
-"""Draw what an instance's events do to its state, from the one table that says so.
+"""Draw how events change an instance's state, from the transition table.
 
 python docs/states.py > docs/states.md
 """
@@ -19,7 +19,7 @@ stateDiagram-v2
 *A call begins* is any of {begins}; *a call ends* is any of {ends}.
 An event that no arrow shows cannot happen: a request for it is refused with STATE_FORBIDS, and the log stays
 as it was. Where an event has arrows to several states, `WAITING` holds while the plan awaits review, `QUEUED`
-while no work has begun, and `RUNNING` otherwise.
+while no work has started, and `RUNNING` otherwise.
 """
 
 
@@ -29,7 +29,7 @@ def name_of(state: State.ValueType) -> str:
 
 
 def label(kinds: list[str]) -> str:
-    """What an arrow says: the events one by one, those of work together."""
+    """Return the label of an arrow: events one by one, those of work grouped."""
     words = []
     for group, word in ((WORK_START_EVENTS, "a call begins"), (WORK_END_EVENTS, "a call ends")):
         if set(group) <= set(kinds):
