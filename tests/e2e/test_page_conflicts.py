@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,7 @@ from support.page import (
     get_instance,
     open_page,
     page_url,
+    response_held,
 )
 from support.process import Process, on_endpoint, process
 
@@ -60,24 +60,6 @@ async def act_before_request(page: Page, path: str, act: Callable[[], Awaitable[
         await route.continue_()
 
     await page.route(f"**{path}", act_first, times=1)
-
-
-@asynccontextmanager
-async def response_held(page: Page, path: str) -> AsyncIterator[None]:
-    """The service does what is asked next, but its answer reaches the page only after the block."""
-    released = asyncio.Event()
-    delivered = asyncio.Event()
-
-    async def hold(route: Route) -> None:
-        response = await route.fetch()
-        await released.wait()
-        await route.fulfill(response=response)
-        delivered.set()
-
-    await page.route(f"**{path}", hold, times=1)
-    yield
-    released.set()
-    await delivered.wait()
 
 
 async def test_an_approval_of_a_plan_that_was_not_shown_is_refused_and_no_edit_is_lost(

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 from support.endpoint import Endpoint
-from support.page import assert_accessible, button, evaluate_in_module, open_page, page_url
+from support.page import assert_accessible, button, evaluate_in_module, open_page, page_url, response_held
 from support.process import on_endpoint, process
 from support.staged_service import StagedService, Step
 
@@ -226,3 +226,45 @@ async def test_tokens_and_costs_are_formatted_as_on_the_command_line(
     assert tokens == [usage_line(Usage(0, number)) or "-" for number in NUMBERS]
     assert costs == [usage_line(Usage(cost_usd=cost)) for cost in COSTS]
     assert unknown == "-"
+
+
+async def test_a_row_shows_the_last_event_also_where_the_instance_was_being_fetched_when_it_came(
+    stage: tuple[StagedService, str], page: Page
+) -> None:
+    service, address = stage
+    running = ended(fetched="late")[:1]
+    for name in ("fetched", "marker"):
+        await service.stage(name, running, ago_s=10)
+    await page.goto(f"{address}#/?state=terminated&label=fetched=late")
+    await expect(page.locator(".connection")).to_have_text("Live")
+    await expect(page.locator(".instances")).to_have_attribute("aria-busy", "false")
+    async with response_held(page, "/fetched") as answered:
+        await service.record("fetched", pb.PlanningStarted(attempt=1, model="openai/big"))
+        await answered.wait()
+        await service.record("fetched", pb.InstanceTerminated())
+        async with page.expect_request("**/marker"):
+            await service.record("marker", pb.PlanningStarted(attempt=1, model="openai/big"))
+    await expect(page.locator(".item")).to_have_count(1)
+
+
+async def test_an_instance_that_is_deleted_while_a_page_is_read_does_not_come_back(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with (
+        Endpoint() as endpoint,
+        process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
+        open_page(browser) as page,
+        httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest,
+    ):
+        for name in ("stays", "goes"):
+            await rest.post("/", json={"prompt": "Build it", "id": name})
+            await rest.get(f"/{name}:wait")
+        await page.goto(page_url(service))
+        await expect(page.locator(".item")).to_have_count(2)
+        async with response_held(page, "states=STATE_COMPLETE*") as answered:
+            await page.get_by_role("link", name="Complete", exact=True).click()
+            await answered.wait()
+            assert (await rest.delete("/goes")).status_code == 200
+            await expect(page.locator(".item")).to_have_count(1)
+        await expect(page.locator(".instances")).to_have_attribute("aria-busy", "false")
+        assert await ids(page) == ["stays"]

@@ -1,5 +1,6 @@
 """Support for tests of the page: open it, find its elements, check accessibility and width."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from typing import Any
 
 import httpx
 from axe_playwright_python import base as axe_package
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, Route, expect
 from support.browser import DESKTOP
 from support.process import Process
 
@@ -27,6 +28,27 @@ async def open_page(browser: Browser, **device: Any) -> AsyncIterator[Page]:
         assert exceptions == []
     finally:
         await context.close()
+
+
+@asynccontextmanager
+async def response_held(page: Page, path: str) -> AsyncIterator[asyncio.Event]:
+    """Hold the response to the next request whose address ends with `path` until the block ends.
+
+    Give the event that is set once the service has answered.
+    """
+    answered, released, delivered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        response = await route.fetch()
+        answered.set()
+        await released.wait()
+        await route.fulfill(response=response)
+        delivered.set()
+
+    await page.route(f"**{path}", hold, times=1)
+    yield answered
+    released.set()
+    await delivered.wait()
 
 
 def page_url(service: Process, instance_id: str = "") -> str:

@@ -32,7 +32,8 @@ export class InstanceStore {
   #order = []; // ids in the order of ListInstances, newest first; those that no longer match stay in it
   #unread = new Set(); // ids that match, but belong to pages that were not read
   #createdPositions = new Map(); // id -> position of its InstanceCreated, of those in the stream
-  #fetching = new Set(); // ids whose instance is being fetched
+  #fetching = new Map(); // id -> sequence of the last event of an instance that is being fetched
+  #deletedPositions = new Map(); // id -> position of its deletion, of those since a page was requested
   #pageToken = '';
   #position = 0; // of the log's last event before the first page was read
   #generation = 0; // of the list: a response to a request of an earlier one is dropped
@@ -102,9 +103,10 @@ export class InstanceStore {
     return this.#trackRequest(async () => {
       const page = await this.#fetchPage(isSearch ? SEARCH_PAGE_SIZE : PAGE_SIZE, this.#pageToken);
       if (generation !== this.#generation) return;
-      this.#store(page.instances);
+      const resources = this.#withoutDeleted(page.instances, Number(page.lastPosition));
+      this.#store(resources);
       const listed = new Set(this.#order);
-      this.#order.push(...page.instances.map(({ id }) => id).filter((id) => !listed.has(id)));
+      this.#order.push(...resources.map(({ id }) => id).filter((id) => !listed.has(id)));
       this.#pageToken = page.nextPageToken;
       this.#unread.clear();
     });
@@ -122,16 +124,17 @@ export class InstanceStore {
   #loadNewest(count) {
     const generation = ++this.#generation;
     return this.#trackRequest(async () => {
-      const resources = [];
+      const pages = [];
       let token = '';
       let position = null;
       do {
-        const page = await this.#fetchPage(Math.min(MAX_PAGE_SIZE, count - resources.length), token);
+        const page = await this.#fetchPage(Math.min(MAX_PAGE_SIZE, count - pages.length), token);
         if (generation !== this.#generation) return;
         position ??= Number(page.lastPosition);
-        resources.push(...page.instances);
+        pages.push(...page.instances);
         token = page.nextPageToken;
-      } while (token && resources.length < count);
+      } while (token && pages.length < count);
+      const resources = this.#withoutDeleted(pages, position);
       this.#store(resources);
       const listed = new Set(resources.map(({ id }) => id));
       const isNewer = (id) => this.#createdPositions.get(id) > position && !listed.has(id);
@@ -160,11 +163,17 @@ export class InstanceStore {
       this.#retryFailed = () => this.#trackRequest(request);
     }
     this.#openRequests -= 1;
+    if (this.#openRequests === 0) this.#deletedPositions.clear();
     this.onChange();
   }
 
   #fetchPage(pageSize, pageToken) {
     return listInstances({ states: STATE_FILTERS[this.#state].states, labels: this.#requiredLabels, pageSize, pageToken });
+  }
+
+  /** Leave out what was deleted since the log ended at `position`: the page may have been read before that. */
+  #withoutDeleted(resources, position) {
+    return resources.filter(({ id }) => !(this.#deletedPositions.get(id) > position));
   }
 
   #store(resources) {
@@ -210,7 +219,7 @@ export class InstanceStore {
       dropTexts(instance);
       this.#reloadFor(instance);
     } else {
-      this.#fetch(id);
+      this.#fetch(id, Number(event.sequence));
     }
     reportEventRecorded();
     this.onEvent(event);
@@ -220,6 +229,7 @@ export class InstanceStore {
   /** Remove a deleted instance, unless a page read since has another one of the same id. */
   #removeDeleted(id, position) {
     if (position <= this.#position && this.#order.includes(id)) return;
+    if (this.#openRequests > 0) this.#deletedPositions.set(id, position);
     this.remove(id);
     this.onDeleted(id);
   }
@@ -269,12 +279,18 @@ export class InstanceStore {
     if (!this.#reloadTimer) this.#loadNewest(Math.max(PAGE_SIZE, this.#order.length));
   };
 
-  /** Fetch an instance that changed and is on no page read: it may match the filters now. */
-  async #fetch(id) {
-    if (this.#fetching.has(id)) return;
-    this.#fetching.add(id);
+  /** Fetch an instance that changed and is on no page read: it may match the filters at event `sequence`. */
+  async #fetch(id, sequence) {
+    const isFetching = this.#fetching.has(id);
+    this.#fetching.set(id, sequence);
+    if (isFetching) return;
     try {
-      const resource = await getInstance(id);
+      let resource = await getInstance(id);
+      // The response may have been read before an event that came while it was under way.
+      for (let last = sequence; Number(resource.lastSequence) < this.#fetching.get(id) && last < this.#fetching.get(id); ) {
+        last = this.#fetching.get(id);
+        resource = await getInstance(id);
+      }
       this.#store([resource]);
       this.#reloadFor(this.#byId.get(id));
       this.onChange();
