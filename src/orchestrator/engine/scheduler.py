@@ -31,8 +31,9 @@ class _Line(NamedTuple):
 
     def wait_s(self, now_s: float, *, has_waited: bool) -> float | None:
         """Return how long until a call may begin, as `Gate.wait_s`: of the first gate that is not open."""
-        waits_s = (gate.wait_s(now_s, has_waited=has_waited) for gate in self.gates)
-        return next((wait_s for wait_s in waits_s if wait_s != 0), 0)
+        own, shared = self.gates
+        wait_s = own.wait_s(now_s, has_waited=has_waited)
+        return wait_s if wait_s != 0 else shared.wait_s(now_s, has_waited=has_waited)
 
 
 class CallScheduler:
@@ -76,8 +77,7 @@ class CallScheduler:
         line = self._lines.get(model) or self._add_line(model, now_s)
         is_offered = self._offered_slots > 0 and (model, ref) == self._offer
         wait_s = line.wait_s(now_s, has_waited=is_offered or bool(line.queue))
-        must_wait = line.queue or self._is_dispatching or self._is_due_elsewhere(line, now_s)
-        if self._free > 0 and wait_s == 0 and (is_offered or not must_wait):
+        if self._free > 0 and wait_s == 0 and (is_offered or not self._must_wait(line, now_s)):
             self._offered_slots -= is_offered
             for gate in line.gates:
                 gate.begin(now_s)
@@ -159,12 +159,16 @@ class CallScheduler:
         self._endpoints[endpoint] = shared
         return self._lines.setdefault(model, _Line((Gate(self._limit), shared), {}))
 
-    def _is_due_elsewhere(self, line: _Line, now_s: float) -> bool:
-        """Whether another model of the same endpoint has instances waiting that may call it now."""
-        return any(
-            other.queue and other is not line and other.wait_s(now_s, has_waited=True) == 0
-            for other in self._lines.values()
-            if other.gates[1] is line.gates[1]
+    def _must_wait(self, line: _Line, now_s: float) -> bool:
+        """Whether others come first: the model's own queue, or that of a model that shares its endpoint."""
+        return (
+            bool(line.queue)
+            or self._is_dispatching
+            or any(
+                other.queue and other is not line and other.wait_s(now_s, has_waited=True) == 0
+                for other in self._lines.values()
+                if other.gates[1] is line.gates[1]
+            )
         )
 
     def _dispatch(self) -> None:

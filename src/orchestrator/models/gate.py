@@ -56,7 +56,8 @@ class _Ramp(NamedTuple):
 
     def open_from_s(self, calls: int) -> float:
         """Return from when on so many may be open."""
-        return self.start_s + self.doubling_s * max(0.0, log2(max(1, calls - self.base) / self.more))
+        more = calls - self.base
+        return self.start_s + (self.doubling_s * log2(more / self.more) if more > self.more else 0.0)
 
 
 class _Width(NamedTuple):
@@ -152,7 +153,8 @@ class Gate:
             return self._closed_until_s - now_s
         if self._open >= self._widest(now_s):
             return None
-        return max(0.0, (self._next_s if self._pace else self._ramp.open_from_s(self._open + 1)) - now_s)
+        open_from_s = self._next_s if self._pace else self._ramp.open_from_s(self._open + 1)
+        return open_from_s - now_s if open_from_s > now_s else 0.0
 
     def _widest(self, now_s: float) -> int:
         return min(self._width.at(now_s), self.max_open) if self._width else self.max_open
