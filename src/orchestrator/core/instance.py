@@ -7,7 +7,6 @@ copy. Times are seconds since the epoch.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import add
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -55,7 +54,12 @@ class Usage(NamedTuple):
 
     def plus(self, other: "Usage") -> "Usage":
         """Return the sum."""
-        return Usage._make(map(add, self, other))
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.model_calls + other.model_calls,
+            self.cost_usd + other.cost_usd,
+        )
 
     def minus(self, other: "Usage") -> "Usage":
         """Return the difference, at least zero."""
@@ -201,12 +205,10 @@ class Instance:
 
     def work(self, key: WorkKey) -> Work:
         """Return the progress of a piece of work; one that is not recorded has not started."""
-        if key == PLANNING:
-            return self.planning
-        if key == SYNTHESIS:
-            return self.synthesis
-        subtask = self.subtasks.get(key.subtask_id)
-        return subtask.work if subtask else NOT_STARTED
+        if key.kind == "subtask":
+            subtask = self.subtasks.get(key.subtask_id)
+            return subtask.work if subtask else NOT_STARTED
+        return self.planning if key.kind == "planning" else self.synthesis
 
     @property
     def works(self) -> Iterator[tuple[WorkKey, Work]]:

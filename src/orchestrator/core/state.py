@@ -135,7 +135,7 @@ def fold(events: Iterable[pb_event.Event], instance: Instance | None = None) -> 
 
 def _copy(instance: Instance) -> Instance:
     copy = object.__new__(Instance)
-    vars(copy).update(vars(instance))
+    copy.__dict__ = vars(instance).copy()
     return copy
 
 

@@ -10,8 +10,6 @@ from orchestrator.core import instance as core
 from orchestrator.core.wire import (
     STATUS,
     failure_message,
-    timestamp,
-    usage_message,
     write_timestamp,
     write_usage,
 )
@@ -40,18 +38,24 @@ def instance(
         prompt_is_cut=len(prompt) < len(state.prompt),
         config=_config(state, full=full, with_catalogue=with_catalogue),
         summary=state.summary if full else _truncate(state.summary, MAX_TEXT_BYTES),
-        usage=_usage(state.usage),
         error=_failure(state.error),
-        create_time=timestamp(state.create_time_s),
-        start_time=timestamp(state.start_time_s),
-        end_time=timestamp(state.end_time_s),
-        update_time=timestamp(state.update_time_s),
         last_sequence=state.last_sequence,
         labels=dict(state.labels),
         forked_from=state.forked_from,
         waiting_reason=state.pause_cause.message if state.pause_cause else waiting_reason,
-        own_usage=usage_message(state.own_usage) if state.usage != state.own_usage else _usage(state.usage),
     )
+    if state.usage.model_calls:
+        write_usage(message.usage, state.usage)
+    if state.usage.model_calls or state.own_usage != state.usage:
+        write_usage(message.own_usage, state.own_usage)
+    if state.create_time_s:
+        write_timestamp(message.create_time, state.create_time_s)
+    if state.start_time_s:
+        write_timestamp(message.start_time, state.start_time_s)
+    if state.end_time_s:
+        write_timestamp(message.end_time, state.end_time_s)
+    if state.update_time_s:
+        write_timestamp(message.update_time, state.update_time_s)
     for subtask in state.subtasks.values():
         _write_subtask(message.subtasks.add(), subtask, full=full)
     if state.state == core.COMPLETE and (full or _is_short(state.final_result)):
@@ -113,12 +117,6 @@ def _write_subtask(message: pb.Subtask, subtask: core.Subtask, *, full: bool) ->
         write_timestamp(message.start_time, work.start_time_s)
     if work.end_time_s:
         write_timestamp(message.end_time, work.end_time_s)
-
-
-def _usage(usage: core.Usage) -> pb.Usage | None:
-    if not usage.model_calls:
-        return None
-    return usage_message(usage)
 
 
 def _failure(failure: core.Failure | None) -> pb.Failure | None:
