@@ -31,7 +31,7 @@ from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import InstanceNotFoundError, ModelError, SettingsError, UnavailableError
 from orchestrator.log.base import Append, EventLog, FencedError, SequenceConflictError
 from orchestrator.log.states import StateStore
-from orchestrator.models.base import ModelRequest, Models, TextCallback
+from orchestrator.models.base import ModelRequest, Models, Provider, TextCallback
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -53,8 +53,8 @@ class RunContext:
     clock: Clock
     jitter: Callable[[], float]
     """A number from 0 to 1, another one each time."""
-    callable_models: set[str] = field(default_factory=set)
-    """Those found to be callable by this process."""
+    callable_models: dict[str, tuple[Provider, str]] = field(default_factory=dict)
+    """Those found to be callable by this process: the provider of each, and its own name for it."""
 
 
 class _Granted(NamedTuple):
@@ -187,10 +187,6 @@ class Run:
         try:
             for command in commands:
                 match command:
-                    case Record(events):
-                        self._append(events)
-                    case WakeAfter(wait_s):
-                        waits_s.append(wait_s)
                     case CallModel(key):
                         model = model_for(self.instance, key)
                         slot = None if model in models_without_slot else self._acquire(model)
@@ -200,6 +196,10 @@ class Run:
                             models_without_slot.add(model)  # for as long as this pass takes
                             if (left_s := budget.left_s(self.instance, elapsed_s)) is not None:
                                 waits_s.append(left_s)  # it may pass while the instance waits
+                    case Record(events):
+                        self._append(events)
+                    case WakeAfter(wait_s):
+                        waits_s.append(wait_s)
                     case _:
                         assert_never(command)
             attempts = self._record_starts(granted) if granted else ()
@@ -224,11 +224,12 @@ class Run:
         """
         if model not in self.context.callable_models:
             try:
-                self.context.models.check(model)
+                provider, name = self.context.models.resolve(model)
+                provider.check(name)
             except SettingsError as error:
                 self._obstacle = str(error)
                 return None
-            self.context.callable_models.add(model)
+            self.context.callable_models[model] = provider, name
         slot = self.context.scheduler.acquire(model, self.ref, self.advance)
         if slot is None and not self._obstacle:
             self._awaited_model = model
@@ -255,10 +256,7 @@ class Run:
         ]
 
     def _prompt_version(self, model: str) -> str:
-        try:
-            provider, _ = self.context.models.resolve(model)
-        except SettingsError:
-            return ""  # which the call itself will tell
+        provider, _ = self.context.callable_models[model]
         return provider.profile.version
 
     def _on_call_done(self, slot: Slot, task: "asyncio.Task[ModelError | None]") -> None:
@@ -421,10 +419,7 @@ class Run:
 
     async def _call_model(self, attempt: Attempt, work: Work) -> tuple[Profile, ModelRequest, ModelReply]:
         instance, key = self.instance, attempt.work
-        try:
-            provider, model = self.context.models.resolve(work.model)
-        except SettingsError as error:
-            raise ModelError("MODEL_NOT_FOUND", str(error), retryable=False) from None
+        provider, model = self.context.callable_models[work.model]
         profile = provider.profile
         attempt_timeout = instance.config.retry.attempt_timeout
         request = ModelRequest(
