@@ -135,9 +135,38 @@ def test_a_string_that_contains_json_is_returned_unchanged() -> None:
         *("{" * 100_000, "[" * 100_000, "[1 " * 50_000, '{"a":' * 50_000, '{"a" ' * 50_000, "{“" * 50_000),
         *('{"a":"' + '"x' * 50_000, '{"a": ' + "/*" * 50_000, '{"a":"x ' + '"/*' * 30_000),
         *('{"a":"x ' + '"#' * 30_000 + "\nz", '{"a": "x"\n"b"' + " " * 50_000 + "y}"),
+        *('{"a" x ' + '" \\' * 50_000, '[x "' + "\\" * 100_001, '{"a": ' + "1" * 100_000 + "x"),
+        *("[" * 300 + "1, " * 40_000 + "x", '{"a": "' + '"" ' * 40_000),
     ],
-    ids=range(11),
+    ids=range(16),
 )
 @pytest.mark.timeout(20)
 def test_a_long_nonsensical_text_is_cheap_to_parse(text: str) -> None:
     assert all(isinstance(value, JsonFaultError) for value in values(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 300 + "1, " * 40_000 + "x", "[" * 5000, "{x} " * 5000, "[" * 300 + "1, " * 90_000]
+)
+def test_little_is_read_of_brackets_that_are_no_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_vain, read = 0, lenient_json.read
+
+    def counting(text: str, start: int) -> tuple[Any, int]:
+        nonlocal read_in_vain
+        try:
+            return read(text, start)
+        except JsonFaultError as fault:
+            read_in_vain += fault.position - start + 2048
+            raise
+
+    monkeypatch.setattr(lenient_json, "read", counting)
+    list(values(text))
+    assert read_in_vain < 512 * 1024 + len(text)
+
+
+def test_a_long_text_is_read_if_it_is_json_and_is_not_repaired() -> None:
+    long = json.dumps({"a": "x" * 200_000})
+    assert list(values(f"Here it is:\n{long}\nDone.")) == [json.loads(long)]
+    (fault,) = values(f"{long[:-1]},,}}")
+    assert isinstance(fault, JsonFaultError)
+    assert "too long to be repaired" in str(fault)

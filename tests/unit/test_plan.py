@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support.endpoint import fenced
 
 from orchestrator.core import plan, plan_entries
+from orchestrator.core import plan_text as reading
 from orchestrator.core.instance import Subtask
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import parse
@@ -430,6 +431,28 @@ def test_the_schema_satisfies_strict_endpoints() -> None:
 
     check(plan.schema(7))
     assert plan.schema(7)["properties"]["subtasks"]["maxItems"] == 7  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (written((Subtask("a", "A", "Do."),), "x" * 600_000), "600,"),
+        ("[" + "{}," * 20_000, "commas and brackets"),
+    ],
+)
+def test_an_answer_that_takes_long_to_read_is_refused_before_it_is_read(
+    text: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("read", "values"):
+        monkeypatch.setattr(reading, name, pytest.fail)
+    for read in (lambda: parse(text, 64), lambda: reading.outlines(text)):
+        with pytest.raises(PlanError, match=words):
+            read()
+
+
+def test_a_long_text_in_the_place_of_dependencies_names_none() -> None:
+    with pytest.raises(PlanError, match="not in the plan"):
+        parsed({"id": "a", "title": "A"}, {"id": "b", "title": "B", "depends_on": "a, " * 10_000})
 
 
 def test_too_many_subtasks_are_rejected_before_any_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,6 +219,17 @@ def test_a_key_split_over_chunks_starts_the_list() -> None:
         assert [each.id for each in read(text, size)[0]] == ["t1"]
 
 
+@pytest.mark.parametrize("before", ['{"x": [', '{"summary": "', '{"summary": "", "subtasks": [{"id": ["'])
+@pytest.mark.parametrize("size", [16, 16 * 1024])
+def test_no_more_is_kept_than_can_be_read_at_once(before: str, size: int) -> None:
+    reader = PlanReader(64)
+    text = before + "{}," * 100_000
+    for start in range(0, len(text), size):
+        reader.add(text[start : start + size])
+        reader.read()
+        assert len(reader._text) <= 64 * 1024
+
+
 def test_an_endless_subtask_is_not_buffered_forever() -> None:
     _, reader = read('{"summary": "", "subtasks": [{"id": "' + "}" * (3 << 20), 1 << 16)
     kept = [value for value in vars(reader).values() if isinstance(value, str)]

@@ -3,6 +3,8 @@
 Input with one interpretation is accepted: trailing commas, comments, line breaks and unescaped quotation
 marks in strings, other quotation marks, bare keys, Python's literals, escapes that JSON does not know.
 Ambiguous, elided or truncated input is rejected, with a message that gives the position.
+
+Input may be hostile, so no pattern reads twice what it has passed, and what is read in vain is bounded.
 """
 
 import json
@@ -13,13 +15,21 @@ from typing import Any, Final, NoReturn
 _MAX_DEPTH: Final = 64
 _MAX_CANDIDATES: Final = 256
 """How many brackets or quotation marks of a text are tried, so that a long text of them costs little."""
+_MAX_REPAIRED: Final = 128 * 1024
+"""How many characters of a text may be read as JSON with faults; a longer rest has to be JSON as it is."""
+_MAX_READ_IN_VAIN: Final = 256 * 1024
+"""How many characters may be read of brackets that turn out to be none of JSON."""
+_MIN_READ_IN_VAIN: Final = 2048
+"""As how many characters each such bracket counts at least."""
 
 
 class JsonFaultError(ValueError):
     """A text cannot be read as JSON; the message says where it breaks, and what is expected there."""
 
-    def __init__(self, message: str, *, is_value: bool = True, is_cut: bool = False) -> None:
+    def __init__(self, message: str, position: int, *, is_value: bool = True, is_cut: bool = False) -> None:
         super().__init__(message)
+        self.position = position
+        """Where it breaks, in characters of the text."""
         self.is_value = is_value
         """Whether a key or a string was found: if not, the bracket is as likely one in a sentence."""
         self.is_cut = is_cut
@@ -31,7 +41,7 @@ def values(text: str) -> Iterator[Any | JsonFaultError]:
 
     Nothing follows a malformed one whose end is unknown: it would be a part of that one.
     """
-    position = 0
+    position = read_in_vain = 0
     may_be_part = _BARE_MEMBERS.match(text) is not None
     for _ in range(_MAX_CANDIDATES):
         found = _OPENING.search(text, position)
@@ -48,7 +58,8 @@ def values(text: str) -> Iterator[Any | JsonFaultError]:
             position = end
             yield value
         except JsonFaultError as fault:
-            if not fault.is_value:
+            read_in_vain += max(fault.position - found.start(), _MIN_READ_IN_VAIN)
+            if not fault.is_value and read_in_vain <= _MAX_READ_IN_VAIN:
                 position = found.end()
                 continue
             yield fault
@@ -59,16 +70,18 @@ def values(text: str) -> Iterator[Any | JsonFaultError]:
             may_be_part = True
 
 
-_OPENING: Final = re.compile(r'[{\[]|"(?=(?:\s|\\[nrt])*[{\[])')
+_OPENING: Final = re.compile(r'[{\[]|"(?=(?:\s++|\\[nrt])*+[{\[])')
 _KEY_BEFORE: Final = re.compile(r"""["'”`]\s*:\s*\Z""")
-_ESCAPED_OPENING: Final = re.compile(r'"(?:\s|\\[nrt]|[{\[])+\\"')
-_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[][{}]', re.DOTALL)
+_ESCAPED_OPENING: Final = re.compile(r'"(?:[\s{\[]++|\\[nrt])++\\"')
+_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.)*+("?)|[][{}]', re.DOTALL)
 
 
 def _extent(text: str, start: int) -> int | None:
     """Find the end of the brackets that open at `start`; None: they are not closed."""
     depth = 0
     for token in _TOKEN.finditer(text, start):
+        if token[1] == "":
+            return None  # a string has no end
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
         if depth <= 0:
             return token.end()
@@ -79,8 +92,12 @@ def read(text: str, start: int = 0) -> tuple[Any, int]:
     """Parse the value that begins at `start`, and return it with its end; raise JsonFaultError."""
     try:
         return _STRICT_DECODER.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return _Reader(text).value(start)
+    except (ValueError, RecursionError) as error:
+        if len(text) - start <= _MAX_REPAIRED:
+            return _Reader(text).value(start)
+        position = error.pos if isinstance(error, json.JSONDecodeError) else start
+        is_value = text[start + 1 : start + 100].lstrip()[:1] in ('"', "{", "[")
+        raise _fault(text, position, "it is too long to be repaired", is_value=is_value) from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -99,18 +116,20 @@ _WHITESPACE: Final = re.compile(
     r"(?:[\s\ufeff\u200b]++|(?://|#)(?!\s*(?:\.\.\.|…))[^\n]*|/\*(?!\s*(?:\.\.\.|…)).*?\*/)*+", re.DOTALL
 )
 _ELLIPSIS: Final = re.compile(r"(?://|#|/\*)?\s*(?:\.\.\.|…)")
-_NUMBER: Final = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?![\w.])")
+_NUMBER: Final = re.compile(r"[-+]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][-+]?\d++)?+(?![\w.])")
 _WORD: Final = re.compile(r"\w[\w-]*")
 _LITERALS: Final = {"true": True, "false": False, "null": None, "none": None, "undefined": None}
 _QUOTES: Final = {'"""': '"""', '"': '"', "'": "'", "`": "`", "“": "”"}
 """What opens a string, and what closes it."""
 _STRINGS: Final = {
-    opening: re.compile(rf"{opening}((?:[^\\]|\\.)*?){closing}", re.DOTALL)
+    opening: re.compile(
+        rf"{opening}((?:[^\\{closing[0]}]++|\\.|(?!{closing}){closing[0]})*+){closing}", re.DOTALL
+    )
     for opening, closing in _QUOTES.items()
 }
-_BARE_MEMBERS: Final = re.compile(r"""\s*(?:```\w*\s*)?["'“`][^"'”`\n]*["'”`]\s*:""")
+_BARE_MEMBERS: Final = re.compile(r"""\s*+(?:```\w*+\s*+)?+["'“`][^"'”`\n]*+["'”`]\s*+:""")
 _KEY: Final = re.compile(
-    rf"""(?:"(?:[^"\\\n]|\\.)*"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_WHITESPACE.pattern}:""",
+    rf"""(?:"(?:[^"\\\n]++|\\.)*+"|'[^'\\\n]*'|“[^”\\\n]*”|`[^`\\\n]*`|{_WORD.pattern}){_WHITESPACE.pattern}:""",
     re.DOTALL,
 )
 _ESCAPE: Final = re.compile(r'\\(u[0-9a-fA-F]{4}|["\\/bfnrt])|\\(.)|"', re.DOTALL)
@@ -273,7 +292,8 @@ def _fault(
     before = " ".join(text[max(0, position - 40) : position].split())
     found = f"comes {text[position : position + 20]!r}" if position < len(text) else "the text ends"
     message = f"its JSON breaks at {where}: after {before!r} {found}; {problem}"
-    return JsonFaultError(message, is_value=is_value, is_cut=not text[position:].strip("` \r\n\t"))
+    is_cut = not text[position:].strip("` \r\n\t")
+    return JsonFaultError(message, position, is_value=is_value, is_cut=is_cut)
 
 
 def _unescape(content: str) -> str:

@@ -63,6 +63,10 @@ _ID_PREFIX: Final = re.compile(r"(?:sub-?)?(?:task|step)(?:\s+id)?[\s:#]+", re.I
 _ELLIPSIS: Final = re.compile(r"\s*(?:\.{3,}|…)\s*")
 _SEPARATOR: Final = re.compile(r"[,;|&/+\n、\uff0c]|\band\b")
 _NUMBERED_ID: Final = re.compile(r"[A-Za-z]*[\s#.:_-]*0*(\d{1,9})")
+_MAX_NAME_CHARACTERS: Final = 1000
+"""How much is read of a key, an id or a title to tell it from others: far more than there is."""
+_MAX_DEPENDENCY_CHARACTERS: Final = 16 * 1024
+"""How long a text may be that names dependencies; a longer one names none that is known."""
 _AMBIGUOUS_KEYS: Final = frozenset({"content", "text"})
 """Instruction keys that are too common to identify a subtask."""
 
@@ -124,7 +128,7 @@ def _unwrap_entry(entry: object) -> object:
 
 def normalize_name(name: str) -> str:
     """Remove case and punctuation from a key: `Depends-On` and `dependsOn` are equal."""
-    return re.sub(r"[\W_]+", "", name).casefold()
+    return re.sub(r"[\W_]+", "", name[:_MAX_NAME_CHARACTERS]).casefold()
 
 
 def normalize_fields(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -316,6 +320,8 @@ class _DependencyResolver:
     def _resolve(self, subtask_id: str, dependency: str) -> Iterable[str]:
         if dependency in self._exact:
             return [self._exact[dependency]]
+        if len(dependency) > _MAX_DEPENDENCY_CHARACTERS:
+            return [dependency]
         if dependency.startswith(("[", "{")):
             try:
                 value, end = read(dependency)

@@ -11,7 +11,11 @@ from orchestrator.core.instance import Subtask
 from orchestrator.core.lenient_json import JsonFaultError, read, values
 from orchestrator.core.plan import Plan, PlanError, check, validate
 
-_MAX_STREAMED: Final = 2 * 1024 * 1024
+_MAX_CHARACTERS: Final = 512 * 1024
+"""How long an answer with a plan may be: some 130,000 tokens."""
+_MAX_SIGNS: Final = 30_000
+"""How many commas and opening brackets it may have: each may be a value of JSON, up to 0.4 µs."""
+_MAX_STREAMED: Final = 64 * 1024
 """How many characters of a plan are kept while it is streamed: before its list, and of a subtask."""
 _MAX_DEPTH: Final = 4
 """How deep in other objects, lists and strings a plan may lie."""
@@ -30,6 +34,7 @@ def parse(text: str, max_subtasks: int) -> Plan:
     Every form with one interpretation is accepted: see `lenient_json` and `plan_entries`. A truncated answer,
     or one with two plans, is rejected.
     """
+    _check_size(text)
     if (outline := _parse_bare_object(text)) is not None:
         subtasks = validate(entries.parse_subtasks(outline.entries, max_subtasks), max_subtasks)
         return Plan(outline.summary, subtasks)
@@ -46,6 +51,14 @@ def parse(text: str, max_subtasks: int) -> Plan:
     if any(each != plans[0] for each in plans) or not _matches_streamed_subtasks(text, plans[0]):
         raise PlanError("the answer holds two plans: write one JSON object")
     return plans[0]
+
+
+def _check_size(text: str) -> None:
+    """Raise PlanError where a text takes too long to read to be looked at."""
+    if len(text) > _MAX_CHARACTERS:
+        raise PlanError(f"the answer has {len(text):,} characters: a plan may have {_MAX_CHARACTERS:,}")
+    if sum(map(text.count, ",[{")) > _MAX_SIGNS:
+        raise PlanError(f"the answer has over {_MAX_SIGNS:,} commas and brackets: a plan has fewer")
 
 
 def _matches_streamed_subtasks(text: str, plan: Plan) -> bool:
@@ -72,6 +85,7 @@ def _parse_bare_object(text: str) -> Outline | None:
 
 def outlines(text: str) -> Sequence[Outline]:
     """Return every plan that a text holds, at least one; raise PlanError that says why there is none."""
+    _check_size(text)
     found: list[Outline] = []
     others: list[Any] = []
     fault: JsonFaultError | None = None

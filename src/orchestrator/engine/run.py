@@ -32,11 +32,12 @@ from orchestrator.errors import InstanceNotFoundError, ModelError, SettingsError
 from orchestrator.log.base import Append, EventLog, FencedError, SequenceConflictError
 from orchestrator.log.states import StateStore
 from orchestrator.models.base import ModelRequest, Models, Provider, TextCallback
+from orchestrator.offload import offload
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MOST_TOKENS: Final = 2**40
-_MAX_PARSED_HERE: Final = 8 * 1024
+_MAX_PARSED_HERE: Final = 2 * 1024
 """How many characters of a plan are parsed on the loop; what has to be repaired takes up to 3 µs for each."""
 
 
@@ -407,7 +408,7 @@ class Run:
             tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
             read = partial(replies.read, profile, self.instance, key, request.prompt, reply, request.model)
             is_long = key == PLANNING and len(reply.text) > _MAX_PARSED_HERE
-            result = await asyncio.to_thread(read) if is_long else read()
+            result = await offload(read) if is_long else read()
         except ModelError as error:
             result, response_id = error, error.response_id
             tokens = error.input_tokens, error.output_tokens
