@@ -1,6 +1,6 @@
 // The dialogs of the actions that take a configuration, or cannot be undone.
 import { deleteInstance, steer } from './api.js';
-import { ConfigFields, updateMaskOf, EMPTY_FIELDS, toConfig } from './config.js';
+import { ConfigFields, EMPTY_FIELDS, toConfig, updateMaskOf } from './config.js';
 import { FailureMessage, useFailure } from './failure.js';
 import { steerIfUnchanged, useShownSequence } from './steering.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';

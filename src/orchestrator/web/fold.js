@@ -138,19 +138,20 @@ const definitionOf = (it) => JSON.stringify([it.title, it.instructions, it.depen
 
 /** Discard the plan; its completed subtasks stay reusable, except those that depend on a replaced result. */
 function discardPlan(instance) {
-  const done = new Map([...instance.subtasks].filter(([, subtask]) => subtask.state === 'COMPLETED'));
-  const replaced = new Set([...done.keys()].filter((name) => (instance.reusable.get(name) ?? done.get(name)) !== done.get(name)));
-  const reusable = new Map([...instance.reusable, ...done]);
-  const isStale = (subtask) => !done.has(subtask.id) && subtask.dependsOn.some((name) => replaced.has(name));
-  for (let stale; (stale = [...reusable.values()].find(isStale)); reusable.delete(stale.id)) replaced.add(stale.id);
+  const completed = new Map([...instance.subtasks].filter(([, subtask]) => subtask.state === 'COMPLETED'));
+  const isReplacement = ([id, subtask]) => (instance.reusable.get(id) ?? subtask) !== subtask;
+  const replacedIds = new Set([...completed].filter(isReplacement).map(([id]) => id));
+  const reusable = new Map([...instance.reusable, ...completed]);
+  const isStale = (subtask) => !completed.has(subtask.id) && subtask.dependsOn.some((id) => replacedIds.has(id));
+  for (let stale; (stale = [...reusable.values()].find(isStale)); reusable.delete(stale.id)) replacedIds.add(stale.id);
   Object.assign(instance, { reusable, subtasks: new Map(), summary: '' });
 }
 
 /** Return whether a subtask that has not started has a reusable result, made from the same dependencies. */
 function isReusable({ reusable, subtasks }, subtask) {
-  const done = reusable.get(subtask.id);
-  const isSame = (name) => subtasks.has(name) && subtasks.get(name) === reusable.get(name);
-  return done && !subtask.attempt && definitionOf(done) === definitionOf(subtask) && done.dependsOn.every(isSame);
+  const completed = reusable.get(subtask.id);
+  const isReused = (id) => subtasks.has(id) && subtasks.get(id) === reusable.get(id);
+  return completed && !subtask.attempt && definitionOf(completed) === definitionOf(subtask) && completed.dependsOn.every(isReused);
 }
 
 /** Make a queued instance a running one, since there is work on it. */
@@ -259,10 +260,11 @@ const EVOLVE = {
     }
     instance.isReviewed = true;
     if (payload.subtasks?.length) {
-      const known = instance.subtasks;
-      const isDone = (it) => known.get(it.id)?.state === 'COMPLETED' && definitionOf(known.get(it.id)) === definitionOf(it);
-      const edited = payload.subtasks.map(newSubtask).map((it) => (isDone(it) ? known.get(it.id) : it));
-      instance.subtasks = new Map(edited.map((subtask) => [subtask.id, subtask]));
+      const planned = instance.subtasks;
+      const isCompleted = ({ id }) => planned.get(id)?.state === 'COMPLETED';
+      const isUnchanged = (it) => isCompleted(it) && definitionOf(planned.get(it.id)) === definitionOf(it);
+      const subtasks = payload.subtasks.map(newSubtask).map((it) => (isUnchanged(it) ? planned.get(it.id) : it));
+      instance.subtasks = new Map(subtasks.map((subtask) => [subtask.id, subtask]));
     }
   },
   subtaskStarted(instance, payload, now) {

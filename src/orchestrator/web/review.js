@@ -12,8 +12,8 @@ const draftOf = ({ id, title, instructions, dependsOn, worker }) => ({ id, title
 /**
  * Return the review of the current plan, {planSequence, plan}, from the one that `watch.review` retained, if any. A review
  * has the plan and its sequence, the edited draft, the feedback, the decision that was sent ({planSequence} of its plan; an
- * accepted one stays, since the stream may show it later), and the RequestError of one that was refused. Plans are told
- * apart by sequence, since the text of the next one may be the same.
+ * accepted one stays, since the stream may show it later), and the RequestError of one that was refused. A plan
+ * is identified by its sequence, since the text of the next one may be the same.
  */
 function reviewOf(retained, current) {
   const unedited = { ...current, draft: current.plan, feedback: '', decision: null, refusal: null };

@@ -1,6 +1,6 @@
 // The timeline of an instance: a lane each for planning, every subtask and the synthesis, with a bar for each attempt.
 import { CopyButton } from './copy.js';
-import { TERMINAL, allWork } from './fold.js';
+import { allWork, TERMINAL } from './fold.js';
 import { cost, duration, elapsed, hasTokens, inputAndOutputTokens, plural, shortTokens, tokens } from './format.js';
 import { Markdown } from './markdown.js';
 import { timeScale } from './scale.js';

@@ -1,7 +1,7 @@
 // Follows one instance: folds all of its events, and accumulates the text of its open calls.
 import { eventsPath, getInstance } from './api.js';
 import { Feed } from './feed.js';
-import { apply, emptyInstance, kindOf, isIdle, TERMINAL } from './fold.js';
+import { apply, emptyInstance, isIdle, kindOf, TERMINAL } from './fold.js';
 import { LiveTexts, SYNTHESIS } from './texts.js';
 
 const WAITING_REASON_INTERVAL_MS = 2000;
@@ -16,7 +16,7 @@ export class Watch {
   #feed = null;
   #waitingReasonTimer = setInterval(() => this.#updateWaitingReason(), WAITING_REASON_INTERVAL_MS);
 
-  /** `onChange()`: after each change. `onLiveEvent(event, instance)`: after each event recorded since the page follows. */
+  /** `onChange()`: after each change. `onLiveEvent(event, instance)`: after each event recorded since `follow()`. */
   constructor(id, onChange, onLiveEvent) {
     this.id = id;
     this.onChange = onChange;
