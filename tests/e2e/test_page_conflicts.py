@@ -67,7 +67,7 @@ async def test_an_approval_of_a_plan_that_was_not_shown_is_refused_and_no_edit_i
 ) -> None:
     await create_instance(service, "seen", config={"reviewPlan": True})
 
-    async def paused_and_resumed() -> None:
+    async def pause_and_resume() -> None:
         await post(service, "/seen:pause")
         await post(service, "/seen:resume")
 
@@ -75,7 +75,7 @@ async def test_an_approval_of_a_plan_that_was_not_shown_is_refused_and_no_edit_i
         await page.goto(page_url(service, "seen"))
         await expect_state(page, "Plan to review")
         await page.locator("[name=instructions]").first.fill("Do all of it.")
-        await act_before_request(page, "/seen:review", paused_and_resumed)
+        await act_before_request(page, "/seen:review", pause_and_resume)
         await button(page, "Approve the edited plan").click()
         await expect(page.locator(".review [role=alert]")).to_contain_text(
             "It has gone on meanwhile: pause requested, paused, resumed. Nothing was changed"
@@ -151,13 +151,13 @@ async def test_an_edit_is_shown_again_with_its_refusal_where_the_next_plan_came_
     async with open_page(browser) as page:
         instructions = page.locator("[name=instructions]")
 
-        async def rejected() -> None:
+        async def reject() -> None:
             await post(service, "/refused:review", decision="DECISION_REJECT", feedback="otherwise")
             await expect(instructions).to_have_count(3)
 
         await page.goto(page_url(service, "refused"))
         await instructions.first.fill("Do all of it.")
-        await act_before_request(page, "/refused:review", rejected)
+        await act_before_request(page, "/refused:review", reject)
         await button(page, "Approve the edited plan").click()
         await expect(page.locator(".review [role=alert]")).to_contain_text("It has gone on meanwhile")
         await expect(instructions.first).to_have_value("Do all of it.")
@@ -207,7 +207,7 @@ async def test_a_retry_after_one_elsewhere_is_refused_with_the_events_since(
 ) -> None:
     await create_instance(service, "retried", config={"bigModel": f"openai/{FAILS}"})
 
-    async def retried() -> None:
+    async def retry() -> None:
         await post(service, "/retried:retry")
         while (await get_instance(service, "retried"))["state"] != "STATE_ERRORED":  # noqa: ASYNC110  a state of the service
             await asyncio.sleep(0.05)
@@ -215,12 +215,12 @@ async def test_a_retry_after_one_elsewhere_is_refused_with_the_events_since(
     async with open_page(browser) as page:
         await page.goto(page_url(service, "retried"))
         await expect_state(page, "Errored")
-        await act_before_request(page, "/retried:retry", retried)
+        await act_before_request(page, "/retried:retry", retry)
         await button(page, "Retry").click()
         alert = page.locator(".actions [role=alert]").first
         await expect(alert).to_contain_text("It has gone on meanwhile: retried, planning started")
         await button(page, "Restart…").click()
-        await act_before_request(page, "/retried:restart", retried)
+        await act_before_request(page, "/retried:restart", retry)
         await button(page, "Restart").click()
         await expect(page.locator("dialog [role=alert]")).to_contain_text("It has gone on meanwhile: retried")
         await button(page, "Restart").click()

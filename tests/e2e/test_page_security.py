@@ -48,8 +48,8 @@ async def test_hostile_output_runs_and_loads_nothing(browser: Browser, tmp_path:
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         open_page(browser) as page,
     ):
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requested_urls: list[str] = []
+        page.on("request", lambda request: requested_urls.append(request.url))
         dialogs: list[str] = []
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         await create_instance(service, "a", prompt=HOSTILE, labels={"x": VECTORS[0]})
@@ -63,7 +63,7 @@ async def test_hostile_output_runs_and_loads_nothing(browser: Browser, tmp_path:
         assert await page.evaluate("window.broken") is None
         assert dialogs == []
         home = f"http://{service.rest_address}/"
-        assert [url for url in asked if not url.startswith(home)] == []
+        assert [url for url in requested_urls if not url.startswith(home)] == []
 
 
 async def assert_inert(page: Page) -> None:

@@ -73,8 +73,8 @@ async def test_settings_that_a_restart_changed_are_shown(
 async def test_model_fields_suggest_the_models_of_the_settings_and_of_instances(
     service: StagedService, stage: tuple[StagedService, str], page: Page
 ) -> None:
-    seen = InstanceConfig(big_model="openai/seen", small_model="openai/little")
-    await service.stage("seen", [(0, pb.InstanceCreated(prompt="x", config=seen))], ago_s=10)
+    instance_config = InstanceConfig(big_model="openai/seen", small_model="openai/little")
+    await service.stage("seen", [(0, pb.InstanceCreated(prompt="x", config=instance_config))], ago_s=10)
     await page.goto(f"{stage[1]}#/new")
     await expect(page.locator(".hint").first).to_contain_text("openai/large plans, openai/little works")
     await page.get_by_text("Options").click()
@@ -83,8 +83,8 @@ async def test_model_fields_suggest_the_models_of_the_settings_and_of_instances(
     await expect(page.get_by_label(small)).to_have_attribute("placeholder", "openai/little")
     await expect(page.locator('.item[href$="/seen"]')).to_have_count(1)
     for label in (big, small):
-        known = ["openai/large", "openai/little", "openai/coding", "openai/seen"]
-        assert set(known) <= set(await suggestions(page, label))
+        expected = ["openai/large", "openai/little", "openai/coding", "openai/seen"]
+        assert set(expected) <= set(await suggestions(page, label))
     await expect(page.locator(".create")).to_contain_text("the workers coder, writer")
 
 

@@ -1,9 +1,9 @@
-// A client as one writes it for Cloudflare's orchestrator-workers demo: start a workflow, ask until it has ended.
+// A client as it would be written for Cloudflare's orchestrator-workers demo: start a workflow, poll until it ends.
 //
-// node demo.js URL PROMPT: prints what it was told, one JSON object.
+// node demo.js URL PROMPT: prints one JSON object: the id, the statuses in their order, and the output.
 
 const [url, prompt] = process.argv.slice(2);
-const ended = ["complete", "errored", "terminated"];
+const terminalStatuses = ["complete", "errored", "terminated"];
 
 const response = await fetch(url, {
   method: "POST",
@@ -12,11 +12,11 @@ const response = await fetch(url, {
 });
 const { id, details } = await response.json();
 
-const seen = [details.status];
+const statuses = [details.status];
 let status = details;
-while (!ended.includes(status.status)) {
+while (!terminalStatuses.includes(status.status)) {
   await new Promise((resolve) => setTimeout(resolve, 50));
   ({ status } = await (await fetch(new URL(id, url))).json());
-  if (seen.at(-1) !== status.status) seen.push(status.status);
+  if (statuses.at(-1) !== status.status) statuses.push(status.status);
 }
-console.log(JSON.stringify({ id, seen, output: status.output }));
+console.log(JSON.stringify({ id, seen: statuses, output: status.output }));

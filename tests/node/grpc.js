@@ -1,7 +1,7 @@
-// A gRPC client made from the .proto files at run time.
+// A gRPC client built from the .proto files at run time.
 //
-// node grpc.js ADDRESS PROTOS PROMPT: creates an instance, streams its events, gets it, and asks for what is
-// not there; prints one JSON object.
+// node grpc.js ADDRESS PROTOS PROMPT: creates an instance, streams its events, gets it, and gets a missing
+// one; prints one JSON object.
 
 import grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
@@ -30,13 +30,13 @@ for await (const message of client.StreamEvents({ id })) {
 }
 const { status } = await call("GetInstance", { id });
 
-const refused = await call("GetInstance", { id: "nobody" }).catch((error) => error);
-const [bytes] = refused.metadata.get("grpc-status-details-bin");
+const error = await call("GetInstance", { id: "nobody" }).catch((rejection) => rejection);
+const [bytes] = error.metadata.get("grpc-status-details-bin");
 const details = definition["google.rpc.Status"].deserialize(bytes).details;
 const info = details.find((detail) => detail.type_url.endsWith("ErrorInfo"));
 const { reason, domain, metadata } = definition["google.rpc.ErrorInfo"].deserialize(info.value);
 
 console.log(
-  JSON.stringify({ kinds, sequences, end, status, refused: { code: refused.code, reason, domain, metadata } }),
+  JSON.stringify({ kinds, sequences, end, status, refused: { code: error.code, reason, domain, metadata } }),
 );
 client.close();
