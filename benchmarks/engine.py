@@ -5,8 +5,8 @@
 An instance is a plan, five subtasks and a synthesis by a scripted model that answers at once; fsync is on.
 Two measures stand beside it. Raw group commit writes the same bytes into the same tables, a hundred rows a
 transaction, with nothing else to do. The bare way has an asyncio task for each call and the same log, and
-nothing between them: it writes the same kinds of events in order, but knows no state, so it could neither
-recover, retry, pause, bound its calls nor keep a budget. One instance alone stands beside one fsync.
+nothing between them: it writes the same kinds of events in order, but has no state, so it could neither
+recover, retry, pause, bound its calls nor keep a budget. One instance alone is compared with one fsync.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/followers.py [--instances 60000] [--followers 0 1 16 1000] [--seconds 2]
 
-Instances are created one after the other, each is read once it is there, and the followers are told of it.
+Instances are created one after the other, each is read once it is durable, and the followers are notified.
 Then the list is walked by labels and states that many, one or none of the instances have.
 """
 
@@ -30,7 +30,7 @@ COMMON = [("team", "all")]
 AT_ONCE = 500
 
 
-def waiting(name: str) -> Creation:
+def queued(name: str) -> Creation:
     """An instance with one event and the common label."""
     new = NewInstance(id=name, prompt="Build it.", config=CONFIG, labels=dict(COMMON))
     instance, events = new.begin(time.time())
@@ -39,7 +39,7 @@ def waiting(name: str) -> Creation:
 
 async def fill(log: SqliteEventLog, instances: int) -> None:
     """Write instances, the first of which is terminated."""
-    first = waiting("first")
+    first = queued("first")
     now_s = time.time()
     instance, ended = apply_with_consequences(
         first.instance, terminate(first.instance), now_s, lambda time_s: now_s - time_s
@@ -47,7 +47,7 @@ async def fill(log: SqliteEventLog, instances: int) -> None:
     await log.create([Creation(first.key, [*first.events, *ended], instance)])
     for start in range(0, instances, AT_ONCE):
         names = range(start, min(start + AT_ONCE, instances))
-        await asyncio.gather(*(log.create([waiting(f"old-{number}")]) for number in names))
+        await asyncio.gather(*(log.create([queued(f"old-{number}")]) for number in names))
 
 
 async def read_on(log: SqliteEventLog, after: int) -> None:
@@ -57,7 +57,7 @@ async def read_on(log: SqliteEventLog, after: int) -> None:
             assert not isinstance(step, Page) or step.ordinals
 
 
-async def beside(log: SqliteEventLog, followers: int, seconds: float) -> str:
+async def measure_beside(log: SqliteEventLog, followers: int, seconds: float) -> str:
     """Commit and read beside so many followers."""
     after = await log.last_position()
     tasks = [asyncio.create_task(read_on(log, after)) for _ in range(followers)]
@@ -65,7 +65,7 @@ async def beside(log: SqliteEventLog, followers: int, seconds: float) -> str:
     end_s = time.perf_counter() + seconds
     while (begin_s := time.perf_counter()) < end_s:
         name = f"new-{followers}-{len(commits)}"
-        await log.create([waiting(name)])
+        await log.create([queued(name)])
         commits.append(time.perf_counter() - begin_s)
         begin_s = time.perf_counter()
         head = await log.head(InstanceKey("", name))
@@ -74,10 +74,10 @@ async def beside(log: SqliteEventLog, followers: int, seconds: float) -> str:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return f"{followers:>10,}{len(commits) / seconds:12,.0f}{told(commits)}{told(reads)}"
+    return f"{followers:>10,}{len(commits) / seconds:12,.0f}{format_ms(commits)}{format_ms(reads)}"
 
 
-def told(times: Sequence[float]) -> str:
+def format_ms(times: Sequence[float]) -> str:
     """Median and maximum in milliseconds."""
     ordered = sorted(times)
     return f"{ordered[len(ordered) // 2] * 1e3:12.2f}{ordered[-1] * 1e3:10.2f}"
@@ -102,7 +102,7 @@ async def measure(path: Path, instances: int, followers: Sequence[int], seconds:
     await fill(log, instances)
     print(f"{'followers':>10}{'commits/s':>12}{'commit p50':>12}{'max':>10}{'read p50':>12}{'max, ms':>10}")
     for count in followers:
-        print(await beside(log, count, seconds))
+        print(await measure_beside(log, count, seconds))
     print(f"{'list by':32}{'found':>8}{'reads':>8}{'longest':>10}{'all, ms':>10}")
     for name, query in {
         "a common label": Query(labels=COMMON),

@@ -39,7 +39,7 @@ Call = Callable[[], Awaitable[bytes]]
 
 
 class Server(asyncio.Protocol):
-    """Answers every request with the same reply; knows no more of HTTP than its clients need."""
+    """Answers every request with the same reply; implements no more of HTTP than its clients need."""
 
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(REPLY)
 

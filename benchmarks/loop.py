@@ -1,4 +1,4 @@
-"""How long the event loop stands still for what clients, models and endpoints send at their worst.
+"""How long the event loop is blocked by what clients, models and endpoints send at their worst.
 
     python benchmarks/loop.py [--kilobytes 1024] [--instances 1000]
 
@@ -38,7 +38,7 @@ PIECES: Final = (16, 64 * 1024)
 MAX_SUBTASKS: Final = 64
 
 
-def told(name: str, longest_s: float, total_s: float) -> None:
+def print_row(name: str, longest_s: float, total_s: float) -> None:
     """Print a row."""
     print(f"{name:56}{longest_s * 1e3:10.2f}{total_s * 1e3:12.1f}")
 
@@ -58,7 +58,7 @@ def plans(characters: int) -> Mapping[str, str]:
 
 
 def answers(characters: int) -> Mapping[str, str]:
-    """Return answers that are hard to tell from thoughts."""
+    """Return answers that are hard to distinguish from thoughts."""
     return {
         "closing tags in code": filled("```\n", "</think>\n", characters),
         "closing tags in sentences": filled("", "a </think> b ", characters),
@@ -77,7 +77,7 @@ def in_pieces(name: str, text: str, add: Callable[[str], object]) -> None:
             begin_s = time.perf_counter()
             add(text[start : start + size])
             times.append(time.perf_counter() - begin_s)
-        told(f"{name}, pieces of {size:,}", max(times), sum(times))
+        print_row(f"{name}, pieces of {size:,}", max(times), sum(times))
 
 
 def streamed_plan() -> Callable[[str], object]:
@@ -97,7 +97,7 @@ def texts(characters: int) -> None:
     instance, _ = NewInstance(id="a", prompt=f"</prompt>{prompt}", config=CONFIG).begin(0)
     begin_s = time.perf_counter()
     FULL.plan(instance)
-    told("a prompt of closing tags", *[time.perf_counter() - begin_s] * 2)
+    print_row("a prompt of closing tags", *[time.perf_counter() - begin_s] * 2)
     for name, text in plans(characters).items():
         in_pieces(f"a plan, {name}", text, streamed_plan())
     for name, text in answers(characters).items():
@@ -108,17 +108,17 @@ async def measure_stall(name: str, work: Coroutine[Any, Any, object]) -> None:
     """Measure the longest time that nothing else had its turn."""
     turns = [time.perf_counter()]
 
-    async def take_turns() -> None:
+    async def record_turns() -> None:
         while True:
             await asyncio.sleep(0)
             turns.append(time.perf_counter())
 
-    watching = asyncio.create_task(take_turns())
+    watching = asyncio.create_task(record_turns())
     await asyncio.sleep(0)
     await work
     await asyncio.sleep(0)
     watching.cancel()
-    told(name, max(b - a for a, b in pairwise(turns)), turns[-1] - turns[0])
+    print_row(name, max(b - a for a, b in pairwise(turns)), turns[-1] - turns[0])
 
 
 async def parsed(text: str) -> None:
@@ -155,7 +155,7 @@ def main() -> None:
     arguments.add_argument("--kilobytes", type=int, default=1024)
     arguments.add_argument("--instances", type=int, default=1000)
     options = arguments.parse_args()
-    print(f"{'the loop stands still, ms':56}{'longest':>10}{'in all':>12}")
+    print(f"{'the loop is blocked, ms':56}{'longest':>10}{'in all':>12}")
     texts(options.kilobytes * 1024)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "log.db")

@@ -4,9 +4,9 @@
 
 storm: 50 instances of 8 subtasks at an endpoint that takes 20 calls a second and answers 429 with Retry-After
 to more; beside what that limit allows. planning: one instance, the plan streamed at 50 tokens a second, once
-as subtasks are begun while it is written and once after it; beside the critical path. calls: CPU time of 500
+as subtasks start while it is written and once after it; beside the critical path. calls: CPU time of 500
 calls at once, plain and streamed in 200 pieces at 20 a second: by a bare client, which reads nothing of it,
-and by the provider, as for the engine while nobody watches.
+and by the provider, as for the engine without subscribers.
 """
 
 import asyncio
@@ -163,11 +163,11 @@ async def planning(subtasks: int = 6, tokens_per_s: int = 50, work_s: float = 2.
             instance = (await wait_for_end(log, running.states, InstanceKey("", "a"), 600)).instance
             seconds = time.perf_counter() - begin
             assert instance.state == pb.STATE_COMPLETE, instance.error
-        print(f"  begun {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
+        print(f"  started {name}: {seconds:5.2f} s, {seconds / critical_s:.2f} of the critical path")
 
 
 class Plain(ChatCompletions):
-    """As beyond the bound on streams that nobody watches."""
+    """As beyond the limit of unwatched streams."""
 
     most_unwatched_streams = 0
 

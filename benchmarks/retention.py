@@ -4,7 +4,7 @@
 
 The log holds so many finished instances of 21 events each. Then instances are created at a steady rate, with
 nothing else to do and with a sweep beside them, in turns. A creation's time counts from when it was due, so
-that one that holds up the next ones is not told too well.
+that one that delays the next ones is not measured too favourably.
 """
 
 import argparse
@@ -84,7 +84,7 @@ async def creations(log: SqliteEventLog, run: str, rate: float, seconds: float) 
     return times
 
 
-async def beside_a_sweep(log: SqliteEventLog, run: str, rate: float, seconds: float) -> list[float]:
+async def creations_beside_a_sweep(log: SqliteEventLog, run: str, rate: float, seconds: float) -> list[float]:
     """As `creations`, while finished instances are removed; how many went is printed."""
     before = await finished_count(log)
     sweeping = asyncio.create_task(sweep(log, time.time()))
@@ -100,11 +100,11 @@ async def finished_count(log: SqliteEventLog) -> int:
     return len(await log.finished_before(time.time(), 10**9))
 
 
-def told(name: str, times: Sequence[float]) -> str:
+def format_row(name: str, times: Sequence[float]) -> str:
     """Median, 99th percentile and maximum, in milliseconds."""
     ordered = sorted(times)
-    places = (len(ordered) // 2, min(len(ordered) - 1, round(len(ordered) * 0.99)), -1)
-    return f"{name:16}{len(ordered):8,}" + "".join(f"{ordered[place] * 1e3:10.2f}" for place in places)
+    ranks = (len(ordered) // 2, min(len(ordered) - 1, round(len(ordered) * 0.99)), -1)
+    return f"{name:16}{len(ordered):8,}" + "".join(f"{ordered[rank] * 1e3:10.2f}" for rank in ranks)
 
 
 async def measure(path: Path, rate: float, seconds: float, repeats: int) -> None:
@@ -112,8 +112,12 @@ async def measure(path: Path, rate: float, seconds: float, repeats: int) -> None
     log = await SqliteEventLog.open(path)
     print(f"{'create, ms':16}{'count':>8}{'p50':>10}{'p99':>10}{'max':>10}")
     for number in range(repeats):
-        print(told("alone", await creations(log, f"alone-{number}", rate, seconds)))
-        print(told("beside a sweep", await beside_a_sweep(log, f"beside-{number}", rate, seconds)))
+        print(format_row("alone", await creations(log, f"alone-{number}", rate, seconds)))
+        print(
+            format_row(
+                "beside a sweep", await creations_beside_a_sweep(log, f"beside-{number}", rate, seconds)
+            )
+        )
     await log.aclose()
 
 

@@ -237,7 +237,7 @@ class _Description:
         if required:
             schema["required"] = required
         if sent:
-            # Stricter than Envoy, which drops what it does not know: who sends such a thing has misspelt it.
+            # Stricter than Envoy, which drops unknown fields: such a field is misspelt.
             schema["additionalProperties"] = False
         return schema
 
@@ -325,7 +325,7 @@ class _Description:
         }
 
     def _status(self) -> Json:
-        """Describe google.rpc.Status as Envoy renders it, whoever failed."""
+        """Describe google.rpc.Status as Envoy renders it, of the service or its own."""
         details = []
         for name in ERROR_DETAILS:
             schema = self._message(
@@ -416,7 +416,7 @@ def _mask_paths(config: Descriptor) -> Iterator[str]:
 
 
 def _duration(limits: Any) -> str:
-    """Return a pattern that bounds the seconds' digits; the comment says the rest."""
+    """Return a pattern that bounds the seconds' digits; the comment states the rest."""
     if limits is None:
         return r"^-?[0-9]+(\.[0-9]{1,9})?s$"
     digits = len(str(int(limits.maximum))) if limits.HasField("maximum") else _DURATION_DIGITS

@@ -12,7 +12,7 @@ HEADERS: Final = {".css": "style", ".js": "script", ".svg": "icon"}
 
 
 def with_page_routes(text: str) -> str:
-    """Return the text of envoy.yaml with its list of routes made anew from the files of the page."""
+    """Return the text of envoy.yaml with its list of routes rebuilt from the files of the page."""
     head, _, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not end:

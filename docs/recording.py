@@ -92,7 +92,7 @@ class Endpoint:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        name, text = self._said(body)
+        name, text = self._answer_text(body)
         if name == "t2" and not self._limited:
             self._limited = True
             return web.json_response(
@@ -115,7 +115,7 @@ class Endpoint:
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    def _said(self, body: Mapping[str, Any]) -> tuple[str, str]:
+    def _answer_text(self, body: Mapping[str, Any]) -> tuple[str, str]:
         if "response_format" in body:
             return "plan", json.dumps(PLAN)
         told = body["messages"][-1]["content"]
@@ -210,7 +210,7 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def moments(stack: AsyncExitStack) -> list[tuple[str, str]]:
+async def record_moments(stack: AsyncExitStack) -> list[tuple[str, str]]:
     """What is seen, each with its caption."""
     folder = Path(stack.enter_context(TemporaryDirectory()))
     endpoint = Endpoint()
@@ -267,7 +267,7 @@ async def record() -> None:
     async with AsyncExitStack() as stack:
         told = [
             f"\n{caption}\n\n````text\n{screen.removesuffix('$').rstrip()}\n````\n"
-            for caption, screen in await moments(stack)
+            for caption, screen in await record_moments(stack)
         ]
     print(PAGE.format(columns=COLUMNS, moments="".join(told)), end="")
 

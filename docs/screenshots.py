@@ -99,7 +99,7 @@ def used(tokens_in: int, tokens_out: int, cost: float) -> Usage:
     return Usage(input_tokens=tokens_in, output_tokens=tokens_out, model_calls=1, cost_usd=cost)
 
 
-def created(prompt: str, **config: Any) -> Step:
+def creation_step(prompt: str, **config: Any) -> Step:
     return 0, InstanceCreated(
         prompt=prompt, config=InstanceConfig(big_model=BIG, small_model=SMALL, **config)
     )
@@ -124,7 +124,7 @@ def planned() -> list[Step]:
     ]
 
 
-def worked() -> list[Step]:
+def completed_steps() -> list[Step]:
     limited = SubtaskFailed(
         subtask_id="docker",
         attempt=1,
@@ -173,10 +173,16 @@ async def stage(service: StagedService) -> None:
     counters = "Compare three ways to shard a counter, with code"
     budget = Budget(max_cost_usd=0.05)
     guide = "Write a migration guide from Express 4 to Express 5"
-    await service.stage("todo-api", [created(PROMPT), *planned(), *worked(), *finished], ago_s=4100)
-    await service.stage("counters", [created(counters, budget=budget), *planned(), *overspent], ago_s=1500)
-    await service.stage("guide", [created(guide, review_plan=True, workers=WORKERS), *planned()], ago_s=300)
-    await service.stage("todo-api-again", [created(PROMPT), *planned(), *worked()], ago_s=37)
+    await service.stage(
+        "todo-api", [creation_step(PROMPT), *planned(), *completed_steps(), *finished], ago_s=4100
+    )
+    await service.stage(
+        "counters", [creation_step(counters, budget=budget), *planned(), *overspent], ago_s=1500
+    )
+    await service.stage(
+        "guide", [creation_step(guide, review_plan=True, workers=WORKERS), *planned()], ago_s=300
+    )
+    await service.stage("todo-api-again", [creation_step(PROMPT), *planned(), *completed_steps()], ago_s=37)
     await service.write(
         "todo-api-again",
         OutputDelta(subtask_id="store", attempt=1, text=STORE),

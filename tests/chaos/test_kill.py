@@ -11,7 +11,7 @@ from orchestrator.v1 import event_pb2, instance_pb2
 
 
 class Stage:
-    """An endpoint that hangs at one stage until it is told to go on."""
+    """An endpoint that hangs at one stage until the test lets it continue."""
 
     def __init__(self, role: Role, *, but_not: str = "") -> None:
         self.role = role
@@ -27,7 +27,7 @@ async def events_for(client: Client, instance_id: str) -> list[event_pb2.Event]:
     return [event async for event in client.stream_events(instance_id)]
 
 
-async def seen(client: Client, instance_id: str, kinds: list[str]) -> list[event_pb2.Event]:
+async def wait_for_kinds(client: Client, instance_id: str, kinds: list[str]) -> list[event_pb2.Event]:
     """The events up to where all of these kinds have been seen, in whatever order."""
     events: list[event_pb2.Event] = []
     missing = list(kinds)
@@ -58,7 +58,7 @@ async def test_an_instance_killed_at_any_stage_completes_and_pays_for_nothing_tw
     ):
         async with Client(service.grpc_address) as client:
             await client.create("Build it", instance_id="a")
-            before = await seen(client, "a", until)
+            before = await wait_for_kinds(client, "a", until)
             await endpoint.wait_for_calls({"planning": 1, "work": 4, "synthesis": 5}[stage.role])
         await service.kill()
         stage.is_stuck = False

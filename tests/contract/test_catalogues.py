@@ -18,13 +18,13 @@ CODER = pb.Worker(name="coder", model="a/codex", instructions="Tests first.", te
 WRITER = pb.Worker(name="writer")
 
 
-def naming(digest: str) -> pb.InstanceConfig:
+def with_catalogue(digest: str) -> pb.InstanceConfig:
     config = pb.InstanceConfig(catalogue=digest)
     config.MergeFrom(CONFIG)
     return config
 
 
-def life_with(config: pb.InstanceConfig, instance_id: str) -> History:
+def history_with(config: pb.InstanceConfig, instance_id: str) -> History:
     history = History(instance_id)
     history.events.clear()
     history.instance = type(history.instance)(id=instance_id)
@@ -41,16 +41,16 @@ async def test_a_catalogue_is_returned_as_it_was_stored_on_every_read(log: Event
 async def test_a_missing_catalogue_is_named_in_the_error(log: EventLog) -> None:
     with pytest.raises(StorageError, match="has no catalogue of workers abc, which an event of it names"):
         await log.catalogue("abc")
-    await create(log, life_with(naming("abc"), "a"))
+    await create(log, history_with(with_catalogue("abc"), "a"))
     with pytest.raises(StorageError, match="has no catalogue of workers abc"):
         await StateStore(log).load(key("a"))
 
 
 async def test_instances_share_the_workers_that_they_name(log: EventLog) -> None:
     states = StateStore(log)
-    config = naming(await states.store_catalogue([CODER, WRITER]))
+    config = with_catalogue(await states.store_catalogue([CODER, WRITER]))
     for name in ("a", "b"):
-        await create(log, life_with(config, name))
+        await create(log, history_with(config, name))
     loaded = [(await StateStore(log).load(key("a"))).instance]
     loaded += [(await states.load(key(name))).instance for name in ("a", "b")]
     assert [instance.workers for instance in loaded] == [(CODER, WRITER)] * 3
@@ -61,15 +61,17 @@ async def test_instances_share_the_workers_that_they_name(log: EventLog) -> None
 async def test_an_event_of_another_writer_may_name_another_catalogue(log: EventLog) -> None:
     states = StateStore(log)
     first, second = [await states.store_catalogue(each) for each in ([CODER], [WRITER])]
-    history = life_with(naming(first), "a")
+    history = history_with(with_catalogue(first), "a")
     await create(log, history)
     assert (await states.load(key("a"))).instance.workers == (CODER,)
     await record(log, history.terminated())
-    await record(log, history.then(Event(instance_retried=InstanceRetried(config=naming(second)))))
+    await record(log, history.then(Event(instance_retried=InstanceRetried(config=with_catalogue(second)))))
     assert (await states.load(key("a"))).instance.workers == (WRITER,)
     assert (await StateStore(log).load(key("a"))).instance.workers == (WRITER,)
     await record(log, history.terminated())
-    await record(log, history.then(Event(instance_restarted=InstanceRestarted(config=naming(second)))))
+    await record(
+        log, history.then(Event(instance_restarted=InstanceRestarted(config=with_catalogue(second))))
+    )
     assert (await states.load(key("a"))).instance.workers == (WRITER,)
     await record(log, history.terminated())
     own = pb.InstanceConfig(workers=[CODER])
@@ -83,14 +85,14 @@ async def test_an_event_of_another_writer_may_name_another_catalogue(log: EventL
 async def test_an_event_with_inline_workers_needs_no_catalogue(log: EventLog) -> None:
     config = pb.InstanceConfig(workers=[CODER])
     config.MergeFrom(CONFIG)
-    await create(log, life_with(config, "a"))
+    await create(log, history_with(config, "a"))
     assert (await StateStore(log).load(key("a"))).instance.workers == (CODER,)
 
 
 async def test_a_catalogue_survives_the_process_and_is_not_written_again(tmp_path: Path) -> None:
     log = await SqliteEventLog.open(tmp_path / "log.db")
     digest = await StateStore(log).store_catalogue([CODER])
-    await log.create([creation(life_with(naming(digest), "a"))])
+    await log.create([creation(history_with(with_catalogue(digest), "a"))])
     await log.aclose()
     log = await SqliteEventLog.open(tmp_path / "log.db")
     try:

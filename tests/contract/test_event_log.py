@@ -50,7 +50,7 @@ from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 
 
-def wish(instance_id: str, request_id: str = "", digest: bytes = b"", **labels: str) -> History:
+def requested(instance_id: str, request_id: str = "", digest: bytes = b"", **labels: str) -> History:
     history = History(instance_id)
     created = history.events[0].instance_created
     created.request_id, created.request_digest = request_id, digest
@@ -125,17 +125,17 @@ async def test_a_creation_and_the_appends_queued_before_it_become_durable_togeth
 
 
 async def test_an_unknown_instance_is_not_found(log: EventLog) -> None:
-    nobody = InstanceRef(key("nobody"), 7)
-    with pytest.raises(InstanceNotFoundError, match="no instance 'nobody'"):
-        await log.head(nobody.key)
+    unknown = InstanceRef(key("unknown"), 7)
+    with pytest.raises(InstanceNotFoundError, match="no instance 'unknown'"):
+        await log.head(unknown.key)
     with pytest.raises(InstanceNotFoundError):
-        await log.read(nobody, 0)
+        await log.read(unknown, 0)
     with pytest.raises(InstanceNotFoundError):
-        await log.append(append(History("nobody").planned(), nobody, 1))
+        await log.append(append(History("unknown").planned(), unknown, 1))
     with pytest.raises(InstanceNotFoundError):
-        await log.acquire_lease(nobody)
+        await log.acquire_lease(unknown)
     with pytest.raises(InstanceNotFoundError):
-        await log.delete(nobody)
+        await log.delete(unknown)
     assert await log.last_position() == 0
 
 
@@ -153,20 +153,20 @@ async def test_concurrent_creations_with_one_request_id_make_one_instance(log: E
     outcomes = [
         outcome
         for (outcome,) in await asyncio.gather(
-            *(log.create([creation(wish(f"i{number}", "key", b"same"))]) for number in range(100))
+            *(log.create([creation(requested(f"i{number}", "key", b"same"))]) for number in range(100))
         )
     ]
     (winner,) = [outcome.ref for outcome in outcomes if isinstance(outcome, Created)]
     assert [outcome.ref for outcome in outcomes if isinstance(outcome, Duplicate)] == [winner] * 99
     assert await ids(log) == [winner.id]
-    assert await log.check_creation(creation(wish("late", "key", b"same"))) == Duplicate(winner)
-    assert await log.check_creation(creation(wish("late", "another", b"same"))) is None
+    assert await log.check_creation(creation(requested("late", "key", b"same"))) == Duplicate(winner)
+    assert await log.check_creation(creation(requested("late", "another", b"same"))) is None
 
 
 async def test_a_request_id_with_another_payload_is_rejected(log: EventLog) -> None:
-    await create(log, wish("a", "key", b"one"))
+    await create(log, requested("a", "key", b"one"))
     with pytest.raises(AlreadyExistsError) as caught:
-        await log.create([creation(wish("b", "key", b"two"))])
+        await log.create([creation(requested("b", "key", b"two"))])
     assert caught.value.reason == "REQUEST_ID_REUSED"
     assert caught.value.metadata == {"id": "a"}
 
@@ -228,7 +228,7 @@ async def test_positions_follow_the_order_of_commits_over_all_instances(log: Eve
 
 
 async def test_a_read_of_all_advances_past_events_that_do_not_match(log: EventLog) -> None:
-    red = wish("red", team="red")
+    red = requested("red", team="red")
     await create(log, red)
     history = History("noise")
     await create(log, history)
@@ -245,8 +245,8 @@ async def test_a_read_of_all_advances_past_events_that_do_not_match(log: EventLo
 
 async def test_instances_are_listed_newest_first_by_state_and_label(log: EventLog) -> None:
     for number in range(6):
-        await create(log, wish(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
-    await create(log, wish("ended", team="red").terminated())
+        await create(log, requested(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
+    await create(log, requested("ended", team="red").terminated())
 
     async def listed(**filters: object) -> list[str]:
         return [row.head.ref.id for row in (await log.list(Query(**filters))).rows]
@@ -269,9 +269,9 @@ async def test_a_list_is_paged_to_its_end_whatever_the_filter_matches(
     scanned: int, log: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_INSTANCES", scanned)
-    await create(log, wish("oldest", team="red", stage="one").terminated())
+    await create(log, requested("oldest", team="red", stage="one").terminated())
     for number in range(12):
-        await create(log, wish(f"i{number}", team="red" if number % 3 else "blue"))
+        await create(log, requested(f"i{number}", team="red" if number % 3 else "blue"))
     both, ended, red = [pb.STATE_QUEUED, pb.STATE_TERMINATED], [pb.STATE_TERMINATED], [("team", "red")]
     names = [f"i{number}" for number in reversed(range(12))] + ["oldest"]
     reds = [name for name in names if name == "oldest" or int(name[1:]) % 3]
@@ -291,10 +291,10 @@ async def test_a_list_is_paged_to_its_end_whatever_the_filter_matches(
         (Query(tenant="other", labels=red), []),
     ):
         for limit in (1, 2, 50):
-            assert await walked(log, query._replace(limit=limit)) == expected
+            assert await page_through(log, query._replace(limit=limit)) == expected
 
 
-async def walked(log: EventLog, query: Query) -> list[str]:
+async def page_through(log: EventLog, query: Query) -> list[str]:
     """Each instance of a list, page by page: each page goes on further down."""
     found: list[str] = []
     while True:
@@ -426,7 +426,7 @@ async def test_all_instances_are_followed_live(log: EventLog) -> None:
 
 async def test_instances_with_a_label_are_followed_alone(log: EventLog) -> None:
     for number in range(6):
-        await create(log, wish(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
+        await create(log, requested(f"i{number}", team="red" if number % 2 else "blue", stage="one"))
     labels = [("team", "red"), ("stage", "one")]
     page, caught_up = [step async for step in subscription.follow_all(log, labels=labels, live=False)]
     assert isinstance(page, Page)
@@ -440,7 +440,7 @@ async def test_instances_with_a_label_are_followed_alone(log: EventLog) -> None:
 
 async def test_a_reader_of_all_reports_the_position_scanned_though_nothing_matched(log: EventLog) -> None:
     for number in range(6):
-        await create(log, wish(f"i{number}", team="blue"))
+        await create(log, requested(f"i{number}", team="blue"))
     found = [step async for step in subscription.follow_all(log, labels=[("team", "red")], live=False)]
     assert found == [subscription.CaughtUp(6)]
 
@@ -492,12 +492,12 @@ async def test_readers_that_join_anywhere_see_every_event_once_and_in_order(
 
 
 def test_the_fixture_for_a_created_instance_equals_its_fold() -> None:
-    history = wish("a", "key", b"digest", team="red")
+    history = requested("a", "key", b"digest", team="red")
     assert history.refolded() == history.instance
 
 
 def finished(instance_id: str, request_id: str = "", end_time_s: float = 0) -> History:
-    history = wish(instance_id, request_id, b"x", team="red").terminated()
+    history = requested(instance_id, request_id, b"x", team="red").terminated()
     if end_time_s:
         history.instance = replace(history.instance, end_time_s=end_time_s)
     return history
@@ -505,7 +505,7 @@ def finished(instance_id: str, request_id: str = "", end_time_s: float = 0) -> H
 
 async def test_a_deleted_instance_is_gone_for_every_method(log: EventLog) -> None:
     ref = await create(log, finished("a", "key"))
-    await create(log, wish("b", team="red"))
+    await create(log, requested("b", team="red"))
     await log.delete(ref)
     with pytest.raises(InstanceNotFoundError):
         await log.head(ref.key)
@@ -585,8 +585,13 @@ async def test_a_batch_of_creations_is_atomic(log: EventLog) -> None:
 
 
 async def test_a_repeated_request_in_a_batch_does_not_prevent_the_other_creations(log: EventLog) -> None:
-    await create(log, wish("first", "key", b"same"))
-    histories = [wish("a"), wish("again", "key", b"same"), wish("b", "other", b"x"), wish("c", "other", b"x")]
+    await create(log, requested("first", "key", b"same"))
+    histories = [
+        requested("a"),
+        requested("again", "key", b"same"),
+        requested("b", "other", b"x"),
+        requested("c", "other", b"x"),
+    ]
     outcomes = await log.create([creation(history) for history in histories])
     assert [(type(outcome), outcome.ref.id) for outcome in outcomes] == [
         (Created, "a"),
@@ -633,14 +638,14 @@ async def test_retention_continues_after_an_exception(
     await create(log, finished("old", end_time_s=100.0))
     find = log.finished_before
 
-    async def stumble(_: float, __: int) -> Sequence[InstanceRef]:
+    async def fail_once(_: float, __: int) -> Sequence[InstanceRef]:
         monkeypatch.setattr(log, "finished_before", find)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(log, "finished_before", stumble)
+    monkeypatch.setattr(log, "finished_before", fail_once)
     retaining = asyncio.create_task(retain(log, 0.01))
     async with asyncio.timeout(5):
-        while await ids(log):  # noqa: ASYNC110  a deletion wakes nobody here
+        while await ids(log):  # noqa: ASYNC110  a deletion notifies no reader here
             await asyncio.sleep(0.001)
     retaining.cancel()
     await asyncio.wait([retaining])

@@ -17,12 +17,16 @@ HISTORIES = Path(__file__).parents[1] / "histories"
 RELEASES = sorted(path.name for path in HISTORIES.iterdir() if path.is_dir())
 
 
-def known_of(folded: Any, recorded: Any) -> Any:
+def restrict_to_recorded(folded: Any, recorded: Any) -> Any:
     """What is folded today, without the fields that the recording release did not have."""
     if isinstance(folded, dict) and isinstance(recorded, dict):
-        return {name: known_of(value, recorded[name]) for name, value in folded.items() if name in recorded}
+        return {
+            name: restrict_to_recorded(value, recorded[name])
+            for name, value in folded.items()
+            if name in recorded
+        }
     if isinstance(folded, list) and isinstance(recorded, list) and len(folded) == len(recorded):
-        return [known_of(*pair) for pair in zip(folded, recorded, strict=True)]
+        return [restrict_to_recorded(*pair) for pair in zip(folded, recorded, strict=True)]
     return folded
 
 
@@ -34,7 +38,7 @@ async def test_a_released_log_folds_to_the_same_instances(release: str, tmp_path
         assert await ids(log) == list(reversed(recorded))
         for instance_id, resource in recorded.items():
             folded = MessageToDict(view.instance(await load(log, instance_id), full=True))
-            assert known_of(folded, resource) == resource, instance_id
+            assert restrict_to_recorded(folded, resource) == resource, instance_id
     finally:
         await log.aclose()
 

@@ -127,9 +127,9 @@ class Race:
         assert [type(result) for result in results] == [expected for _, expected in self.outcomes]
         rows = {row.head.ref.id: row for row in (await self.log.list(Query())).rows}
         assert rows.keys() == self.histories.keys()
-        told = await global_pages(self.log, limit=5)
-        assert [deletion.ref for page in told for deletion in page.deletions] == self.deleted
-        streamed = [event for page in told for event in page.events.events()]
+        pages = await global_pages(self.log, limit=5)
+        assert [deletion.ref for page in pages for deletion in page.deletions] == self.deleted
+        streamed = [event for page in pages for event in page.events.events()]
         for instance_id, history in self.histories.items():
             head = await self.log.head(key(instance_id))
             assert head == (history.ref, history.state, history.last_sequence)

@@ -1,4 +1,4 @@
-"""What the log promises when several write to it, each with what it knows of the instances."""
+"""What the log promises to several writers, each with a state of its own of the instances."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from orchestrator.v1 import instance_pb2 as pb
 
 @pytest.fixture
 async def writers(log: EventLog) -> tuple[Writer, Writer]:
-    """Two that have seen the new instance "a"."""
+    """Two writers that have loaded the new instance "a"."""
     await create(log, History("a"))
     return await Writer(log).load("a"), await Writer(log).load("a")
 
@@ -95,7 +95,7 @@ async def test_an_append_behind_a_cancelled_one_is_rejected(
     writer.append_planning().cancel()
     with pytest.raises(SequenceConflictError):
         await writer.append_planning()
-    await other.load("a")  # whether the first is there, the log alone can tell
+    await other.load("a")  # only the log knows whether the first is recorded
     await other.append_planning()
     found = await events(log, other.loaded.ref)
     assert [event.sequence for event in found] == list(range(1, len(found) + 1))
@@ -147,7 +147,7 @@ async def test_a_lease_survives_appends_and_ends_with_the_incarnation(log: Event
     assert await log.acquire_lease(await create(log, History("a"))) == 1
 
 
-async def anew(log: EventLog, ref: InstanceRef, history: History) -> InstanceRef:
+async def replace_incarnation(log: EventLog, ref: InstanceRef, history: History) -> InstanceRef:
     """Delete a finished instance, and create another one under its key."""
     await log.delete(ref)
     return await create(log, history)
@@ -158,7 +158,7 @@ async def test_an_incarnation_may_be_replaced_between_two_reads(log: EventLog) -
     ref = await create(log, old)
     writer = await Writer(log).load("a")
     assert writer.loaded == (ref, old.instance)
-    new_ref = await anew(log, ref, new)
+    new_ref = await replace_incarnation(log, ref, new)
     await writer.load("a")
     assert writer.loaded == (new_ref, new.instance)
     with pytest.raises(InstanceNotFoundError):
@@ -179,7 +179,7 @@ class InterruptedLog:
         page = await self._log.read(ref, after, limit=2)
         if history := self.replaced_by:
             self.replaced_by = None
-            await anew(self._log, ref, history)
+            await replace_incarnation(self._log, ref, history)
         return page
 
 
@@ -201,7 +201,7 @@ async def test_an_append_for_one_incarnation_never_reaches_the_next(log: EventLo
     old, new = History("a").terminated(), History("a").terminated()
     ref = await create(log, old)
     writer = await Writer(log).load("a")
-    new_ref = await anew(log, ref, new)
+    new_ref = await replace_incarnation(log, ref, new)
     retried = old.retried().events[-1]
     with pytest.raises(InstanceNotFoundError):
         await writer.append(retried)
@@ -217,11 +217,11 @@ async def test_a_wait_for_the_end_never_returns_the_end_of_another_incarnation(
     states = StateStore(log)
     load = states.load
 
-    async def late(of: InstanceKey) -> Loaded:
-        await anew(log, ref, History("a"))
+    async def replace_before_load(of: InstanceKey) -> Loaded:
+        await replace_incarnation(log, ref, History("a"))
         return await load(of)
 
-    monkeypatch.setattr(states, "load", late)
+    monkeypatch.setattr(states, "load", replace_before_load)
     with pytest.raises(InstanceNotFoundError):
         await wait_for_end(log, states, ref.key, 30)
 
@@ -234,13 +234,13 @@ async def test_deletions_are_reported_at_their_position_in_the_order(log: EventL
     for ref in refs[1:3]:
         await log.delete(ref)
     last = await log.last_position()
-    assert await told(log) == ["d1", "d2", "e1", "-a", "f1", "-b", "-c"]
+    assert await read_all(log) == ["d1", "d2", "e1", "-a", "f1", "-b", "-c"]
     for limit in (1, 2, 3):
-        assert await told(log, limit=limit) == ["d1", "d2", "e1", "-a", "f1", "-b", "-c"]
-    assert await told(log, labels=[("team", "red")]) == ["d1", "d2", "-a", "-b", "-c"]
-    assert await told(log, labels=[("team", "blue")]) == []
-    assert await told(log, after=last - 1) == ["-c"]
-    assert await told(log, after=last) == []
+        assert await read_all(log, limit=limit) == ["d1", "d2", "e1", "-a", "f1", "-b", "-c"]
+    assert await read_all(log, labels=[("team", "red")]) == ["d1", "d2", "-a", "-b", "-c"]
+    assert await read_all(log, labels=[("team", "blue")]) == []
+    assert await read_all(log, after=last - 1) == ["-c"]
+    assert await read_all(log, after=last) == []
 
 
 async def test_many_consecutive_deletions_are_all_reported(log: EventLog) -> None:
@@ -249,9 +249,9 @@ async def test_many_consecutive_deletions_are_all_reported(log: EventLog) -> Non
         await log.delete(ref)
     await create(log, History("last"))
     expected = [f"-i{number}" for number in range(30)] + ["last1"]
-    assert await told(log) == expected
-    assert await told(log, limit=7) == expected
-    assert await told(log, labels=[("team", "red")]) == []
+    assert await read_all(log) == expected
+    assert await read_all(log, limit=7) == expected
+    assert await read_all(log, labels=[("team", "red")]) == []
 
 
 async def test_a_deletion_is_reported_to_a_reader_in_the_middle_of_the_instance(log: EventLog) -> None:
@@ -259,18 +259,18 @@ async def test_a_deletion_is_reported_to_a_reader_in_the_middle_of_the_instance(
     ref = await create(log, history)
     page = await log.read_all(0, 2)
     await log.delete(ref)
-    assert await told(log, after=page.cursor) == ["-a"]
-    assert await told(log) == ["-a"]
+    assert await read_all(log, after=page.cursor) == ["-a"]
+    assert await read_all(log) == ["-a"]
 
 
-async def told(
+async def read_all(
     log: EventLog,
     after: int = 0,
     limit: int = 256,
     tenant: str | None = None,
     labels: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
-    """What is read of all: id and sequence of an event, - and id of a deletion; in the order of positions."""
+    """Read all: id and sequence of each event, - and id of each deletion; in the order of positions."""
     found: list[tuple[int, str]] = []
     for page in await global_pages(log, after, limit, tenant=tenant, labels=labels):
         new = [
@@ -309,7 +309,7 @@ async def test_two_creations_with_one_request_id_return_the_same_instance(log: E
     )
     assert isinstance(first, Created)
     assert second == Duplicate(first.ref)
-    assert await told(log) == ["a1"]
+    assert await read_all(log) == ["a1"]
 
 
 async def test_tenants_may_use_the_same_ids_and_see_only_their_own(log: EventLog) -> None:
@@ -329,11 +329,11 @@ async def test_tenants_may_use_the_same_ids_and_see_only_their_own(log: EventLog
         assert [row.head.ref.id for row in page.rows] == ids
         assert all(tenant in (None, row.head.ref.key.tenant) for row in page.rows)
     await log.delete(refs["red"])
-    assert await told(log, tenant="red") == ["-a"]
-    assert await told(log, tenant="blue") == ["a1"]
-    assert await told(log, tenant="green") == ["c1"]
-    assert await told(log, tenant="") == []
-    assert await told(log) == ["a1", "c1", "-a"]
+    assert await read_all(log, tenant="red") == ["-a"]
+    assert await read_all(log, tenant="blue") == ["a1"]
+    assert await read_all(log, tenant="green") == ["c1"]
+    assert await read_all(log, tenant="") == []
+    assert await read_all(log) == ["a1", "c1", "-a"]
     assert (await log.head(refs["blue"].key)).ref == refs["blue"]
 
 

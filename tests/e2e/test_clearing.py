@@ -19,7 +19,7 @@ async def post(service: Process, path: str, body: Any) -> tuple[int, Any]:
         return answer.status, await answer.json()
 
 
-async def ended(service: Process, instance_id: str) -> Any:
+async def wait_for_end(service: Process, instance_id: str) -> Any:
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://{service.rest_address}/{instance_id}:wait") as answer,
@@ -39,14 +39,14 @@ async def test_plan_limits_and_workers_are_cleared_by_name_in_json(tmp_path: Pat
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
     ):
         await post(service, "", {"prompt": "Build it", "id": "a", "config": recorded})
-        assert [each["id"] for each in (await ended(service, "a"))["subtasks"]] == ["mine"]
+        assert [each["id"] for each in (await wait_for_end(service, "a"))["subtasks"]] == ["mine"]
         mask = "subtasks,budget.maxTokens,workers,maxSubtasks"
         for action, name in (("fork", "b"), ("restart", "a")):
             body = {"updateMask": mask, "config": {"maxSubtasks": 5}}
             more = {"newId": name, "stage": "STAGE_PLAN"} if action == "fork" else {}
             status, _ = await post(service, f"a:{action}", body | more)
             assert status == 200
-            instance = await ended(service, name)
+            instance = await wait_for_end(service, name)
             assert [each["id"] for each in instance["subtasks"]] == ["t1", "t2"]
             config = instance["config"]
             assert config["budget"] == {"maxDuration": "60s"}
@@ -60,7 +60,7 @@ async def test_an_unknown_field_is_rejected_in_json(action: str, tmp_path: Path)
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
     ):
         await post(service, "", {"prompt": "Build it", "id": "a"})
-        await ended(service, "a")
+        await wait_for_end(service, "a")
         more = {"stage": "STAGE_PLAN"} if action == "fork" else {}
         status, refusal = await post(service, f"a:{action}", {"updateMask": "budget,planOfMine"} | more)
         assert (status, refusal["code"]) == (400, 3)

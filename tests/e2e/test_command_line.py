@@ -12,7 +12,7 @@ from support.shell import Shell
 
 
 async def test_run_goes_through_the_envoy_of_the_service_that_it_follows(tmp_path: Path) -> None:
-    folder, other = tmp_path / "meant", tmp_path / "other"
+    folder, other = tmp_path / "target", tmp_path / "other"
     folder.mkdir()
     other.mkdir()
     async with (
@@ -20,7 +20,7 @@ async def test_run_goes_through_the_envoy_of_the_service_that_it_follows(tmp_pat
         process(folder, "up", **on_endpoint(endpoint.url)) as service,
         process(other, "up", **on_endpoint(endpoint.url)) as another,
     ):
-        # The variables name the other one, and a REST address that nobody has.
+        # The variables name the other one, and a REST address without a server.
         shell = Shell.without_service(tmp_path).with_variables(ORCHESTRATOR_GRPC_ADDRESS=another.grpc_address)
         outcome = await shell.run("run", "p", "--id", "a", "--address", service.grpc_address)
         assert (outcome.code, outcome.out.splitlines()[0]) == (0, "# The result"), outcome.err
@@ -39,9 +39,9 @@ async def test_a_plan_survives_the_end_of_the_service_started_for_it(tmp_path: P
         )
         outcome = await shell.run("run", "p", "--id", "a", "--plan")
         assert (outcome.code, outcome.out.splitlines()[0]) == (0, "plan of a: 1 subtask"), outcome.err
-        told = outcome.err.splitlines()[-7:]
-        assert told[0].startswith("stopped: a is kept in ")
-        assert told[3] == "the plan of a waits for review"
+        lines = outcome.err.splitlines()[-7:]
+        assert lines[0].startswith("stopped: a is kept in ")
+        assert lines[3] == "the plan of a waits for review"
         async with process(tmp_path, **on_endpoint(endpoint.url)) as service:  # on the same database
             shell = shell.with_variables(ORCHESTRATOR_GRPC_ADDRESS=service.grpc_address)
             assert (await shell.run("review", "a", "--approve")).code == 0

@@ -1,4 +1,4 @@
-"""Clients that know this service from the outside only: of the demo, of SSE, of gRPC, none of them ours."""
+"""Third-party clients: of the demo, of SSE and of gRPC."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Process]:
         yield running
 
 
-async def said(*command: str | Path) -> str:
+async def output_of(*command: str | Path) -> str:
     """What a command prints; it must succeed."""
     run = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -42,7 +42,7 @@ async def said(*command: str | Path) -> str:
     return output.decode()
 
 
-async def created(service: Process, **fields: object) -> str:
+async def create_instance(service: Process, **fields: object) -> str:
     async with httpx.AsyncClient(trust_env=False) as http:
         answer = await http.post(f"http://{service.rest_address}/", json={"prompt": "Build it", **fields})
     assert answer.status_code == 200, answer.text
@@ -55,11 +55,13 @@ def sequences(events: list[ServerSentEvent]) -> list[int]:
 
 
 async def test_a_client_of_the_demo_works_unchanged(service: Process) -> None:
-    told = json.loads(await said("node", NODE / "demo.js", f"http://{service.rest_address}/", "Build it"))
-    assert told["id"]
-    assert told["seen"][0] == "queued"
-    assert told["seen"][-1] == "complete"
-    assert told["output"] == {
+    output = json.loads(
+        await output_of("node", NODE / "demo.js", f"http://{service.rest_address}/", "Build it")
+    )
+    assert output["id"]
+    assert output["seen"][0] == "queued"
+    assert output["seen"][-1] == "complete"
+    assert output["output"] == {
         "orchestratorTasks": ["Part 1", "Part 2"],
         "workerResponses": ["The output of t1.", "The output of t2."],
         "finalResult": "# The result\n\nAll parts, put together.",
@@ -80,7 +82,7 @@ async def test_answers_have_the_exact_shape_of_the_demos(service: Process) -> No
 
 
 async def test_a_python_client_resumes_with_the_last_event_id(service: Process) -> None:
-    instance_id = await created(service)
+    instance_id = await create_instance(service)
     url = f"http://{service.rest_address}/{instance_id}/events"
     async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
         async with aconnect_sse(http, "GET", url) as source:
@@ -93,7 +95,7 @@ async def test_a_python_client_resumes_with_the_last_event_id(service: Process) 
 
 
 async def test_a_python_client_reads_all_instances_by_position(service: Process) -> None:
-    first, second = await created(service), await created(service)
+    first, second = await create_instance(service), await create_instance(service)
     url = f"http://{service.rest_address}/-/events"
     done = set()
     positions = []
@@ -118,7 +120,7 @@ async def test_curl_shows_events_as_they_happen(tmp_path: Path) -> None:
         Endpoint(script, subtasks=2) as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
     ):
-        instance_id = await created(service)
+        instance_id = await create_instance(service)
         curl = await asyncio.create_subprocess_exec(
             *("curl", "--no-buffer", "--silent", f"http://{service.rest_address}/{instance_id}/events"),
             stdout=asyncio.subprocess.PIPE,
@@ -147,40 +149,42 @@ async def test_an_event_source_reads_on_across_a_restart_and_stops_at_204(tmp_pa
         Endpoint(script, subtasks=2) as endpoint,
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
     ):
-        instance_id = await created(service)
+        instance_id = await create_instance(service)
         url = f"http://{service.rest_address}/{instance_id}/events"
         page = await asyncio.create_subprocess_exec(
             *("node", NODE / "events.js", url, "end", *PAYLOADS), stdout=asyncio.subprocess.PIPE
         )
         assert page.stdout
-        told: list[dict[str, Any]] = []
+        output: list[dict[str, Any]] = []
         async with asyncio.timeout(60):
-            while not told or told[-1].get("type") != "synthesis_started":
-                told.append(json.loads(await page.stdout.readline()))
+            while not output or output[-1].get("type") != "synthesis_started":
+                output.append(json.loads(await page.stdout.readline()))
             await service.stop()
             waits = False
             await service.start("up")
-            told.extend([json.loads(line) async for line in page.stdout])
+            output.extend([json.loads(line) async for line in page.stdout])
         assert await page.wait() == 0
-    events = [each for each in told if each.get("type") in PAYLOADS]
+    events = [each for each in output if each.get("type") in PAYLOADS]
     assert [int(event["lastEventId"]) for event in events] == list(range(1, len(events) + 1))
     assert events[-1]["type"] == "instance_completed"
-    ends = [each["data"] for each in told if each.get("type") == "end"]
+    ends = [each["data"] for each in output if each.get("type") == "end"]
     assert ends == [{"state": "STATE_COMPLETE", "sequence": str(len(events))}]
-    losses = [each["closed"] for each in told if "closed" in each]
+    losses = [each["closed"] for each in output if "closed" in each]
     assert losses[-1] is True, "204 closes it for good"
     assert losses[:-1]
     assert not any(losses[:-1]), "it tried again after the restart and after the end"
 
 
 async def test_grpc_from_node_needs_nothing_but_the_protos(service: Process) -> None:
-    told = json.loads(await said("node", NODE / "grpc.js", service.grpc_address, ROOT / "protos", "Build it"))
-    assert [int(sequence) for sequence in told["sequences"]] == list(range(1, len(told["sequences"]) + 1))
-    assert told["kinds"][-1] == "end"
-    assert told["end"] == {"state": "STATE_COMPLETE", "sequence": str(len(told["sequences"]))}
-    assert told["status"]["status"] == "complete"
-    assert told["status"]["output"]["final_result"].startswith("# The result")
-    assert told["refused"] == {
+    output = json.loads(
+        await output_of("node", NODE / "grpc.js", service.grpc_address, ROOT / "protos", "Build it")
+    )
+    assert [int(sequence) for sequence in output["sequences"]] == list(range(1, len(output["sequences"]) + 1))
+    assert output["kinds"][-1] == "end"
+    assert output["end"] == {"state": "STATE_COMPLETE", "sequence": str(len(output["sequences"]))}
+    assert output["status"]["status"] == "complete"
+    assert output["status"]["output"]["final_result"].startswith("# The result")
+    assert output["refused"] == {
         "code": 5,
         "reason": "INSTANCE_NOT_FOUND",
         "domain": "orchestrator",
@@ -192,31 +196,31 @@ async def test_the_readmes_example_for_node_follows_an_instance(service: Process
     (script,) = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "readme.mjs").write_text(script.replace("127.0.0.1:50051", service.grpc_address))
     (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
-    await created(service, id="haiku")
-    kinds = (await said("env", f"--chdir={ROOT}", "node", tmp_path / "readme.mjs")).split()
+    await create_instance(service, id="haiku")
+    kinds = (await output_of("env", f"--chdir={ROOT}", "node", tmp_path / "readme.mjs")).split()
     assert kinds[0] == "batch"
     assert kinds[-1] == "end"
 
 
 async def test_a_client_generated_by_buf_follows_an_instance(service: Process, tmp_path: Path) -> None:
     path = f"{NODE / 'node_modules/.bin'}:{os.environ['PATH']}"
-    await said("env", f"--chdir={ROOT}", f"PATH={path}", BUF, "generate", "--output", tmp_path)
+    await output_of("env", f"--chdir={ROOT}", f"PATH={path}", BUF, "generate", "--output", tmp_path)
     (tmp_path / "node_modules").symlink_to(NODE / "node_modules")
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    told = json.loads(
-        await said("node", NODE / "generated.js", service.grpc_address, tmp_path / "gen", "Build it")
+    output = json.loads(
+        await output_of("node", NODE / "generated.js", service.grpc_address, tmp_path / "gen", "Build it")
     )
-    assert told["payloads"][0] == "instanceCreated"
-    assert told["payloads"][-1] == "instanceCompleted"
-    assert told["result"].startswith("# The result")
-    assert told["refused"] == {"code": "NotFound", "reason": "INSTANCE_NOT_FOUND"}
+    assert output["payloads"][0] == "instanceCreated"
+    assert output["payloads"][-1] == "instanceCompleted"
+    assert output["result"].startswith("# The result")
+    assert output["refused"] == {"code": "NotFound", "reason": "INSTANCE_NOT_FOUND"}
 
 
 async def test_buf_curl_uses_the_service_by_reflection(service: Process) -> None:
     method = f"http://{service.grpc_address}/orchestrator.v1.Orchestrator/"
     buf = (BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge")
-    answer = json.loads(await said(*buf, "--data", '{"prompt": "Build it"}', f"{method}CreateInstance"))
-    streamed = await said(*buf, "--data", json.dumps({"id": answer["id"]}), f"{method}StreamEvents")
+    answer = json.loads(await output_of(*buf, "--data", '{"prompt": "Build it"}', f"{method}CreateInstance"))
+    streamed = await output_of(*buf, "--data", json.dumps({"id": answer["id"]}), f"{method}StreamEvents")
     assert '"STATE_COMPLETE"' in streamed
-    limits = await said(*buf, "--list-methods", f"http://{service.grpc_address}")
+    limits = await output_of(*buf, "--list-methods", f"http://{service.grpc_address}")
     assert "orchestrator.v1.Orchestrator/BatchCreateInstances" in limits

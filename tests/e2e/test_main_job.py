@@ -16,7 +16,7 @@ from support.process import Process, on_endpoint, process
 PROMPT = "Build a TypeScript REST API for a todo list, with tests and a Dockerfile"
 
 
-async def created(rest: httpx.AsyncClient, **fields: object) -> str:
+async def create_instance(rest: httpx.AsyncClient, **fields: object) -> str:
     answer = await rest.post("/", json={"prompt": PROMPT, **fields})
     assert answer.status_code == 200, answer.text
     body = answer.json()
@@ -25,7 +25,7 @@ async def created(rest: httpx.AsyncClient, **fields: object) -> str:
     return instance_id
 
 
-async def ended(rest: httpx.AsyncClient, instance_id: str) -> dict[str, Any]:
+async def wait_for_end(rest: httpx.AsyncClient, instance_id: str) -> dict[str, Any]:
     answer = await rest.get(f"/{instance_id}:wait", params={"timeout": "100s"}, timeout=120)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = (await rest.get(f"/{instance_id}")).json()
@@ -59,8 +59,8 @@ async def test_a_prompt_becomes_a_result_through_a_scripted_endpoint(tmp_path: P
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         on_rest(service) as rest,
     ):
-        instance_id = await created(rest)
-        status = (await ended(rest, instance_id))["status"]
+        instance_id = await create_instance(rest)
+        status = (await wait_for_end(rest, instance_id))["status"]
         assert status["status"] == "complete"
         output = status["output"]
         assert output["orchestratorTasks"] == [f"Part {number}" for number in range(1, 6)]
@@ -81,9 +81,9 @@ async def test_a_prompt_becomes_a_result_through_a_scripted_endpoint(tmp_path: P
 
 async def test_a_prompt_becomes_a_result_by_the_embedded_model(tmp_path: Path) -> None:
     async with process(tmp_path, "up") as service, on_rest(service) as rest:
-        instance_id = await created(rest)
+        instance_id = await create_instance(rest)
         messages = await sse(rest, f"/{instance_id}/events?include_deltas=true")
-        body = await ended(rest, instance_id)
+        body = await wait_for_end(rest, instance_id)
     status = body["status"]
     assert status["status"] == "complete", status
     written: dict[str, str] = {}
@@ -114,7 +114,7 @@ async def test_a_subscriber_that_joins_during_a_call_gets_its_text_so_far(
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         on_rest(service) as rest,
     ):
-        instance_id = await created(rest)
+        instance_id = await create_instance(rest)
         await endpoint.wait_for_calls(2)
         written = ""
         path = f"/{instance_id}/events?include_deltas=true"
@@ -135,7 +135,7 @@ async def test_an_instance_is_steered_through_rest(tmp_path: Path) -> None:
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         on_rest(service) as rest,
     ):
-        instance_id = await created(rest)
+        instance_id = await create_instance(rest)
         await endpoint.wait_for_calls(4)
         paused = await rest.post(f"/{instance_id}:pause", json={})
         assert paused.json()["instance"]["state"] == "STATE_WAITING_FOR_PAUSE"
@@ -202,7 +202,7 @@ async def test_a_wrong_key_errs_with_the_variable_to_set_and_without_the_key(tmp
         process(tmp_path, "up", **on_endpoint(endpoint.url)) as service,
         on_rest(service) as rest,
     ):
-        body = await ended(rest, await created(rest))
+        body = await wait_for_end(rest, await create_instance(rest))
         assert body["status"]["status"] == "errored"
         assert body["status"]["error"]["name"] == "MODEL_UNAUTHENTICATED"
         assert "OPENAI_API_KEY" in body["status"]["error"]["message"]
@@ -215,7 +215,7 @@ async def test_an_unreachable_endpoint_is_retried_and_named(tmp_path: Path) -> N
     variables = on_endpoint("http://127.0.0.1:9/v1")
     async with process(tmp_path, "up", **variables) as service, on_rest(service) as rest:
         retry = {"maxAttempts": 2, "initialDelay": "0.01s"}
-        body = await ended(rest, await created(rest, config={"retry": retry}))
+        body = await wait_for_end(rest, await create_instance(rest, config={"retry": retry}))
     error = body["status"]["error"]
     assert error["name"] == "PLANNING_FAILED"
     assert "after 2 attempts" in error["message"]
@@ -229,7 +229,7 @@ async def test_an_endpoint_that_answers_nonsense_is_retried_and_reported(tmp_pat
         on_rest(service) as rest,
     ):
         retry = {"maxAttempts": 3, "initialDelay": "0.01s"}
-        body = await ended(rest, await created(rest, config={"retry": retry}))
+        body = await wait_for_end(rest, await create_instance(rest, config={"retry": retry}))
         assert len(endpoint.calls) == 3
     assert body["status"]["error"]["name"] == "PLAN_INVALID"
     assert "not a plan" in body["status"]["error"]["message"]

@@ -33,8 +33,8 @@ async def test_the_service_conforms_to_its_description(tmp_path: Path) -> None:
             stderr=asyncio.subprocess.STDOUT,
         )
         output, _ = await run.communicate()
-    told = output.decode()
-    assert run.returncode == 0, told
+    report = output.decode()
+    assert run.returncode == 0, report
     omitted = sum(
         len(each["include-operation-id"])
         for each in tomllib.loads(CONFIG.read_text()).get("operations", ())
@@ -42,6 +42,6 @@ async def test_the_service_conforms_to_its_description(tmp_path: Path) -> None:
     )
     description = json.loads(DESCRIPTION.read_text())
     every = sum(len(operations) for operations in description["paths"].values())
-    assert f"{every - omitted} selected / {every} total" in told, (
+    assert f"{every - omitted} selected / {every} total" in report, (
         "no filter of the tool's own leaves more out"
     )

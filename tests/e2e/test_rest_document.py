@@ -34,7 +34,7 @@ def shown(text: str) -> str:
     return ".*".join(map(re.escape, text.rstrip("\n").split("…")))
 
 
-async def said(address: str, *command: str) -> str:
+async def output_of(address: str, *command: str) -> str:
     run = await asyncio.create_subprocess_exec(
         *(part.replace(ADDRESS, address) for part in command),
         stdout=asyncio.subprocess.PIPE,
@@ -56,10 +56,10 @@ async def test_every_command_prints_what_the_document_shows(tmp_path: Path) -> N
                 case "bash":
                     asked = text
                 case "json" | "":
-                    answer = await said(service.rest_address, "bash", "-c", asked)
+                    answer = await output_of(service.rest_address, "bash", "-c", asked)
                     assert re.fullmatch(shown(text), answer.rstrip("\n"), re.DOTALL), asked + answer
                 case "python":
-                    answer = await said(service.rest_address, sys.executable, "-c", text)
+                    answer = await output_of(service.rest_address, sys.executable, "-c", text)
                     assert answer.splitlines()[0] == "1 instance_created"
                     assert answer.splitlines()[-1].endswith(" end")
 

@@ -1,4 +1,4 @@
-"""A slow reader costs nobody: the service holds little for it, serves the others, and never drops it."""
+"""A slow reader is cheap: the service buffers little for it, serves the others, and never drops it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ READERS = 16
 MOST_MIB_A_READER = 8
 """A page of 1 MiB a few times over: as read, as a message, and on its way. The whole log would be 64."""
 INSTANCES = 20
-"""So many are served while nobody reads."""
+"""So many are served while the slow readers are stalled."""
 SERVED_S = 5.0
 """By then an instance is created and complete beside them: some fifty times what it takes alone."""
 

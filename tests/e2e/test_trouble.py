@@ -12,7 +12,7 @@ from support.process import COMMAND, environment, free_port, on_endpoint, proces
 from orchestrator.client import Client, ServiceError
 
 
-async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
+async def run_cli(folder: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     """Exit code and stderr of a command that ends by itself."""
     own = {
         "ORCHESTRATOR_GRPC_ADDRESS": f"127.0.0.1:{free_port()}",
@@ -50,7 +50,7 @@ async def told(folder: Path, *arguments: str, **variables: str) -> tuple[int, st
 async def test_an_invalid_setting_is_one_line_with_the_mend(
     variables: dict[str, str], code: int, words: str, tmp_path: Path
 ) -> None:
-    returned, errors = await told(tmp_path, "up", **variables)
+    returned, errors = await run_cli(tmp_path, "up", **variables)
     assert returned == code, errors
     assert errors.startswith("error: ")
     assert words in errors
@@ -63,7 +63,7 @@ async def test_a_port_in_use_is_named_with_its_setting(name: str, tmp_path: Path
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        code, errors = await told(tmp_path, "up", **{name: address})
+        code, errors = await run_cli(tmp_path, "up", **{name: address})
     assert code == 2
     assert errors.count("\n") == 1
     assert address in errors
@@ -87,7 +87,7 @@ async def test_an_invalid_value_of_the_file_is_reported_for_the_file(
     text: str, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "orchestrator.toml").write_text(text)
-    _, errors = await told(tmp_path, "up")
+    _, errors = await run_cli(tmp_path, "up")
     assert errors.startswith("error: ")
     assert words in errors
     assert errors.count("\n") == 1
@@ -115,7 +115,7 @@ async def test_up_reports_the_database_and_that_it_was_found_in_the_working_fold
 async def test_a_default_model_that_cannot_be_called_is_reported_before_readiness(
     command: str, tmp_path: Path
 ) -> None:
-    code, errors = await told(tmp_path, command, "--big-model", "groq/m", "--small-model", "ollama/m")
+    code, errors = await run_cli(tmp_path, command, "--big-model", "groq/m", "--small-model", "ollama/m")
     assert code == 2
     assert errors.startswith("error: --big-model: no key for groq: set GROQ_API_KEY")
     assert errors.count("\n") == 1
@@ -135,7 +135,7 @@ async def test_up_reports_the_pages_address_and_names_a_model_once(tmp_path: Pat
 
 async def test_a_second_service_reports_the_first_and_how_to_run_two(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, process(tmp_path, "up", **on_endpoint(endpoint.url)) as service:
-        code, errors = await told(tmp_path, "up", "--grpc-address", service.grpc_address)
+        code, errors = await run_cli(tmp_path, "up", "--grpc-address", service.grpc_address)
         assert code == 2
         assert errors.startswith(f"error: already running: an orchestrator answers at {service.grpc_address}")
         assert "its own --grpc-address, ORCHESTRATOR_REST_ADDRESS and ORCHESTRATOR_DATABASE" in errors
@@ -145,7 +145,7 @@ async def test_a_second_service_reports_the_first_and_how_to_run_two(tmp_path: P
 async def test_a_database_of_another_server_is_left_to_it(tmp_path: Path) -> None:
     async with Endpoint() as endpoint, process(tmp_path, **on_endpoint(endpoint.url)) as service:
         database = service.variables["ORCHESTRATOR_DATABASE"]
-        code, errors = await told(tmp_path, "serve", ORCHESTRATOR_DATABASE=database)
+        code, errors = await run_cli(tmp_path, "serve", ORCHESTRATOR_DATABASE=database)
         assert code == 3
         assert f"in use by another server (process {service.process.pid})" in errors
         assert errors.count("\n") == 1
@@ -158,7 +158,7 @@ async def test_a_database_locked_by_another_program_is_named(tmp_path: Path) -> 
     holder = sqlite3.connect(database)
     holder.execute("PRAGMA locking_mode = EXCLUSIVE")
     holder.execute("BEGIN EXCLUSIVE")
-    code, errors = await told(tmp_path, "serve", ORCHESTRATOR_DATABASE=str(database))
+    code, errors = await run_cli(tmp_path, "serve", ORCHESTRATOR_DATABASE=str(database))
     holder.close()
     assert code == 3
     assert "another program holds it: close that program" in errors
@@ -178,7 +178,7 @@ async def test_run_reports_how_many_unfinished_instances_it_resumes(tmp_path: Pa
         await service.kill()
     async with Endpoint(subtasks=1) as endpoint:
         variables = {**service.variables, **on_endpoint(endpoint.url)}
-        code, errors = await told(tmp_path, "run", "y", **variables)
+        code, errors = await run_cli(tmp_path, "run", "y", **variables)
     assert code == 0
     (note,) = (line for line in errors.splitlines() if "unfinished" in line)
     database = service.variables["ORCHESTRATOR_DATABASE"]
@@ -204,17 +204,17 @@ async def test_run_reports_where_this_terminals_models_differ_from_the_services(
         process(tmp_path, **on_endpoint(endpoint.url)) as service,
     ):
         variables = {**service.variables, "ORCHESTRATOR_BIG_MODEL": "openai/other"}
-        code, errors = await told(tmp_path, "run", "x", **variables)
+        code, errors = await run_cli(tmp_path, "run", "x", **variables)
         assert code == 0
         assert "ORCHESTRATOR_BIG_MODEL is openai/other here, and the service was started without" in errors
-        code, errors = await told(tmp_path, "run", "x", "--big-model", "openai/other", **service.variables)
+        code, errors = await run_cli(tmp_path, "run", "x", "--big-model", "openai/other", **service.variables)
         assert (code, "was started without" in errors) == (0, False)
 
 
 async def test_the_doctor_rejects_a_price_that_the_service_would_reject(tmp_path: Path) -> None:
     (tmp_path / "orchestrator.toml").write_text('prices = { "openai/x" = { input_us = 1.0 } }')
     for command in ("doctor", "serve"):
-        code, errors = await told(tmp_path, command)
+        code, errors = await run_cli(tmp_path, command)
         assert code == 2
         assert errors.startswith('error: prices."openai/x" in orchestrator.toml must be')
 
@@ -259,7 +259,7 @@ async def test_the_secrets_of_an_address_are_sent_and_appear_in_no_log(tmp_path:
     async with Endpoint() as endpoint:
         url = endpoint.url.replace("://", "://user:hunter2-secret@")
         variables = on_endpoint(f"{url}?sig=hunter2-signature")
-        code, errors = await told(tmp_path, "run", "Hi", "--log-level", "debug", **variables)
+        code, errors = await run_cli(tmp_path, "run", "Hi", "--log-level", "debug", **variables)
         assert code == 0, errors
         [call, *_] = endpoint.calls
         assert call.headers["Authorization"].startswith("Basic ")

@@ -1,4 +1,4 @@
-"""What waits and says why: a provider without its key, and the bulk retry that mends a wrong key."""
+"""Instances wait with a reason: a provider without its key, and the bulk retry that mends a wrong key."""
 
 import asyncio
 from pathlib import Path

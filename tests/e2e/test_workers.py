@@ -32,7 +32,7 @@ def planning(call: Call) -> Answer:
     return PLAN if call.role == "planning" else None
 
 
-def of(endpoint: Endpoint, subtask_id: str) -> list[Call]:
+def calls_of(endpoint: Endpoint, subtask_id: str) -> list[Call]:
     return [call for call in endpoint.calls if call.subtask_id == subtask_id]
 
 
@@ -47,7 +47,7 @@ async def test_each_subtask_is_sent_to_the_model_of_its_worker(tmp_path: Path) -
         answer = await client.wait("a", timeout_s=30)
     assert answer.instance.state == instance_pb2.STATE_COMPLETE
     assert "coder: writes and changes code\nwriter: writes prose" in endpoint.calls[0].prompt_text
-    (coder,), (writer,), (poet,) = (of(endpoint, subtask_id) for subtask_id in ("t1", "t2", "t3"))
+    (coder,), (writer,), (poet,) = (calls_of(endpoint, subtask_id) for subtask_id in ("t1", "t2", "t3"))
     assert (coder.body["model"], coder.body["temperature"]) == ("codex", 0.2)
     assert "Tests first." in coder.prompt_text
     assert (writer.body["model"], "temperature" in writer.body) == ("small", False)
@@ -95,7 +95,7 @@ async def test_an_endpoint_that_rejects_sampling_parameters_is_called_without_th
         answer = await client.wait("a", timeout_s=30)
     assert answer.instance.state == instance_pb2.STATE_COMPLETE
     assert answer.instance.subtasks[0].attempt == 1
-    assert ["temperature" in call.body for call in of(endpoint, "t1")] == [True, False]
+    assert ["temperature" in call.body for call in calls_of(endpoint, "t1")] == [True, False]
 
 
 async def test_a_changed_catalogue_applies_only_to_new_instances(tmp_path: Path) -> None:
@@ -124,12 +124,12 @@ async def test_a_changed_catalogue_applies_only_to_new_instances(tmp_path: Path)
             old = (await client.wait("old", timeout_s=30)).instance
             assert old.state == instance_pb2.STATE_COMPLETE
             assert old.subtasks[0].attempt == 2
-            calls = of(endpoint, "t1")
+            calls = calls_of(endpoint, "t1")
             await client.create("Build it", instance_id="new")
             assert (await client.wait("new", timeout_s=30)).instance.state == instance_pb2.STATE_COMPLETE
     assert [(call.body["model"], call.body["temperature"]) for call in calls] == [("codex", 0.2)] * 2
     assert all("Tests first." in call.prompt_text for call in calls)
-    newest = of(endpoint, "t1")[-1]
+    newest = calls_of(endpoint, "t1")[-1]
     assert (newest.body["model"], newest.body["temperature"]) == ("newer", 1.5)
     assert "Move fast." in newest.prompt_text
 

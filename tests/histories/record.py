@@ -4,7 +4,7 @@
     .venv/bin/python ../orchestrator/tests/histories/record.py ../orchestrator/tests/histories/0.1.0
 
 It writes `log.db`, with every kind of event in it, and `instances.json`, each instance in VIEW_FULL as that
-release folded it. What is recorded once is never recorded anew.
+release folded it. What is recorded once is never recorded again.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ BROKEN = ModelError("REQUEST_REJECTED", "no", retryable=False)
 
 
 class Model:
-    """Answers as the prompt says: `fail=NAME` fails that call for good, `hold=NAME` keeps it open."""
+    """Answers as the prompt asks: `fail=NAME` fails that call for good, `hold=NAME` keeps it open."""
 
     def __init__(self) -> None:
         self.failed: set[tuple[str, str]] = set()

@@ -1,4 +1,4 @@
-"""Addresses that lead elsewhere than to an API: what is told, over real HTTP and TLS."""
+"""Addresses that do not lead to an API: what is reported, over real HTTP and TLS."""
 
 import asyncio
 import json
@@ -125,9 +125,9 @@ async def test_a_login_in_the_address_is_sent_as_basic_auth_and_never_shown(
         async with serving(web.Response(status=status, text=echo)) as server:
             url = server.url.replace("http://", "http://user:hunter2-%40secret@")
             error = await failure(f"{url}/v1", provider)
-            told = f"{error} {error!r} {await run_checks(f'{url}/v1', tmp_path)} {caplog.text}"
-        assert "hunter2" not in told
-        assert "dXNlcjpod" not in told
+            output = f"{error} {error!r} {await run_checks(f'{url}/v1', tmp_path)} {caplog.text}"
+        assert "hunter2" not in output
+        assert "dXNlcjpod" not in output
         assert status == 500 or f"check {VARIABLE[provider]}" in str(error)
 
 
@@ -145,8 +145,8 @@ async def test_a_query_is_sent_after_the_path_and_its_values_are_not_shown(
     assert f"at {server.url}/v1?api-version=2024-10-21&sig=***, with OPENAI_API_KEY" in finding.finding
     async with serving(web.Response(status=404, text="Cannot POST /v1?sig=hunter2hunter2")) as server:
         url = f"{server.url}/v1?sig=hunter2hunter2"
-        told = f"{await failure(url, provider)} {await run_checks(url, tmp_path)} {caplog.text}"
-    assert "hunter2" not in told
+        output = f"{await failure(url, provider)} {await run_checks(url, tmp_path)} {caplog.text}"
+    assert "hunter2" not in output
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(autouse=True)
-def trusts_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def trust_only_named_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
 

@@ -17,7 +17,7 @@ SMALL = {
     "http_transports.py": ("--repeats 1 --calls 64", 10, "| aiohttp |"),
     "models.py": ("--small", 20, "calls: provider, streamed"),
 }
-"""Each script's arguments, the least number of figures it prints, and what it tells last."""
+"""Each script's arguments, the least number of figures it prints, and what it prints last."""
 
 
 def test_every_benchmark_is_run_here_and_by_make_bench() -> None:

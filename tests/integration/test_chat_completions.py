@@ -287,19 +287,19 @@ async def test_text_is_emitted_as_it_arrives() -> None:
         for event in events:
             await response.write(streams.encode(event))
             if "one t" in str(event):
-                await heard.wait()
+                await has_text.wait()
         return response
 
-    heard = asyncio.Event()
-    told: list[str] = []
+    has_text = asyncio.Event()
+    emitted: list[str] = []
 
     def on_text(piece: str) -> None:
-        told.append(piece)
-        heard.set()
+        emitted.append(piece)
+        has_text.set()
 
     async with Endpoint(lambda _: one_at_a_time) as endpoint, provider_for(endpoint) as provider:
         reply = await provider.complete(model_request(), on_text)
-    assert (told[0], "".join(told)) == ("one t", "one two three")
+    assert (emitted[0], "".join(emitted)) == ("one t", "one two three")
     assert (reply.text, reply.output_tokens) == ("one two three", 20)
 
 
@@ -525,9 +525,12 @@ async def test_usage_counts_in_every_notation(last: dict[str, Any]) -> None:
 
 
 async def test_usage_is_not_reset_by_later_zeros() -> None:
-    told = {**streams.chunk({"content": "all"}), "usage": {"prompt_tokens": 100, "completion_tokens": 20}}
+    with_usage = {
+        **streams.chunk({"content": "all"}),
+        "usage": {"prompt_tokens": 100, "completion_tokens": 20},
+    }
     zeros = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
-    answer = await support.reply(chat, chunks(told, streams.chunk({}, "stop"), zeros))
+    answer = await support.reply(chat, chunks(with_usage, streams.chunk({}, "stop"), zeros))
     assert (answer.input_tokens, answer.output_tokens) == (100, 20)
 
 

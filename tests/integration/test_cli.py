@@ -259,10 +259,10 @@ async def test_a_malformed_plan_names_the_subtask(shell_without_service: Shell) 
 
 async def test_events_are_printed_as_lines_or_json(shell: Shell, service: ScriptedService) -> None:
     await shell.run("create", "p")
-    told = await shell.run("events", "i1")
-    assert told.code == 0
-    assert len(told.out.splitlines()) == 12
-    assert "t1 First [bold]part done in" in told.out
+    outcome = await shell.run("events", "i1")
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) == 12
+    assert "t1 First [bold]part done in" in outcome.out
     found = await shell.run("events", "i1", "--after", "9", "--json")
     assert [event["sequence"] for event in found.events] == ["10", "11", "12"]
     await service.record("open", event_pb2.InstanceCreated(prompt="p"))
@@ -340,12 +340,12 @@ async def test_run_detaches_when_interrupted(
         process.send_signal(number)
         _, err = await process.communicate()
     assert process.returncode == code
-    told = err.decode().splitlines()[-4:]
-    assert told[0] == "detached: i1 goes on without you"
+    lines = err.decode().splitlines()[-4:]
+    assert lines[0] == "detached: i1 goes on without you"
     again = " ".join(("orchestrator events i1 --follow", *options))
-    assert told[1].endswith(f"{again} --address {service.address}")
-    assert told[2].endswith(f"orchestrator terminate i1 --address {service.address}")
-    assert told[3].endswith(f"orchestrator result i1 --address {service.address}")
+    assert lines[1].endswith(f"{again} --address {service.address}")
+    assert lines[2].endswith(f"orchestrator terminate i1 --address {service.address}")
+    assert lines[3].endswith(f"orchestrator result i1 --address {service.address}")
 
 
 async def test_in_a_terminal_run_draws_and_the_answer_cannot_send_control_sequences(shell: Shell) -> None:
@@ -433,11 +433,11 @@ async def test_a_service_that_disconnects_and_returns_is_reported(
     service.cut_after = 5
     outcome = await shell.run("run", "p")
     assert (outcome.code, outcome.out) == (0, ANSWER)
-    told = outcome.err.splitlines()
-    assert [line for line in told if "away" in line] == [
+    lines = outcome.err.splitlines()
+    assert [line for line in lines if "away" in line] == [
         "the service is away, reconnecting…: the service stops"
     ]
-    assert "the service is back" in told
+    assert "the service is back" in lines
 
 
 async def test_an_interrupted_events_command_prints_how_to_resume(
@@ -489,8 +489,8 @@ async def test_a_full_stdout_is_reported_as_a_full_disk(
         _, err = await process.communicate()
     assert process.returncode == 2
     last = err.decode().splitlines()[-1]
-    told, _, kept = last.partition("; ")
-    assert told == "error: cannot write to stdout: No space left on device"
+    message, _, kept = last.partition("; ")
+    assert message == "error: cannot write to stdout: No space left on device"
     assert (" result i2" in kept) == (arguments[0] == "run")
     assert b"Traceback" not in err
 

@@ -45,12 +45,14 @@ def shell(tmp_path: Path, running: Service) -> Shell:
     return Shell.without_service(tmp_path).with_variables(ORCHESTRATOR_GRPC_ADDRESS=running.address)
 
 
-async def got(running: Service, instance_id: str) -> instance_pb2.Instance:
+async def get_instance(running: Service, instance_id: str) -> instance_pb2.Instance:
     request = pb.GetInstanceRequest(id=instance_id, view=pb.VIEW_FULL)
     return (await running.stub.GetInstance(request)).instance
 
 
-async def created(running: Service, instance_id: str, *, review_plan: bool = False, **labels: str) -> None:
+async def create_instance(
+    running: Service, instance_id: str, *, review_plan: bool = False, **labels: str
+) -> None:
     config = instance_pb2.InstanceConfig(review_plan=review_plan)
     await running.stub.CreateInstance(
         pb.CreateInstanceRequest(prompt="p", id=instance_id, config=config, labels=labels)
@@ -59,9 +61,9 @@ async def created(running: Service, instance_id: str, *, review_plan: bool = Fal
 
 async def in_review(shell: Shell, running: Service, instance_id: str = "a") -> int:
     """Create an instance, wait for its plan, and return its sequence."""
-    await created(running, instance_id, review_plan=True)
+    await create_instance(running, instance_id, review_plan=True)
     assert (await shell.run("wait", instance_id)).code == 4
-    return (await got(running, instance_id)).last_sequence
+    return (await get_instance(running, instance_id)).last_sequence
 
 
 async def test_a_decision_on_the_shown_plan_is_never_applied_to_another(
@@ -83,7 +85,7 @@ async def test_a_decision_on_the_shown_plan_is_never_applied_to_another(
         assert_one_line(outcome)
         assert f"a has gone on since event {sequence}: plan rejected; planning with" in outcome.err
         assert "plan complete: 2 subtasks, waits for review. Nothing was changed" in outcome.err
-    now = await got(running, "a")
+    now = await get_instance(running, "a")
     assert now.state == instance_pb2.STATE_WAITING
     outcome = await shell.run(
         "review", "a", "--approve", "--plan", "plan.json", "--expected-sequence", str(now.last_sequence)
@@ -114,13 +116,13 @@ async def test_an_outdated_expected_sequence_changes_nothing(
     sequence = await in_review(shell, running)
     if verb != "pause":
         await shell.run("pause" if verb in ("terminate", "resume") else "terminate", "a")
-    before = (await got(running, "a")).last_sequence
+    before = (await get_instance(running, "a")).last_sequence
     stale = sequence if verb != "pause" else sequence - 1
     outcome = await shell.run(verb, "a", "--expected-sequence", str(stale))
     assert (outcome.code, outcome.out) == (2, "")
     assert f"a has gone on since event {stale}: " in outcome.err
     assert f"--expected-sequence {before} if need be" in outcome.err
-    assert (await got(running, "a")).last_sequence == before
+    assert (await get_instance(running, "a")).last_sequence == before
     outcome = await shell.run(verb, "a", "--expected-sequence", "999")
     assert outcome.code == 2
     assert f"a is at event {before} and was expected at 999" in outcome.err
@@ -138,7 +140,7 @@ async def test_an_expected_sequence_applies_to_one_instance(shell: Shell) -> Non
 async def refused(running: Service, models: Models, *ids: str, **labels: str) -> None:
     models.has_key = False
     for name in ids:
-        await created(running, name, **labels)
+        await create_instance(running, name, **labels)
         await running.ended(name)
     models.has_key = True
 
@@ -148,13 +150,13 @@ async def test_a_bulk_retry_retries_the_failures_of_one_reason_and_nothing_else(
 ) -> None:
     await refused(running, models, "a1", "a2", team="shop")
     await refused(running, models, "b1", team="other")
-    await created(running, "done", team="shop")
+    await create_instance(running, "done", team="shop")
     await running.ended("done")
     bulk = ("retry", "--state", "errored", "--reason", "MODEL_UNAUTHENTICATED", "--label", "team=shop")
     dry = await shell.run(*bulk, "--dry-run")
     assert (dry.code, dry.err) == (0, "2 instances would be retried\n")
     assert [line.split("\t")[0] for line in dry.out.splitlines()] == ["a2", "a1"]
-    assert (await got(running, "a1")).state == ERRORED
+    assert (await get_instance(running, "a1")).state == ERRORED
     outcome = await shell.run(*bulk)
     assert outcome.out == "a2 is retried (1 of 2)\na1 is retried (2 of 2)\n"
     assert (outcome.code, outcome.err) == (0, "2 instances retried\n")
@@ -162,7 +164,7 @@ async def test_a_bulk_retry_retries_the_failures_of_one_reason_and_nothing_else(
         assert (await running.ended(name)).instance.state == COMPLETE
     again = await shell.run(*bulk)
     assert (again.code, again.out, again.err) == (0, "", "no instance fits: nothing to retry\n")
-    assert (await got(running, "b1")).state == ERRORED
+    assert (await get_instance(running, "b1")).state == ERRORED
     assert (await shell.run("retry", "--reason", "BUDGET_EXCEEDED")).err.startswith("no instance fits")
     outcome = await shell.run("retry", "--reason", "model-unauthenticated", "--json")
     assert [each["instance"]["id"] for each in outcome.events] == ["b1"]
@@ -211,7 +213,7 @@ async def test_an_invalid_bulk_retry_is_rejected(
 
 
 async def test_a_watched_list_reports_deletions(shell: Shell, running: Service) -> None:
-    await created(running, "a")
+    await create_instance(running, "a")
     await running.ended("a")
     for option, words in ((("--json",), '{"deleted": {"instanceId": "a"}}'), ((), "a\tdeleted")):
         process = await shell.start("list", "--watch", *option)
@@ -221,5 +223,5 @@ async def test_a_watched_list_reports_deletions(shell: Shell, running: Service) 
         assert (await process.stdout.readline()).decode() == f"{words}\n"
         process.terminate()
         await process.wait()
-        await created(running, "a")
+        await create_instance(running, "a")
         await running.ended("a")

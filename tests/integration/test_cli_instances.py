@@ -44,7 +44,7 @@ def shell_on(folder: Path, running: Service) -> Shell:
     return Shell.without_service(folder).with_variables(ORCHESTRATOR_GRPC_ADDRESS=running.address)
 
 
-async def created(running: Service, *ids: str, **config: object) -> None:
+async def create_instances(running: Service, *ids: str, **config: object) -> None:
     for name in ids:
         await running.stub.CreateInstance(
             pb.CreateInstanceRequest(prompt="p", id=name, config=instance_pb2.InstanceConfig(**config))
@@ -52,7 +52,7 @@ async def created(running: Service, *ids: str, **config: object) -> None:
 
 
 async def finished(running: Service, *ids: str) -> None:
-    await created(running, *ids)
+    await create_instances(running, *ids)
     for name in ids:
         await running.ended(name)
 
@@ -76,7 +76,7 @@ async def test_an_id_may_be_any_unique_prefix(tmp_path: Path, running: Service) 
 
 
 async def test_an_ambiguous_prefix_lists_its_instances(tmp_path: Path, stuck: Service) -> None:
-    await created(stuck, *(f"rain-{number}" for number in range(7)), "sun")
+    await create_instances(stuck, *(f"rain-{number}" for number in range(7)), "sun")
     shell = shell_on(tmp_path, stuck)
     for command in ("get", "wait", "terminate", "pause"):
         outcome = await shell.run(command, "rain")
@@ -90,7 +90,7 @@ async def test_an_ambiguous_prefix_lists_its_instances(tmp_path: Path, stuck: Se
 async def test_several_instances_are_steered_and_the_worst_outcome_is_the_exit_code(
     tmp_path: Path, stuck: Service
 ) -> None:
-    await created(stuck, "a", "b", "c")
+    await create_instances(stuck, "a", "b", "c")
     shell = shell_on(tmp_path, stuck)
     assert (await shell.run("pause", "a", "b", "a")).out == "a is waitingForPause\nb is waitingForPause\n"
     assert (await shell.run("resume", "a", "b")).out == "a is running\nb is running\n"
@@ -117,7 +117,7 @@ async def test_the_result_is_printed_as_markdown_alone(tmp_path: Path, running: 
 
 
 async def test_without_a_result_the_reason_and_the_mend_are_printed(tmp_path: Path, stuck: Service) -> None:
-    await created(stuck, "a")
+    await create_instances(stuck, "a")
     shell = shell_on(tmp_path, stuck)
     outcome = await shell.run("result", "a")
     assert (outcome.code, outcome.out) == (2, "")
@@ -129,7 +129,7 @@ async def test_without_a_result_the_reason_and_the_mend_are_printed(tmp_path: Pa
 
 
 async def test_suggested_commands_address_the_same_service(tmp_path: Path, running: Service) -> None:
-    await created(running, "a", review_plan=True)
+    await create_instances(running, "a", review_plan=True)
     await finished(running, "b")
     shell = Shell.without_service(tmp_path)
     where = ("--address", running.address)
@@ -163,13 +163,13 @@ async def test_in_a_terminal_the_result_is_its_source_without_control_sequences(
 
 async def test_wait_reports_that_a_review_is_due(tmp_path: Path, running: Service) -> None:
     shell = shell_on(tmp_path, running)
-    await created(running, "a", review_plan=True)
+    await create_instances(running, "a", review_plan=True)
     outcome = await shell.run("wait", "a")
     assert (outcome.code, outcome.out) == (4, "waiting\n")
-    told = outcome.err.splitlines()
-    assert told[0] == "the plan of a waits for review"
-    assert told[1].endswith(f"orchestrator review a --address {running.address}")
-    assert told[2].endswith(f"orchestrator review a --address {running.address} --approve")
+    lines = outcome.err.splitlines()
+    assert lines[0] == "the plan of a waits for review"
+    assert lines[1].endswith(f"orchestrator review a --address {running.address}")
+    assert lines[2].endswith(f"orchestrator review a --address {running.address} --approve")
     outcome = await shell.run("wait", "a", "--timeout", "1m", "--json")
     assert (outcome.code, outcome.json["status"]["status"]) == (4, "waiting")
     assert (await shell.run("review", "a", "--approve")).code == 0
@@ -179,12 +179,12 @@ async def test_wait_reports_that_a_review_is_due(tmp_path: Path, running: Servic
 async def test_wait_reports_a_review_that_becomes_due(tmp_path: Path) -> None:
     plan = asyncio.Event()
 
-    async def later(_: ModelRequest) -> Answer:
+    async def answer_later(_: ModelRequest) -> Answer:
         await plan.wait()
         return plan_text(1)
 
-    async with service(tmp_path / "log.db", Scripted(later)) as running:
-        await created(running, "a", review_plan=True)
+    async with service(tmp_path / "log.db", Scripted(answer_later)) as running:
+        await create_instances(running, "a", review_plan=True)
         process = await shell_on(tmp_path, running).start("wait", "a")
         plan.set()
         out, _ = await process.communicate()
@@ -193,7 +193,7 @@ async def test_wait_reports_a_review_that_becomes_due(tmp_path: Path) -> None:
 
 async def test_review_prints_the_plan_for_people_and_for_programs(tmp_path: Path, running: Service) -> None:
     shell = shell_on(tmp_path, running)
-    await created(running, "a", review_plan=True)
+    await create_instances(running, "a", review_plan=True)
     await shell.run("wait", "a")
     outcome = await shell.run("review", "a")
     assert outcome.code == 0
@@ -231,7 +231,7 @@ async def test_review_prints_the_plan_for_people_and_for_programs(tmp_path: Path
 async def test_review_without_a_plan_or_with_two_decisions_is_rejected(
     tmp_path: Path, stuck: Service
 ) -> None:
-    await created(stuck, "a", review_plan=True)
+    await create_instances(stuck, "a", review_plan=True)
     shell = shell_on(tmp_path, stuck)
     for arguments in ((), ("--approve", "--reject", "no"), ("--plan", "p.json")):
         outcome = await shell.run("review", "a", *arguments)
@@ -289,7 +289,7 @@ async def test_a_time_budget_has_a_flag(tmp_path: Path, stuck: Service, text: st
 async def test_settings_are_cleared_by_name(tmp_path: Path, running: Service) -> None:
     plan = [instance_pb2.Subtask(id="mine", instructions="Do it.")]
     limits = {"max_tokens": 10_000, "max_duration": {"seconds": 3600}}
-    await created(running, "a", subtasks=plan, budget=limits, instructions="In German")
+    await create_instances(running, "a", subtasks=plan, budget=limits, instructions="In German")
     await running.ended("a")
     shell = shell_on(tmp_path, running)
     cleared = ("--clear", "subtasks", "--clear", "budget.max-tokens", "--max-subtasks", "5")
@@ -330,7 +330,7 @@ WATCH = ("list", "--watch")
 
 
 async def test_a_watched_list_prints_changes_for_programs(tmp_path: Path, stuck: Service) -> None:
-    await created(stuck, "a", "b")
+    await create_instances(stuck, "a", "b")
     process = await shell_on(tmp_path, stuck).start(*WATCH, "--json")
     assert process.stdout
     first = [json.loads(await process.stdout.readline()) for _ in range(2)]

@@ -53,10 +53,10 @@ async def state_of(running: Service, instance_id: str) -> instance_pb2.State.Val
 async def test_in_a_pipe_the_plan_is_printed_with_the_next_commands(shell: Shell, running: Service) -> None:
     outcome = await shell.run("run", "--plan", "p", "--id", "a")
     assert (outcome.code, outcome.out) == (0, PLAN_OF_A)
-    told = [line.replace(f" --address {running.address}", "") for line in outcome.err.splitlines()[-4:]]
-    assert told[0] == "the plan of a waits for review"
+    lines = [line.replace(f" --address {running.address}", "") for line in outcome.err.splitlines()[-4:]]
+    assert lines[0] == "the plan of a waits for review"
     sequence = (await running.stub.GetInstance(pb.GetInstanceRequest(id="a"))).instance.last_sequence
-    assert told[2].endswith(f"orchestrator review a --approve --expected-sequence {sequence}")
+    assert lines[2].endswith(f"orchestrator review a --approve --expected-sequence {sequence}")
     assert await state_of(running, "a") == instance_pb2.STATE_WAITING
     await shell.run("review", "a", "--approve")
     assert (await shell.run("wait", "a")).out == "complete\n"
@@ -175,7 +175,7 @@ async def test_an_unchanged_or_invalid_edit_is_asked_about_again(shell: Shell, r
         )
         await person.read_until_text(QUESTION)
         person.type_line("e")
-        assert f"error: {words}" in (told := await person.read_until_text(QUESTION)) or words in told
+        assert f"error: {words}" in (shown := await person.read_until_text(QUESTION)) or words in shown
         person.type_line("l")
         assert "the plan of a waits for review" in await person.wait_closed()
         assert person.process.returncode == 0

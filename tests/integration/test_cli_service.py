@@ -1,4 +1,4 @@
-"""One address names one service: what is created there is followed there, and it tells what it is set to."""
+"""One address names one service: what is created there is followed there, and it reports its settings."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ def shell_without_service(tmp_path: Path) -> Shell:
 
 @asynccontextmanager
 async def two_services() -> AsyncIterator[tuple[ScriptedService, ScriptedService]]:
-    """The one that is meant, and another that answers elsewhere."""
+    """The intended service, and another one at another address."""
     async with ScriptedService(play_success) as own, ScriptedService(play_success) as other:
         yield await own.start(rest_port=0), await other.start(rest_port=0)
 

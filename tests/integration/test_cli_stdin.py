@@ -144,8 +144,8 @@ async def test_a_context_that_is_too_long_is_reported_with_both_sizes(
 ) -> None:
     code, err = await run_line(shell, f'head -c {size} /dev/zero | tr "\\0" x | $o run "Review this"')
     assert (code, len(err.splitlines())) == (2, 1)
-    told = f"{size:,}" if size < MAX_PROMPT_BYTES else f"over {MAX_PROMPT_BYTES:,}"
-    assert f"the prompt has 11 bytes and the context that is piped in {told}" in err
+    size_text = f"{size:,}" if size < MAX_PROMPT_BYTES else f"over {MAX_PROMPT_BYTES:,}"
+    assert f"the prompt has 11 bytes and the context that is piped in {size_text}" in err
     assert f"{MAX_PROMPT_BYTES:,}" in err
     assert not service.requests
 
@@ -160,7 +160,7 @@ async def test_a_device_or_a_closed_stdin_is_not_read(shell: Shell, service: Scr
 
 
 def ends_of(kind: str) -> tuple[Any, Any]:
-    """The end that a command reads, and the one that whoever starts it has left open."""
+    """Return the end that a command reads, and the one that its parent keeps open."""
     if kind == "pipe":
         ours, theirs = os.pipe()
         return os.fdopen(ours, "rb"), os.fdopen(theirs, "wb")
@@ -175,13 +175,13 @@ async def test_an_open_idle_stdin_does_not_block(shell: Shell, service: Scripted
         async with asyncio.timeout(40):
             _, err = await process.communicate()
     assert process.returncode == 0
-    told = err.decode().splitlines()
-    assert told[0] == "reading context from stdin…"
-    assert told[1].startswith("nothing came from stdin in 5 s: going on without it")
+    lines = err.decode().splitlines()
+    assert lines[0] == "reading context from stdin…"
+    assert lines[1].startswith("nothing came from stdin in 5 s: going on without it")
     assert [request.prompt for request in service.requests] == ["p"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes into a pipe")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the writers of a pipe")
 async def test_a_slow_upstream_command_is_awaited(shell: Shell, service: ScriptedService) -> None:
     code, err = await run_line(shell, "(sleep 7; echo late) | $o create p")
     assert (code, err.splitlines()[0]) == (0, "reading context from stdin…")

@@ -42,7 +42,7 @@ def nowhere() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def created(service: ScriptedService) -> str:
+async def create_instance(service: ScriptedService) -> str:
     await service.record("i1", event_pb2.InstanceCreated(prompt="p"))
     return "i1"
 
@@ -52,7 +52,7 @@ async def sequences(client: Client, instance_id: str, after: int = 0) -> list[in
 
 
 async def test_a_stream_yields_every_event_and_ends(service: ScriptedService, client: Client) -> None:
-    await play_success(service, await created(service))
+    await play_success(service, await create_instance(service))
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
     assert await sequences(client, "i1", after=5) == list(range(6, PLAYED + 1))
     assert await sequences(client, "i1", after=PLAYED) == []
@@ -77,14 +77,14 @@ async def test_the_example_in_the_documentation_runs(capsys: pytest.CaptureFixtu
 
 
 async def test_a_stream_resumes_after_an_announced_shutdown(service: ScriptedService, client: Client) -> None:
-    await play_success(service, await created(service))
+    await play_success(service, await create_instance(service))
     service.cut_after = 4
     assert await sequences(client, "i1") == list(range(1, PLAYED + 1))
     assert service.streams_opened == [0, 4]
 
 
 async def test_a_stream_survives_a_restart_of_the_service(service: ScriptedService, client: Client) -> None:
-    await created(service)
+    await create_instance(service)
     await service.record("i1", event_pb2.PlanningStarted(attempt=1, model="m/m"))
     seen = []
     async with aclosing(client.stream_events("i1")) as events:
@@ -101,26 +101,26 @@ async def test_a_stream_survives_a_restart_of_the_service(service: ScriptedServi
 
 
 async def test_a_stream_reports_disconnects_and_reconnects(service: ScriptedService, client: Client) -> None:
-    await play_success(service, await created(service))
+    await play_success(service, await create_instance(service))
     service.cut_after = 4
-    told: list[str] = []
+    changes: list[str] = []
     events = client.stream_events(
-        "i1", on_disconnect=lambda error: told.append(error.reason if error else "back")
+        "i1", on_disconnect=lambda error: changes.append(error.reason if error else "back")
     )
     assert len([event async for event in events]) == PLAYED
-    assert told == ["SHUTTING_DOWN", "back"]
+    assert changes == ["SHUTTING_DOWN", "back"]
 
 
 async def test_text_arrives_as_it_is_written_and_is_repeated_at_its_offset_after_a_disconnect(
     service: ScriptedService, client: Client
 ) -> None:
-    await created(service)
+    await create_instance(service)
     await service.record("i1", event_pb2.PlanningStarted(attempt=1, model="m/m"))
     await service.write("i1", "one two", subtask_id="t1", attempt=2)
-    heard: list[Event | OutputDelta] = []
+    received: list[Event | OutputDelta] = []
     async with aclosing(client.stream("i1")) as items:
         async for item in items:
-            heard.append(item)
+            received.append(item)
             if isinstance(item, OutputDelta) and item.text == "one two":
                 await service.write("i1", " three", subtask_id="t1", attempt=2)
             if isinstance(item, OutputDelta) and item.text == " three":
@@ -128,8 +128,8 @@ async def test_text_arrives_as_it_is_written_and_is_repeated_at_its_offset_after
                 await service.start(port=service.port)
             if isinstance(item, OutputDelta) and item.text == "one two three":
                 await service.record("i1", event_pb2.InstanceTerminated())
-    assert [item.sequence for item in heard if isinstance(item, Event)] == [1, 2, 3]
-    deltas = [item for item in heard if isinstance(item, OutputDelta)]
+    assert [item.sequence for item in received if isinstance(item, Event)] == [1, 2, 3]
+    deltas = [item for item in received if isinstance(item, OutputDelta)]
     places = [(delta.subtask_id, delta.attempt, delta.offset, delta.text) for delta in deltas]
     assert places == [
         ("t1", 2, 0, "one two"),
@@ -140,7 +140,7 @@ async def test_text_arrives_as_it_is_written_and_is_repeated_at_its_offset_after
 
 
 async def test_text_is_streamed_only_on_request(service: ScriptedService, client: Client) -> None:
-    await created(service)
+    await create_instance(service)
     await service.write("i1", "text")
     await service.record("i1", event_pb2.InstanceTerminated())
     assert await sequences(client, "i1") == [1, 2]
@@ -161,7 +161,7 @@ async def test_the_stream_of_all_instances_resumes_after_the_last_position(
 
 
 async def test_the_stream_of_all_instances_continues_live(service: ScriptedService, client: Client) -> None:
-    await created(service)
+    await create_instance(service)
     to_come = [event_pb2.PlanningStarted(attempt=1, model="m/m"), event_pb2.InstanceTerminated()]
     positions = []
     async with aclosing(client.stream_all_events()) as batches:
@@ -184,16 +184,16 @@ async def test_the_real_service_streams_all_instances_from_any_position(tmp_path
             await client.create("p", instance_id=instance_id, labels={"team": team})
             await client.wait(instance_id)
         batches = [batch async for batch in client.stream_all_events(follow=False)]
-        told = [(event.instance_id, event.sequence) for batch in batches for event in batch.events]
-        assert len(told) == len(set(told)) == batches[-1].last_position
+        pairs = [(event.instance_id, event.sequence) for batch in batches for event in batch.events]
+        assert len(pairs) == len(set(pairs)) == batches[-1].last_position
         labelled = client.stream_all_events(labels={"team": "a"}, follow=False)
         names = [event.instance_id async for batch in labelled for event in batch.events]
-        assert names == [name for name, _ in told if name != "i2"]
+        assert names == [name for name, _ in pairs if name != "i2"]
         rest = client.stream_all_events(after_position=batches[-1].last_position - 1, follow=False)
         assert [len(batch.events) async for batch in rest] == [1]
         items = [item async for item in client.stream("i1")]
         assert [item.sequence for item in items if isinstance(item, Event)] == [
-            sequence for name, sequence in told if name == "i1"
+            sequence for name, sequence in pairs if name == "i1"
         ]
 
 
@@ -206,7 +206,7 @@ def test_a_decreasing_position_is_an_error() -> None:
 async def test_without_follow_a_stream_ends_at_the_live_edge(
     service: ScriptedService, client: Client
 ) -> None:
-    await created(service)
+    await create_instance(service)
     assert [event.sequence async for event in client.stream_events("i1", follow=False)] == [1]
 
 
@@ -214,7 +214,7 @@ async def test_a_silent_connection_counts_as_disconnected(
     service: ScriptedService, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "SILENCE_TIMEOUT_S", 0.05)
-    await created(service)
+    await create_instance(service)
     with pytest.raises(ServiceError, match="silent"):
         async for _ in client.stream_events("i1", keep_trying_s=0.2):
             pass
@@ -231,7 +231,7 @@ async def test_it_gives_up_after_a_time_without_an_answer(nowhere: str) -> None:
 
 
 async def test_an_impossible_order_of_events_is_an_error(service: ScriptedService, client: Client) -> None:
-    await play_success(service, await created(service))
+    await play_success(service, await create_instance(service))
     service.events["i1"][3].sequence = 5
     with pytest.raises(ServiceError) as failure:
         await sequences(client, "i1")
@@ -273,7 +273,7 @@ async def test_an_instance_is_created_shown_listed_and_terminated(
 
 
 async def test_a_result_of_many_megabytes_arrives(service: ScriptedService, client: Client) -> None:
-    await created(service)
+    await create_instance(service)
     output = "x" * (20 * 1024 * 1024)
     await service.record(
         "i1",
@@ -288,7 +288,7 @@ async def test_a_result_of_many_megabytes_arrives(service: ScriptedService, clie
 
 
 async def test_wait_returns_at_the_end_or_at_its_timeout(service: ScriptedService, client: Client) -> None:
-    await created(service)
+    await create_instance(service)
     assert (await client.wait("i1", timeout_s=0.05)).status.status == "queued"
     waiting = asyncio.create_task(client.wait("i1"))
     await service.record("i1", event_pb2.InstanceTerminated())
@@ -296,7 +296,7 @@ async def test_wait_returns_at_the_end_or_at_its_timeout(service: ScriptedServic
 
 
 async def test_wait_survives_a_restart(service: ScriptedService, client: Client) -> None:
-    await created(service)
+    await create_instance(service)
     waiting = asyncio.create_task(client.wait("i1"))
     await service.wait_called.wait()
     await service.stop()

@@ -25,7 +25,7 @@ DELAY_S = 0.4
 BUSY = ModelError("OVERLOADED", "busy", retryable=True)
 
 
-class Place:
+class TimedModels:
     """A log, a model that fails at first, and a clock on the wall that the test sets."""
 
     def __init__(self, path: Path, failing: str = "planning") -> None:
@@ -35,7 +35,7 @@ class Place:
         self.sets_s = 0.0
         """How far ahead the clock is set while the first call runs."""
         self.called_s: list[float] = []
-        """When what fails at first was called, by a clock that nobody sets."""
+        """When what fails at first was called, by a clock that is never set."""
 
     def now_s(self) -> float:
         return time.time() + self.ahead_s
@@ -64,7 +64,7 @@ class Place:
         return self.called_s[1] - self.called_s[0]
 
 
-def wish(delay_s: float = DELAY_S, duration_s: float | None = None) -> NewInstance:
+def new_instance(delay_s: float = DELAY_S, duration_s: float | None = None) -> NewInstance:
     policy, budget = pb.RetryPolicy(), pb.Budget()
     policy.initial_delay.FromNanoseconds(int(delay_s * 1e9))
     if duration_s:
@@ -89,9 +89,9 @@ async def until_failed(log: SqliteEventLog) -> None:
 async def test_a_retry_keeps_its_delay_when_the_clock_is_set(
     tmp_path: Path, failing: str, set_s: float
 ) -> None:
-    place = Place(tmp_path, failing)
+    place = TimedModels(tmp_path, failing)
     async with place.engine() as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         await until_failed(log)
         place.ahead_s = set_s
         assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
@@ -101,9 +101,9 @@ async def test_a_retry_keeps_its_delay_when_the_clock_is_set(
 async def test_a_subtask_of_many_keeps_its_delay_when_the_clock_is_set_repeatedly(
     tmp_path: Path,
 ) -> None:
-    place = Place(tmp_path, "t1")
+    place = TimedModels(tmp_path, "t1")
     own = [pb.Subtask(id=name, instructions="do it") for name in ("t1", "t2")]
-    config = wish().config
+    config = new_instance().config
     config.subtasks.extend(own)
     async with place.engine() as (engine, log):
         await engine.create(NewInstance("a", "Build it", config))
@@ -117,9 +117,9 @@ async def test_a_subtask_of_many_keeps_its_delay_when_the_clock_is_set_repeatedl
 
 
 async def test_a_clock_set_back_while_the_service_is_down_adds_no_more_than_the_delay(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = TimedModels(tmp_path)
     async with place.engine() as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         await until_failed(log)
     place.ahead_s = -HOUR_S
     async with place.engine() as (_, log):
@@ -127,9 +127,9 @@ async def test_a_clock_set_back_while_the_service_is_down_adds_no_more_than_the_
 
 
 async def test_a_clock_set_back_during_a_pause_adds_no_more_than_the_delay(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = TimedModels(tmp_path)
     async with place.engine() as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         await until_failed(log)
         await steer(engine, "a", lifecycle.pause)
     async with place.engine() as (engine, log):  # so that what was known of the time before is forgotten
@@ -139,26 +139,26 @@ async def test_a_clock_set_back_during_a_pause_adds_no_more_than_the_delay(tmp_p
 
 
 async def test_a_clock_set_forward_fires_no_deadline(tmp_path: Path) -> None:
-    place = Place(tmp_path, "synthesis")
+    place = TimedModels(tmp_path, "synthesis")
     async with place.engine() as (engine, log):
-        await engine.create(wish(duration_s=HOUR_S))
+        await engine.create(new_instance(duration_s=HOUR_S))
         await until_failed(log)
         place.ahead_s = 2 * HOUR_S
         assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
 
 
 async def test_a_clock_set_while_the_first_call_runs_changes_no_deadline(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = TimedModels(tmp_path)
     place.sets_s = 2 * HOUR_S
     async with place.engine() as (engine, log):
-        await engine.create(wish(duration_s=HOUR_S))
+        await engine.create(new_instance(duration_s=HOUR_S))
         assert (await ended(log, "a", 30)).state == pb.STATE_COMPLETE
 
 
 async def test_a_clock_set_back_postpones_no_deadline(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = TimedModels(tmp_path)
     async with place.engine() as (engine, log):
-        await engine.create(wish(delay_s=60, duration_s=1))
+        await engine.create(new_instance(delay_s=60, duration_s=1))
         await until_failed(log)
         place.ahead_s = -HOUR_S
         instance = await ended(log, "a", 30)
@@ -168,20 +168,20 @@ async def test_a_clock_set_back_postpones_no_deadline(tmp_path: Path) -> None:
 
 
 async def test_instances_start_in_order_of_creation_whatever_the_clock_says(tmp_path: Path) -> None:
-    place = Place(tmp_path, failing="")
+    place = TimedModels(tmp_path, failing="")
     order: list[str] = []
 
     async def answer(request: ModelRequest) -> Answer:
         if request.prompt.role == "planning":
             order.append(request.prompt.messages[-1].content.split("Build ")[1][0])
             await asyncio.sleep(0)
-        return Place.answer(place, request)
+        return TimedModels.answer(place, request)
 
     log = await SqliteEventLog.open(tmp_path / "log.db")
     models = Models({"scripted": Scripted(answer)})
     async with LocalEngine.running(log, models, max_active=1, now_s=place.now_s) as engine:
         for number in range(4):
-            await engine.create(NewInstance(f"i{number}", f"Build {number}", wish().config))
+            await engine.create(NewInstance(f"i{number}", f"Build {number}", new_instance().config))
             place.ahead_s -= HOUR_S
         for number in range(4):
             await ended(log, f"i{number}", 30)

@@ -58,7 +58,7 @@ def client_of(address: str) -> httpx.AsyncClient:
 
 
 def assert_error(response: httpx.Response, status: int, code: int) -> dict[str, Any]:
-    """Every failure has one shape, whoever it comes from."""
+    """Assert the shape that every failure has, of the service and of Envoy."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert_nothing_leaks(response)

@@ -1,4 +1,4 @@
-"""What envoy.yaml says, and what is made of it."""
+"""The content of envoy.yaml, and the configuration rendered from it."""
 
 import json
 import random
@@ -204,7 +204,7 @@ def test_configured_origins_are_matched_literally_in_every_place() -> None:
 
 
 def hosts_of(text: str) -> str:
-    """The expression of the hosts that may be asked for, which must be the same wherever it stands."""
+    """The expression of the hosts that may be asked for, which must be the same in every place."""
     (regex,) = {line.strip() for line in text.splitlines() if "127(" in line}
     found: str = yaml.safe_load(regex)["regex"]
     return found

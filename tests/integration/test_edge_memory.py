@@ -145,7 +145,7 @@ async def test_uploads_that_exceed_the_memory_are_cut_off_with_the_reason(small:
         await asyncio.gather(*(upload() for _ in range(uploads)))
     assert len(refused) >= uploads - fit
     answers = [answer.split(b"\r\n\r\n", 1) for answer in refused if answer]
-    assert answers, "a client that reads what it is answered is told"
+    assert answers, "a client that reads its answer gets the reason"
     for head, body in answers:
         assert head.startswith(b"HTTP/1.1 503 ")
         assert json.loads(body) == REFUSAL

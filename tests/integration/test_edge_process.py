@@ -23,7 +23,7 @@ ANY_PORT = "127.0.0.1:0"
 
 
 async def wait_gone(pid: int) -> None:
-    """Wait until a process has ended, whoever its parent is."""
+    """Wait until a process has ended, also one that is not a child."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The engine on a real SQLite log, with models that do as the test says."""
+"""The engine on a real SQLite log, with scripted models."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ QUICK = pb.RetryPolicy(max_attempts=3)
 QUICK.initial_delay.nanos = 1_000_000
 
 
-class Hall:
+class GatedProvider:
     """A provider whose calls wait at a gate that the test opens; it counts them."""
 
     def __init__(self, plan: str = "", holds: str = "work") -> None:
@@ -50,7 +50,7 @@ class Hall:
         self.holds = holds
         self.calls: list[str] = []
         self.open = 0
-        self.most_open = 0
+        self.max_open = 0
         self.gate = asyncio.Event()
         self.changed = asyncio.Condition()
         self.provider = Scripted(self._answer)
@@ -59,7 +59,7 @@ class Hall:
         name = request.prompt.subtask_id or request.prompt.role
         self.calls.append(name)
         self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self.max_open = max(self.max_open, self.open)
         async with self.changed:
             self.changed.notify_all()
         try:
@@ -88,7 +88,7 @@ async def engine_on(
         await log.aclose()
 
 
-def wish(instance_id: str = "a", config: pb.InstanceConfig = CONFIG) -> NewInstance:
+def new_instance(instance_id: str = "a", config: pb.InstanceConfig = CONFIG) -> NewInstance:
     return NewInstance(instance_id, "Build it", config)
 
 
@@ -102,7 +102,7 @@ async def run(
     config: pb.InstanceConfig = CONFIG,
 ) -> tuple[Instance, list[str]]:
     async with engine_on(path, Scripted(script)) as (engine, log):
-        await engine.create(wish(config=config))
+        await engine.create(new_instance(config=config))
         return await ended(log, "a", 20), await kinds(log)
 
 
@@ -151,57 +151,57 @@ async def test_a_planner_without_a_valid_answer_errs_with_the_fault(tmp_path: Pa
 
 
 async def test_impossible_token_counts_and_unpaired_surrogates_fail_nothing(tmp_path: Path) -> None:
-    def odd(request: ModelRequest) -> Answer:
+    def answer_oddly(request: ModelRequest) -> Answer:
         text = plan_text(3) if request.prompt.role == "planning" else "half"
         return ModelReply(text, 2**63, -5)
 
-    instance, _ = await run(tmp_path / "log.db", odd)
+    instance, _ = await run(tmp_path / "log.db", answer_oddly)
     assert instance.state == pb.STATE_COMPLETE
     assert instance.usage.output_tokens == 0
 
 
 async def test_stopping_starts_no_queued_call(tmp_path: Path) -> None:
-    hall = Hall(holds="work")
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, _):
+    gated = GatedProvider(holds="work")
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, _):
         for number in range(20):
-            await engine.create(wish(f"i{number}"))
-        await hall.until(lambda: hall.open == 3)
-        hall.gate.set()
-    begun = len(hall.calls)
+            await engine.create(new_instance(f"i{number}"))
+        await gated.until(lambda: gated.open == 3)
+        gated.gate.set()
+    calls_before = len(gated.calls)
     await asyncio.sleep(0)
-    assert len(hall.calls) == begun
-    assert hall.open == 0
+    assert len(gated.calls) == calls_before
+    assert gated.open == 0
 
 
 async def test_beyond_the_queue_limit_creations_are_rejected(tmp_path: Path) -> None:
-    hall = Hall()
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1, max_queued=2) as (engine, log):
+    gated = GatedProvider()
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1, max_queued=2) as (engine, log):
         for name in "abc":
-            await engine.create(wish(name))
+            await engine.create(new_instance(name))
         with pytest.raises(QueueFullError) as caught:
-            await engine.create(wish("d"))
+            await engine.create(new_instance("d"))
         assert caught.value.retry_after_s
         assert len(await ids(log)) == 3
         with pytest.raises(QueueFullError):
-            await engine.create_all([wish("d"), wish("e")])
+            await engine.create_all([new_instance("d"), new_instance("e")])
         await steer(engine, "c", lifecycle.terminate)  # who has gone keeps no place in the queue
-        await engine.create(wish("d"))
+        await engine.create(new_instance("d"))
         repeated = NewInstance("f", "Build it", CONFIG, request_id="key", request_digest=b"x")
         with pytest.raises(QueueFullError):
             await engine.create(repeated)
 
 
 async def test_a_repeated_request_is_answered_though_the_queue_is_full(tmp_path: Path) -> None:
-    hall = Hall()
+    gated = GatedProvider()
     first = NewInstance("a", "Build it", CONFIG, request_id="key", request_digest=b"x")
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1, max_queued=1) as (engine, _):
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1, max_queued=1) as (engine, _):
         await engine.create(first)
-        await engine.create(wish("b"))
+        await engine.create(new_instance("b"))
         again = NewInstance("other", "Build it", CONFIG, request_id="key", request_digest=b"x")
         assert (await engine.create(again)).ref.id == "a"
         assert [loaded.ref.id for loaded in await engine.create_all([again])] == ["a"]
         with pytest.raises(AlreadyExistsError):
-            await engine.create(wish("b"))
+            await engine.create(new_instance("b"))
 
 
 async def test_siblings_of_a_failed_subtask_keep_their_results(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ async def test_an_attempt_that_exceeds_its_timeout_fails(tmp_path: Path) -> None
 async def test_an_unknown_model_is_rejected_before_anything_is_recorded(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
         with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
-            await engine.create(wish(config=resolved(small_model="nobody/knows")))
+            await engine.create(new_instance(config=resolved(small_model="nobody/knows")))
         assert caught.value.field == "config.small_model"
         assert await ids(log) == []
 
@@ -253,7 +253,7 @@ async def test_a_workers_model_is_validated_like_the_others(tmp_path: Path) -> N
     catalogue = [pb.Worker(name="any"), pb.Worker(name="coder", model="nobody/knows")]
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
         with pytest.raises(InvalidArgumentError, match="must be provider/model, one of scripted/") as caught:
-            await engine.create(wish(config=resolved(workers=catalogue)))
+            await engine.create(new_instance(config=resolved(workers=catalogue)))
         assert caught.value.field == "config.workers[1].model"
         assert await ids(log) == []
 
@@ -263,7 +263,7 @@ async def test_a_budget_in_dollars_needs_the_price_of_every_workers_model(tmp_pa
     catalogue = [pb.Worker(name="coder", model="scripted/codex")]
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, Models({"scripted": Scripted()}, prices)) as engine:
-        new = wish(config=resolved(workers=catalogue, budget=pb.Budget(max_cost_usd=1)))
+        new = new_instance(config=resolved(workers=catalogue, budget=pb.Budget(max_cost_usd=1)))
         with pytest.raises(InvalidArgumentError, match="no price of scripted/codex is known") as caught:
             await engine.create(new)
         assert caught.value.field == "config.budget.max_cost_usd"
@@ -287,7 +287,7 @@ async def test_each_worker_has_its_model_its_instructions_its_sampling_and_its_p
     prices = Prices({model: Price(price, 0.0) for model, price in usd.items()})
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, Models({"scripted": Scripted(answer)}, prices)) as engine:
-        await engine.create(wish(config=resolved(workers=catalogue)))
+        await engine.create(new_instance(config=resolved(workers=catalogue)))
         instance = await ended(log, "a", 20)
     await log.aclose()
     assert instance.state == pb.STATE_COMPLETE
@@ -299,9 +299,9 @@ async def test_each_worker_has_its_model_its_instructions_its_sampling_and_its_p
         "t4": ("small", {}),
         "synthesis": ("big", {}),
     }
-    told = {name: request.prompt.messages[-1].content for name, request in asked.items()}
-    assert [name for name, text in told.items() if "Tests first." in text] == ["t1"]
-    assert [name for name, text in told.items() if "No adjectives." in text] == ["t2"]
+    prompts = {name: request.prompt.messages[-1].content for name, request in asked.items()}
+    assert [name for name, text in prompts.items() if "Tests first." in text] == ["t1"]
+    assert [name for name, text in prompts.items() if "No adjectives." in text] == ["t2"]
     works = {name: subtask.work for name, subtask in instance.subtasks.items()}
     assert {name: (work.model, work.usage.cost_usd) for name, work in works.items()} == {
         "t1": ("scripted/codex", 5.0),
@@ -312,58 +312,58 @@ async def test_each_worker_has_its_model_its_instructions_its_sampling_and_its_p
 
 
 async def test_subtasks_run_in_parallel_within_both_limits(tmp_path: Path) -> None:
-    hall = Hall(plan_text(6))
-    async with engine_on(tmp_path / "log.db", hall.provider, max_calls=5) as (engine, log):
-        await engine.create(wish("a", resolved(max_parallel_subtasks=3)))
-        await engine.create(wish("b", resolved(max_parallel_subtasks=3)))
-        await hall.until(lambda: hall.open == 5)
-        hall.gate.set()
+    gated = GatedProvider(plan_text(6))
+    async with engine_on(tmp_path / "log.db", gated.provider, max_calls=5) as (engine, log):
+        await engine.create(new_instance("a", resolved(max_parallel_subtasks=3)))
+        await engine.create(new_instance("b", resolved(max_parallel_subtasks=3)))
+        await gated.until(lambda: gated.open == 5)
+        gated.gate.set()
         await ended(log, "a", 20)
         await ended(log, "b", 20)
-    assert hall.most_open == 5
+    assert gated.max_open == 5
 
 
 async def test_instances_beyond_the_limit_wait_in_order(tmp_path: Path) -> None:
-    hall = Hall()
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+    gated = GatedProvider()
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, log):
         for name in "abc":
-            await engine.create(wish(name))
-        await hall.until(lambda: hall.open == 3)
+            await engine.create(new_instance(name))
+        await gated.until(lambda: gated.open == 3)
         assert (await load(log, "b")).state == pb.STATE_QUEUED
         assert (await steer(engine, "b", lifecycle.terminate)).state == pb.STATE_TERMINATED
-        hall.gate.set()
+        gated.gate.set()
         assert (await ended(log, "c", 20)).state == pb.STATE_COMPLETE
         assert (await load(log, "a")).end_time_s <= (await load(log, "c")).start_time_s
         assert await kinds(log, "b") == ["instance_created", "instance_terminated"]
 
 
 async def test_terminating_cancels_open_calls_and_records_nothing_after_it(tmp_path: Path) -> None:
-    hall = Hall()
-    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
-        await engine.create(wish())
-        await hall.until(lambda: hall.open == 3)
+    gated = GatedProvider()
+    async with engine_on(tmp_path / "log.db", gated.provider) as (engine, log):
+        await engine.create(new_instance())
+        await gated.until(lambda: gated.open == 3)
         instance = await steer(engine, "a", lifecycle.terminate)
         assert instance.state == pb.STATE_TERMINATED
-        await hall.until(lambda: hall.open == 0)
-        hall.gate.set()
+        await gated.until(lambda: gated.open == 0)
+        gated.gate.set()
         with pytest.raises(StateForbidsError, match="is terminated: it cannot be asked to terminate"):
             await steer(engine, "a", lifecycle.terminate)
         assert (await kinds(log))[-1] == "instance_terminated"
-    assert "synthesis" not in hall.calls
+    assert "synthesis" not in gated.calls
 
 
 async def test_a_restart_of_the_service_repeats_only_calls_that_were_in_progress(tmp_path: Path) -> None:
-    hall = Hall(plan_text(2, chained=True), holds="")
-    stuck = Hall(plan_text(2, chained=True), holds="synthesis")
+    gated = GatedProvider(plan_text(2, chained=True), holds="")
+    stuck = GatedProvider(plan_text(2, chained=True), holds="synthesis")
     async with engine_on(tmp_path / "log.db", stuck.provider) as (engine, _):
-        await engine.create(wish())
+        await engine.create(new_instance())
         await stuck.until(lambda: "synthesis" in stuck.calls)
-    async with engine_on(tmp_path / "log.db", hall.provider) as (_, log):
+    async with engine_on(tmp_path / "log.db", gated.provider) as (_, log):
         instance = await ended(log, "a", 20)
         events = await kinds(log)
     assert instance.state == pb.STATE_COMPLETE
     assert stuck.calls == ["planning", "t1", "t2", "synthesis"]
-    assert hall.calls == ["synthesis"]
+    assert gated.calls == ["synthesis"]
     assert events[-4:] == [
         "synthesis_failed",
         "synthesis_started",
@@ -376,14 +376,14 @@ async def test_a_retry_that_is_not_yet_due_waits_across_a_restart(tmp_path: Path
     policy = pb.RetryPolicy()
     policy.initial_delay.seconds = policy.max_delay.seconds = 3600
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FLAKY)) as (engine, log):
-        await engine.create(wish(config=resolved(retry=policy)))
+        await engine.create(new_instance(config=resolved(retry=policy)))
         with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).planning.failures == 0:
                 await woken.wait()
                 woken.clear()
-    eager = Hall(holds="")
+    eager = GatedProvider(holds="")
     async with engine_on(tmp_path / "log.db", eager.provider) as (engine, log):
-        await engine.create(wish("b"))
+        await engine.create(new_instance("b"))
         await ended(log, "b", 20)
         assert (await load(log, "a")).planning.failures == 1
     assert eager.calls.count("planning") == 1
@@ -391,7 +391,7 @@ async def test_a_retry_that_is_not_yet_due_waits_across_a_restart(tmp_path: Path
 
 async def test_an_instance_whose_creation_was_cancelled_after_queueing_still_runs(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
-        creating = asyncio.create_task(engine.create(wish()))
+        creating = asyncio.create_task(engine.create(new_instance()))
         await asyncio.sleep(0)
         creating.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -413,39 +413,42 @@ async def until(log: SqliteEventLog, state: pb.State.ValueType, instance_id: str
 async def test_pausing_lets_running_calls_finish_and_resuming_continues_across_a_restart(
     tmp_path: Path,
 ) -> None:
-    hall = Hall(plan_text(2, chained=True))
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
-        await engine.create(wish())
-        await engine.create(wish("b"))
-        await hall.until(lambda: hall.open == 1)
+    gated = GatedProvider(plan_text(2, chained=True))
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, log):
+        await engine.create(new_instance())
+        await engine.create(new_instance("b"))
+        await gated.until(lambda: gated.open == 1)
         assert (await steer(engine, "a", lifecycle.pause)).state == pb.STATE_WAITING_FOR_PAUSE
-        hall.gate.set()
+        gated.gate.set()
         await until(log, pb.STATE_PAUSED)
         assert (await ended(log, "b", 20)).state == pb.STATE_COMPLETE  # its place was given on
-        assert hall.calls.count("t2") == 1
-    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+        assert gated.calls.count("t2") == 1
+    async with engine_on(tmp_path / "log.db", gated.provider) as (engine, log):
         assert (await load(log, "a")).state == pb.STATE_PAUSED
         assert (await steer(engine, "a", lifecycle.resume)).state == pb.STATE_RUNNING
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
-    assert hall.calls.count("t1") == 2  # once for each instance
+    assert gated.calls.count("t1") == 2  # once for each instance
 
 
 async def test_a_resumed_instance_waits_for_a_free_place(tmp_path: Path) -> None:
-    hall = Hall(plan_text(2, chained=True))
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
-        await engine.create(wish())
-        await hall.until(lambda: hall.open == 1)
+    gated = GatedProvider(plan_text(2, chained=True))
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, log):
+        await engine.create(new_instance())
+        await gated.until(lambda: gated.open == 1)
         await steer(engine, "a", lifecycle.pause)
-        hall.gate.set()
+        gated.gate.set()
         await until(log, pb.STATE_PAUSED)
-        hall.gate.clear()
-        await engine.create(wish("b"))
-        await hall.until(lambda: hall.open == 1)
+        gated.gate.clear()
+        await engine.create(new_instance("b"))
+        await gated.until(lambda: gated.open == 1)
         await steer(engine, "a", lifecycle.resume)
-        begun = len(hall.calls)
-        hall.gate.set()
+        calls_before = len(gated.calls)
+        gated.gate.set()
         assert (await ended(log, "b", 20)).state == pb.STATE_COMPLETE
-        assert hall.calls[begun : begun + 2] == ["t2", "synthesis"]  # both are b's: a's t2 comes after them
+        assert gated.calls[calls_before : calls_before + 2] == [
+            "t2",
+            "synthesis",
+        ]  # both are b's: a's t2 comes after them
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
         assert (await load(log, "a")).end_time_s >= (await load(log, "b")).end_time_s
 
@@ -461,7 +464,7 @@ async def test_a_budget_in_dollars_stops_the_next_call_and_a_retry_with_more_con
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, models) as engine:
         config = resolved(budget=pb.Budget(max_cost_usd=0.5), max_parallel_subtasks=1)
-        await engine.create(wish(config=config))
+        await engine.create(new_instance(config=config))
         instance = await ended(log, "a", 20)
         assert instance.error
         assert instance.error.reason == "BUDGET_EXCEEDED"
@@ -493,7 +496,7 @@ async def test_retrying_calls_only_failed_subtasks_and_the_synthesis(tmp_path: P
         return {"planning": plan_text(8), "work": f"out {name}", "synthesis": "done"}[request.prompt.role]
 
     async with engine_on(tmp_path / "log.db", Scripted(answer)) as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         assert (await ended(log, "a", 20)).state == pb.STATE_ERRORED
         assert len(calls) == 9
         broken.clear()
@@ -506,7 +509,7 @@ async def test_retrying_calls_only_failed_subtasks_and_the_synthesis(tmp_path: P
 
 async def test_a_retry_with_an_unknown_model_is_rejected(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted(lambda _: FATAL)) as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         before = await ended(log, "a", 20)
         unknown = changes(small_model="nobody/knows")
         with pytest.raises(InvalidArgumentError):
@@ -515,65 +518,65 @@ async def test_a_retry_with_an_unknown_model_is_rejected(tmp_path: Path) -> None
 
 
 async def test_two_concurrent_retries_reopen_an_instance_once(tmp_path: Path) -> None:
-    hall = Hall(holds="planning")
+    gated = GatedProvider(holds="planning")
 
     async def fail_then_hold(request: ModelRequest) -> Answer:
-        return await hall._answer(request) if hall.calls else FATAL
+        return await gated._answer(request) if gated.calls else FATAL
 
     async with engine_on(tmp_path / "log.db", Scripted(fail_then_hold)) as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         await ended(log, "a", 20)
-        hall.calls.append("failed")
+        gated.calls.append("failed")
         retries = (
             steer(engine, "a", lambda instance: lifecycle.retry(instance, changes())) for _ in range(2)
         )
         results = await asyncio.gather(*retries, return_exceptions=True)
         assert sum(isinstance(result, StateForbidsError) for result in results) == 1
-        hall.gate.set()
+        gated.gate.set()
         await ended(log, "a", 20)
         assert (await kinds(log)).count("instance_retried") == 1
 
 
 async def test_a_plan_waits_for_review_across_a_restart_and_may_be_rejected(tmp_path: Path) -> None:
-    hall = Hall(plan_text(2), holds="")
-    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
-        await engine.create(wish(config=resolved(review_plan=True)))
+    gated = GatedProvider(plan_text(2), holds="")
+    async with engine_on(tmp_path / "log.db", gated.provider) as (engine, log):
+        await engine.create(new_instance(config=resolved(review_plan=True)))
         await until(log, pb.STATE_WAITING)
-    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
+    async with engine_on(tmp_path / "log.db", gated.provider) as (engine, log):
         await steer(engine, "a", lambda i: lifecycle.review(i, DECISION_REJECT, [], "smaller parts"))
         await until(log, pb.STATE_WAITING)
         edited = [pb.Subtask(id="only", instructions="do it")]
         await steer(engine, "a", lambda i: lifecycle.review(i, DECISION_APPROVE, edited, ""))
         instance = await ended(log, "a", 20)
     assert instance.state == pb.STATE_COMPLETE
-    assert hall.calls == ["planning", "planning", "only", "synthesis"]
+    assert gated.calls == ["planning", "planning", "only", "synthesis"]
 
 
 async def test_restarting_starts_over_and_keeps_the_history(tmp_path: Path) -> None:
-    hall = Hall(plan_text(1), holds="")
-    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
-        await engine.create(wish())
+    gated = GatedProvider(plan_text(1), holds="")
+    async with engine_on(tmp_path / "log.db", gated.provider) as (engine, log):
+        await engine.create(new_instance())
         first = await ended(log, "a", 20)
         await steer(engine, "a", lambda instance: lifecycle.restart(instance, changes()))
         second = await ended(log, "a", 20)
         events = await kinds(log)
     assert second.state == pb.STATE_COMPLETE
-    assert hall.calls == ["planning", "t1", "synthesis"] * 2
+    assert gated.calls == ["planning", "t1", "synthesis"] * 2
     assert events[first.last_sequence] == "instance_restarted"
     assert second.last_sequence == len(events)
 
 
 async def test_the_duration_budget_counts_time_while_the_service_is_down(tmp_path: Path) -> None:
-    hall = Hall(plan_text(2, chained=True))
+    gated = GatedProvider(plan_text(2, chained=True))
     budget = pb.Budget()
     budget.max_duration.seconds = 3600
-    async with engine_on(tmp_path / "log.db", hall.provider) as (engine, log):
-        await engine.create(wish(config=resolved(budget=budget)))
-        await hall.until(lambda: hall.open == 1)
+    async with engine_on(tmp_path / "log.db", gated.provider) as (engine, log):
+        await engine.create(new_instance(config=resolved(budget=budget)))
+        await gated.until(lambda: gated.open == 1)
         started_s = (await load(log, "a")).start_time_s
-    hall.gate.set()
+    gated.gate.set()
     log = await SqliteEventLog.open(tmp_path / "log.db")
-    models = Models({"scripted": hall.provider})
+    models = Models({"scripted": gated.provider})
     async with LocalEngine.running(log, models, now_s=lambda: started_s + 3601) as engine:
         instance = await ended(log, "a", 20)
         assert instance.error
@@ -583,33 +586,35 @@ async def test_the_duration_budget_counts_time_while_the_service_is_down(tmp_pat
         await steer(engine, "a", partial(lifecycle.retry, changes=read_changes(longer)))
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     await log.aclose()
-    assert hall.calls.count("planning") == 1
+    assert gated.calls.count("planning") == 1
 
 
 async def test_the_queue_keeps_its_order_across_a_restart(tmp_path: Path) -> None:
-    hall = Hall()
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+    gated = GatedProvider()
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, log):
         for name in "abcd":
-            await engine.create(wish(name))
-        await hall.until(lambda: hall.open == 3)
-    hall.gate.set()
-    async with engine_on(tmp_path / "log.db", hall.provider, max_active=1) as (engine, log):
+            await engine.create(new_instance(name))
+        await gated.until(lambda: gated.open == 3)
+    gated.gate.set()
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, log):
         end_times_s = [(await ended(log, name, 20)).end_time_s for name in "abcd"]
     assert end_times_s == sorted(end_times_s)
 
 
 async def test_an_instance_with_many_subtasks_does_not_starve_the_others(tmp_path: Path) -> None:
-    hall = Hall(plan_text(12))
+    gated = GatedProvider(plan_text(12))
     own = [pb.Subtask(id="small", instructions="do it")]
-    async with engine_on(tmp_path / "log.db", hall.provider, max_calls=1) as (engine, log):
-        await engine.create(wish("big", resolved(max_parallel_subtasks=12)))
-        await hall.until(lambda: hall.open == 1 and "t1" in hall.calls)
-        await engine.create(wish("small", resolved(subtasks=own)))
+    async with engine_on(tmp_path / "log.db", gated.provider, max_calls=1) as (engine, log):
+        await engine.create(new_instance("big", resolved(max_parallel_subtasks=12)))
+        await gated.until(lambda: gated.open == 1 and "t1" in gated.calls)
+        await engine.create(new_instance("small", resolved(subtasks=own)))
         await until(log, pb.STATE_RUNNING, "small")
-        hall.gate.set()
+        gated.gate.set()
         await ended(log, "small", 20)
         await ended(log, "big", 20)
-    assert hall.calls.index("small") <= 4  # the planning, t1 that had its slot already, and one slot of big's
+    assert (
+        gated.calls.index("small") <= 4
+    )  # the planning, t1 that had its slot already, and one slot of big's
 
 
 async def test_outputs_too_long_for_the_model_are_merged_and_the_instance_completes(tmp_path: Path) -> None:
@@ -645,7 +650,7 @@ async def test_a_prompt_too_long_for_the_planner_is_not_retried(tmp_path: Path) 
 
 async def test_each_call_is_recorded_with_the_version_of_its_prompts(tmp_path: Path) -> None:
     async with engine_on(tmp_path / "log.db", Scripted()) as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         await ended(log, "a", 20)
         started = [
             getattr(event, kind).prompts
@@ -659,12 +664,12 @@ async def test_each_call_is_recorded_with_the_version_of_its_prompts(tmp_path: P
 async def test_an_instance_waits_for_an_unavailable_provider_without_counting_attempts(
     tmp_path: Path,
 ) -> None:
-    hall = Hall()
+    gated = GatedProvider()
     path = tmp_path / "log.db"
-    async with engine_on(path, hall.provider) as (engine, _):
-        created = await engine.create(wish())
-        await hall.until(lambda: hall.open == 3)
-    hall.gate.set()
+    async with engine_on(path, gated.provider) as (engine, _):
+        created = await engine.create(new_instance())
+        await gated.until(lambda: gated.open == 3)
+    gated.gate.set()
     without_key = UnavailableProvider("no key for scripted: set SCRIPTED_API_KEY")
     async with engine_on(path, without_key) as (engine, log):
         while not (reason := engine.waiting_reason(created.ref)):  # noqa: ASYNC110  each pass of the loop
@@ -674,19 +679,19 @@ async def test_an_instance_waits_for_an_unavailable_provider_without_counting_at
         assert before.state == pb.STATE_RUNNING
         await asyncio.sleep(0)
         assert await load(log, "a") == before
-    async with engine_on(path, hall.provider) as (engine, log):
+    async with engine_on(path, gated.provider) as (engine, log):
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
         assert engine.waiting_reason(created.ref) == ""
 
 
 async def test_an_orderly_stop_is_recorded_at_once_and_is_not_a_crash(tmp_path: Path) -> None:
-    hall = Hall()
+    gated = GatedProvider()
     path = tmp_path / "log.db"
     for _ in range(5):
-        async with engine_on(path, hall.provider) as (engine, log):
-            if not hall.calls:
-                await engine.create(wish())
-            await hall.until(lambda: hall.open == 3)
+        async with engine_on(path, gated.provider) as (engine, log):
+            if not gated.calls:
+                await engine.create(new_instance())
+            await gated.until(lambda: gated.open == 3)
     log = await SqliteEventLog.open(path)
     instance = await load(log, "a")
     assert not instance.has_open_calls
@@ -704,18 +709,18 @@ async def test_an_instance_that_repeatedly_crashes_the_service_is_paused_at_the_
     history = History().planned(part("t1"), part("t2"))
     for _ in range(2):
         history.started("t1").then(*calls_interrupted(history.instance, NOW_S, by_crash=True))
-    history.started("t1")  # and the process ended without another word
+    history.started("t1")  # and the process ended without recording more
     log = await SqliteEventLog.open(path)
     await log.create([Creation(key("a"), history.events, history.instance)])
     await log.aclose()
-    hall = Hall()
-    async with engine_on(path, hall.provider) as (engine, log):
+    gated = GatedProvider()
+    async with engine_on(path, gated.provider) as (engine, log):
         instance = await until(log, pb.STATE_PAUSED)
         assert instance.pause_cause
         assert instance.pause_cause.reason == "CRASHED_REPEATEDLY"
         assert instance.usage.model_calls == 1 + 3
-        assert hall.calls == []
-        hall.gate.set()
+        assert gated.calls == []
+        gated.gate.set()
         await steer(engine, "a", lifecycle.resume)
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
 
@@ -737,7 +742,7 @@ async def test_a_long_plan_is_parsed_outside_of_the_event_loop(
         return plan if request.prompt.role == "planning" else "done"
 
     async with engine_on(tmp_path / "log.db", Scripted(answer)) as (engine, log):
-        await engine.create(wish())
+        await engine.create(new_instance())
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     (thread,) = threads
     assert (thread is not threading.main_thread()) == is_beside

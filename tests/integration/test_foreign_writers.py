@@ -58,7 +58,7 @@ class Workers:
         async with self.changed:
             await self.changed.wait_for(lambda: len(self.open) == count)
 
-    def permit(self, count: int) -> None:
+    def allow(self, count: int) -> None:
         for _ in range(count):
             self.permits.release()
 
@@ -70,7 +70,7 @@ async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[E
     await log.aclose()
 
 
-def elsewhere(log: EventLog) -> Callable[[Action], Awaitable[Instance]]:
+def steer_from_another_process(log: EventLog) -> Callable[[Action], Awaitable[Instance]]:
     """Steer from another place, of which the engine hears nothing."""
     clock, states = Clock(time.time), StateStore(log)
 
@@ -100,11 +100,11 @@ async def events(log: EventLog) -> Sequence[Event]:
 async def test_results_that_meet_a_pause_of_another_writer_are_recorded(log: EventLog) -> None:
     workers = Workers()
     async with LocalEngine.running(log, workers.models) as engine:
-        act = elsewhere(log)
+        act = steer_from_another_process(log)
         await engine.create(NewInstance("a", "Build it", resolved()))
         await workers.until_open(3)
         await act(lifecycle.pause)
-        workers.permit(3)
+        workers.allow(3)
         await workers.until_open(0)
         with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).state != PAUSED:
@@ -123,14 +123,14 @@ async def test_results_that_meet_a_pause_of_another_writer_are_recorded(log: Eve
 async def test_a_run_whose_instance_was_terminated_elsewhere_appends_nothing_more(log: EventLog) -> None:
     workers = Workers()
     async with LocalEngine.running(log, workers.models) as engine:
-        act = elsewhere(log)
+        act = steer_from_another_process(log)
         await engine.create(NewInstance("a", "Build it", resolved()))
         await workers.until_open(3)
         terminated = await act(lifecycle.terminate)
-        workers.permit(1)
+        workers.allow(1)
         await workers.until_open(0)  # the others are cut off once the first one's result is refused
         await engine.create(NewInstance("b", "Build it", resolved()))
-        workers.permit(5)
+        workers.allow(5)
         await ended(log, "b", 10)
         assert await load(log, "a") == terminated
         assert terminated.state == TERMINATED
@@ -141,7 +141,7 @@ async def test_each_result_is_recorded_and_paid_for_once_whatever_others_append(
 ) -> None:
     workers = Workers(12)
     async with LocalEngine.running(log, workers.models) as engine:
-        act = elsewhere(log)
+        act = steer_from_another_process(log)
         await engine.create(NewInstance("a", "Build it", resolved(max_parallel_subtasks=4)))
 
         async def disturb() -> None:
@@ -151,13 +151,13 @@ async def test_each_result_is_recorded_and_paid_for_once_whatever_others_append(
                         steered = await act(action)
                     except StateForbidsError:
                         continue
-                    if steered.state == PAUSED:  # nothing runs that would notice: the engine has to be told
+                    if steered.state == PAUSED:  # no run would notice: the engine has to be notified
                         await engine.steer(key("a"), lifecycle.resume)
                     await asyncio.sleep(0)
 
         async def let_work() -> None:
             while True:
-                workers.permit(1)
+                workers.allow(1)
                 await asyncio.sleep(0.002)
 
         tasks = [asyncio.create_task(disturb()), asyncio.create_task(let_work())]
@@ -171,5 +171,5 @@ async def test_each_result_is_recorded_and_paid_for_once_whatever_others_append(
     completed = Counter(e.subtask_completed.subtask_id for e in recorded if e.HasField("subtask_completed"))
     assert set(completed.values()) == {1}
     assert len(completed) == 12
-    begun = Counter(e.subtask_started.subtask_id for e in recorded if e.HasField("subtask_started"))
-    assert sum(begun.values()) == sum(completed.values())
+    started = Counter(e.subtask_started.subtask_id for e in recorded if e.HasField("subtask_started"))
+    assert sum(started.values()) == sum(completed.values())

@@ -20,8 +20,8 @@ from orchestrator.v1 import instance_pb2 as pb
 PER_S = 40
 
 
-class Limited:
-    """Answers 40 calls in any second, in a tenth of one each; refuses others, and one when told to."""
+class LimitedModel:
+    """Answers 40 calls in any second, in a tenth of one each; refuses others, and one on request."""
 
     def __init__(self) -> None:
         self._limit = SlidingWindow(PER_S)
@@ -56,7 +56,7 @@ async def run(engine: LocalEngine, log: SqliteEventLog, name: str, instances: in
 
 
 async def test_bursts_after_light_traffic_and_a_refusal_reach_the_endpoints_rate(tmp_path: Path) -> None:
-    limited = Limited()
+    limited = LimitedModel()
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with Endpoint(limited) as endpoint:
         provider = ChatCompletions("openai", endpoint.url, api_key="k")

@@ -31,7 +31,7 @@ SECOND_TRY.initial_delay.nanos = 1_000_000
 
 
 class Slow(Scripted):
-    """A worker that writes word by word, each when the test says so."""
+    """A worker that writes word by word, each when the test allows it."""
 
     def __init__(self) -> None:
         super().__init__(self._answer)
@@ -76,7 +76,7 @@ def watch(running: Service, after: int = 0) -> Stream:
 
 
 async def begin(running: Service) -> Stream:
-    """An instance that is watched before its work begins; it is held by a review until the watch stands."""
+    """An instance that is watched before its work begins; a review holds it until then."""
     config = instance_pb2.InstanceConfig(review_plan=True, retry=SECOND_TRY)
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a", config=config))
     stream = watch(running)
@@ -247,11 +247,11 @@ async def test_unwatched_text_is_available_to_a_subscriber_while_the_call_contin
 async def test_a_provider_is_told_whether_a_call_is_watched_and_planning_always_is(
     tmp_path: Path, is_watched: bool
 ) -> None:
-    told: set[tuple[str, bool]] = set()
+    watched: set[tuple[str, bool]] = set()
     canned, both = Scripted(subtasks=2), asyncio.Barrier(2)
 
     async def script(request: ModelRequest) -> Answer:
-        told.add((request.prompt.role, request.is_watched))
+        watched.add((request.prompt.role, request.is_watched))
         if request.prompt.role == "work":
             await both.wait()
         return await canned.complete(request)
@@ -264,7 +264,7 @@ async def test_a_provider_is_told_whether_a_call_is_watched_and_planning_always_
         else:
             await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
             await running.ended("a")
-    assert told == {("planning", True), ("work", is_watched), ("synthesis", is_watched)}
+    assert watched == {("planning", True), ("work", is_watched), ("synthesis", is_watched)}
 
 
 async def test_text_reaches_server_sent_events_without_an_id(running: Service, slow: Slow) -> None:

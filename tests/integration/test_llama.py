@@ -61,11 +61,11 @@ async def test_a_prompt_runs_through_planning_work_and_synthesis(
 async def test_text_and_plans_are_streamed_as_the_model_writes_them(model: Llama) -> None:
     instance = Instance(id="i", prompt="Explain how rain forms", config=CONFIG)
     for prompt in (HELLO, TINY.plan(instance)):
-        told: list[str] = []
+        emitted: list[str] = []
         request = ModelRequest(MODEL, prompt, max_output_tokens=8192, timeout_s=100)
-        streamed = await model.complete(request, told.append)
-        assert len(told) > 1
-        assert "".join(told) == streamed.text
+        streamed = await model.complete(request, emitted.append)
+        assert len(emitted) > 1
+        assert "".join(emitted) == streamed.text
         assert streamed.input_tokens
         assert streamed.output_tokens
     assert TINY.read_plan(instance, streamed.text).subtasks
@@ -119,7 +119,7 @@ async def test_closing_stops_the_server_and_a_later_call_starts_another(model: L
     first = model.process_id
     assert first is not None
     await model.aclose()
-    await _gone(first)
+    await _wait_for_exit(first)
     assert model.process_id is None
     await ask(model)
 
@@ -140,10 +140,10 @@ async def test_the_server_exits_when_its_parent_is_killed() -> None:
     server = int(await parent.stdout.readline())
     parent.kill()
     await parent.wait()
-    await _gone(server)
+    await _wait_for_exit(server)
 
 
-async def _gone(process_id: int) -> None:
+async def _wait_for_exit(process_id: int) -> None:
     """Return once the process has ended; not only our own children can be waited for like this."""
     try:
         descriptor = os.pidfd_open(process_id)

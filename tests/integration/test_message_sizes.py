@@ -1,4 +1,4 @@
-"""No message is larger than its client takes: gRPC's usual 4 MiB, or what the metadata says."""
+"""No message is larger than its client takes: gRPC's usual 4 MiB, or the limit in its metadata."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -56,7 +56,7 @@ async def large(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
-async def roomy(large: Service) -> AsyncIterator[OrchestratorStub]:
+async def large_limit(large: Service) -> AsyncIterator[OrchestratorStub]:
     """A stub that takes more, if it is asked to."""
     options = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
     async with grpc.aio.insecure_channel(large.address, options=options) as channel:
@@ -88,7 +88,7 @@ READS: dict[str, Callable[[OrchestratorStub], Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("name", READS)
 async def test_a_response_that_is_too_large_is_rejected_with_the_alternative(
-    large: Service, roomy: OrchestratorStub, name: str
+    large: Service, large_limit: OrchestratorStub, name: str
 ) -> None:
     code, message, info = await refused(READS[name](large.stub)())
     assert (code, info.reason) == ("RESOURCE_EXHAUSTED", "RESPONSE_TOO_LARGE")
@@ -97,7 +97,7 @@ async def test_a_response_that_is_too_large_is_rejected_with_the_alternative(
     for way in ("max-response-bytes", "REST"):
         assert way in message
     assert ("GetResult" in message) == (name != "GetResult")
-    whole = await READS[name](roomy)(metadata=MOST)
+    whole = await READS[name](large_limit)(metadata=MOST)
     assert whole.ByteSize() == int(info.metadata["size_bytes"])
 
 
@@ -125,12 +125,12 @@ async def test_lists_forks_and_steering_have_small_responses(large: Service) -> 
 
 
 async def test_a_repeated_creation_is_answered_without_outputs_that_do_not_fit(
-    large: Service, roomy: OrchestratorStub
+    large: Service, large_limit: OrchestratorStub
 ) -> None:
     again = await large.stub.CreateInstance(ONCE)
     assert (again.id, again.details.status) == ("large", "complete")
     assert not again.details.HasField("output")
-    whole = await roomy.CreateInstance(ONCE, metadata=MOST)
+    whole = await large_limit.CreateInstance(ONCE, metadata=MOST)
     assert whole.details.output.final_result == RESULT
 
 
@@ -165,12 +165,12 @@ async def test_the_stream_of_all_continues_after_an_event_that_is_too_large(larg
 
 
 async def test_a_client_with_a_larger_limit_gets_complete_events(
-    large: Service, roomy: OrchestratorStub
+    large: Service, large_limit: OrchestratorStub
 ) -> None:
     request = pb.StreamEventsRequest(id="large")
     events = [
         event
-        async for message in roomy.StreamEvents(request, metadata=MOST)
+        async for message in large_limit.StreamEvents(request, metadata=MOST)
         for event in message.batch.events
     ]
     outputs = {event.subtask_completed.output for event in events if event.HasField("subtask_completed")}
@@ -227,23 +227,23 @@ async def test_a_batch_of_large_plans_is_answered_with_what_was_created(
     for subtask in small.subtasks:
         subtask.instructions = "x"
         subtask.title = "t" * 200
-    wishes = [
+    requests = [
         pb.CreateInstanceRequest(prompt="x" * prompt_bytes, id=f"i{number}", labels=labels, config=small)
         for number in range(100)
     ]
     async with service(tmp_path / "log.db", Scripted(), max_active=1) as running:
-        batch = pb.BatchCreateInstancesRequest(requests=wishes)
+        batch = pb.BatchCreateInstancesRequest(requests=requests)
         answered = await running.stub.BatchCreateInstances(batch)
         assert answered.ByteSize() <= DEFAULT_MAX_BYTES
-        assert [each.id for each in answered.instances] == [wish.id for wish in wishes]
+        assert [each.id for each in answered.instances] == [request.id for request in requests]
         shown = [instance.id async for page in pages(running.stub) for instance in page.instances]
-        assert shown == [wish.id for wish in reversed(wishes)]
+        assert shown == [request.id for request in reversed(requests)]
 
 
 async def test_an_instance_with_a_large_plan_of_the_client_is_listed_and_streamed(tmp_path: Path) -> None:
     async with service(tmp_path / "log.db", Scripted()) as running:
-        wish = pb.CreateInstanceRequest(prompt="x" * 256 * 1024, id="a", config=own_plan())
-        created = (await running.stub.CreateInstance(wish)).instance
+        request = pb.CreateInstanceRequest(prompt="x" * 256 * 1024, id="a", config=own_plan())
+        created = (await running.stub.CreateInstance(request)).instance
         assert len(created.config.subtasks) == 64
         assert not any(subtask.instructions for subtask in created.config.subtasks)
         (listed,) = (await running.stub.ListInstances(pb.ListInstancesRequest())).instances
@@ -274,8 +274,8 @@ async def test_a_page_ends_before_it_is_too_large(tmp_path: Path) -> None:
     labels = {f"{number:02}".ljust(63, "k"): "😀" * 256 for number in range(64)}
     async with service(tmp_path / "log.db", Scripted(), max_active=1) as running:
         for number in range(60):
-            wish = pb.CreateInstanceRequest(prompt="x", id=f"i{number}", labels=labels)
-            await running.stub.CreateInstance(wish)
+            request = pb.CreateInstanceRequest(prompt="x", id=f"i{number}", labels=labels)
+            await running.stub.CreateInstance(request)
         found = [page async for page in pages(running.stub)]
         assert len(found) == 3, "of 70 KB an instance, 2 MiB a page"
         shown = [instance.id for page in found for instance in page.instances]
@@ -293,11 +293,11 @@ async def test_a_page_ends_before_it_is_too_large(tmp_path: Path) -> None:
         ("9" * 5000, 64 * 1024 * 1024),
     ],
 )
-async def test_a_client_sends_its_message_limit(roomy: OrchestratorStub, said: str, takes: int) -> None:
+async def test_a_client_sends_its_message_limit(large_limit: OrchestratorStub, said: str, takes: int) -> None:
     metadata = (("max-response-bytes", said),)
     cut = [
         message.ByteSize()
-        async for message in roomy.StreamEvents(pb.StreamEventsRequest(id="large"), metadata=metadata)
+        async for message in large_limit.StreamEvents(pb.StreamEventsRequest(id="large"), metadata=metadata)
         if any(event.omitted_bytes for event in message.batch.events)
     ]
     if takes > 2 * DEFAULT_MAX_BYTES:
@@ -305,16 +305,16 @@ async def test_a_client_sends_its_message_limit(roomy: OrchestratorStub, said: s
         return
     assert cut
     assert all(takes - 100 < size <= takes for size in cut)
-    _, _, info = await refused(READS["GetResult"](roomy)(metadata=metadata))
+    _, _, info = await refused(READS["GetResult"](large_limit)(metadata=metadata))
     assert info.metadata["max_response_bytes"] == str(takes)
 
 
 @pytest.mark.parametrize("said", ["", "lots", "-1", "1e9", "64MiB", "4194304.0", "0x10", "1 000", "+5"])
 async def test_an_invalid_number_of_bytes_is_rejected_before_any_work(large: Service, said: str) -> None:
     metadata = (("max-response-bytes", said),)
-    wish = pb.CreateInstanceRequest(prompt="x", id="new")
+    request = pb.CreateInstanceRequest(prompt="x", id="new")
     for call in (
-        large.stub.CreateInstance(wish, metadata=metadata),
+        large.stub.CreateInstance(request, metadata=metadata),
         first_of(large.stub.StreamEvents(pb.StreamEventsRequest(id="large"), metadata=metadata)),
         first_of(large.stub.StreamAllEvents(pb.StreamAllEventsRequest(), metadata=metadata)),
     ):

@@ -368,7 +368,7 @@ async def test_a_host_that_accepts_no_connection_is_a_connect_timeout(
 ) -> None:
     monkeypatch.setattr(http_client, "CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        waiting = [_knock(full.getsockname()) for _ in range(4)]  # so many that the next one is not let in
+        waiting = [_connect(full.getsockname()) for _ in range(4)]  # so many that the next one is not let in
         kind = Anthropic if make is messages else ChatCompletions
         provider = kind("p", f"http://127.0.0.1:{full.getsockname()[1]}/v1")
         with pytest.raises(ModelError) as caught:
@@ -379,7 +379,7 @@ async def test_a_host_that_accepts_no_connection_is_a_connect_timeout(
     assert (caught.value.reason, caught.value.retryable) == ("CONNECT_TIMEOUT", True)
 
 
-def _knock(address: tuple[str, int]) -> socket.socket:
+def _connect(address: tuple[str, int]) -> socket.socket:
     knocking = socket.socket()
     knocking.setblocking(False)
     knocking.connect_ex(address)
@@ -459,11 +459,11 @@ async def endless_words(call: Call) -> web.StreamResponse:
 
 
 async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> None:
-    heard = asyncio.Event()
+    has_text = asyncio.Event()
     async with Endpoint(always(stall_amid_stream)) as endpoint:
         provider = make(endpoint)
-        call = asyncio.create_task(provider.complete(model_request(), lambda _: heard.set()))
-        await heard.wait()
+        call = asyncio.create_task(provider.complete(model_request(), lambda _: has_text.set()))
+        await has_text.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -678,9 +678,9 @@ async def test_a_model_without_a_system_role_gets_user_messages_from_then_on(mak
         for _ in range(2):
             await ask(provider)
         await provider.aclose()
-    _, *told = endpoint.calls
-    assert len(told) == 2
-    for call in told:
+    _, *later_calls = endpoint.calls
+    assert len(later_calls) == 2
+    for call in later_calls:
         assert call.body["messages"] == [{"role": "user", "content": "You work.\n\nHi"}]
         assert "system" not in call.body
 

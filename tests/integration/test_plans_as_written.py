@@ -1,4 +1,4 @@
-"""Plans as models write them, through a real endpoint: what is clear costs one call, what is not is told."""
+"""Plans as models write them, through a real endpoint: a clear one costs one call, a fault is reported."""
 
 import json
 from collections.abc import AsyncIterator

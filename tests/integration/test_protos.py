@@ -21,7 +21,7 @@ VENDORED = sorted((ROOT / "protos/google").rglob("*.proto"))
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """What buf is told, and the protos, in a folder with nothing else."""
+    """Copy buf's configuration and the protos into a folder of their own."""
     folder = tmp_path / "copy"
     shutil.copytree(ROOT / "protos", folder / "protos")
     for name in ("buf.yaml", "buf.gen.yaml"):

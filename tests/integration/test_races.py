@@ -23,7 +23,7 @@ from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 
 
-class Held:
+class GatedModels:
     """Models that answer once the gate is open."""
 
     def __init__(self) -> None:
@@ -40,17 +40,17 @@ class Held:
 
 @asynccontextmanager
 async def running(
-    path: Path, held: Held, **options: int
+    path: Path, gated: GatedModels, **options: int
 ) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
     log = await SqliteEventLog.open(path / "log.db")
     try:
-        async with LocalEngine.running(log, held.models, **options) as engine:
+        async with LocalEngine.running(log, gated.models, **options) as engine:
             yield engine, log
     finally:
         await log.aclose()
 
 
-def wish(instance_id: str = "a", **changes: object) -> NewInstance:
+def new_instance(instance_id: str = "a", **changes: object) -> NewInstance:
     return NewInstance(instance_id, "Build it", resolved(**changes))
 
 
@@ -66,38 +66,38 @@ async def until(log: SqliteEventLog, state: pb.State.ValueType) -> None:
 
 
 async def test_a_queued_instance_runs_after_a_terminate_and_a_retry(tmp_path: Path) -> None:
-    held = Held()
-    async with running(tmp_path, held, max_calls=1) as (engine, log):
-        await engine.create(wish("first"))
-        await engine.create(wish())
+    gated = GatedModels()
+    async with running(tmp_path, gated, max_calls=1) as (engine, log):
+        await engine.create(new_instance("first"))
+        await engine.create(new_instance())
         await steer(engine, "a", lifecycle.terminate)
         await steer(engine, "a", retry)
-        held.gate.set()
+        gated.gate.set()
         assert (await ended(log, "a", 10)).state == pb.STATE_COMPLETE
 
 
 async def test_an_instance_deleted_during_its_retry_releases_its_place(tmp_path: Path) -> None:
-    held = Held()
-    async with running(tmp_path, held, max_active=1) as (engine, log):
-        await engine.create(wish())
+    gated = GatedModels()
+    async with running(tmp_path, gated, max_active=1) as (engine, log):
+        await engine.create(new_instance())
         await steer(engine, "a", lifecycle.terminate)
         deleted, retried = await asyncio.gather(
             delete(log, "a"), steer(engine, "a", retry), return_exceptions=True
         )
-        # One of them came first, and the other was told so.
+        # One of them came first, and the other failed.
         assert (deleted is None) == isinstance(retried, InstanceNotFoundError)
         assert isinstance(deleted, StateForbidsError) == isinstance(retried, Instance)
-        held.gate.set()
-        await engine.create(wish("b"))
+        gated.gate.set()
+        await engine.create(new_instance("b"))
         assert (await ended(log, "b", 10)).state == pb.STATE_COMPLETE
 
 
 async def test_a_retry_is_never_applied_to_another_instance_with_the_same_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held()
-    async with running(tmp_path, held) as (engine, log):
-        first = await engine.create(wish())
+    gated = GatedModels()
+    async with running(tmp_path, gated) as (engine, log):
+        first = await engine.create(new_instance())
         await steer(engine, "a", lifecycle.terminate)
 
         load_first = engine.states.load
@@ -105,13 +105,13 @@ async def test_a_retry_is_never_applied_to_another_instance_with_the_same_id(
         async def load_and_replace(key: InstanceKey) -> Loaded:
             loaded = await load_first(key)
             await log.delete(first.ref)
-            await engine.create(wish())
+            await engine.create(new_instance())
             return loaded
 
         monkeypatch.setattr(engine.states, "load", load_and_replace)
         with pytest.raises(InstanceNotFoundError):
             await steer(engine, "a", retry)
-        held.gate.set()
+        gated.gate.set()
         instance = await ended(log, "a", 10)
         assert instance.state == pb.STATE_COMPLETE
         page = await read(log, "a")
@@ -119,10 +119,10 @@ async def test_a_retry_is_never_applied_to_another_instance_with_the_same_id(
 
 
 async def test_concurrent_changes_leave_the_state_that_the_events_fold_to(tmp_path: Path) -> None:
-    held = Held()
-    async with running(tmp_path, held, max_active=1) as (engine, log):
-        await engine.create(wish("first"))
-        await engine.create(wish())
+    gated = GatedModels()
+    async with running(tmp_path, gated, max_active=1) as (engine, log):
+        await engine.create(new_instance("first"))
+        await engine.create(new_instance())
         actions = [lifecycle.terminate, retry, lifecycle.pause, lifecycle.resume, lifecycle.terminate, retry]
         answers = await asyncio.gather(
             *(steer(engine, "a", action) for action in actions * 5), return_exceptions=True
@@ -136,9 +136,9 @@ async def test_concurrent_changes_leave_the_state_that_the_events_fold_to(tmp_pa
 
 
 async def test_a_retry_right_after_a_terminate_runs(tmp_path: Path) -> None:
-    held = Held()
-    async with running(tmp_path, held) as (engine, log):
-        await engine.create(wish())
+    gated = GatedModels()
+    async with running(tmp_path, gated) as (engine, log):
+        await engine.create(new_instance())
 
         async def retry_at_once() -> None:
             while (await load(log, "a")).state != pb.STATE_TERMINATED:  # noqa: ASYNC110  each pass of the loop
@@ -148,13 +148,13 @@ async def test_a_retry_right_after_a_terminate_runs(tmp_path: Path) -> None:
         retried = asyncio.create_task(retry_at_once())
         await steer(engine, "a", lifecycle.terminate)
         await retried
-        held.gate.set()
+        gated.gate.set()
         assert (await ended(log, "a", 10)).state == pb.STATE_COMPLETE
 
 
 async def test_a_termination_during_the_creation_takes_effect(tmp_path: Path) -> None:
-    held = Held()
-    async with running(tmp_path, held) as (engine, log):
+    gated = GatedModels()
+    async with running(tmp_path, gated) as (engine, log):
 
         async def terminate_at_once() -> None:
             with log.notifier.watch() as woken:
@@ -163,10 +163,10 @@ async def test_a_termination_during_the_creation_takes_effect(tmp_path: Path) ->
 
         terminated = asyncio.create_task(terminate_at_once())
         await asyncio.sleep(0)
-        await engine.create(wish())
+        await engine.create(new_instance())
         await terminated
-        held.gate.set()
-        await engine.create(wish("b"))
+        gated.gate.set()
+        await engine.create(new_instance("b"))
         await ended(log, "b", 10)
         kinds = [event.WhichOneof("payload") for event in (await read(log, "a")).events()]
         assert kinds[-1] == "instance_terminated"
@@ -174,24 +174,24 @@ async def test_a_termination_during_the_creation_takes_effect(tmp_path: Path) ->
 
 
 async def test_a_plan_awaiting_review_still_does_after_a_retry(tmp_path: Path) -> None:
-    held = Held()
-    held.gate.set()
-    async with running(tmp_path, held) as (engine, log):
-        await engine.create(wish(review_plan=True))
+    gated = GatedModels()
+    gated.gate.set()
+    async with running(tmp_path, gated) as (engine, log):
+        await engine.create(new_instance(review_plan=True))
         await until(log, pb.STATE_WAITING)
         await steer(engine, "a", lifecycle.terminate)
         assert (await steer(engine, "a", retry)).state == pb.STATE_WAITING
-        assert held.worked == []
+        assert gated.worked == []
 
 
 async def test_a_deadline_also_passes_for_a_queued_instance(tmp_path: Path) -> None:
-    held = Held()
+    gated = GatedModels()
     budget = pb.Budget()
     budget.max_duration.nanos = 50_000_000
     own = [pb.Subtask(id="x", instructions="do it")]
-    async with running(tmp_path, held, max_calls=1) as (engine, log):
-        await engine.create(wish("first"))
-        await engine.create(wish(budget=budget, subtasks=own))
+    async with running(tmp_path, gated, max_calls=1) as (engine, log):
+        await engine.create(new_instance("first"))
+        await engine.create(new_instance(budget=budget, subtasks=own))
         instance = await ended(log, "a", 10)
         assert instance.error
         assert instance.error.reason == "DEADLINE_EXCEEDED"
@@ -200,18 +200,18 @@ async def test_a_deadline_also_passes_for_a_queued_instance(tmp_path: Path) -> N
 async def test_an_instance_that_cannot_be_read_does_not_block_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held = Held()
-    async with running(tmp_path, held) as (engine, log):
-        await engine.create(wish())
-        await engine.create(wish("b"))
+    gated = GatedModels()
+    async with running(tmp_path, gated) as (engine, log):
+        await engine.create(new_instance())
+        await engine.create(new_instance("b"))
         broken = Event(instance_id="a", sequence=99, instance_resumed={})
         await log._writer._tables.connection.execute(
             "UPDATE event SET data = ? WHERE position = 1",
             (b"\x0a" + bytes([broken.ByteSize()]) + broken.SerializeToString(),),
         )
         await log._writer._tables.connection.commit()
-    held.gate.set()
-    async with running(tmp_path, held) as (_, log):
+    gated.gate.set()
+    async with running(tmp_path, gated) as (_, log):
         assert (await ended(log, "b", 10)).state == pb.STATE_COMPLETE
     assert "a cannot be taken up" in caplog.text
 
@@ -219,10 +219,10 @@ async def test_an_instance_that_cannot_be_read_does_not_block_others(
 async def test_a_fault_at_the_end_does_not_prevent_the_cancellation_of_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held = Held()
-    async with running(tmp_path, held) as (engine, log):
-        await engine.create(wish())
-        await engine.create(wish("b"))
+    gated = GatedModels()
+    async with running(tmp_path, gated) as (engine, log):
+        await engine.create(new_instance())
+        await engine.create(new_instance("b"))
         run = engine._runs[await ref(log, "a")]
         run._pending.append(None)  # type: ignore[arg-type]
     assert "a does nothing more" in caplog.text
@@ -247,6 +247,6 @@ async def test_a_late_refusal_of_a_slow_endpoint_stops_no_other_call(tmp_path: P
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, models) as engine:
         wide = {"big_model": "big/x", "max_subtasks": 64, "max_parallel_subtasks": 9}
-        await engine.create(wish(retry=quick, **wide))
+        await engine.create(new_instance(retry=quick, **wide))
         assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
     await log.aclose()

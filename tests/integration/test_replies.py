@@ -1,4 +1,4 @@
-"""What providers tell of an answer, good or not: its text, how it finished, and their own id of it."""
+"""What providers report of an answer, valid or not: its text, how it finished, and its id."""
 
 from collections.abc import Callable
 from contextlib import aclosing

@@ -737,7 +737,7 @@ async def test_an_action_can_be_conditional_on_the_sequence_the_client_has_seen(
     created = await stuck.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="a"))
     while (shown := (await stuck.stub.GetInstance(pb.GetInstanceRequest(id="a"))).instance).last_sequence < 2:
         pass
-    assert shown.last_sequence == 2  # planning has begun since
+    assert shown.last_sequence == 2  # planning has started since
     stale = pb.TerminateInstanceRequest(id="a", expected_sequence=created.instance.last_sequence)
     refusal = await refused(stuck.stub.TerminateInstance(stale))
     assert (refusal.code, refusal.info.reason) == ("ABORTED", "SEQUENCE_MISMATCH")
@@ -767,7 +767,7 @@ async def test_deletions_are_reported_at_their_position_among_all_events(running
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="x", id="c"))
     last = await running.ended("c")
 
-    async def told(**options: object) -> list[tuple[str, int]]:
+    async def deletions(**options: object) -> list[tuple[str, int]]:
         request = pb.StreamAllEventsRequest(follow=False, **options)
         found = []
         async for message in running.stub.StreamAllEvents(request):
@@ -776,14 +776,14 @@ async def test_deletions_are_reported_at_their_position_among_all_events(running
                 found.append((message.deleted.instance_id, message.deleted.position))
         return found
 
-    everything = await told()
+    everything = await deletions()
     (a, first), (b, second) = everything[:2]
     assert (a, b) == ("a", "b")
     assert 0 < first < second
     assert everything[2:] == [("c", 0)] * last.instance.last_sequence
-    assert await told(after_position=first) == everything[1:]
-    assert await told(after_position=second) == everything[2:]
-    assert await told(labels=["team=blue"]) == [("b", second)]
+    assert await deletions(after_position=first) == everything[1:]
+    assert await deletions(after_position=second) == everything[2:]
+    assert await deletions(labels=["team=blue"]) == [("b", second)]
 
 
 async def test_events_name_the_request_that_caused_them(stuck: Service) -> None:

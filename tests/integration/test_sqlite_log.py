@@ -309,10 +309,10 @@ async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     before = len(history.events)
     history.started("t1")
     history.events[-1].subtask_started.model = "x" * 100_000
-    wish = History("b", instructions="y" * 30_000)
+    history = History("b", instructions="y" * 30_000)
     results = await asyncio.gather(
         log.append(append(history, ref, before)._replace(waits_for_storage=True)),
-        log.create([creation(wish)]),
+        log.create([creation(history)]),
         return_exceptions=True,
     )
     assert results[0] is None
@@ -320,7 +320,7 @@ async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     assert results[1].reason == "STORAGE_READ_ONLY"
     assert "free disk space" in str(results[1])
     assert (await load(log, "a")).last_sequence == history.instance.last_sequence
-    await create(log, wish)
+    await create(log, history)
     assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(history.events) + 2))
 
 
@@ -351,15 +351,15 @@ async def test_a_log_that_rejected_creations_accepts_them_again_automatically(
     log = await SqliteEventLog.open(tmp_path / "log.db")
     holder = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    wish = History("a")
+    history = History("a")
     with pytest.raises(UnavailableError, match=r"database is locked.*another program holds it") as caught:
-        await create(log, wish)
+        await create(log, history)
     assert "disk" not in str(caught.value)
     holder.execute("ROLLBACK")
     holder.close()
     while True:
         try:
-            await create(log, wish)
+            await create(log, history)
             break
         except UnavailableError:
             await asyncio.sleep(0.01)
@@ -371,14 +371,14 @@ async def test_a_writer_that_ends_fails_every_waiting_call(log: SqliteEventLog) 
     async def broken(_: Sequence[Statement]) -> None:
         raise ZeroDivisionError
 
-    wish = History("a")
+    history = History("a")
     log._writer._tables.connection.write = broken  # type: ignore[method-assign]
     with pytest.raises(UnavailableError):
-        await create(log, wish)
+        await create(log, history)
     with pytest.raises(StorageError, match=r"writer has ended.*ZeroDivisionError.*start the service again"):
         await log.watch()
     with pytest.raises(UnavailableError):
-        await create(log, wish)
+        await create(log, history)
     with pytest.raises(StorageError, match="writer has ended"):
         await log.aclose()
     log.aclose = _nothing  # type: ignore[method-assign]
@@ -416,7 +416,7 @@ async def test_a_writer_that_ends_after_a_commit_ends_the_watch_and_blocks_no_re
         with pytest.raises(UnavailableError):
             await asyncio.wait_for(waiting, 5)
     assert reads <= 1
-    assert (await load(log, "b")).last_sequence == 1  # it is durable, though nobody was told
+    assert (await load(log, "b")).last_sequence == 1  # it is durable, though it was not acknowledged
     with pytest.raises(StorageError, match="writer has ended"):
         await log.aclose()
     log.aclose = _nothing  # type: ignore[method-assign]
@@ -546,7 +546,7 @@ async def test_the_file_rejects_events_that_do_not_follow_the_last_one(log: Sqli
     ref = await create(log, history)
     behind = append(history.planned(), ref, 1)
     await log.append(behind)
-    # The writer takes the instance for one that stands where it stood before.
+    # The writer takes the instance to be at its former sequence.
     rows = log._writer._tables._rows
     rows[ref.incarnation] = rows[ref.incarnation]._replace(last_sequence=1)
     results = await asyncio.gather(log.append(behind), log.create([creation(other)]), return_exceptions=True)
@@ -638,19 +638,21 @@ async def test_no_commit_between_the_queries_of_one_read_is_missed(
             return await fetchall(*query)
 
         monkeypatch.setattr(connection, "execute_fetchall", and_more_is_committed)
-    told: list[str] = []
+    found_ids: list[str] = []
     cursor = 0
     while number < 20:
         page = await log.read_all(cursor, 5, **filters)
-        told += [event.instance_id for event in page.events.events()]
-        told += [deleted.ref.id for deleted in page.deletions]
+        found_ids += [event.instance_id for event in page.events.events()]
+        found_ids += [deleted.ref.id for deleted in page.deletions]
         cursor = page.cursor
     monkeypatch.undo()
     for page in await global_pages(log, cursor, **filters):
-        told += [event.instance_id for event in page.events.events()]
-        told += [deleted.ref.id for deleted in page.deletions]
-    assert [name for name in told if name.startswith("stays")] == [f"stays{n}" for n in range(1, number + 1)]
-    gone = [name for name in told if name.startswith("gone")]
+        found_ids += [event.instance_id for event in page.events.events()]
+        found_ids += [deleted.ref.id for deleted in page.deletions]
+    assert [name for name in found_ids if name.startswith("stays")] == [
+        f"stays{n}" for n in range(1, number + 1)
+    ]
+    gone = [name for name in found_ids if name.startswith("gone")]
     assert list(dict.fromkeys(gone)) == [f"gone{n}" for n in range(1, number + 1)]
 
 

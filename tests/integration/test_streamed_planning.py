@@ -36,7 +36,7 @@ def part(name: str, *needs: str, text: str = "do it") -> str:
 
 
 class Planner:
-    """Writes the plan as the test tells it to; workers answer at once, unless they are held."""
+    """Writes the plan that the test scripts; workers answer at once, unless they are held."""
 
     def __init__(self) -> None:
         self.pieces: asyncio.Queue[str | ModelError | None] = asyncio.Queue()
@@ -44,7 +44,7 @@ class Planner:
         self.held: set[str] = set()
         self.cut: list[str] = []
         self.changed = asyncio.Condition()
-        self.told: dict[str, str] = {}
+        self.prompts: dict[str, str] = {}
 
     async def _answer(self, request: ModelRequest) -> Answer:
         match request.prompt.role:
@@ -63,7 +63,7 @@ class Planner:
 
     async def _work(self, request: ModelRequest) -> str:
         name = request.prompt.subtask_id
-        self.told[name] = request.prompt.messages[-1].content
+        self.prompts[name] = request.prompt.messages[-1].content
         async with self.changed:
             self.worked.append(name)
             self.changed.notify_all()
@@ -92,7 +92,7 @@ async def kinds(log: SqliteEventLog) -> list[str]:
     return [str(event.WhichOneof("payload")) for event in (await read(log, "a")).events()]
 
 
-def wish(**changes: object) -> NewInstance:
+def new_instance(**changes: object) -> NewInstance:
     return NewInstance("a", "Build it", resolved(retry=QUICK, **changes))
 
 
@@ -111,11 +111,11 @@ async def test_a_subtask_starts_as_soon_as_it_is_complete_and_its_dependencies_a
 ) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a") + ", " + part("b", "a"))
         await planner.until_worked("a", "b")
-        assert "how" in planner.told["a"]
-        assert "out a" in planner.told["b"]
+        assert "how" in planner.prompts["a"]
+        assert "out a" in planner.prompts["b"]
         planner.write(", " + part("d", "e"))
         planner.write(", " + part("e"))
         await planner.until_worked("d", "e")
@@ -132,7 +132,7 @@ async def test_a_subtask_starts_as_soon_as_it_is_complete_and_its_dependencies_a
 async def test_a_plan_for_review_is_not_started(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish(review_plan=True))
+        await engine.create(new_instance(review_plan=True))
         planner.write(HEAD + part("a") + "]}", None)
         with log.notifier.watch(await ref(log, "a")) as woken:
             while (await load(log, "a")).state != pb.STATE_WAITING:
@@ -148,7 +148,7 @@ async def test_when_planning_fails_running_calls_are_cancelled_and_completed_res
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     planner.held = {"slow"}
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a") + ", " + part("b", "a") + ", " + part("c") + ", " + part("slow"))
         await done(log, "a", "b", "c")
         await planner.until_worked("slow")
@@ -173,7 +173,7 @@ async def test_a_planner_without_a_valid_answer_starts_work_only_on_its_first_tw
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     planner.held = {"slow"}
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         for name in ("first", "second"):
             planner.write(HEAD + part(name) + ", " + part("slow"))
             await done(log, name)
@@ -191,7 +191,7 @@ async def test_a_planner_without_a_valid_answer_starts_work_only_on_its_first_tw
 async def test_after_two_failed_plans_the_third_starts_once_it_is_complete(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         for _ in range(2):
             planner.write(HEAD + part("a"))
             await done(log, "a")
@@ -210,7 +210,7 @@ async def test_calls_cancelled_by_a_termination_count(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     planner.held = {"slow"}
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a") + ", " + part("slow"))
         await done(log, "a")
         await planner.until_worked("slow")
@@ -222,7 +222,7 @@ async def test_calls_cancelled_by_a_termination_count(tmp_path: Path) -> None:
 async def test_a_reusable_result_survives_a_kill_during_planning(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a"))
         await done(log, "a")
     await log.aclose()
@@ -238,7 +238,7 @@ async def test_a_reusable_result_survives_a_kill_during_planning(tmp_path: Path)
 async def test_terminating_during_planning_and_retrying_keeps_completed_results(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a"))
         await done(log, "a")
         await steer(engine, "a", lifecycle.terminate)
@@ -253,7 +253,7 @@ async def test_terminating_during_planning_and_retrying_keeps_completed_results(
 async def test_pausing_during_planning_starts_nothing_more(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a"))
         await done(log, "a")
         await steer(engine, "a", lifecycle.pause)
@@ -271,7 +271,7 @@ async def test_pausing_during_planning_starts_nothing_more(tmp_path: Path) -> No
 async def test_an_answer_that_contradicts_its_streamed_subtasks_is_a_failed_attempt(tmp_path: Path) -> None:
     planner, log = Planner(), await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, planner.models) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         planner.write(HEAD + part("a") + ", " + part("b", "nobody") + "]}", None)
         planner.write(HEAD + part("a") + "]}", None)
         instance = await ended(log, "a", 20)
@@ -287,7 +287,7 @@ async def completed(tmp_path: Path, provider: Provider) -> tuple[Instance, list[
     """The instance when it is complete, and the kinds of its events."""
     log = await SqliteEventLog.open(tmp_path / "log.db")
     async with LocalEngine.running(log, Models({"scripted": provider})) as engine:
-        await engine.create(wish())
+        await engine.create(new_instance())
         instance = await ended(log, "a", 20)
         events = await kinds(log)
     await log.aclose()
@@ -336,7 +336,7 @@ async def test_a_plan_at_the_beginning_starts_while_the_endpoint_still_streams_i
 
 async def test_text_parsed_before_a_plan_restarted_is_discarded(tmp_path: Path) -> None:
     class Thinker(Scripted):
-        """Tells of a plan, takes it back, and tells of another."""
+        """Emits a plan, restarts, and emits another."""
 
         async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
             if request.prompt.role != "planning":

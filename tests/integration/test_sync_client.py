@@ -105,11 +105,13 @@ async def test_text_arrives_as_it_is_written(service: ScriptedService, client: S
 async def test_a_stream_survives_a_restart_of_the_service(
     service: ScriptedService, client: SyncClient
 ) -> None:
-    has_one, told = threading.Event(), []
+    has_one, connections = threading.Event(), []
 
     def read() -> list[int]:
         sequences = []
-        for event in client.stream_events("i1", on_disconnect=lambda error: told.append(error is None)):
+        for event in client.stream_events(
+            "i1", on_disconnect=lambda error: connections.append(error is None)
+        ):
             sequences.append(event.sequence)
             has_one.set()
         return sequences
@@ -122,8 +124,8 @@ async def test_a_stream_survives_a_restart_of_the_service(
     sequences = await reading
     assert sequences == list(range(1, len(sequences) + 1))
     assert len(sequences) > 1
-    assert told[0] is False
-    assert told[-1] is True
+    assert connections[0] is False
+    assert connections[-1] is True
 
 
 async def test_wait_survives_a_restart(service: ScriptedService, client: SyncClient) -> None:

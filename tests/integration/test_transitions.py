@@ -41,13 +41,13 @@ ACTIONS: dict[str, tuple[str, Call]] = {
 
 
 async def answer(request: ModelRequest) -> Answer:
-    """Hangs at work, and fails where the prompt says so."""
-    told = request.prompt.messages[-1].content
-    if "fail" in told:
+    """Hangs at work, and fails where the prompt asks for it."""
+    prompt = request.prompt.messages[-1].content
+    if "fail" in prompt:
         return ModelError("REQUEST_REJECTED", "no", retryable=False)
     if request.prompt.role == "planning":
         return plan_text(2)
-    if "hang" in told:
+    if "hang" in prompt:
         await asyncio.Event().wait()
     return "done"
 
@@ -64,7 +64,7 @@ async def create(running: Service, prompt: str, instance_id: str = "a", **config
     )
 
 
-async def brought_to(running: Service, state: str) -> None:
+async def bring_to(running: Service, state: str) -> None:
     """Bring instance a into a state where it stays."""
     stub = running.stub
     match state:
@@ -73,16 +73,16 @@ async def brought_to(running: Service, state: str) -> None:
             await create(running, "x")
         case "running":
             await create(running, "hang")
-            await seen(running, "subtask_started")
+            await wait_for_event(running, "subtask_started")
         case "waitingForPause":
-            await brought_to(running, "running")
+            await bring_to(running, "running")
             await stub.PauseInstance(pb.PauseInstanceRequest(id="a"))
         case "paused":
-            await brought_to(running, "queued")
+            await bring_to(running, "queued")
             await stub.PauseInstance(pb.PauseInstanceRequest(id="a"))
         case "waiting":
             await create(running, "x", review_plan=True)
-            await seen(running, "plan_completed")
+            await wait_for_event(running, "plan_completed")
         case "complete":
             await create(running, "x")
             await running.ended("a")
@@ -90,12 +90,12 @@ async def brought_to(running: Service, state: str) -> None:
             await create(running, "fail")
             await running.ended("a")
         case "terminated":
-            await brought_to(running, "queued")
+            await bring_to(running, "queued")
             await stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))
     assert (await stub.GetInstance(pb.GetInstanceRequest(id="a"))).status.status == state
 
 
-async def seen(running: Service, kind: str) -> None:
+async def wait_for_event(running: Service, kind: str) -> None:
     async for message in running.stub.StreamEvents(pb.StreamEventsRequest(id="a")):
         if any(event.HasField(kind) for event in message.batch.events):
             return
@@ -112,7 +112,7 @@ async def events(running: Service) -> list[event_pb2.Event]:
 async def test_each_action_has_the_effect_that_the_table_states(
     running: Service, state: str, action: str
 ) -> None:
-    await brought_to(running, state)
+    await bring_to(running, state)
     number = next(number for number, name in STATUS.items() if name == state)
     kind, call = ACTIONS[action]
     before = await events(running)

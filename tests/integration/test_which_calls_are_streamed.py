@@ -26,19 +26,19 @@ from orchestrator.models.http.endpoint import HttpProvider
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
-MOST = HttpProvider.most_unwatched_streams
+MAX_UNWATCHED = HttpProvider.most_unwatched_streams
 
 
 def are_streamed(endpoint: Endpoint) -> list[bool]:
     return ["stream" in call.body for call in endpoint.calls]
 
 
-# No more than so many at once that nobody watches
+# The limit of unwatched streams
 
 
 @dataclass
-class Held:
-    """Calls to an endpoint that answers none before it is told to."""
+class HeldCalls:
+    """Calls to an endpoint that answers once the test provides the answer."""
 
     endpoint: Endpoint
     provider: HttpProvider
@@ -46,22 +46,22 @@ class Held:
     """For the calls in the order in which they have come in."""
     open: list[asyncio.Task[ModelReply]] = field(default_factory=list)
 
-    async def begin(self, count: int, **request_fields: bool) -> list[bool]:
-        """Begin so many calls; whether each is streamed."""
+    async def start(self, count: int, **request_fields: bool) -> list[bool]:
+        """Start so many calls; return whether each is streamed."""
         before = len(self.endpoint.calls)
         request = model_request()._replace(**request_fields)
         self.open += [asyncio.create_task(self.provider.complete(request)) for _ in range(count)]
         await self.endpoint.wait_for_calls(before + count)
         return are_streamed(self.endpoint)[before:]
 
-    async def until_one_has_ended(self) -> None:
+    async def wait_for_one_end(self) -> None:
         ended, _ = await asyncio.wait(self.open, return_when=asyncio.FIRST_COMPLETED)
         assert len(ended) == 1
         self.open.remove(ended.pop())
 
 
 @asynccontextmanager
-async def held(whole: Answer = None) -> AsyncIterator[Held]:
+async def held_calls(whole: Answer = None) -> AsyncIterator[HeldCalls]:
     """`whole`: what is answered at once to a call that is not streamed."""
     answers: asyncio.Queue[web.Response] = asyncio.Queue()
 
@@ -72,50 +72,50 @@ async def held(whole: Answer = None) -> AsyncIterator[Held]:
         return whole if whole is not None and "stream" not in call.body else hold
 
     async with Endpoint(script) as endpoint, aclosing(chat(endpoint)) as provider:
-        it = Held(endpoint, provider, answers)
-        yield it
-        for call in it.open:
+        held = HeldCalls(endpoint, provider, answers)
+        yield held
+        for call in held.open:
             call.cancel()
-        await asyncio.wait(it.open)
+        await asyncio.wait(held.open)
 
 
 async def test_beyond_the_limit_of_unwatched_streams_only_watched_calls_are_streamed() -> None:
-    async with held() as it:
-        assert await it.begin(MOST) == [True] * MOST
-        assert await it.begin(2) == [False, False]
-        assert await it.begin(2, is_watched=True) == [True, True]
-        it.answers.put_nowait(web.json_response(completion("done")))
-        await it.until_one_has_ended()
-        assert await it.begin(1) == [True]
-        assert await it.begin(1) == [False]
+    async with held_calls() as held:
+        assert await held.start(MAX_UNWATCHED) == [True] * MAX_UNWATCHED
+        assert await held.start(2) == [False, False]
+        assert await held.start(2, is_watched=True) == [True, True]
+        held.answers.put_nowait(web.json_response(completion("done")))
+        await held.wait_for_one_end()
+        assert await held.start(1) == [True]
+        assert await held.start(1) == [False]
 
 
 async def test_watched_calls_do_not_count_towards_the_limit() -> None:
-    async with held() as it:
-        assert await it.begin(2, is_watched=True) == [True, True]
-        assert await it.begin(MOST) == [True] * MOST
-        assert await it.begin(1) == [False]
+    async with held_calls() as held:
+        assert await held.start(2, is_watched=True) == [True, True]
+        assert await held.start(MAX_UNWATCHED) == [True] * MAX_UNWATCHED
+        assert await held.start(1) == [False]
 
 
 async def test_a_failed_or_cancelled_call_frees_its_place() -> None:
-    async with held() as it:
-        await it.begin(MOST)
-        it.answers.put_nowait(failing(503))
-        await it.until_one_has_ended()
-        assert await it.begin(1) == [True]
-        it.open[0].cancel()
-        await it.until_one_has_ended()
-        assert await it.begin(1) == [True]
-        assert await it.begin(1) == [False]
+    async with held_calls() as held:
+        await held.start(MAX_UNWATCHED)
+        held.answers.put_nowait(failing(503))
+        await held.wait_for_one_end()
+        assert await held.start(1) == [True]
+        held.open[0].cancel()
+        await held.wait_for_one_end()
+        assert await held.start(1) == [True]
+        assert await held.start(1) == [False]
 
 
 async def test_the_end_of_a_call_that_was_not_streamed_frees_no_place() -> None:
-    async with held() as it:
-        await it.begin(MOST)
-        assert await it.begin(1) == [False]
-        it.open[-1].cancel()
-        await it.until_one_has_ended()
-        assert await it.begin(1) == [False]
+    async with held_calls() as held:
+        await held.start(MAX_UNWATCHED)
+        assert await held.start(1) == [False]
+        held.open[-1].cancel()
+        await held.wait_for_one_end()
+        assert await held.start(1) == [False]
 
 
 # None that hide what they used
@@ -304,18 +304,18 @@ async def test_the_last_attempt_is_streamed_despite_its_hidden_usage() -> None:
 
 
 async def test_beyond_the_limit_a_call_is_streamed_where_calls_without_streaming_fail() -> None:
-    async with held(whole=failing(524)) as it:
-        assert await it.begin(MOST) == [True] * MOST
+    async with held_calls(whole=failing(524)) as held:
+        assert await held.start(MAX_UNWATCHED) == [True] * MAX_UNWATCHED
         with pytest.raises(ModelError):
-            await it.provider.complete(model_request())
-        assert await it.begin(2) == [True, True]
+            await held.provider.complete(model_request())
+        assert await held.start(2) == [True, True]
 
 
 async def test_beyond_the_limit_the_last_attempt_is_streamed() -> None:
-    async with held() as it:
-        assert await it.begin(MOST) == [True] * MOST
-        assert await it.begin(1, is_last_attempt=True) == [True]
-        assert await it.begin(1) == [False]
+    async with held_calls() as held:
+        assert await held.start(MAX_UNWATCHED) == [True] * MAX_UNWATCHED
+        assert await held.start(1, is_last_attempt=True) == [True]
+        assert await held.start(1) == [False]
 
 
 async def test_a_model_that_only_streams_is_streamed_without_counting_an_attempt() -> None:

@@ -1,6 +1,6 @@
 """What schemathesis checks here beyond its own: that the description and the service agree on what is right.
 
-A schema says less than the service knows (a plan without cycles, a state that allows the action), and
+A schema states less than the service checks (a plan without cycles, a state that allows the action), and
 protobuf's JSON reads more than a schema describes (`null` as unset, numbers in strings; Envoy drops the
 fields that it does not know). Each check lets exactly that pass.
 """

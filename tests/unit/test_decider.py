@@ -35,12 +35,12 @@ LATER_S = NOW_S + 1e6
 PAUSE = Event(instance_pause_requested=event_pb2.InstancePauseRequested())
 
 
-def what(history: History, now_s: float = LATER_S) -> list:
+def commands(history: History, now_s: float = LATER_S) -> list:
     return list(decide(history.instance, at(now_s)))
 
 
 def recorded(history: History) -> Event:
-    (command,) = what(history)
+    (command,) = commands(history)
     assert isinstance(command, Record)
     return command.events[-1]
 
@@ -56,52 +56,52 @@ FLAKY = ModelError("OVERLOADED", "later", retryable=True)
 
 
 def test_planning_is_the_first_command() -> None:
-    assert what(History()) == [CallModel(PLANNING)]
+    assert commands(History()) == [CallModel(PLANNING)]
 
 
 def test_a_plan_in_progress_is_not_started_twice() -> None:
     history = History()
-    assert what(history.then(call_started(history.instance, PLANNING))) == []
+    assert commands(history.then(call_started(history.instance, PLANNING))) == []
 
 
 def test_a_plan_of_the_client_is_recorded_without_a_call() -> None:
     history = History(subtasks=[instance_pb2.Subtask(id="x", instructions="do x")])
-    (command,) = what(history)
+    (command,) = commands(history)
     history.then(*command.events)
-    assert what(history) == [CallModel(WorkKey("subtask", "x"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "x"))]
     assert history.instance.subtasks["x"].title == "x"
 
 
 def test_independent_subtasks_start_together_and_dependents_wait() -> None:
     history = History().planned(part("a"), part("b"), part("c", "a"))
-    assert what(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_dependent_starts_the_moment_its_own_dependencies_are_done() -> None:
     history = History().planned(part("a"), part("b"), part("c", "a")).started("b").done("a")
-    assert what(history) == [CallModel(WorkKey("subtask", "c"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "c"))]
 
 
 def test_no_more_run_in_parallel_than_allowed() -> None:
     history = History(max_parallel_subtasks=2).planned(*map(part, "abcd"))
-    assert what(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
     history.started("a")
-    assert what(history) == [CallModel(WorkKey("subtask", "b"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "b"))]
     history.started("b")
-    assert what(history) == []
+    assert commands(history) == []
 
 
 def test_a_retry_waits_for_its_delay() -> None:
     history = fail(History(), PLANNING, FLAKY)
     failed_s = history.instance.update_time_s
-    assert what(history, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
-    assert what(history, now_s=failed_s + 1) == [CallModel(PLANNING)]
+    assert commands(history, now_s=failed_s + 0.25) == [WakeAfter(0.75)]
+    assert commands(history, now_s=failed_s + 1) == [CallModel(PLANNING)]
 
 
 def test_the_endpoints_retry_after_is_a_lower_bound() -> None:
     slow = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=30)
     history = fail(History(), PLANNING, slow)
-    assert what(history, now_s=history.instance.update_time_s) == [WakeAfter(30)]
+    assert commands(history, now_s=history.instance.update_time_s) == [WakeAfter(30)]
 
 
 @pytest.mark.parametrize(("max_delay_s", "longest_s"), [(1, 600), (3000, 3000)])
@@ -113,7 +113,7 @@ def test_no_recorded_wait_exceeds_the_policys_longest(max_delay_s: int, longest_
     failed = event_pb2.PlanningFailed(attempt=1)
     failed.retry_time.seconds = int(NOW_S) + 86400
     history.then(Event(planning_failed=failed))
-    assert what(history, now_s=history.instance.update_time_s) == [WakeAfter(longest_s)]
+    assert commands(history, now_s=history.instance.update_time_s) == [WakeAfter(longest_s)]
 
 
 def test_an_endpoints_wait_is_capped_at_the_longest_wait() -> None:
@@ -164,7 +164,7 @@ def test_siblings_of_a_failed_subtask_continue_and_its_dependents_are_skipped() 
     history.then(recorded(history))
     history.then(recorded(history))
     assert states(history.instance) == ["FAILED", "PENDING", "SKIPPED", "SKIPPED"]
-    assert what(history) == [CallModel(WorkKey("subtask", "b"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_failed_subtask_errs_the_instance_once_its_siblings_are_done() -> None:
@@ -177,7 +177,7 @@ def test_a_tolerated_failure_does_not_prevent_the_synthesis() -> None:
     history = fail(
         History(tolerated_failures=1).planned(part("a"), part("b")), WorkKey("subtask", "a"), FATAL
     ).done("b")
-    assert what(history) == [CallModel(SYNTHESIS)]
+    assert commands(history) == [CallModel(SYNTHESIS)]
 
 
 def test_with_no_completed_subtask_there_is_no_synthesis() -> None:
@@ -187,7 +187,7 @@ def test_with_no_completed_subtask_there_is_no_synthesis() -> None:
 
 def test_an_instance_with_a_synthesis_is_complete() -> None:
     history = History().planned(part("a")).done("a")
-    assert what(history) == [CallModel(SYNTHESIS)]
+    assert commands(history) == [CallModel(SYNTHESIS)]
     history.then(call_started(history.instance, SYNTHESIS))
     history.then(work_completed(history.instance, SYNTHESIS, "result", Usage(1, 1, 1)))
     assert recorded(history).instance_completed.usage.model_calls == 3
@@ -195,13 +195,13 @@ def test_an_instance_with_a_synthesis_is_complete() -> None:
 
 def test_pausing_starts_nothing_new_and_lets_running_calls_finish() -> None:
     history = History().planned(part("a"), part("b")).started("a").then(PAUSE)
-    assert what(history) == []
+    assert commands(history) == []
     history.then(work_completed(history.instance, WorkKey("subtask", "a"), "out", Usage()))
     assert recorded(history).WhichOneof("payload") == "instance_paused"
     history.then(recorded(history))
-    assert what(history) == []
+    assert commands(history) == []
     history.then(Event(instance_resumed=event_pb2.InstanceResumed()))
-    assert what(history) == [CallModel(WorkKey("subtask", "b"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "b"))]
 
 
 def test_a_spent_token_budget_lets_running_calls_finish_and_then_errs() -> None:
@@ -209,7 +209,7 @@ def test_a_spent_token_budget_lets_running_calls_finish_and_then_errs() -> None:
     assert recorded(history).instance_errored.error.reason == "BUDGET_EXCEEDED"
     history = History(budget=instance_pb2.Budget(max_tokens=31)).planned(part("a"), part("b"), part("c"))
     history.started("b").done("a")
-    assert what(history) == []
+    assert commands(history) == []
     history.then(work_completed(history.instance, WorkKey("subtask", "b"), "out", Usage(1, 1, 1)))
     assert recorded(history).instance_errored.error.reason == "BUDGET_EXCEEDED"
 
@@ -218,8 +218,8 @@ def test_a_passed_deadline_errs() -> None:
     budget = instance_pb2.Budget()
     budget.max_duration.seconds = 60
     history = History(budget=budget).planned(part("a"))
-    assert what(history, now_s=history.instance.start_time_s + 59) == [CallModel(WorkKey("subtask", "a"))]
-    (command,) = what(history, now_s=history.instance.start_time_s + 60)
+    assert commands(history, now_s=history.instance.start_time_s + 59) == [CallModel(WorkKey("subtask", "a"))]
+    (command,) = commands(history, now_s=history.instance.start_time_s + 60)
     assert command.events[0].instance_errored.error.reason == "DEADLINE_EXCEEDED"
 
 
@@ -231,7 +231,7 @@ def test_a_crash_records_interrupted_calls_and_counts_no_failure() -> None:
     work = history.instance.subtasks["a"].work
     assert (work.error.reason, work.attempt, work.failures) == ("INTERRUPTED", 1, 0)
     assert (work.usage, history.instance.usage.model_calls) == (Usage(model_calls=1), 2)
-    assert what(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "a")), CallModel(WorkKey("subtask", "b"))]
     assert calls_interrupted(history.instance, NOW_S, by_crash=True) == ()
 
 
@@ -243,17 +243,17 @@ def test_an_instance_at_which_the_service_crashes_repeatedly_is_paused_with_the_
     history = History().planned(part("a"), part("b"))
     for _ in range(2):
         crashed(history.started("a"))
-        assert CallModel(WorkKey("subtask", "a")) in what(history)
+        assert CallModel(WorkKey("subtask", "a")) in commands(history)
     crashed(history.started("a"))
     cause = recorded(history).instance_pause_requested.cause
     assert (cause.reason, cause.subtask_id) == ("CRASHED_REPEATEDLY", "a")
     assert "3 times in a row during subtask a" in cause.message
-    history.then(*what(history)[0].events)
-    history.then(*what(history)[0].events)
+    history.then(*commands(history)[0].events)
+    history.then(*commands(history)[0].events)
     assert history.instance.state == PAUSED
     assert view.instance(history.instance).waiting_reason == cause.message
     history.then(*lifecycle.resume(history.instance))
-    assert CallModel(WorkKey("subtask", "a")) in what(
+    assert CallModel(WorkKey("subtask", "a")) in commands(
         history
     )  # a person wants it tried again: three times more
     assert view.instance(history.instance).waiting_reason == ""
@@ -265,7 +265,7 @@ def test_completed_work_between_crashes_resets_their_count() -> None:
         crashed(crashed(history.started("a")).started("a"))
         history.done(done)
     crashed(crashed(history.started("a")).started("a"))
-    assert what(history) == [CallModel(WorkKey("subtask", "a"))]
+    assert commands(history) == [CallModel(WorkKey("subtask", "a"))]
 
 
 def test_orderly_stops_are_not_counted_as_crashes_and_a_failed_call_resets_the_count() -> None:
@@ -287,8 +287,8 @@ def test_the_number_of_tolerated_crashes_is_configurable() -> None:
 
 
 def test_an_instance_that_has_ended_waits_or_is_paused_gets_no_command() -> None:
-    assert what(History().planned(part("a")).done("a").completed()) == []
-    assert what(History(review_plan=True).planned(part("a"))) == []
+    assert commands(History().planned(part("a")).done("a").completed()) == []
+    assert commands(History(review_plan=True).planned(part("a"))) == []
 
 
 @st.composite

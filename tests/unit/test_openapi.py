@@ -1,4 +1,4 @@
-"""The OpenAPI description says what the protos and the core say."""
+"""The OpenAPI description agrees with the protos and the core."""
 
 import json
 import re

@@ -64,8 +64,8 @@ def test_a_failure_is_retried_after_a_delay_that_starts_when_it_is_recorded() ->
 def test_a_streamed_subtask_is_recorded_once_however_often_it_is_queued() -> None:
     history = planning()
     for number in (1, 1, 2, 3, 3, 2):
-        told = SubtasksStreamed(1, PLAN.subtasks[:number], "how")
-        history.then(*events_for(history.instance, told, NOW_S))
+        streamed = SubtasksStreamed(1, PLAN.subtasks[:number], "how")
+        history.then(*events_for(history.instance, streamed, NOW_S))
     assert list(history.instance.subtasks) == ["a", "b", "c"]
     assert kinds(events_for(history.instance, CallEnded(PLANNING, 1, PLAN, USED), NOW_S)) == [
         "plan_completed"

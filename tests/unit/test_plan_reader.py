@@ -34,10 +34,10 @@ def feed(reader: PlanReader, piece: str) -> Sequence[Subtask]:
 
 def read(text: str, size: int) -> tuple[list[Subtask], PlanReader]:
     reader = PlanReader(16)
-    told = [
+    emitted = [
         subtask for start in range(0, len(text), size) for subtask in feed(reader, text[start : start + size])
     ]
-    return told, reader
+    return emitted, reader
 
 
 @given(PLANS, st.integers(1, 40), st.sampled_from([None, 2]), st.booleans())
@@ -45,9 +45,9 @@ def test_it_emits_every_subtask_of_the_whole_text(
     value: object, size: int, indent: int | None, ascii_only: bool
 ) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
-    told, reader = read(text, size)
+    emitted, reader = read(text, size)
     whole = parse(text, 16)
-    assert tuple(told) == whole.subtasks
+    assert tuple(emitted) == whole.subtasks
     assert reader.summary == whole.summary
 
 
@@ -97,15 +97,15 @@ WRITTEN: Sequence[Callable[[str], str]] = (
 )
 
 
-def assert_told(text: str, size: int) -> None:
-    """What the reader tells is where the whole begins, if that is a plan at all."""
-    told, reader = read(text, size)
+def assert_prefix(text: str, size: int) -> None:
+    """Assert that the emitted subtasks are a prefix of the whole plan, if that is a plan."""
+    emitted, reader = read(text, size)
     try:
         whole = parse(text, 16)
     except PlanError:
         return
-    assert tuple(told) == whole.subtasks[: len(told)]
-    assert not told or reader.summary == whole.summary
+    assert tuple(emitted) == whole.subtasks[: len(emitted)]
+    assert not emitted or reader.summary == whole.summary
 
 
 @given(
@@ -116,7 +116,7 @@ def test_it_emits_nothing_that_the_whole_plan_lacks_in_any_notation(
     value: Any, more: Any, meant: Callable[[Any], Any], form: Callable[[str], str], size: int
 ) -> None:
     value["subtasks"] += more
-    assert_told(form(json.dumps(meant(value), ensure_ascii=False)), size)
+    assert_prefix(form(json.dumps(meant(value), ensure_ascii=False)), size)
 
 
 @given(PLANS, st.text(st.sampled_from('{}[]",:\\ subtasks'), max_size=20), st.data(), st.integers(1, 40))
@@ -124,10 +124,10 @@ def test_it_emits_nothing_that_the_whole_plan_lacks_after_any_insertion_or_delet
     value: object, put_in: str, data: st.DataObject, size: int
 ) -> None:
     text = json.dumps(value)
-    assert_told(put_in + text, size)
+    assert_prefix(put_in + text, size)
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(start + 3, len(text))))
-    assert_told(text[:start] + put_in[:3] + text[end:], size)
+    assert_prefix(text[:start] + put_in[:3] + text[end:], size)
 
 
 def test_each_subtask_is_emitted_as_soon_as_it_is_complete() -> None:
@@ -147,7 +147,7 @@ def test_a_subtask_with_later_dependencies_is_withheld_until_they_are_parsed() -
         reader, '{"summary": "", "subtasks": [{"id": "a", "instructions": "x", "depends_on": ["c"]},'
     )
     assert not feed(reader, '{"id": "b", "instructions": "x"},')
-    assert [told.id for told in feed(reader, '{"id": "c", "instructions": "x"},')] == ["a", "b", "c"]
+    assert [emitted.id for emitted in feed(reader, '{"id": "c", "instructions": "x"},')] == ["a", "b", "c"]
     assert not feed(reader, '{"id": "d", "instructions": "x", "depends_on": ["nobody"]}]}')
 
 
@@ -173,10 +173,10 @@ def test_it_emits_nothing_from_ambiguous_text(text: str) -> None:
 def test_it_emits_nothing_beyond_the_allowed_number() -> None:
     parts = ", ".join(f'{{"id": "t{number}", "instructions": "x"}}' for number in range(5))
     reader = PlanReader(3)
-    told = [
+    emitted = [
         subtask.id for piece in f'{{"summary": "", "subtasks": [{parts}' for subtask in feed(reader, piece)
     ]
-    assert told == ["t0", "t1", "t2"]
+    assert emitted == ["t0", "t1", "t2"]
 
 
 def test_a_plan_full_of_braces_is_scanned_once_in_any_chunking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +191,8 @@ def test_a_plan_full_of_braces_is_scanned_once_in_any_chunking(monkeypatch: pyte
     monkeypatch.setattr(plan_text, "_DECODER", Counting())
     braces = "}" * 5000
     subtask = {"id": "t1", "title": "", "instructions": braces, "depends_on": [], "worker": ""}
-    told, _ = read(json.dumps({"summary": "How.", "subtasks": [subtask]}), 4)
-    assert [each.instructions for each in told] == [braces]
+    emitted, _ = read(json.dumps({"summary": "How.", "subtasks": [subtask]}), 4)
+    assert [each.instructions for each in emitted] == [braces]
     assert decoded == 1
 
 

@@ -1,4 +1,4 @@
-"""What each role is told, in both profiles, and how the small one's answers are read."""
+"""The prompts of each role in both profiles, and how answers of the small one are parsed."""
 
 import json
 import re
@@ -48,7 +48,7 @@ INSTANCE = Instance(
 profiles = pytest.mark.parametrize("profile", [FULL, TINY], ids=["full", "tiny"])
 
 
-def told(prompt: Prompt) -> str:
+def text_of(prompt: Prompt) -> str:
     return "\n".join(message.content for message in prompt.messages)
 
 
@@ -108,7 +108,7 @@ def test_the_planner_prompt_contains_the_catalogue_and_asks_to_choose_from_it() 
     assert "one of the names in the list of workers" in prompt.messages[0].content
     assert "coder, writer or analyst" not in prompt.messages[0].content
     for kept_from_it in ("Tests first.", "No adjectives.", "openai/codex"):
-        assert kept_from_it not in told(prompt)
+        assert kept_from_it not in text_of(prompt)
     assert prompt.sampling == {}
 
 
@@ -135,7 +135,7 @@ def test_a_worker_prompt_contains_its_own_instructions_and_sampling() -> None:
     instance = with_catalogue(*CATALOGUE)
     coder = FULL.work(instance, INSTANCE.subtasks["ui"])
     assert "<worker_instructions>\nTests first.\n</worker_instructions>" in user_message(coder)
-    assert "No adjectives." not in told(coder)
+    assert "No adjectives." not in text_of(coder)
     assert "Answer in French." in user_message(coder)
     assert coder.sampling == {"temperature": 0.0, "top_p": 0.9}
     writer = FULL.work(instance, INSTANCE.subtasks["ui"]._replace(worker="writer"))
@@ -234,13 +234,13 @@ def test_after_a_truncated_answer_a_shorter_one_is_requested() -> None:
 
 @profiles
 def test_the_planner_prompt_contains_a_reviewers_feedback(profile: Profile) -> None:
-    assert "More tests!" in told(profile.plan(replace(INSTANCE, feedback="More tests!")))
+    assert "More tests!" in text_of(profile.plan(replace(INSTANCE, feedback="More tests!")))
 
 
 @profiles
 def test_the_clients_instructions_are_in_every_prompt(profile: Profile) -> None:
     prompts = (profile.plan(INSTANCE), profile.work(INSTANCE, SUBTASKS[0]), profile.synthesize(INSTANCE))
-    assert all("Answer in French." in told(prompt) for prompt in prompts)
+    assert all("Answer in French." in text_of(prompt) for prompt in prompts)
 
 
 @profiles
@@ -281,11 +281,11 @@ def test_outputs_that_do_not_fit_are_cut_longest_first() -> None:
     }
     instance = replace(INSTANCE, subtasks=subtasks)
     for prompt in (FULL.work(instance, subtasks["c"]), FULL.synthesize(instance)):
-        assert "short and whole" in told(prompt)
-        assert "characters were cut here" in told(prompt)
-        assert "<bbb" in told(prompt)
-        assert "bbb>" in told(prompt)
-        assert len(told(prompt)) < 310_000
+        assert "short and whole" in text_of(prompt)
+        assert "characters were cut here" in text_of(prompt)
+        assert "<bbb" in text_of(prompt)
+        assert "bbb>" in text_of(prompt)
+        assert len(text_of(prompt)) < 310_000
 
 
 @given(st.lists(st.integers(0, 1000)), st.integers(0, 5000))
@@ -326,7 +326,7 @@ def test_a_tiny_prompt_fits_into_the_context_for_any_request(text: str) -> None:
         message_bytes = sum(len(message.content.encode()) for message in prompt.messages)
         template_tokens = 32 + 8 * len(prompt.messages)
         assert message_bytes + template_tokens + (prompt.max_output_tokens or 0) <= CONTEXT_TOKENS
-        assert "<|" not in told(prompt)
+        assert "<|" not in text_of(prompt)
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 4, 16])

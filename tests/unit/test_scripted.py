@@ -16,22 +16,22 @@ from orchestrator.models.scripted import Script, Scripted, in_pieces
 REQUEST = ModelRequest("m", Prompt("work", (Message("user", "Hi"),)), 100, 10)
 
 
-async def told_and_said(script: Script) -> tuple[list[str], str]:
-    told: list[str] = []
-    reply = await Scripted(script).complete(REQUEST, told.append)
-    return told, reply.text
+async def emitted_and_returned(script: Script) -> tuple[list[str], str]:
+    emitted: list[str] = []
+    reply = await Scripted(script).complete(REQUEST, emitted.append)
+    return emitted, reply.text
 
 
 @pytest.mark.parametrize("answer", ["all of it", ModelReply("all of it", 1, 2)])
 async def test_a_whole_answer_is_emitted_in_one_piece(answer: str | ModelReply) -> None:
-    assert await told_and_said(lambda _: answer) == (["all of it"], "all of it")
+    assert await emitted_and_returned(lambda _: answer) == (["all of it"], "all of it")
 
 
 async def test_a_streamed_answer_is_emitted_piece_by_piece() -> None:
     def script(_: ModelRequest) -> AsyncIterator[str]:
         return in_pieces("one two", per_s=10_000)
 
-    assert await told_and_said(script) == (["one ", "two"], "one two")
+    assert await emitted_and_returned(script) == (["one ", "two"], "one two")
     assert (await Scripted(script).complete(REQUEST)).text == "one two"
 
 
@@ -61,7 +61,7 @@ async def test_pieces_may_end_in_an_error() -> None:
         yield "one"
         raise ModelError("STREAM_CUT", "gone", retryable=True)
 
-    told: list[str] = []
+    emitted: list[str] = []
     with pytest.raises(ModelError, match="gone"):
-        await Scripted(break_off).complete(REQUEST, told.append)
-    assert told == ["one"]
+        await Scripted(break_off).complete(REQUEST, emitted.append)
+    assert emitted == ["one"]

@@ -15,7 +15,7 @@ from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1.event_pb2 import Event
 
 OUTPUT_ONLY = ("subtask.state", "subtasks.state")
-"""What clients may send as they were told it: it is not read."""
+"""Output-only fields, which clients may send back: they are ignored."""
 PAYLOADS = [field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields]
 
 
@@ -149,9 +149,9 @@ def test_changing_an_event_does_not_change_the_configuration_folded_from_it() ->
     restarted = event_pb2.InstanceRestarted(config=resolved(max_subtasks=5))
     before = history.instance
     history.then(Event(instance_restarted=restarted))
-    told = [getattr(event, kind) for event in history.events for kind in kinds if event.HasField(kind)]
-    assert [payload.config.max_subtasks for payload in told] == [3, 4, 5]
-    for payload in told:
+    payloads = [getattr(event, kind) for event in history.events for kind in kinds if event.HasField(kind)]
+    assert [payload.config.max_subtasks for payload in payloads] == [3, 4, 5]
+    for payload in payloads:
         payload.config.max_subtasks = 9
     assert (before.config.max_subtasks, history.instance.config.max_subtasks) == (4, 5)
 
@@ -302,13 +302,13 @@ def test_the_diagram_in_the_docs_matches_the_table() -> None:
     )
 
 
-def told(name: str, *needs: str, text: str = "do it") -> Event:
+def planned_event(name: str, *needs: str, text: str = "do it") -> Event:
     subtask = instance_pb2.Subtask(id=name, title=name, instructions=text, depends_on=needs)
     return Event(subtask_planned=event_pb2.SubtaskPlanned(attempt=1, subtask=subtask))
 
 
 def replanned(first: list[Event], done: str) -> History:
-    """A plan that was begun, some of it done, and failed; the next attempt has begun."""
+    """A plan that was started, partly completed, and failed; the next attempt has started."""
     history = (
         History().then(Event(planning_started=event_pb2.PlanningStarted(attempt=1))).then(*first).done(*done)
     )
@@ -320,7 +320,9 @@ def replanned(first: list[Event], done: str) -> History:
 
 
 def test_a_reusable_result_is_taken_over_in_any_order_of_the_plan() -> None:
-    history = replanned([told("a"), told("b", "a")], "ab").then(told("b", "a"), told("a"))
+    history = replanned([planned_event("a"), planned_event("b", "a")], "ab").then(
+        planned_event("b", "a"), planned_event("a")
+    )
     assert [subtask.output for subtask in history.instance.subtasks.values()] == [
         "output of b",
         "output of a",
@@ -329,15 +331,21 @@ def test_a_reusable_result_is_taken_over_in_any_order_of_the_plan() -> None:
 
 
 def test_results_made_from_other_dependencies_are_not_taken_over() -> None:
-    history = replanned([told("a"), told("b", "a")], "ab").then(told("a", text="otherwise")).done("a")
-    assert not history.then(told("b", "a")).instance.subtasks["b"].output
+    history = (
+        replanned([planned_event("a"), planned_event("b", "a")], "ab")
+        .then(planned_event("a", text="otherwise"))
+        .done("a")
+    )
+    assert not history.then(planned_event("b", "a")).instance.subtasks["b"].output
 
 
 def test_a_reusable_result_survives_a_termination_during_the_next_plan() -> None:
-    history = replanned([told("a"), told("b", "a")], "ab").then(told("a"))
+    history = replanned([planned_event("a"), planned_event("b", "a")], "ab").then(planned_event("a"))
     history.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     history.then(Event(instance_retried=event_pb2.InstanceRetried(config=history.instance.config)))
-    history.then(Event(planning_started=event_pb2.PlanningStarted(attempt=3))).then(told("a"), told("b", "a"))
+    history.then(Event(planning_started=event_pb2.PlanningStarted(attempt=3))).then(
+        planned_event("a"), planned_event("b", "a")
+    )
     assert [subtask.output for subtask in history.instance.subtasks.values()] == [
         "output of a",
         "output of b",
@@ -345,7 +353,7 @@ def test_a_reusable_result_survives_a_termination_during_the_next_plan() -> None
 
 
 def test_a_retry_with_a_plan_of_the_client_discards_a_partial_plan() -> None:
-    history = replanned([told("a"), told("b")], "a").then(told("a"))
+    history = replanned([planned_event("a"), planned_event("b")], "a").then(planned_event("a"))
     history.then(Event(instance_terminated=event_pb2.InstanceTerminated()))
     history.then(Event(instance_retried=event_pb2.InstanceRetried(config=history.instance.config)))
     assert history.instance.subtasks == {}

@@ -1,4 +1,4 @@
-"""What SQLite and the system really raise, and what a person is told to do about it."""
+"""The errors that SQLite and the system really raise, and the mend that is reported."""
 
 import errno
 import sqlite3
@@ -34,7 +34,7 @@ def no_room(path: Path) -> None:
         ours.execute("INSERT INTO it VALUES (zeroblob(100000))")
 
 
-def no_right_to_write(path: Path) -> None:
+def a_file_without_write_permission(path: Path) -> None:
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as ours:
         ours.execute("INSERT INTO it VALUES (1)")
 
@@ -72,7 +72,7 @@ def a_damaged_file(path: Path) -> None:
         (a_lock, "another program holds it"),
         (a_table_lock, "another program holds it"),
         (no_room, "free disk space"),
-        (no_right_to_write, "writable for this user"),
+        (a_file_without_write_permission, "writable for this user"),
         (a_file_that_is_gone, "see that the file is there"),
         (a_file_that_was_moved, "it was moved or deleted"),
         (another_file, "it is some other file"),

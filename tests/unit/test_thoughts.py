@@ -1,4 +1,4 @@
-"""Thoughts in front of an answer, told from answers that talk about them."""
+"""Thoughts in front of an answer, distinguished from answers about thoughts."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ CHANNEL = "<|channel|>analysis<|message|>"
 FINAL = "<|channel|>final<|message|>"
 
 
-def told(pieces: list[str], *, is_buffered: bool = False, is_json: bool = False) -> tuple[str, AnswerText]:
-    """What whoever listens has in the end, and what made it."""
+def feed(pieces: list[str], *, is_buffered: bool = False, is_json: bool = False) -> tuple[str, AnswerText]:
+    """Feed pieces; return the text that a reader has at the end, and the answer."""
     answer, text = AnswerText(is_buffered=is_buffered, is_json=is_json), ""
     for step in [*(partial(answer.add, piece) for piece in pieces), answer.end]:
         given = step()
@@ -76,7 +76,7 @@ def test_thoughts_between_tags_are_not_part_of_the_answer(text: str) -> None:
 )
 def test_thoughts_without_an_opening_tag_are_not_part_of_the_answer(text: str) -> None:
     assert answer_in(text) == "Four"
-    assert told([text])[1].has_unopened_thoughts
+    assert feed([text])[1].has_unopened_thoughts
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_answer_about_thoughts_is_left_unchanged(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["<think>never ends", "<think>hm</think>\n", "hm\n</think>\n\n"])
 def test_thoughts_alone_are_not_an_answer(text: str) -> None:
-    text, answer = told([text])
+    text, answer = feed([text])
     assert (text, answer.has_thoughts) == ("", True)
 
 
@@ -124,7 +124,7 @@ def test_json_at_the_beginning_may_be_a_draft_in_thoughts(draft: str) -> None:
 
 
 def test_json_is_withheld_where_thoughts_are_expected() -> None:
-    text, answer = told(['{"a": 1} ', 'is a draft</think>{"b"', ": 2}"], is_buffered=True, is_json=True)
+    text, answer = feed(['{"a": 1} ', 'is a draft</think>{"b"', ": 2}"], is_buffered=True, is_json=True)
     assert (text, answer.text) == ('{"b": 2}', '{"b": 2}')
 
 
@@ -226,7 +226,7 @@ def test_the_answer_is_the_same_in_any_chunking(
     for cut in cuts:
         pieces.append(rest[:cut])
         rest = rest[cut:]
-    given, answer = told([*pieces, rest], is_buffered=is_buffered, is_json=is_json)
+    given, answer = feed([*pieces, rest], is_buffered=is_buffered, is_json=is_json)
     assert given == answer.text == answer_in(text, is_json=is_json)
 
 
@@ -258,7 +258,7 @@ def test_an_answer_full_of_tags_is_rescanned_for_few_of_them(
         return count
 
     monkeypatch.setattr(thoughts, "_is_in_code", counting(thoughts._is_in_code))
-    told([text[start : start + size] for start in range(0, len(text), size)], is_json=is_json)
+    feed([text[start : start + size] for start in range(0, len(text), size)], is_json=is_json)
     assert looked_at <= 1024 * 1024
 
 
@@ -286,7 +286,7 @@ def test_beginnings_of_tags_are_looked_at_a_few_times_however_they_come(
     counted = Counting(thoughts._CLOSING)
     monkeypatch.setattr(thoughts, "_CLOSING", counted)
     text = part * (100_000 // len(part))
-    assert told([text[start : start + size] for start in range(0, len(text), size)])[0] == text
+    assert feed([text[start : start + size] for start in range(0, len(text), size)])[0] == text
     assert counted.characters < 3 * len(text)
 
 
@@ -298,14 +298,14 @@ def test_json_is_scanned_once_whatever_tags_are_in_it(
     counted = Counting(thoughts._JSON_SIGN)
     monkeypatch.setattr(thoughts, "_JSON_SIGN", counted)
     text += "</think> x"
-    assert told([text[at : at + size] for at in range(0, len(text), size)], is_json=True)[0] == text
+    assert feed([text[at : at + size] for at in range(0, len(text), size)], is_json=True)[0] == text
     assert counted.characters <= len(text)
 
 
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_brackets_in_strings_are_none(size: int) -> None:
     text = '[{"a": "]\\"]", "b": "\\\\"}] is a draft.\n</think>\n{"b": 2}'
-    assert told([text[at : at + size] for at in range(0, len(text), size)], is_json=True)[0] == '{"b": 2}'
+    assert feed([text[at : at + size] for at in range(0, len(text), size)], is_json=True)[0] == '{"b": 2}'
 
 
 def test_long_thoughts_end_at_their_closing_tag() -> None:

@@ -11,12 +11,12 @@ from orchestrator.models.http.error_body import words
 from orchestrator.models.http.token_limits import LEAST, Refusal, TokenLimits, is_too_long, refusal
 
 
-def said(message: str) -> str:
+def rejection_text(message: str) -> str:
     return words(json.dumps({"error": {"message": message, "type": "invalid_request_error"}}).encode())
 
 
 def read(message: str, sent: int = 8192) -> Refusal:
-    found = refusal(said(message), sent, 8192)
+    found = refusal(rejection_text(message), sent, 8192)
     assert found is not None
     return found
 
@@ -50,45 +50,47 @@ def test_a_limit_that_cannot_be_parsed_is_halved(message: str) -> None:
 
 @pytest.mark.parametrize("message", NO_ROOM)
 def test_a_window_without_room_for_an_answer_makes_the_prompt_too_long(message: str) -> None:
-    assert refusal(said(message), 8192, 8192) is None
-    assert is_too_long(said(message))
+    assert refusal(rejection_text(message), 8192, 8192) is None
+    assert is_too_long(rejection_text(message))
 
 
 def test_a_limit_is_lowered_to_the_minimum_and_no_further() -> None:
     message = "Please reduce the length of the messages or completion."
     limits = [8192]
-    while found := refusal(said(message), limits[-1], 8192):
+    while found := refusal(rejection_text(message), limits[-1], 8192):
         limits.append(found.limit)
     assert limits == [8192, 4096, 2048, 1024, LEAST]
-    assert refusal(said(message), 100, 400) is None
+    assert refusal(rejection_text(message), 100, 400) is None
 
 
 @pytest.mark.parametrize(("sent", "limit"), [(500, 250), (250, 125)])
 def test_where_few_tokens_are_wanted_the_minimum_is_lower(sent: int, limit: int) -> None:
-    found = refusal(said("Please reduce the length of the messages or completion."), sent, 500)
+    found = refusal(rejection_text("Please reduce the length of the messages or completion."), sent, 500)
     assert found == Refusal(limit)
 
 
 def test_no_limit_becomes_zero() -> None:
-    assert refusal(said("Please reduce the length of the messages or completion."), 1, 1) is None
-    assert refusal(said("Please reduce the length of the messages or completion."), 3, 3) == Refusal(1)
+    assert refusal(rejection_text("Please reduce the length of the messages or completion."), 1, 1) is None
+    assert refusal(
+        rejection_text("Please reduce the length of the messages or completion."), 3, 3
+    ) == Refusal(1)
 
 
 def test_a_cap_that_is_not_named_is_searched_by_halving() -> None:
-    assert refusal(said("max_tokens is too large"), 500, 8192) == Refusal(250, is_cap=True)
-    assert refusal(said("max_tokens is too large"), 16, 8192) is None
+    assert refusal(rejection_text("max_tokens is too large"), 500, 8192) == Refusal(250, is_cap=True)
+    assert refusal(rejection_text("max_tokens is too large"), 16, 8192) is None
 
 
 @pytest.mark.parametrize("message", TOO_LONG)
 def test_a_prompt_that_is_too_long_is_recognised_in_every_dialect(message: str) -> None:
-    assert is_too_long(said(message))
-    assert refusal(said(message), 8192, 8192) is None
+    assert is_too_long(rejection_text(message))
+    assert refusal(rejection_text(message), 8192, 8192) is None
 
 
 @pytest.mark.parametrize("message", [*OTHERS, *RATES])
 def test_errors_about_other_things_do_not_lower_a_limit(message: str) -> None:
-    assert refusal(said(message), 8192, 8192) is None
-    assert not is_too_long(said(message))
+    assert refusal(rejection_text(message), 8192, 8192) is None
+    assert not is_too_long(rejection_text(message))
 
 
 def test_the_tokens_that_an_account_can_afford_are_requested_and_not_remembered() -> None:

@@ -1,4 +1,4 @@
-"""How long an endpoint asks to wait, in every form in which it says so."""
+"""The wait that an endpoint asks for, in every notation."""
 
 import json
 import time
@@ -19,7 +19,7 @@ def wait_s(body: Any = "", **headers: str) -> float | None:
     return requested_wait_s(httpx.Headers(named), json.dumps(body).encode())
 
 
-def said_s(message: str) -> float | None:
+def wait_in_message_s(message: str) -> float | None:
     return wait_s({"error": {"message": message, "code": 429}})
 
 
@@ -83,7 +83,7 @@ def test_a_field_with_a_wait_is_parsed(field: dict[str, object], expected_s: flo
     ],
 )
 def test_words_that_name_a_wait_are_parsed(words: str, expected_s: float | None) -> None:
-    assert said_s(words) == (None if expected_s is None else pytest.approx(expected_s))
+    assert wait_in_message_s(words) == (None if expected_s is None else pytest.approx(expected_s))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ PAYLOAD_OF = {
 
 @pytest.mark.parametrize(
     ("key", "step"),
-    # A plan is told subtask by subtask.
+    # A plan is recorded subtask by subtask.
     [(PLANNING, "started"), (PLANNING, "failed"), *itertools.product((SUBTASK, SYNTHESIS), PAYLOAD_OF)],
     ids=str,
 )
