@@ -32,7 +32,7 @@ export class InstanceStore {
   #order = []; // ids in the order of ListInstances, newest first; those that no longer match stay in it
   #unread = new Set(); // ids that match, but belong to pages that were not read
   #createdPositions = new Map(); // id -> position of its InstanceCreated, of those in the stream
-  #fetching = new Map(); // id -> sequence of the last event of an instance that is being fetched
+  #fetchSequences = new Map(); // id -> sequence of the last event of an instance that is being fetched
   #deletedPositions = new Map(); // id -> position of its deletion, of those since a page was requested
   #pageToken = '';
   #position = 0; // of the log's last event before the first page was read
@@ -124,17 +124,17 @@ export class InstanceStore {
   #loadNewest(count) {
     const generation = ++this.#generation;
     return this.#trackRequest(async () => {
-      const pages = [];
+      const received = [];
       let token = '';
       let position = null;
       do {
-        const page = await this.#fetchPage(Math.min(MAX_PAGE_SIZE, count - pages.length), token);
+        const page = await this.#fetchPage(Math.min(MAX_PAGE_SIZE, count - received.length), token);
         if (generation !== this.#generation) return;
         position ??= Number(page.lastPosition);
-        pages.push(...page.instances);
+        received.push(...page.instances);
         token = page.nextPageToken;
-      } while (token && pages.length < count);
-      const resources = this.#withoutDeleted(pages, position);
+      } while (token && received.length < count);
+      const resources = this.#withoutDeleted(received, position);
       this.#store(resources);
       const listed = new Set(resources.map(({ id }) => id));
       const isNewer = (id) => this.#createdPositions.get(id) > position && !listed.has(id);
@@ -171,7 +171,7 @@ export class InstanceStore {
     return listInstances({ states: STATE_FILTERS[this.#state].states, labels: this.#requiredLabels, pageSize, pageToken });
   }
 
-  /** Leave out what was deleted since the log ended at `position`: the page may have been read before that. */
+  /** Filter out the instances deleted after `position`: the page may have been read before. */
   #withoutDeleted(resources, position) {
     return resources.filter(({ id }) => !(this.#deletedPositions.get(id) > position));
   }
@@ -281,14 +281,14 @@ export class InstanceStore {
 
   /** Fetch an instance that changed and is on no page read: it may match the filters at event `sequence`. */
   async #fetch(id, sequence) {
-    const isFetching = this.#fetching.has(id);
-    this.#fetching.set(id, sequence);
+    const isFetching = this.#fetchSequences.has(id);
+    this.#fetchSequences.set(id, sequence);
     if (isFetching) return;
     try {
       let resource = await getInstance(id);
-      // The response may have been read before an event that came while it was under way.
-      for (let last = sequence; Number(resource.lastSequence) < this.#fetching.get(id) && last < this.#fetching.get(id); ) {
-        last = this.#fetching.get(id);
+      // The response may have been read before an event that arrived during the request.
+      for (let last = sequence; Number(resource.lastSequence) < this.#fetchSequences.get(id) && last < this.#fetchSequences.get(id); ) {
+        last = this.#fetchSequences.get(id);
         resource = await getInstance(id);
       }
       this.#store([resource]);
@@ -297,7 +297,7 @@ export class InstanceStore {
     } catch (error) {
       if (!error.isTransient) this.remove(id); // it was deleted; after an outage its next event fetches it
     } finally {
-      this.#fetching.delete(id);
+      this.#fetchSequences.delete(id);
     }
   }
 }
