@@ -16,7 +16,8 @@ stateDiagram-v2
 {arrows}
 ```
 
-*A call begins* is any of {begins}; *a call ends* is any of {ends}.
+*A call begins* is any of {begins}; *a call ends* is any of {ends}. Behind an answer that was cut off
+(`…_continued`) the same attempt calls again at once.
 An event that no arrow shows cannot happen: a request for it is refused with STATE_FORBIDS, and the log stays
 as it was. Where an event has arrows to several states, `WAITING` holds while the plan awaits review, `QUEUED`
 while no work has started, and `RUNNING` otherwise.

@@ -14,6 +14,7 @@ from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.v1.event_pb2 import Event
 
 HISTORIES = Path(__file__).parents[1] / "histories"
+ADDED_LATER = {"planning_continued", "subtask_continued", "synthesis_continued"}
 RELEASES = sorted(path.name for path in HISTORIES.iterdir() if path.is_dir())
 
 
@@ -56,4 +57,5 @@ async def test_a_released_log_is_streamed_as_it_was_written(release: str, tmp_pa
                 kinds.add(str(event.WhichOneof("payload")))
     finally:
         await log.aclose()
-    assert kinds == {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+    known = {field.name for field in Event.DESCRIPTOR.oneofs_by_name["payload"].fields}
+    assert kinds == known - ADDED_LATER

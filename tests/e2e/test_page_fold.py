@@ -15,15 +15,19 @@ from support.endpoint import Answer, Call, Endpoint, failing
 from support.histories import NOW_S, History, histories_by_transition, part, resolved
 from support.process import on_endpoint, process
 
-from orchestrator.core import view
+from orchestrator.core import replies, view
+from orchestrator.core.continuation import Part
 from orchestrator.core.events import (
     call_failed,
     call_started,
     calls_interrupted,
     plan_calls_interrupted,
+    plan_completed,
     subtasks_planned,
+    work_completed,
 )
 from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, Subtask, Usage
+from orchestrator.core.plan import Plan
 from orchestrator.core.state import TRANSITIONS, fold
 from orchestrator.core.wire import write_subtask
 from orchestrator.errors import ModelError
@@ -62,9 +66,28 @@ FOLD_EVENTS = """async ([source, events]) => {
     const { planning, synthesis, ...shown } = instance;
     return { ...shown, subtasks: [...instance.subtasks.values()].map(({ attempts, ...each }) => each) };
 }"""
-COMPARED_FIELDS = ["id", "state", "prompt", "summary", "finalResult", "forkedFrom", "labels", "config"]
+COMPARED_FIELDS = [
+    "id",
+    "state",
+    "prompt",
+    "summary",
+    "finalResult",
+    "isPartial",
+    "forkedFrom",
+    "labels",
+    "config",
+]
 NO_USAGE = {"inputTokens": 0, "outputTokens": 0, "modelCalls": 0, "costUsd": 0}
-COMPARED_SUBTASK_FIELDS = ["id", "title", "instructions", "dependsOn", "attempt", "model", "output"]
+COMPARED_SUBTASK_FIELDS = [
+    "id",
+    "title",
+    "instructions",
+    "dependsOn",
+    "attempt",
+    "model",
+    "output",
+    "isPartial",
+]
 
 
 def to_ms(time: str | None) -> int:
@@ -119,6 +142,7 @@ async def test_the_page_folds_the_streams_of_a_service_to_its_instances(
 
 ERRORED = Event(instance_errored=InstanceErrored(error=Failure(reason="BUDGET_EXCEEDED")))
 RESTARTED = Event(instance_restarted=InstanceRestarted(config=resolved()))
+OVERLOADED = ModelError("OVERLOADED", "status 503", retryable=True)
 A, B, C = part("a"), part("b", "a"), part("c")
 
 
@@ -160,6 +184,33 @@ def paused(history: History) -> History:
     )
 
 
+def continued(history: History) -> History:
+    """Every kind of work is cut off once, and begun anew once."""
+    history.then(call_started(history.instance, PLANNING)).continued(PLANNING, '{"subtasks": ')
+    history.then(*plan_completed(history.instance, Plan("how", (A, C)), Usage(1, 2, 1)))
+    history.started("a").continued(A.key, "half ").continued(A.key, "anew", replaces=True)
+    history.then(work_completed(history.instance, A.key, "anew and whole", Usage(1, 2, 1)))
+    history.started("c").continued(C.key, "half ")
+    history.then(call_failed(history.instance, C.key, OVERLOADED, Usage(), now_s=NOW_S, jitter=0))
+    history.started("c").then(work_completed(history.instance, C.key, "half and whole", Usage(1, 2, 1)))
+    history.then(call_started(history.instance, SYNTHESIS)).continued(SYNTHESIS, "half ")
+    return interrupted(history)
+
+
+def failed_for_good(history: History) -> History:
+    """The synthesis is cut off for the last time."""
+    history.then(call_started(history.instance, SYNTHESIS))
+    error = replies.parts_used_up(1, "")
+    part = Part("and more")
+    history.then(call_failed(history.instance, SYNTHESIS, error, Usage(), now_s=NOW_S, jitter=0, part=part))
+    return history.then(ERRORED)
+
+
+def retried_synthesis(history: History) -> History:
+    history.retried()
+    return history.then(call_started(history.instance, SYNTHESIS))
+
+
 def synthesis_failed(history: History) -> History:
     history.then(call_started(history.instance, SYNTHESIS))
     error = Failure(reason="MODEL_FAILED", message="no")
@@ -186,6 +237,9 @@ HISTORIES: Mapping[str, Callable[[], History]] = {
     "synthesis failed": lambda: synthesis_failed(History().planned(A).done("a")),
     "retried before it was planned": lambda: replanned().terminated().retried(),
     "restarted": lambda: terminated().then(RESTARTED).planned(A).started("a"),
+    "continued": lambda: continued(History()).completed(),
+    "continued and failed": lambda: failed_for_good(continued(History())),
+    "continued and retried": lambda: retried_synthesis(failed_for_good(continued(History()))),
     "rejected": lambda: reviewed(terminated().retried(review_plan=True)).planned(A, C),
     "edited": lambda: reviewed(terminated().retried(review_plan=True), A, B._replace(title="More"), C),
 }
@@ -203,7 +257,8 @@ async def assert_folds_as_the_core_does(page: Page, instance: Instance, events: 
     resource = view.instance(instance, full=True)
     expected = MessageToDict(resource, always_print_fields_with_no_presence=True)
     expected["config"] = {"subtasks": [], "workers": [], "catalogue": "", **MessageToDict(resource.config)}
-    expected["finalResult"] = instance.final_result  # which the resource has only once it is complete
+    # The resource has it only once it is complete.
+    expected["finalResult"] = instance.final_result or instance.synthesis.text
     assert_same(shown, expected)
 
 
@@ -217,6 +272,9 @@ async def test_the_page_folds_a_life_as_the_core_does(browser: Browser, name: st
 
 EXPLORED = histories_by_transition()
 CALL_ENDS = {
+    "planning_continued",
+    "subtask_continued",
+    "synthesis_continued",
     "planning_failed",
     "subtask_failed",
     "subtask_completed",

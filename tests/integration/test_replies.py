@@ -138,7 +138,10 @@ async def test_every_outcome_of_a_call_is_recorded_with_the_id_of_its_answer(
         name = call.subtask_id or call.role
         text = "no plan" if call.role == "planning" and call.attempt == 1 else plan_text(1)
         is_cut = call.role != "planning" and call.attempt == 1
-        return answer_body(make, text, is_cut=is_cut) | {"id": f"{name}-{call.attempt}"}
+        answer = answer_body(make, text, is_cut=is_cut) | {"id": f"{name}-{call.attempt}"}
+        if call.role == "planning" or call.attempt != 2:
+            return answer
+        return answer_body(make, "") | {"id": f"{name}-2"}
 
     policy = instance_pb2.RetryPolicy(max_attempts=2)
     policy.initial_delay.nanos = 1_000_000
@@ -163,8 +166,10 @@ async def test_every_outcome_of_a_call_is_recorded_with_the_id_of_its_answer(
     assert recorded == {
         "planning_failed": "planning-1",
         "plan_completed": "planning-2",
-        "subtask_failed": "t1-1",
-        "subtask_completed": "t1-2",
-        "synthesis_failed": "synthesis-1",
-        "synthesis_completed": "synthesis-2",
+        "subtask_continued": "t1-1",
+        "subtask_failed": "t1-2",
+        "subtask_completed": "t1-3",
+        "synthesis_continued": "synthesis-1",
+        "synthesis_failed": "synthesis-2",
+        "synthesis_completed": "synthesis-3",
     }

@@ -327,3 +327,17 @@ async def test_a_rejection_of_a_limit_as_too_small_does_not_lower_it() -> None:
             await ask(provider, request_with_limit())
         await provider.aclose()
     assert len(endpoint.calls) == 1
+
+
+async def test_a_limit_that_an_endpoint_names_is_kept_for_the_next_part_of_an_answer() -> None:
+    def script(call: Call) -> Answer:
+        if limit_in(call) > 4096:
+            return failing(400, "max_tokens is too large: 8192. This model supports at most 4096 tokens.")
+        return answer_body(chat, "half an ans", is_cut=True)
+
+    async with Endpoint(script) as endpoint:
+        provider = chat(endpoint)
+        for _ in range(3):
+            assert (await provider.complete(request_with_limit())).text == "half an ans"
+        await provider.aclose()
+    assert [limit_in(call) for call in endpoint.calls] == [8192, 4096, 4096, 4096]

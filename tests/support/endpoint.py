@@ -225,10 +225,11 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def recognize(messages: list[dict[str, str]]) -> tuple[Role, str]:
-    """Return the role that a conversation asks for, and for a worker its subtask."""
-    instructions = messages[0]["content"]
-    role = next((role for start, role in ROLES.items() if instructions.startswith(start)), "work")
-    found = re.findall(r"^Your subtask is (\S+):$", messages[-1]["content"], re.MULTILINE)
+    """Which role a conversation asks for, and of a worker for which subtask."""
+    told = messages[0]["content"]
+    role = next((role for start, role in ROLES.items() if told.startswith(start)), "work")
+    asked = next(message["content"] for message in messages if message["role"] == "user")
+    found = re.findall(r"^Your subtask is (\S+):$", asked, re.MULTILINE)
     return role, found[-1] if found and role == "work" else ""
 
 

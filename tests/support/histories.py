@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from orchestrator.core import config, lifecycle
 from orchestrator.core.budget import Elapsed
+from orchestrator.core.continuation import Part
 from orchestrator.core.events import (
     call_started,
     completed,
@@ -15,6 +16,7 @@ from orchestrator.core.events import (
     started,
     subtasks_planned,
     work_completed,
+    work_continued,
 )
 from orchestrator.core.instance import PLANNING, SYNTHESIS, Failure, Instance, State, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan
@@ -92,6 +94,10 @@ class History:
             )
         return self
 
+    def continued(self, key: WorkKey, text: str, *, replaces: bool = False) -> "History":
+        """The call under way is cut off behind a text."""
+        return self.then(work_continued(self.instance, key, Part(text, replaces), Usage(1, 2, 1)))
+
     def completed(self) -> "History":
         self.then(call_started(self.instance, SYNTHESIS))
         self.then(work_completed(self.instance, SYNTHESIS, "the result", Usage(3, 4, 1)))
@@ -139,7 +145,7 @@ def _signature(instance: Instance) -> tuple[object, ...]:
     """Return what determines which events can follow, and which state they lead to."""
     return (
         instance.state,
-        *(work.state for _, work in instance.works),
+        *((work.state, work.parts > 0) for _, work in instance.works),
         len(instance.subtasks),
         len(instance.reusable),
         instance.is_planned,
@@ -157,6 +163,8 @@ def _candidates(instance: Instance) -> Iterator[Event]:
     for key in (PLANNING, subtask.key, SYNTHESIS):
         attempt = instance.work(key).attempt
         yield started(key, attempt + 1, "scripted/small")
+        if not instance.work(key).parts:
+            yield work_continued(instance, key, Part("half"), usage)
         yield failed(key, attempt, "scripted/small", cause, usage)
         yield failed(key, attempt, "scripted/small", cause, usage, NOW_S)
         if key != PLANNING:

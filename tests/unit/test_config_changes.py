@@ -19,6 +19,7 @@ RECORDED = pb.InstanceConfig(
     max_subtasks=3,
     max_parallel_subtasks=2,
     max_output_tokens=10,
+    max_continuations=3,
     instructions="In German",
     retry=pb.RetryPolicy(
         max_attempts=2,

@@ -36,7 +36,7 @@ def test_offsets_continue_across_the_calls_of_an_attempt() -> None:
     with texts.subscribe("i") as reader:
         texts.writer("i", attempt)("One ")
         assert emitted_by(reader) == [("", 2, 0, "One ")]
-        texts.writer("i", attempt)("twö")
+        texts.writer("i", attempt, "One ")("twö")
         assert emitted_by(reader) == [("", 2, 4, "twö")]
         with texts.subscribe("i") as late:
             assert emitted_by(late) == [("", 2, 0, "One twö")]
@@ -49,7 +49,7 @@ def test_thoughts_of_a_later_call_are_replaced_from_the_start_of_that_call() -> 
     texts, attempt = LiveTexts(), Attempt(T1, 1, 3)
     with texts.subscribe("i") as reader:
         texts.writer("i", attempt)("One ")
-        write = texts.writer("i", attempt)
+        write = texts.writer("i", attempt, "One ")
         write("hm, ")
         assert emitted_by(reader) == [("t1", 1, 0, "One hm, ")]
         write("two", is_restart=True)
@@ -141,7 +141,7 @@ def test_every_reader_reconstructs_the_same_text_whenever_it_joins_and_reads(ste
         for step in steps:
             match step:
                 case "call":
-                    write, begins = texts.writer("i", attempt), len(whole)
+                    write, begins = texts.writer("i", attempt, whole), len(whole)
                 case "anew":
                     write("anew", is_restart=True)
                     whole = whole[:begins] + "anew"

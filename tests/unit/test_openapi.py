@@ -111,7 +111,7 @@ def test_values_are_described_as_envoy_renders_them(description: dict[str, Any])
 def test_output_only_fields_are_not_part_of_requests(description: dict[str, Any]) -> None:
     subtask = description["components"]["schemas"]["SubtaskInput"]["properties"]
     asked = {name for name, field in subtask.items() if not field.get("readOnly")}
-    assert asked == {"id", "title", "instructions", "dependsOn", "worker"}
+    assert asked == {"id", "title", "instructions", "dependsOn", "worker", "files"}
     assert description["components"]["schemas"]["ReviewPlanRequest"]["required"] == ["decision"]
     decision = schema(description, "ReviewPlanRequest", "decision")
     assert decision["enum"] == ["DECISION_APPROVE", "DECISION_REJECT"]

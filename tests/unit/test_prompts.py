@@ -17,6 +17,7 @@ from orchestrator.core.instance import (
     FAILED,
     PLANNING,
     SKIPPED,
+    SYNTHESIS,
     Failure,
     Instance,
     Subtask,
@@ -24,7 +25,7 @@ from orchestrator.core.instance import (
     Work,
 )
 from orchestrator.core.plan import PlanError
-from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit, version_of
+from orchestrator.core.prompts import FULL, Profile, Prompt, cut, fair_limit, prompt_for, version_of
 from orchestrator.core.tiny import CONTEXT_TOKENS, TINY
 from orchestrator.errors import ModelError
 from orchestrator.v1 import instance_pb2 as pb
@@ -222,14 +223,29 @@ def test_the_planner_prompt_omits_errors_that_it_cannot_mend() -> None:
 
 
 def test_after_a_truncated_answer_a_shorter_one_is_requested() -> None:
-    work = Work(error=Failure("OUTPUT_TRUNCATED", "cut"))
-    instance = replace(INSTANCE, planning=work, synthesis=work)
-    for prompt in (
-        FULL.plan(instance),
-        FULL.synthesize(instance),
-        FULL.work(instance, SUBTASKS[2]._replace(work=work)),
-    ):
-        assert "write a shorter one" in user_message(prompt)
+    instance = replace(INSTANCE, planning=Work(error=Failure("OUTPUT_TRUNCATED", "cut")))
+    assert "write a shorter one" in user_message(FULL.plan(instance))
+
+
+def test_the_rest_of_an_answer_is_asked_for_behind_the_text_so_far_as_plain_text() -> None:
+    for key, prompt in ((PLANNING, FULL.plan(INSTANCE)), (SYNTHESIS, FULL.synthesize(INSTANCE))):
+        work = Work(text="The first half")
+        name = "planning" if key == PLANNING else "synthesis"
+        asked = prompt_for(FULL, replace(INSTANCE, **{name: work}), key)
+        *before, text, go_on = asked.messages
+        assert tuple(before) == prompt.messages
+        assert (text.role, text.content) == ("assistant", "The first half")
+        assert go_on.role == "user"
+        assert "exactly where it stopped" in go_on.content
+        assert asked.schema is None
+
+
+def test_the_synthesis_is_given_what_there_is_of_a_failed_output() -> None:
+    failed = SUBTASKS[2]._replace(work=Work(FAILED, text="Half an out", error=Failure("X", "cut off")))
+    instance = replace(INSTANCE, subtasks={failed.id: failed})
+    asked = user_message(FULL.synthesize(instance))
+    assert "This output is incomplete" in asked
+    assert "Half an out" in asked
 
 
 @profiles
@@ -251,7 +267,7 @@ def test_the_same_instance_gives_the_same_prompts(profile: Profile) -> None:
 
 def test_the_scripted_endpoint_recognises_the_roles() -> None:
     def recognized(prompt: Prompt) -> tuple[str, str]:
-        return recognize([{"content": message.content} for message in prompt.messages])
+        return recognize([message._asdict() for message in prompt.messages])
 
     assert recognized(FULL.plan(INSTANCE)) == ("planning", "")
     assert recognized(FULL.work(INSTANCE, SUBTASKS[1])) == ("work", "db")

@@ -23,7 +23,7 @@ def read(message: str, sent: int = 8192) -> Refusal:
 
 @pytest.mark.parametrize(("message", "cap"), CAPS)
 def test_a_cap_is_parsed_from_every_known_wording(message: str, cap: int) -> None:
-    assert read(message) == Refusal(cap, is_cap=True)
+    assert read(message)._replace(is_guess=False) == Refusal(cap, is_cap=True)
 
 
 def test_a_cap_is_parsed_from_a_validation_error_with_a_separate_parameter_name() -> None:
@@ -77,7 +77,9 @@ def test_no_limit_becomes_zero() -> None:
 
 
 def test_a_cap_that_is_not_named_is_searched_by_halving() -> None:
-    assert refusal(rejection_text("max_tokens is too large"), 500, 8192) == Refusal(250, is_cap=True)
+    assert refusal(rejection_text("max_tokens is too large"), 500, 8192) == Refusal(
+        250, is_cap=True, is_guess=True
+    )
     assert refusal(rejection_text("max_tokens is too large"), 16, 8192) is None
 
 

@@ -153,6 +153,12 @@ class Config:
     max_output_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="The most tokens one call may write.", show_default=False)
     ] = None
+    max_continuations: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="How often an answer cut off at that limit is continued.", show_default=False
+        ),
+    ] = None
     max_attempts: Annotated[
         int | None, typer.Option(metavar="N", help="The most attempts at one model call.", show_default=False)
     ] = None
@@ -190,6 +196,7 @@ class Config:
                 max_subtasks=self.max_subtasks,
                 max_parallel_subtasks=self.max_parallel_subtasks,
                 max_output_tokens=self.max_output_tokens,
+                max_continuations=self.max_continuations,
                 tolerated_failures=self.tolerated_failures,
                 review_plan=self.review_plan,
             )

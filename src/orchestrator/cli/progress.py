@@ -52,6 +52,8 @@ class Progress:
                 return f"created {event.instance_id}: {one_line(it.prompt, _MAX_PROMPT_LENGTH)}"
             case pb.PlanningStarted() as it:
                 return f"planning with {it.model}{_attempt_suffix(it.attempt)}"
+            case pb.PlanningContinued() as it:
+                return f"planning goes on: {_part_text(it)}"
             case pb.PlanningFailed() as it:
                 return f"planning failed: {_failure_text(event, it)}"
             case pb.SubtaskPlanned() as it:
@@ -65,6 +67,8 @@ class Progress:
                 return _DECISIONS.get(it.decision, _UNKNOWN)
             case pb.SubtaskStarted() as it:
                 return f"{self._name(it.subtask_id)} started with {it.model}{_attempt_suffix(it.attempt)}"
+            case pb.SubtaskContinued() as it:
+                return f"{self._name(it.subtask_id)} goes on: {_part_text(it)}"
             case pb.SubtaskCompleted() as it:
                 elapsed = self._elapsed_suffix(it.subtask_id)
                 return f"{self._name(it.subtask_id)} done{elapsed}{_usage_suffix(it.usage)}"
@@ -74,6 +78,8 @@ class Progress:
                 return f"{self._name(it.subtask_id)} skipped: {_error_text(it.error)}"
             case pb.SynthesisStarted() as it:
                 return f"synthesis with {it.model}{_attempt_suffix(it.attempt)}"
+            case pb.SynthesisContinued() as it:
+                return f"synthesis goes on: {_part_text(it)}"
             case pb.SynthesisFailed() as it:
                 return f"synthesis failed: {_failure_text(event, it)}"
             case pb.SynthesisCompleted() as it:
@@ -133,6 +139,10 @@ def _usage_suffix(usage: instance_pb2.Usage) -> str:
 
 def _attempt_suffix(attempt: int) -> str:
     return f", attempt {attempt}" if attempt > 1 else ""
+
+
+def _part_text(it: pb.PlanningContinued | pb.SubtaskContinued | pb.SynthesisContinued) -> str:
+    return f"part {it.part} reached the token limit{_usage_suffix(it.usage)}"
 
 
 def _error_text(error: instance_pb2.Failure) -> str:

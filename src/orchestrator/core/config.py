@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from orchestrator.core import limits, plan
 from orchestrator.core import workers as catalogue
+from orchestrator.core.continuation import DEFAULT_CONTINUATIONS
 from orchestrator.core.instance import subtask_of
 from orchestrator.core.merging import DEFAULT_CHARACTERS
 from orchestrator.errors import InvalidArgumentError
@@ -34,6 +35,7 @@ def default(
         max_subtasks=16,
         max_parallel_subtasks=8,
         max_output_tokens=max_output_tokens,
+        max_continuations=DEFAULT_CONTINUATIONS,
         retry=pb.RetryPolicy(
             max_attempts=6,
             initial_delay=Duration(seconds=1),

@@ -8,11 +8,16 @@ log and deciding again.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from orchestrator.core import budget, merging, retry
+from orchestrator.core import budget, continuation, merging, retry
 from orchestrator.core.budget import Elapsed
 from orchestrator.core.commands import CallModel, Command, Record, WakeAfter
 from orchestrator.core.config import MAX_CRASHES
-from orchestrator.core.events import pause_requested, subtasks_planned, whole_plan
+from orchestrator.core.events import (
+    interrupted_between_parts,
+    pause_requested,
+    subtasks_planned,
+    whole_plan,
+)
 from orchestrator.core.instance import (
     COMPLETED,
     FAILED,
@@ -32,7 +37,7 @@ from orchestrator.core.instance import (
     WorkKey,
     subtask_of,
 )
-from orchestrator.core.outcomes import Outcome, events_for
+from orchestrator.core.outcomes import CallEnded, Outcome, events_for, is_in_progress
 from orchestrator.core.state import SCHEMA, fold
 from orchestrator.core.wire import failure_message, usage_message
 from orchestrator.v1 import event_pb2 as pb
@@ -224,7 +229,23 @@ def apply_outcomes(
         if events := events_for(instance, outcome, now_s):
             instance = apply(instance, events, now_s)
             recorded += events
+            if ended := _end_between_parts(instance, outcome, now_s, elapsed_s):
+                instance = apply(instance, ended, now_s)
+                recorded += ended
     return _with_consequences(instance, recorded, now_s, elapsed_s) if recorded else (instance, ())
+
+
+def _end_between_parts(
+    instance: Instance, outcome: Outcome, now_s: float, elapsed_s: Elapsed
+) -> Sequence[pb.Event]:
+    """Make the events that end an attempt which may not go on behind the part that was recorded just now.
+
+    As long as an attempt is under way, its next part is called.
+    """
+    if not isinstance(outcome, CallEnded) or not is_in_progress(instance, outcome.work, outcome.attempt):
+        return ()
+    why = continuation.interruption(instance, outcome.work, elapsed_s)
+    return interrupted_between_parts(instance, outcome.work, why, now_s) if why else ()
 
 
 def _with_consequences(

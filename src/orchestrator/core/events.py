@@ -7,13 +7,16 @@ from collections.abc import Collection, Iterable, Sequence
 
 from orchestrator.core import merging, retry
 from orchestrator.core.commands import model_for
+from orchestrator.core.continuation import Part
 from orchestrator.core.instance import (
     CUT_OFF,
     IN_PROGRESS,
     INTERRUPTED,
+    NO_USAGE,
     PLANNING,
     SYNTHESIS,
     TOO_LONG,
+    TRUNCATED,
     Failure,
     Instance,
     Subtask,
@@ -23,6 +26,7 @@ from orchestrator.core.instance import (
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.wire import (
     WORK_EVENTS,
+    WorkContinued,
     WorkFailed,
     WorkStarted,
     failure_message,
@@ -71,9 +75,13 @@ def failed(
     retry_s: float | None = None,
     response_id: str = "",
     *,
+    part: Part | None = None,
     by_crash: bool = False,
 ) -> pb.Event:
-    """Record that an attempt failed; at `retry_s`, in seconds since the epoch, the next may begin."""
+    """Record that an attempt failed; at `retry_s`, in seconds since the epoch, the next may begin.
+
+    `part`: what it had added to its answer when it was cut off for the last time.
+    """
     event = pb.Event()
     payload: WorkFailed = work_payload(event, WORK_EVENTS[key.kind].failed, key)
     payload.attempt = attempt
@@ -81,6 +89,8 @@ def failed(
     payload.response_id = response_id
     payload.error.CopyFrom(failure_message(cause._replace(subtask_id=key.subtask_id)))
     payload.by_crash = by_crash
+    if part:
+        payload.text, payload.replaces = part
     if retry_s is not None and (retry_time := timestamp(retry_s)):
         payload.retry_time.CopyFrom(retry_time)
     if usage.model_calls:
@@ -101,16 +111,48 @@ def work_completed(
     return completed(key, work.attempt, work.model, text, usage, response_id)
 
 
+def work_continued(
+    instance: Instance, key: WorkKey, part: Part, usage: Usage, response_id: str = ""
+) -> pb.Event:
+    """Record that the call under way was cut off at the token limit, and that its attempt goes on."""
+    work = instance.work(key)
+    event = pb.Event()
+    payload: WorkContinued = work_payload(event, WORK_EVENTS[key.kind].continued, key)
+    payload.attempt = work.attempt
+    payload.part = work.parts + 1
+    payload.model = work.model
+    payload.text, payload.replaces = part
+    payload.response_id = response_id
+    write_usage(payload.usage, usage)
+    return event
+
+
+def interrupted_between_parts(instance: Instance, key: WorkKey, why: str, now_s: float) -> Sequence[pb.Event]:
+    """Record that an attempt ends behind a part that is recorded; the next one goes on from there."""
+    work = instance.work(key)
+    event = failed(key, work.attempt, work.model, Failure(INTERRUPTED, why), NO_USAGE, now_s)
+    return [*plan_calls_interrupted(instance), event] if key == PLANNING else [event]
+
+
 def call_failed(
-    instance: Instance, key: WorkKey, error: ModelError, usage: Usage, *, now_s: float, jitter: float
+    instance: Instance,
+    key: WorkKey,
+    error: ModelError,
+    usage: Usage,
+    *,
+    now_s: float,
+    jitter: float,
+    part: Part | None = None,
 ) -> pb.Event:
     """Record that the call under way failed: it is tried again at the time in the event, or never.
 
-    `jitter`, 0 to 1, spreads retries; see `retry.delay_s`.
+    `jitter`, 0 to 1, spreads retries; see `retry.delay_s`. For `part` see `failed`.
     """
     work = instance.work(key)
     delay_s = None
-    if error.retryable and (error.reason != TOO_LONG or _can_be_given_less(instance, key)):
+    if error.reason == TRUNCATED:
+        delay_s = 0.0 if error.retryable and _can_be_given_more_tokens(instance, key) else None
+    elif error.retryable and (error.reason != TOO_LONG or _can_be_given_less(instance, key)):
         delay_s = retry.delay_s(
             instance.config.retry,
             failures=work.failures + 1,
@@ -119,7 +161,17 @@ def call_failed(
         )
     retry_s = None if delay_s is None else now_s + delay_s
     cause = Failure(error.reason, str(error))
-    return failed(key, work.attempt, work.model, cause, usage, retry_s, error.response_id)
+    return failed(key, work.attempt, work.model, cause, usage, retry_s, error.response_id, part=part)
+
+
+def _can_be_given_more_tokens(instance: Instance, key: WorkKey) -> bool:
+    """Return whether an answer that was cut off is asked for with twice the limit.
+
+    Once, or for a plan, which is worth little unless it is whole, as often as attempts are left.
+    """
+    work = instance.work(key)
+    has_attempts = work.failures + 1 < instance.config.retry.max_attempts
+    return not work.raised_limits or (key == PLANNING and has_attempts)
 
 
 def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
@@ -131,7 +183,7 @@ def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
 def calls_interrupted(
     instance: Instance, now_s: float, *, by_crash: bool, except_works: Collection[WorkKey] = ()
 ) -> tuple[pb.Event, ...]:
-    """Record that the service stopped or crashed during calls, `but` some; each may begin again at once."""
+    """Record that the service stopped or crashed during calls, except some; each may begin again at once."""
     cause = Failure(INTERRUPTED, f"the service {'crashed' if by_crash else 'stopped'} during the call")
     return tuple(
         failed(key, work.attempt, work.model, cause, CUT_OFF, now_s, by_crash=by_crash)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from orchestrator.core import config
+from orchestrator.core.continuation import Part
 from orchestrator.core.create import NewInstance
 from orchestrator.core.events import completed, failed, started, whole_plan
 from orchestrator.core.instance import COMPLETED, FAILED, PLANNING, SETTLED, Failure, Instance, Subtask
@@ -84,7 +85,8 @@ def _subtask_events(subtask: Subtask) -> Sequence[pb.Event]:
     if work.state == COMPLETED:
         end = completed(subtask.key, 1, work.model, subtask.output, work.usage)
     else:
-        end = failed(subtask.key, 1, work.model, cause, work.usage)
+        part = Part(work.text) if work.text else None
+        end = failed(subtask.key, 1, work.model, cause, work.usage, part=part)
     return [started(subtask.key, 1, work.model), end]
 
 

@@ -40,6 +40,8 @@ TOO_LONG: Final = "INPUT_TOO_LONG"
 """The reason of an attempt at which the model was given more than it takes."""
 INTERRUPTED: Final = "INTERRUPTED"
 """The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
+TRUNCATED: Final = "OUTPUT_TRUNCATED"
+"""The reason of an attempt whose answer was cut off at the token limit, and is not continued."""
 UNUSABLE: Final = frozenset({"OUTPUT_INVALID", "PLAN_INVALID"})
 """The reasons of an attempt that the model answered with something else than was asked for."""
 
@@ -109,6 +111,12 @@ class Work(NamedTuple):
     """Attempts that failed of themselves; interrupted ones do not count."""
     too_long: int = 0
     """Attempts that failed because the model was given more than it takes."""
+    raised_limits: int = 0
+    """How often it is to be tried with twice the token limit."""
+    parts: int = 0
+    """Parts of the latest attempt that are recorded: answers that were cut off at the token limit."""
+    text: str = ""
+    """What is recorded of an incomplete answer, by all attempts: the next part goes on behind it."""
     model: str = ""
     error: Failure | None = None
     retry_time_s: float = 0.0
@@ -122,7 +130,7 @@ class Work(NamedTuple):
 
     def reset(self) -> "Work":
         """Return the same work, to be tried afresh: attempts go on counting, failures begin anew."""
-        return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long)
+        return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long, text=self.text)
 
 
 NOT_STARTED: Final = Work()

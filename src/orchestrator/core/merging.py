@@ -8,10 +8,13 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Final
 
+from orchestrator.core import continuation
 from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 
 DEFAULT_CHARACTERS: Final = 300_000
 """How many characters of outputs a call is given unless the configuration says otherwise."""
+_CHARACTERS_PER_TOKEN: Final = 3
+"""At least, of code and prose, so that a merge can write down what it is given."""
 _LEAST_CHARACTERS: Final = 2000
 """The lower bound, however often a model rejects its input as too long."""
 
@@ -44,7 +47,9 @@ def merges(instance: Instance) -> Sequence[Subtask]:
     if len(found) < 2 or sum(len(subtask.output) for subtask in found) <= most:  # noqa: PLR2004  a pair
         return ()
     names = (name for number in count(1) if (name := f"merge-{number}") not in instance.subtasks)
-    return [_merge(next(names), group) for group in _groups(found, most) if len(group) > 1]
+    writable = continuation.max_answer_tokens(instance.config) * _CHARACTERS_PER_TOKEN
+    groups = _groups(found, min(most, writable))
+    return [_merge(next(names), group) for group in groups if len(group) > 1]
 
 
 def _merge(name: str, group: Iterable[Subtask]) -> Subtask:
@@ -59,7 +64,10 @@ def _merge(name: str, group: Iterable[Subtask]) -> Subtask:
 
 
 def _groups(found: Sequence[Subtask], most: int) -> Sequence[Sequence[Subtask]]:
-    """Neighbours that fit together, at least two in a group: so there are fewer after each round."""
+    """Group neighbours that fit together, going in and coming out.
+
+    There are at least two in a group, so there are fewer after each round.
+    """
     groups: list[list[Subtask]] = [[]]
     size = 0
     for subtask in found:

@@ -7,26 +7,32 @@ it is looked at again on top of them; where the attempt has ended meanwhile, not
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias, assert_never
 
+from orchestrator.core import continuation
+from orchestrator.core.continuation import Part
 from orchestrator.core.events import (
     call_failed,
     plan_calls_interrupted,
     plan_completed,
     subtasks_planned,
     work_completed,
+    work_continued,
 )
 from orchestrator.core.instance import IN_PROGRESS, PLANNING, Instance, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan, PlanError
-from orchestrator.core.replies import ModelReply, plan_invalid
+from orchestrator.core.replies import ModelReply, parts_used_up, plan_invalid
 from orchestrator.errors import ModelError
 from orchestrator.v1.event_pb2 import Event
 
 
 class CallEnded(NamedTuple):
-    """A call has ended: with a plan, with the text of an output or a result, or with why there is none."""
+    """A call has ended: with a plan, with the text of an output or a result, or with why there is none.
+
+    A Part: it was cut off at the token limit.
+    """
 
     work: WorkKey
     attempt: int
-    result: Plan | str | ModelError
+    result: Plan | str | Part | ModelError
     usage: Usage
     response_id: str = ""
     """The provider's own name for the answer."""
@@ -71,6 +77,12 @@ def events_for(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[E
                     result = plan_invalid(fault, ModelReply("", response_id=response_id))
             if isinstance(result, str):
                 return [work_completed(instance, key, result, usage, response_id)]
-            failure = call_failed(instance, key, result, usage, now_s=now_s, jitter=jitter)
+            part = None
+            if isinstance(result, Part):
+                work, part = instance.work(key), result
+                if continuation.has_parts_left(instance, work):
+                    return [work_continued(instance, key, part, usage, response_id)]
+                result = parts_used_up(work.parts + 1, response_id)
+            failure = call_failed(instance, key, result, usage, now_s=now_s, jitter=jitter, part=part)
             return [*plan_calls_interrupted(instance), failure] if key == PLANNING else [failure]
     assert_never(outcome)

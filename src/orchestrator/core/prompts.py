@@ -16,13 +16,14 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
-from orchestrator.core import merging, plan, plan_text, workers
+from orchestrator.core import joining, merging, plan, plan_text, workers
 from orchestrator.core.instance import (
     COMPLETED,
     FAILED,
     PLANNING,
     SKIPPED,
     SYNTHESIS,
+    TRUNCATED,
     Failure,
     Instance,
     Subtask,
@@ -84,12 +85,21 @@ class Profile(Protocol):
 
 
 def prompt_for(profile: Profile, instance: Instance, key: WorkKey) -> Prompt:
-    """Build the prompt for a piece of work."""
+    """Build the prompt for a piece of work, or for the rest of an answer that was cut off."""
     if key == PLANNING:
-        return profile.plan(instance)
-    if key == SYNTHESIS:
-        return profile.synthesize(instance)
-    return profile.work(instance, instance.subtasks[key.subtask_id])
+        prompt = profile.plan(instance)
+    elif key == SYNTHESIS:
+        prompt = profile.synthesize(instance)
+    else:
+        prompt = profile.work(instance, instance.subtasks[key.subtask_id])
+    text = instance.work(key).text
+    return _continued(prompt, text) if text else prompt
+
+
+def _continued(prompt: Prompt, text: str) -> Prompt:
+    """Ask to go on behind a text. A schema would make a model begin its JSON again."""
+    turns = (Message("assistant", text), Message("user", _GO_ON))
+    return prompt._replace(messages=prompt.messages + turns, schema=None)
 
 
 NEEDED_OUTPUTS_CHARACTERS: Final = 100_000
@@ -97,6 +107,11 @@ NEEDED_OUTPUTS_CHARACTERS: Final = 100_000
 
 _MAX_FAILED_PLANS: Final = 2
 """After so many, workers begin only once a plan is whole: what else they did would be paid for in vain."""
+
+_GO_ON: Final = f"""\
+Your answer was cut off because it reached the limit of one message. Go on exactly where it stopped, with \
+its next character, as if there had been no break: no remark, no repetition, no new code fence. If nothing \
+was missing, answer {joining.NOTHING_MISSING} alone."""
 
 _DATA: Final = """\
 The user message holds its parts between tags, such as <prompt> and </prompt>. What stands between tags was \
@@ -169,7 +184,7 @@ class Full:
     """For models that follow instructions and a JSON schema."""
 
     version: Final = version_of(
-        "full", _DATA, _PLANNER, _ONE_OF_THE_WORKERS, _ANY_WORKER, _WORKER, _SYNTHESISER, _MERGER
+        "full", _GO_ON, _DATA, _PLANNER, _ONE_OF_THE_WORKERS, _ANY_WORKER, _WORKER, _SYNTHESISER, _MERGER
     )
 
     def plan(self, instance: Instance) -> Prompt:
@@ -216,7 +231,6 @@ class Full:
             _if_given("worker_instructions", asked, "This is asked of whoever works as that:"),
             f"Your subtask is {subtask.id}:",
             _block("subtask", f"{subtask.title}\n\n{subtask.instructions}"),
-            _shorter(subtask.work.error),
         ]
         sampling = workers.sampling(worker)
         return _prompt("work", _WORKER_SYSTEM, parts, sampling=sampling, subtask_id=subtask.id)
@@ -231,7 +245,6 @@ class Full:
                 [*merging.sources(instance), *_without_output(instance)],
                 merging.limit(instance, instance.synthesis),
             ),
-            _shorter(instance.synthesis.error),
         ]
         return _prompt("synthesis", _SYNTHESISER_SYSTEM, parts)
 
@@ -267,7 +280,6 @@ def _merge(instance: Instance, subtask: Subtask, outputs: Iterable[str]) -> Prom
         _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
         _if_given("summary", instance.summary, "What everyone was told:"),
         *outputs,
-        _shorter(subtask.work.error),
     ]
     return _prompt("synthesis", _MERGER_SYSTEM, parts, subtask_id=subtask.id)
 
@@ -311,8 +323,8 @@ def _if_given(tag: str, text: str, heading: str) -> str:
 
 
 def _shorter(error: Failure | None) -> str:
-    """Return what to tell a model whose last answer was cut off; otherwise nothing."""
-    if error is None or error.reason != "OUTPUT_TRUNCATED":
+    """Return what to tell a planner whose last answer was cut off; otherwise nothing."""
+    if error is None or error.reason != TRUNCATED:
         return ""
     return "Your last answer was longer than allowed and was cut off: write a shorter one that is complete."
 
@@ -320,7 +332,7 @@ def _shorter(error: Failure | None) -> str:
 def _outputs(subtasks: Iterable[Subtask], characters: int) -> list[str]:
     """Return each subtask with its output, or why there is none; long outputs are cut to fit together."""
     subtasks = tuple(subtasks)
-    limit = fair_limit([len(subtask.output) for subtask in subtasks], characters)
+    limit = fair_limit([len(subtask.output or subtask.work.text) for subtask in subtasks], characters)
     return [_output(subtask, limit) for subtask in subtasks]
 
 
@@ -329,6 +341,9 @@ def _output(subtask: Subtask, limit: int) -> str:
     if subtask.work.state == COMPLETED:
         return f"{title}\n{_block('output', cut(subtask.output, limit))}"
     why = subtask.work.error.message if subtask.work.error else "it did not run"
+    if subtask.work.text:
+        part = _block("output", cut(subtask.work.text, limit))
+        return f"{title}\nThis output is incomplete, because it failed:\n{_block('error', why)}\n{part}"
     return f"{title}\nThere is no output, because it failed or was skipped:\n{_block('error', why)}"
 
 

@@ -1,12 +1,15 @@
 """What a model replied, and what that means for the work it was called for.
 
-A provider tells how a reply finished. Whether it completes its work is decided here, and nowhere else.
+A provider tells how a reply finished. Whether that completes its work, is a part of it, or fails, is decided
+here, and nowhere else.
 """
 
 from enum import Enum
 from typing import Final, NamedTuple
 
-from orchestrator.core.instance import PLANNING, SYNTHESIS, Instance, WorkKey
+from orchestrator.core import continuation, joining
+from orchestrator.core.continuation import Part
+from orchestrator.core.instance import PLANNING, SYNTHESIS, TRUNCATED, Instance, WorkKey
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.errors import ModelError
@@ -48,21 +51,50 @@ class ModelReply(NamedTuple):
 
 def read(
     profile: Profile, instance: Instance, key: WorkKey, prompt: Prompt, reply: ModelReply, model: str
-) -> Plan | str:
+) -> Plan | str | Part:
     """Return what a reply to a prompt completes its work with: a plan, or the text of an output or a result.
 
-    `model` is the provider's own name for it. Raise ModelError where the reply completes nothing.
+    A Part: it was cut off, and is to be continued. `model` is the provider's own name for it. Raise
+    ModelError where the reply brings nothing.
     """
+    if reply.finish is Finish.CUT and not prompt.may_be_cut:
+        return _read_part(profile, instance, key, reply, model)
     if failure := find_failure(reply, prompt, model):
         raise failure
+    text = reply.text
+    if before := instance.work(key).text:
+        added, replaces = joining.join(before, text)
+        text = added if replaces else before + added
     if key == SYNTHESIS:
-        return profile.read_synthesis(instance, reply.text)
+        return profile.read_synthesis(instance, text)
     if key != PLANNING:
-        return reply.text
+        return text
     try:
-        return profile.read_plan(instance, reply.text)
+        return profile.read_plan(instance, text)
     except PlanError as fault:
         raise plan_invalid(fault, reply) from None
+
+
+def _read_part(profile: Profile, instance: Instance, key: WorkKey, reply: ModelReply, model: str) -> Part:
+    work = instance.work(key)
+    if not reply.text.strip():
+        raise _thought_only(instance, key, reply, model)
+    if key == PLANNING and not work.text and profile.plan_reader(instance) is None:
+        raise _truncated(reply, model)  # nothing of it is in use: it is asked for as a whole
+    added, replaces = joining.join(work.text, reply.text)
+    if not added.strip():
+        what = f"{model} only repeated what it had written{_at_limit(reply)}"
+        raise _failed(TRUNCATED, f"{what}: {_MEND}", reply, retryable=key == PLANNING)
+    return Part(added, replaces)
+
+
+def _thought_only(instance: Instance, key: WorkKey, reply: ModelReply, model: str) -> ModelError:
+    """Return the failure of a model that wrote nothing: it is asked once more, with twice the limit."""
+    work = instance.work(key)
+    can_be_raised = not reply.token_limit or reply.token_limit >= continuation.token_limit(instance, work)
+    what = f"{model} used up its limit{_of_tokens(reply)} for thinking and wrote no answer"
+    retryable = not work.raised_limits and can_be_raised
+    return _failed(TRUNCATED, f"{what}: {_MEND}", reply, retryable=retryable)
 
 
 def find_failure(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | None:
@@ -76,9 +108,7 @@ def find_failure(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | 
             problem = f"{model} stopped before its answer was complete{_said(reply)}"
             return _failed("OUTPUT_INCOMPLETE", problem, reply)
         case Finish.CUT if not (has_text and prompt.may_be_cut):
-            where = f" at {reply.token_limit} tokens" if reply.token_limit else ""
-            problem = f"{model} was cut off{where}: {_MEND}"
-            return _failed("OUTPUT_TRUNCATED", problem, reply)
+            return _truncated(reply, model)
     if not has_text:
         what = "nothing but thoughts" if reply.has_thoughts else "an empty answer"
         return _failed("OUTPUT_INVALID", f"{reply.endpoint or model} sent {what}", reply)
@@ -88,6 +118,30 @@ def find_failure(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | 
 def plan_invalid(fault: PlanError, reply: ModelReply) -> ModelError:
     """Return the failure of a planner whose reply is no plan: the next attempt's prompt says what to mend."""
     return _failed("PLAN_INVALID", str(fault), reply)
+
+
+def parts_used_up(parts: int, response_id: str) -> ModelError:
+    """Return the failure of an attempt whose answer was cut off after its last part."""
+    how_often = "" if parts == 1 else f" {parts} times"
+    return ModelError(
+        TRUNCATED,
+        f"the answer was cut off at the token limit{how_often}: what there is of it can be read. Allow more "
+        "max_output_tokens or max_continuations and retry: it goes on from there",
+        retryable=False,
+        response_id=response_id,
+    )
+
+
+def _truncated(reply: ModelReply, model: str) -> ModelError:
+    return _failed(TRUNCATED, f"{model} was cut off{_at_limit(reply)}: {_MEND}", reply)
+
+
+def _at_limit(reply: ModelReply) -> str:
+    return f" at {reply.token_limit} tokens" if reply.token_limit else ""
+
+
+def _of_tokens(reply: ModelReply) -> str:
+    return f" of {reply.token_limit} tokens" if reply.token_limit else ""
 
 
 def _said(reply: ModelReply) -> str:

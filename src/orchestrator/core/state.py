@@ -29,6 +29,7 @@ from orchestrator.core.instance import (
     TERMINAL,
     TERMINATED,
     TOO_LONG,
+    TRUNCATED,
     UNUSABLE,
     WAITING,
     WAITING_FOR_PAUSE,
@@ -48,6 +49,7 @@ from orchestrator.core.instance import (
 from orchestrator.core.wire import (
     WORK_EVENTS,
     WorkCompleted,
+    WorkContinued,
     WorkFailed,
     WorkStarted,
     output_of,
@@ -61,6 +63,7 @@ SCHEMA: Final = 1
 
 WORK_START_EVENTS = tuple(names.started for names in WORK_EVENTS.values())
 WORK_END_EVENTS = (
+    *(names.continued for names in WORK_EVENTS.values()),
     *(names.failed for names in WORK_EVENTS.values()),
     "subtask_planned",
     "subtask_completed",
@@ -227,6 +230,7 @@ def _work_started(draft: Instance, payload: WorkStarted, time_s: float) -> None:
     started = work._replace(
         state=IN_PROGRESS,
         attempt=attempt,
+        parts=0,
         model=payload.model,
         retry_time_s=0.0,
         fail_time_s=0.0,
@@ -240,13 +244,33 @@ def _work_started(draft: Instance, payload: WorkStarted, time_s: float) -> None:
 def _end_attempt(work: Work, attempt: int, state: SubtaskState, usage: Usage, time_s: float) -> Work:
     if work.state != IN_PROGRESS or attempt != work.attempt:
         raise IllegalEventError(f"attempt {attempt} cannot end: it is not under way")
-    return work._replace(state=state, error=None, end_time_s=time_s, usage=work.usage.plus(usage))
+    return work._replace(state=state, text="", error=None, end_time_s=time_s, usage=work.usage.plus(usage))
 
 
 def _add_usage(draft: Instance, usage: Usage) -> None:
     draft.usage = draft.usage.plus(usage)
     if draft.last_sequence > draft.copied_events:  # the event's own sequence is one more
         draft.own_usage = draft.own_usage.plus(usage)
+
+
+def _work_continued(draft: Instance, payload: WorkContinued, _: float) -> None:
+    key = work_key(payload)
+    work = _work(draft, key)
+    if work.state != IN_PROGRESS or payload.attempt != work.attempt or payload.part != work.parts + 1:
+        raise IllegalEventError(
+            f"part {payload.part} of attempt {payload.attempt} cannot follow "
+            f"part {work.parts} of attempt {work.attempt}"
+        )
+    usage = usage_of(payload.usage)
+    _add_usage(draft, usage)
+    text = _text_with(work, payload)
+    _set_work(draft, key, work._replace(parts=payload.part, text=text, usage=work.usage.plus(usage)))
+    draft.crashes = NO_CRASHES
+
+
+def _text_with(work: Work, payload: WorkContinued | WorkFailed) -> str:
+    """Return what is there of an answer, with what was added last."""
+    return payload.text if payload.replaces else work.text + payload.text
 
 
 def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
@@ -256,14 +280,17 @@ def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
     usage = usage_of(payload.usage)
     _add_usage(draft, usage)
     ended = _end_attempt(work, payload.attempt, PENDING if again else FAILED, usage, time_s)
-    interrupted = payload.error.reason == INTERRUPTED
+    reason = payload.error.reason
+    interrupted = reason == INTERRUPTED
     if payload.by_crash:
         draft.crashes = {**draft.crashes, key: draft.crashes.get(key, 0) + 1}
     elif key in draft.crashes and not interrupted:
         draft.crashes = {other: count for other, count in draft.crashes.items() if other != key}
     failed = ended._replace(
         failures=work.failures if interrupted else work.failures + 1,
-        too_long=work.too_long + (payload.error.reason == TOO_LONG),
+        too_long=work.too_long + (reason == TOO_LONG),
+        raised_limits=work.raised_limits + (reason == TRUNCATED and again),
+        text="" if reason in UNUSABLE else _text_with(work, payload),
         error=failure_of(payload.error),
         retry_time_s=seconds_of(payload.retry_time) if again else 0.0,
         fail_time_s=time_s if again else 0.0,
@@ -465,6 +492,7 @@ def _interrupt_calls(draft: Instance, time_s: float, usage: Usage) -> None:
 
 _HANDLERS: Final[Mapping[str, Callable[[Instance, Any, float], None]]] = {
     **{names.started: _work_started for names in WORK_EVENTS.values()},
+    **{names.continued: _work_continued for names in WORK_EVENTS.values()},
     **{names.failed: _work_failed for names in WORK_EVENTS.values()},
     **{names.completed: _work_completed for names in WORK_EVENTS.values()},
     "plan_completed": _plan_completed,

@@ -60,6 +60,10 @@ def instance(
         _write_subtask(message.subtasks.add(), subtask, full=full)
     if state.state == core.COMPLETE and (full or _is_short(state.final_result)):
         message.final_result = state.final_result
+    elif state.synthesis.text:
+        message.is_partial = True
+        if full or _is_short(state.synthesis.text):
+            message.final_result = state.synthesis.text
     return message
 
 
@@ -108,7 +112,8 @@ def _write_subtask(message: pb.Subtask, subtask: core.Subtask, *, full: bool) ->
     message.merges = subtask.merges
     if full:
         message.instructions = subtask.instructions
-        message.output = subtask.output
+        message.output = subtask.output or work.text
+    message.is_partial = bool(work.text)
     if work.usage.model_calls:
         write_usage(message.usage, work.usage)
     if work.error:

@@ -20,6 +20,9 @@ from orchestrator.v1 import instance_pb2 as pb
 
 WorkStarted: TypeAlias = event_pb2.PlanningStarted | event_pb2.SubtaskStarted | event_pb2.SynthesisStarted
 WorkFailed: TypeAlias = event_pb2.PlanningFailed | event_pb2.SubtaskFailed | event_pb2.SynthesisFailed
+WorkContinued: TypeAlias = (
+    event_pb2.PlanningContinued | event_pb2.SubtaskContinued | event_pb2.SynthesisContinued
+)
 WorkCompleted: TypeAlias = event_pb2.PlanCompleted | event_pb2.SubtaskCompleted | event_pb2.SynthesisCompleted
 
 
@@ -27,22 +30,27 @@ class WorkEvents(NamedTuple):
     """The payload names of the events of one kind of work."""
 
     started: str
+    continued: str
     failed: str
     completed: str
 
 
 WORK_EVENTS: Final[Mapping[WorkKind, WorkEvents]] = {
-    "planning": WorkEvents("planning_started", "planning_failed", "plan_completed"),
-    "subtask": WorkEvents("subtask_started", "subtask_failed", "subtask_completed"),
-    "synthesis": WorkEvents("synthesis_started", "synthesis_failed", "synthesis_completed"),
+    "planning": WorkEvents("planning_started", "planning_continued", "planning_failed", "plan_completed"),
+    "subtask": WorkEvents("subtask_started", "subtask_continued", "subtask_failed", "subtask_completed"),
+    "synthesis": WorkEvents(
+        "synthesis_started", "synthesis_continued", "synthesis_failed", "synthesis_completed"
+    ),
 }
 _ENDS: Final = frozenset(name for names in WORK_EVENTS.values() for name in (names.failed, names.completed))
 
 _WHOLE_WORK: Final[Mapping[type, WorkKey]] = {
     event_pb2.PlanningStarted: PLANNING,
+    event_pb2.PlanningContinued: PLANNING,
     event_pb2.PlanningFailed: PLANNING,
     event_pb2.PlanCompleted: PLANNING,
     event_pb2.SynthesisStarted: SYNTHESIS,
+    event_pb2.SynthesisContinued: SYNTHESIS,
     event_pb2.SynthesisFailed: SYNTHESIS,
     event_pb2.SynthesisCompleted: SYNTHESIS,
 }
@@ -61,7 +69,7 @@ STATUS: Final = {
 """Each state's name in Cloudflare Workflows."""
 
 
-def work_key(payload: WorkStarted | WorkFailed | WorkCompleted) -> WorkKey:
+def work_key(payload: WorkStarted | WorkContinued | WorkFailed | WorkCompleted) -> WorkKey:
     """Return the piece of work that an event's payload is about."""
     whole = _WHOLE_WORK.get(type(payload))
     return whole or subtask_key(cast("event_pb2.SubtaskStarted", payload).subtask_id)

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import WorkKey
 from orchestrator.core.wire import attempt_ended_by
+from orchestrator.engine.joined_text import JoinedTextCallback
 from orchestrator.log.base import Page
 from orchestrator.log.subscription import CaughtUp, Step
-from orchestrator.models.base import TextCallback
 from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import OutputDelta
 
@@ -136,17 +136,24 @@ class LiveTexts:
         instance = self._instances.get(ref)
         return instance is not None and bool(instance.readers)
 
-    def writer(self, ref: InstanceRef, attempt: Attempt) -> TextCallback:
-        """Return what takes the text of an attempt's next call, behind that of its calls before.
+    def writer(self, ref: InstanceRef, attempt: Attempt, recorded: str = "") -> JoinedTextCallback:
+        """Return what takes the text of an attempt's next call, behind what is recorded of the answer.
 
         It takes room only once there is text.
         """
         instance = self._instances.get(ref)
         text = instance.texts.get(attempt) if instance else None
-        call_begins = len(text.pieces) if text else 0
+        has_recorded = sum(map(len, text.pieces)) == len(recorded) if text else not recorded
+        begins_with = len(text.pieces) if text and has_recorded else int(bool(recorded))
 
-        def write(piece: str, *, is_restart: bool = False) -> None:
-            self._write(ref, attempt, piece, kept=call_begins if is_restart else None)
+        def write(piece: str, *, is_restart: bool = False, replaces: bool = False) -> None:
+            nonlocal has_recorded, begins_with
+            if replaces:
+                has_recorded, begins_with = True, 0
+            if not has_recorded:  # an earlier attempt wrote it, or a call that was not streamed
+                has_recorded = True
+                self._write(ref, attempt, recorded, kept=0)
+            self._write(ref, attempt, piece, kept=begins_with if is_restart or replaces else None)
 
         return write
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, assert_never
 
-from orchestrator.core import budget, decider, replies
+from orchestrator.core import budget, continuation, decider, replies
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
+from orchestrator.core.continuation import Part
 from orchestrator.core.events import call_started, calls_interrupted
 from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import PLANNING, RESTING, Instance, Usage, Work, WorkKey
@@ -26,12 +27,13 @@ from orchestrator.core.prompts import Profile, prompt_for
 from orchestrator.core.replies import ModelReply
 from orchestrator.core.summary import summarize
 from orchestrator.engine.clock import Clock
+from orchestrator.engine.joined_text import JoinedText, JoinedTextCallback
 from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import InstanceNotFoundError, ModelError, SettingsError, UnavailableError
 from orchestrator.log.base import Append, EventLog, FencedError, SequenceConflictError
 from orchestrator.log.states import StateStore
-from orchestrator.models.base import ModelRequest, Models, Provider, TextCallback
+from orchestrator.models.base import ModelRequest, Models, Provider
 from orchestrator.offload import offload
 from orchestrator.v1.event_pb2 import Event
 
@@ -99,6 +101,8 @@ class Run:
     """What calls have brought since it was applied last."""
     _queue: deque[_Queued] = field(default_factory=deque)
     _is_rebasing: bool = False
+    _has_rebased: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at the end of a rebase."""
     _is_stale: bool = False
     """Whether another writer has appended since the run last loaded the instance."""
     _planning: tuple[int, PlanReader] | None = None
@@ -297,6 +301,7 @@ class Run:
         self._is_stale = True
         if not self._is_rebasing and not self.is_halted:
             self._is_rebasing = True
+            self._has_rebased.clear()
             self.context.tasks.create_task(self._rebase())
 
     async def _rebase(self) -> None:
@@ -325,6 +330,8 @@ class Run:
             self._cancel_ended_calls()
             self.recover()
             self.on_durable(self)
+        finally:
+            self._has_rebased.set()
 
     def _drop_settled(self) -> Sequence[Outcome]:
         """Empty the queue, all of which is settled; give the outcomes of what was refused."""
@@ -383,13 +390,14 @@ class Run:
                 self._halt(error)
 
     async def _perform(self, attempt: Attempt) -> ModelError | None:
-        """Make a call whose start is recorded, and queue its outcome; return what went wrong."""
+        """Make the calls of an attempt whose start is recorded, and queue their outcomes.
+
+        Return what went wrong.
+        """
         try:
-            outcome = await self._attempt(attempt)
-            if attempt.work == PLANNING:
-                self._planning = None
-            self._pending.append(outcome)
-            self._schedule_apply()
+            outcome = await self._call_part(attempt)
+            while isinstance(outcome.result, Part) and await self._goes_on(attempt):
+                outcome = await self._call_part(attempt)
         except Exception as error:  # noqa: BLE001  whatever it is, it is this instance's alone
             self._halt(error)
             return None
@@ -397,17 +405,35 @@ class Run:
             self.context.live.end(self.ref, attempt)
         return outcome.result if isinstance(outcome.result, ModelError) else None
 
-    async def _attempt(self, attempt: Attempt) -> CallEnded:
+    async def _call_part(self, attempt: Attempt) -> CallEnded:
+        """Make one call, for the whole answer or for its next part, and queue its outcome."""
+        outcome = await self._call(attempt)
+        if attempt.work == PLANNING:
+            self._planning = None
+        self._pending.append(outcome)
+        self._schedule_apply()
+        return outcome
+
+    async def _goes_on(self, attempt: Attempt) -> bool:
+        """Return whether the next part of an attempt is due, once the one that it has brought is durable."""
+        self.apply_pending()
+        if self._queue:
+            await asyncio.wait([self._queue[-1].durable])
+        while self._is_rebasing:
+            await self._has_rebased.wait()
+        return not self.is_halted and is_in_progress(self.instance, attempt.work, attempt.number)
+
+    async def _call(self, attempt: Attempt) -> CallEnded:
         """Make one call; what came of it."""
         key, number, _ = attempt
         work = self.instance.work(key)
-        result: Plan | str | ModelError
+        result: Plan | str | Part | ModelError
         tokens, response_id = (0, 0), ""
         try:
             profile, request, reply = await self._call_model(attempt, work)
             tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
             read = partial(replies.read, profile, self.instance, key, request.prompt, reply, request.model)
-            is_long = key == PLANNING and len(reply.text) > _MAX_PARSED_HERE
+            is_long = key == PLANNING and len(work.text) + len(reply.text) > _MAX_PARSED_HERE
             result = await offload(read) if is_long else read()
         except ModelError as error:
             result, response_id = error, error.response_id
@@ -426,23 +452,30 @@ class Run:
         request = ModelRequest(
             model=model,
             prompt=prompt_for(profile, instance, key),
-            max_output_tokens=instance.config.max_output_tokens,
+            max_output_tokens=continuation.token_limit(instance, work),
             timeout_s=attempt_timeout.seconds + attempt_timeout.nanos / 1e9,
             is_watched=key == PLANNING or self.context.live.is_watched(self.ref),
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
-        on_text: TextCallback | None
+        on_text: JoinedTextCallback | None
         if key == PLANNING:
             reader = profile.plan_reader(instance)
             self._planning = (work.attempt, reader) if reader else None
             on_text = self._on_plan_text if reader else None
+            if reader and work.text:
+                self._on_plan_text(work.text)
         else:
-            on_text = self.context.live.writer(self.ref, attempt)
-        return profile, request, await provider.complete(request, on_text)
+            on_text = self.context.live.writer(self.ref, attempt, work.text)
+        if not work.text or on_text is None:
+            return profile, request, await provider.complete(request, on_text)
+        joined = JoinedText(work.text, on_text)
+        reply = await provider.complete(request, joined)
+        joined.finish()
+        return profile, request, reply
 
-    def _on_plan_text(self, piece: str, *, is_restart: bool = False) -> None:
+    def _on_plan_text(self, piece: str, *, is_restart: bool = False, replaces: bool = False) -> None:
         """Record each subtask as soon as the planner has written it, so that it can begin."""
-        if is_restart:
+        if is_restart or replaces:
             self._planning = None  # it may have read thoughts: only the whole plan can be trusted
         if self._planning:
             _, reader = self._planning

@@ -5,12 +5,24 @@ export const TERMINAL = new Set(['STATE_COMPLETE', 'STATE_ERRORED', 'STATE_TERMI
 
 const MAYBE_IN_REVIEW = new Set(['STATE_WAITING', 'STATE_WAITING_FOR_PAUSE', 'STATE_PAUSED']);
 const INTERRUPTED = { reason: 'INTERRUPTED', message: 'stopped together with the instance' };
+const UNUSABLE = new Set(['OUTPUT_INVALID', 'PLAN_INVALID']); // of such an answer nothing is kept
 const NO_USAGE = { inputTokens: 0, outputTokens: 0, modelCalls: 0, costUsd: 0 };
 const CUT_OFF_USAGE = { ...NO_USAGE, modelCalls: 1 }; // a cancelled call is paid for, but its tokens are never reported
 
 /** Build a piece of work (planning, a subtask, the synthesis) that has not started. */
 function newWork() {
-  return { state: 'PENDING', attempt: 0, model: '', error: null, retryTime: 0, usage: NO_USAGE, attempts: [] };
+  return {
+    state: 'PENDING',
+    attempt: 0,
+    parts: 0, // of the latest attempt: answers that were cut off at the token limit
+    output: '',
+    isPartial: false, // whether the output is only the beginning of an answer
+    model: '',
+    error: null,
+    retryTime: 0,
+    usage: NO_USAGE,
+    attempts: [],
+  };
 }
 
 /** Build an instance before its first event. */
@@ -31,6 +43,7 @@ export function emptyInstance(id) {
     reusable: new Map(), // completed subtasks of discarded plans, by id: the next plan may contain them too
     synthesis: newWork(),
     finalResult: '',
+    isPartial: false, // whether the final result is only its beginning
     usage: NO_USAGE, // since the last restart, and with what a fork copied
     ownUsage: NO_USAGE, // of its own calls, over all restarts
     copiedEvents: 0, // after the first one, which a fork copied from its source
@@ -130,7 +143,6 @@ function newSubtask(subtask) {
     dependsOn: subtask.dependsOn ?? [],
     worker: subtask.worker ?? '',
     merges: subtask.merges ?? false,
-    output: '',
   };
 }
 
@@ -162,15 +174,35 @@ function markRunning(instance, now) {
 
 function startAttempt(instance, work, { attempt, model }, now) {
   markRunning(instance, now);
-  Object.assign(work, { state: 'RUNNING', attempt, model, retryTime: 0 });
+  Object.assign(work, { state: 'RUNNING', attempt, parts: 0, model, retryTime: 0 });
   work.attempts.push({ number: attempt, model, start: now, end: 0, outcome: 'RUNNING', error: null, usage: NO_USAGE });
+}
+
+/** Add a part of an answer that was cut off: the same attempt goes on behind it. */
+function continueAttempt(instance, work, payload) {
+  const usage = parseUsage(payload.usage);
+  const attempt = work.attempts.at(-1);
+  if (attempt) attempt.usage = sumUsage(attempt.usage, usage);
+  Object.assign(work, { parts: payload.part, usage: sumUsage(work.usage, usage) });
+  setPartial(instance, work, joined(work, payload));
+  addUsage(instance, usage);
+}
+
+/** Return what there is of an answer, with what was added last. */
+function joined(work, { text, replaces }) {
+  return replaces ? (text ?? '') : work.output + (text ?? '');
+}
+
+function setPartial(instance, work, output) {
+  Object.assign(work, { output, isPartial: output !== '' });
+  if (work === instance.synthesis) Object.assign(instance, { finalResult: output, isPartial: work.isPartial });
 }
 
 function endAttempt(instance, work, payload, state, now) {
   const usage = parseUsage(payload.usage);
   const attempt = work.attempts.at(-1);
   if (attempt) {
-    Object.assign(attempt, { end: now, usage, error: payload.error ?? null });
+    Object.assign(attempt, { end: now, usage: sumUsage(attempt.usage, usage), error: payload.error ?? null });
     attempt.outcome = payload.error ? 'FAILED' : 'COMPLETED';
   }
   Object.assign(work, { state, error: payload.error ?? null, usage: sumUsage(work.usage, usage) });
@@ -185,6 +217,7 @@ function addUsage(instance, usage) {
 
 function failAttempt(instance, work, payload, now) {
   endAttempt(instance, work, payload, payload.retryTime ? 'PENDING' : 'FAILED', now);
+  setPartial(instance, work, UNUSABLE.has(payload.error?.reason) ? '' : joined(work, payload));
   work.retryTime = parseTime(payload.retryTime);
 }
 
@@ -225,6 +258,9 @@ const EVOLVE = {
     startAttempt(instance, instance.planning, payload, now);
     discardPlan(instance);
   },
+  planningContinued(instance, payload) {
+    continueAttempt(instance, instance.planning, payload);
+  },
   planningFailed(instance, payload, now) {
     failAttempt(instance, instance.planning, payload, now);
     discardPlan(instance);
@@ -240,6 +276,7 @@ const EVOLVE = {
     }
   },
   planCompleted(instance, payload, now) {
+    setPartial(instance, instance.planning, '');
     if (payload.attempt) endAttempt(instance, instance.planning, payload, 'COMPLETED', now);
     else instance.planning.state = 'COMPLETED';
     // The event's own sequence is one more.
@@ -270,10 +307,13 @@ const EVOLVE = {
   subtaskStarted(instance, payload, now) {
     startAttempt(instance, instance.subtasks.get(payload.subtaskId), payload, now);
   },
+  subtaskContinued(instance, payload) {
+    continueAttempt(instance, instance.subtasks.get(payload.subtaskId), payload);
+  },
   subtaskCompleted(instance, payload, now) {
     const subtask = instance.subtasks.get(payload.subtaskId);
     endAttempt(instance, subtask, payload, 'COMPLETED', now);
-    subtask.output = payload.output ?? '';
+    Object.assign(subtask, { output: payload.output ?? '', isPartial: false });
   },
   subtaskFailed(instance, payload, now) {
     failAttempt(instance, instance.subtasks.get(payload.subtaskId), payload, now);
@@ -285,12 +325,16 @@ const EVOLVE = {
   synthesisStarted(instance, payload, now) {
     startAttempt(instance, instance.synthesis, payload, now);
   },
+  synthesisContinued(instance, payload) {
+    continueAttempt(instance, instance.synthesis, payload);
+  },
   synthesisFailed(instance, payload, now) {
     failAttempt(instance, instance.synthesis, payload, now);
   },
   synthesisCompleted(instance, payload, now) {
     endAttempt(instance, instance.synthesis, payload, 'COMPLETED', now);
-    instance.finalResult = payload.finalResult ?? '';
+    Object.assign(instance.synthesis, { output: '', isPartial: false });
+    Object.assign(instance, { finalResult: payload.finalResult ?? '', isPartial: false });
   },
   instancePauseRequested(instance, payload) {
     instance.state = 'STATE_WAITING_FOR_PAUSE';

@@ -52,9 +52,10 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
       ? html`<${Review} key=${`review-${instance.lastSequence}`} watch=${watch} onSteered=${onSteered} />`
       : watch.review && html`<${StaleReview} watch=${watch} />`)}
     <${Timeline} key=${`timeline-${instance.id}`} watch=${watch} now=${now} />
-    ${instance.finalResult
+    ${instance.finalResult && !instance.isPartial
       ? html`<${Result} id=${instance.id} text=${instance.finalResult} isComplete isRecorded=${!watch.isDeleted} />`
-      : liveResult && html`<${Result} id=${instance.id} text=${liveResult} isWriting=${instance.state === 'STATE_RUNNING'} />`}
+      : (liveResult || instance.finalResult) &&
+        html`<${Result} id=${instance.id} text=${liveResult || instance.finalResult} isWriting=${instance.state === 'STATE_RUNNING'} />`}
     <${Configuration} config=${instance.config} />
     <${EventLog} events=${watch.events} />
   </article>`;

@@ -165,14 +165,17 @@ function Panel({ lane, text, now }) {
   const facts = [
     work.model,
     work.worker && `worker ${work.worker}`,
+    work.parts > 0 && `continued ${work.parts === 1 ? 'once' : `${work.parts} times`}`,
     hasTokens(work.usage) && `${tokens(work.usage)} (${inputAndOutputTokens(work.usage)})`,
     work.usage.costUsd > 0 && cost(work.usage.costUsd),
   ].filter(Boolean);
+  const isWriting = work.state === 'RUNNING' && text;
   return html`<div class="panel">
     ${facts.length > 0 && html`<p class="meta">${facts.join(' · ')}</p>`}
     ${work.error && work.state !== 'RUNNING' && html`<p class="failure"><strong>${work.error.reason}</strong> ${work.error.message}</p>`}
     ${summary && html`<p class="summary" dir="auto">${summary}</p>`}
-    ${work.output
+    ${work.isPartial && !isWriting && html`<p class="meta">The beginning of an answer that was cut off at the token limit:</p>`}
+    ${work.output && !isWriting && lane.key !== 'planning' && lane.key !== 'synthesis'
       ? html`<div class="output">
           <${CopyButton} text=${work.output} what="the output" />
           <${Markdown} text=${work.output} />

@@ -235,7 +235,8 @@ class HttpProvider(ABC):
             if isinstance(answer, ModelReply):
                 if changes:
                     self._remember(terms, request)
-                if answer.finish is Finish.CUT and not request.prompt.may_be_cut:
+                is_certain = bool(answer.text.strip()) and not terms.learnt_limits.is_guess
+                if answer.finish is Finish.CUT and not (request.prompt.may_be_cut or is_certain):
                     self._forget_limits(request)
                 return answer
             changed = terms.after_rejection(answer, body, request)
@@ -265,7 +266,7 @@ class HttpProvider(ABC):
         self._token_limits[request.model] = terms.learnt_limits
 
     def _forget_limits(self, request: ModelRequest) -> None:
-        """Ask the endpoint again what it takes: an answer was cut, maybe by a limit that was misread."""
+        """Ask the endpoint again what it takes: the limit was too low for an answer, and maybe misread."""
         self._token_limits.pop(request.model, None)
 
     @contextmanager

@@ -104,6 +104,8 @@ class Refusal(NamedTuple):
     """With how many tokens to ask next."""
     is_cap: bool = False
     """Whether the limit is too large for every prompt."""
+    is_guess: bool = False
+    """Whether the words do not say plainly what the limit may be."""
     window: int | None = None
     """How many tokens prompt and answer may have together, where it says so."""
     prompt: int | None = None
@@ -121,6 +123,8 @@ class TokenLimits:
     """What an endpoint's refusals say of a model's limits."""
 
     cap: int | None = None
+    is_guess: bool = False
+    """Whether the cap may have been misread."""
     _window: _Window | None = None
 
     def fit(self, wanted: int, prompt_characters: int) -> int:
@@ -144,7 +148,7 @@ class TokenLimits:
     def learn(self, refusal: Refusal, prompt_characters: int) -> "TokenLimits":
         """Return what is known after a refusal; nothing that holds for that prompt alone."""
         if refusal.is_cap:
-            return replace(self, cap=refusal.limit)
+            return replace(self, cap=refusal.limit, is_guess=refusal.is_guess)
         if refusal.window is None:
             return self
         old = self._window
@@ -185,7 +189,7 @@ def refusal(words: str, sent: int, wanted: int) -> Refusal | None:
     if is_too_long(words):
         return _shrink_to_fit(None, None, sent, wanted) if _WITHOUT_NUMBERS.search(words) else None
     if is_about_limit and _TOO_MUCH.search(words) and sent >= 2 * _LEAST_CAP:
-        return Refusal(_other_number(words, sent) or sent // 2, is_cap=True)
+        return Refusal(_other_number(words, sent) or sent // 2, is_cap=True, is_guess=True)
     return None
 
 
@@ -195,7 +199,9 @@ def guess(words: str, sent: int) -> Refusal | None:
         return None
     if THINKING_EXHAUSTED.search(words):
         return None
-    return Refusal(_other_number(words, sent) or sent // 2, is_cap=True) if sent >= 2 * _LEAST_CAP else None
+    if sent < 2 * _LEAST_CAP:
+        return None
+    return Refusal(_other_number(words, sent) or sent // 2, is_cap=True, is_guess=True)
 
 
 def _min_tokens(wanted: int) -> int:
