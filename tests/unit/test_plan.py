@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.endpoint import fenced
 
-from orchestrator.core import plan, plan_entries
+from orchestrator.core import config, plan, plan_entries
 from orchestrator.core import plan_text as reading
 from orchestrator.core.instance import Subtask
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import parse
+from orchestrator.errors import InvalidArgumentError
 from orchestrator.models.scripted import plan_text
+from orchestrator.v1 import instance_pb2 as pb
 
 ids = st.from_regex(plan.ID, fullmatch=True)
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(
@@ -448,6 +450,24 @@ def test_an_answer_that_takes_long_to_read_is_refused_before_it_is_read(
     for read in (lambda: parse(text, 64), lambda: reading.outlines(text)):
         with pytest.raises(PlanError, match=words):
             read()
+
+
+@pytest.mark.parametrize(
+    ("subtasks", "words"),
+    [
+        ([pb.Subtask(id="a")] * 65, "a plan needs 1 to 64 subtasks; this one has 65"),
+        ([pb.Subtask(id="a", depends_on=["b"] * 65)], "names 65 dependencies, and there are 1 subtasks"),
+    ],
+)
+def test_a_clients_plan_that_is_too_large_is_rejected_before_it_is_copied(
+    subtasks: list[pb.Subtask], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested = pb.InstanceConfig(subtasks=subtasks, max_subtasks=64)
+    for name in ("_overlay", "subtask_of"):
+        monkeypatch.setattr(config, name, pytest.fail)
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
+        config.resolve(requested, config.default("a/b", "a/c"))
+    assert caught.value.reason == "PLAN_INVALID"
 
 
 def test_a_long_text_in_the_place_of_dependencies_names_none() -> None:

@@ -402,7 +402,7 @@ def test_a_changed_wording_changes_the_version() -> None:
     assert version_of("full", "ab", "") != version_of("full", "a", "b")
 
 
-def test_a_prompt_full_of_closing_tags_is_scanned_once() -> None:
+def test_a_prompt_full_of_closing_tags_is_scanned_a_few_times() -> None:
     class Counted(str):  # noqa: SLOT000  it counts for all
         scans = 0
 
@@ -413,5 +413,6 @@ def test_a_prompt_full_of_closing_tags_is_scanned_once() -> None:
     # As many different closing tags as fit: trying one name after the other would scan the text 17,000 times.
     hostile = Counted("".join(f"</prompt-{number}>" for number in range(2, 17_000)) + "</prompt>")
     user = FULL.plan(replace(INSTANCE, prompt=hostile)).messages[1].content
-    assert user.startswith("<prompt-17000>\n")
-    assert Counted.scans <= 1
+    (name,) = re.findall(r"\A<(prompt-[0-9a-f]{16})>\n", user)
+    assert user.count(f"</{name}>") == 1
+    assert Counted.scans <= 10

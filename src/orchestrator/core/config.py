@@ -1,7 +1,8 @@
 """An instance's configuration: its defaults, and what a client may ask for."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -144,16 +145,22 @@ _PATHS: Final[Mapping[str, Sequence[str]]] = {
 def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.InstanceConfig:
     """Lay what is requested over `base`; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
     _check(requested)
+    if requested.subtasks:  # before any of them is copied
+        _check_plan(partial(plan.check_size, requested.subtasks, requested.max_subtasks or base.max_subtasks))
     config = pb.InstanceConfig()
     config.CopyFrom(base)
     _overlay(config, requested)
     config.catalogue = "" if requested.workers else base.catalogue
     if config.subtasks:
-        try:
-            plan.validate(map(subtask_of, config.subtasks), config.max_subtasks)
-        except plan.PlanError as error:
-            raise InvalidArgumentError("PLAN_INVALID", str(error), field="config.subtasks") from None
+        _check_plan(partial(plan.validate, map(subtask_of, config.subtasks), config.max_subtasks))
     return config
+
+
+def _check_plan(check: Callable[[], object]) -> None:
+    try:
+        check()
+    except plan.PlanError as error:
+        raise InvalidArgumentError("PLAN_INVALID", str(error), field="config.subtasks") from None
 
 
 def _overlay(target: Message, source: Message) -> None:

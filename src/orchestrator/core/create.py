@@ -58,10 +58,11 @@ def new_instance(
     request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str, origin: Origin = NO_ORIGIN
 ) -> NewInstance:
     """Validate a request; raise InvalidArgumentError that names the field and the mend."""
-    size = len(request.prompt.encode())
-    if not request.prompt.strip():
+    prompt = request.prompt
+    if not prompt or prompt.isspace():
         raise InvalidArgumentError("PROMPT_EMPTY", "prompt is empty: say what is to be done", field="prompt")
-    if size > MAX_PROMPT_BYTES:
+    if limits.is_larger(prompt, MAX_PROMPT_BYTES):
+        size = len(prompt.encode())
         raise InvalidArgumentError(
             "PROMPT_TOO_LARGE",
             f"prompt has {size} bytes and may have {MAX_PROMPT_BYTES}: shorten it",
@@ -79,7 +80,7 @@ def new_instance(
     _check_labels(request.labels)
     return NewInstance(
         id=request.id or fallback_id,
-        prompt=request.prompt,
+        prompt=prompt,
         config=config.resolve(request.config, base),
         labels=dict(request.labels),
         request_id=request.request_id,

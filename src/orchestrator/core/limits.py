@@ -42,6 +42,7 @@ def faults(message: Message, *, without: Collection[str] = ()) -> Iterator[tuple
             continue
         if limits.max_items and len(value) > limits.max_items:
             yield field.name, f"has {len(value)} {field.name}: there may be {limits.max_items}"
+            continue
         for number, each in enumerate(value):
             yield from _faults(f"{field.name}[{number}]", each, limits)
 
@@ -58,7 +59,7 @@ def _faults(path: str, value: object, limits: Limits) -> Iterator[tuple[str, str
             are, them = ("are", "them") if path.endswith("s") else ("is", "it")
             if limits.max_length and len(value) > limits.max_length:
                 yield path, f"{are} over {limits.max_length} characters: shorten {them}"
-            if limits.max_bytes and len(value.encode()) > limits.max_bytes:
+            if limits.max_bytes and is_larger(value, limits.max_bytes):
                 yield path, f"{are} over {kibibytes(limits)}: shorten {them}"
         case int() | float():
             if not _is_within(value, limits):
@@ -66,6 +67,11 @@ def _faults(path: str, value: object, limits: Limits) -> Iterator[tuple[str, str
                     path,
                     f"is {number(value)}: it must be {number(limits.minimum)} to {number(limits.maximum)}",
                 )
+
+
+def is_larger(text: str, max_bytes: int) -> bool:
+    """Return whether a text has more bytes in UTF-8; one that has more characters is not encoded."""
+    return len(text) > max_bytes or len(text.encode()) > max_bytes
 
 
 def _is_within(value: float, limits: Limits) -> bool:

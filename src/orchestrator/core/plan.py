@@ -1,7 +1,7 @@
 """A plan: its JSON schema, and what makes it valid."""
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
@@ -15,6 +15,8 @@ _INSTRUCTIONS: Final = limits.of(pb.Subtask, "instructions")
 ID: Final = re.compile(limits.of(pb.Subtask, "id").pattern)
 """What an instance's or a subtask's id must match in full."""
 
+_MAX_UNKNOWN_DEPENDENCIES: Final = 64
+"""So many dependencies more than there are subtasks are looked at, to say which of them is unknown."""
 MAX_TITLE_CHARACTERS: Final = limits.of(pb.Subtask, "title").max_length
 MAX_WORKER_CHARACTERS: Final = limits.of(pb.Subtask, "worker").max_length
 
@@ -69,7 +71,7 @@ def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, .
     cycle, and there are 1 to `max_subtasks` of them.
     """
     subtasks = tuple(subtasks)
-    check_count(len(subtasks), max_subtasks)
+    check_size(subtasks, max_subtasks)
     known: set[str] = set()
     for subtask in subtasks:
         check(subtask, known)
@@ -94,15 +96,29 @@ def check_count(subtasks: int, max_subtasks: int) -> None:
         raise PlanError(f"a plan needs 1 to {max_subtasks} subtasks; this one has {subtasks}")
 
 
+def check_size(subtasks: Collection[Subtask | pb.Subtask], max_subtasks: int) -> None:
+    """Raise PlanError where there are too many subtasks, or more dependencies than those can have.
+
+    None of their texts is looked at.
+    """
+    check_count(len(subtasks), max_subtasks)
+    for subtask in subtasks:
+        if len(subtask.depends_on) >= len(subtasks) + _MAX_UNKNOWN_DEPENDENCIES:
+            raise PlanError(
+                f"subtask {subtask.id[:120]!r} names {len(subtask.depends_on)} dependencies, "
+                f"and there are {len(subtasks)} subtasks"
+            )
+
+
 def check(subtask: Subtask, known: Container[str]) -> None:
     """Raise PlanError where a subtask by itself, or after those that are known, cannot be used."""
     if not ID.fullmatch(subtask.id):
         raise PlanError(f"subtask id {subtask.id[:120]!r} does not match {ID.pattern}")
     if subtask.id in known:
         raise PlanError(f"subtask id {subtask.id!r} is there twice: ids must be unique")
-    if not subtask.instructions.strip():
+    if not subtask.instructions or subtask.instructions.isspace():
         raise PlanError(f"subtask {subtask.id!r} has no instructions")
-    if len(subtask.instructions.encode()) > _INSTRUCTIONS.max_bytes:
+    if limits.is_larger(subtask.instructions, _INSTRUCTIONS.max_bytes):
         size = limits.kibibytes(_INSTRUCTIONS)
         raise PlanError(f"subtask {subtask.id!r} has instructions of over {size}: shorten them")
     if len(subtask.title) > MAX_TITLE_CHARACTERS:

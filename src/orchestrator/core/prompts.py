@@ -9,8 +9,7 @@ between tags that do not occur in it, so that it can be told from what we say wh
 
 import itertools
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from types import MappingProxyType
@@ -105,6 +104,8 @@ def _continued(prompt: Prompt, text: str) -> Prompt:
 NEEDED_OUTPUTS_CHARACTERS: Final = 100_000
 """How much a worker is given at most of the outputs it depends on, all together: some 25,000 tokens."""
 
+_MAX_TAG_NUMBER: Final = 8
+"""Names of tags with a number end here: beyond, they have a digest."""
 _MAX_FAILED_PLANS: Final = 2
 """After so many, workers begin only once a plan is whole: what else they did would be paid for in vain."""
 
@@ -306,16 +307,18 @@ def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
 
 
 def _block(tag: str, text: str) -> str:
-    """Put the text between tags that it does not contain, so that it cannot close them.
-
-    One pass over the text, even when a client filled it with closing tags.
-    """
-    name = tag
-    if f"</{tag}" in text:
-        taken = {int(number or 1) for number in re.findall(rf"</{tag}(?:-(\d{{1,9}}))?>", text)}
-        number = next(number for number in itertools.count(1) if number not in taken)
-        name = tag if number == 1 else f"{tag}-{number}"
+    """Put the text between tags that it does not contain, so that it cannot close them."""
+    name = next(name for name in _tag_names(tag, text) if f"</{name}>" not in text)
     return f"<{name}>\n{text}\n</{name}>"
+
+
+def _tag_names(tag: str, text: str) -> Iterator[str]:
+    """Yield names for a text's tags. None holds many of them: those with a digest follow from all of it."""
+    yield tag
+    yield from (f"{tag}-{number}" for number in range(2, _MAX_TAG_NUMBER + 1))
+    for number in itertools.count():
+        digest = sha256(f"{number} {text}".encode(errors="surrogatepass")).hexdigest()
+        yield f"{tag}-{digest[:16]}"
 
 
 def _if_given(tag: str, text: str, heading: str) -> str:

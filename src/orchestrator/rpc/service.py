@@ -68,6 +68,7 @@ _ROWS_AT_ONCE: Final = 32
 """So many instances of a page are shown before others have their turn: some 2 ms."""
 _LARGEST_PIECE_BYTES: Final = 1024 * 1024
 """Server-Sent Events travel in pieces of at most this size, wherever they begin and end."""
+_LARGE_STATUS_BYTES: Final = 512 * 1024
 _LARGE_PAGE_BYTES: Final = 512 * 1024
 _FRAMING_BYTES: Final = 32
 """More than a message of a stream has besides its page's events."""
@@ -155,13 +156,17 @@ class OrchestratorService:
         self._states.forget(ref)
         return pb.DeleteInstanceResponse()
 
-    async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> pb.GetInstanceResponse:
-        """Show one instance."""
+    async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> bytes:
+        """Show one instance.
+
+        The answer is a serialised GetInstanceResponse: of an instance with large texts, each half by itself.
+        """
         loaded = await self._states.load(_key(request.id))
-        full = request.view == pb.VIEW_FULL
-        return pb.GetInstanceResponse(
-            status=view.status(loaded.instance), instance=self._view(loaded, full=full)
-        )
+        status = view.status(loaded.instance).SerializeToString()
+        if len(status) > _LARGE_STATUS_BYTES:
+            await asyncio.sleep(0)
+        instance = self._view(loaded, full=request.view == pb.VIEW_FULL).SerializeToString()
+        return encode_field(_STATUS_TAG, status) + encode_field(_INSTANCE_TAG, instance)
 
     async def GetResult(self, request: pb.GetResultRequest, _: Context) -> HttpBody:
         """Answer with the final result alone."""
@@ -444,6 +449,8 @@ def _header(context: Context, name: str) -> str:
     return ""
 
 
+_STATUS_TAG: Final = tag(pb.GetInstanceResponse, "status")
+_INSTANCE_TAG: Final = tag(pb.GetInstanceResponse, "instance")
 _BATCH_TAG: Final = tag(pb.StreamEventsResponse, "batch")
 _INSTANCES_TAG: Final = tag(pb.ListInstancesResponse, "instances")
 _ALL_BATCH_TAG: Final = tag(pb.StreamAllEventsResponse, "batch")

@@ -4,7 +4,8 @@ import html
 import re
 from typing import Final
 
-_READ_CHARACTERS: Final = 4096
+_READ_CHARACTERS: Final = 2048
+"""How much of a body is looked through: some 10 ms at the worst."""
 _FLAGS: Final = re.IGNORECASE | re.DOTALL
 _PAGE: Final = re.compile(
     r"[\s\ufeff]*(?:<!--.{0,500}?-->\s*|<\?xml[^>]{0,200}>\s*)?<(?:!doctype html|html|head|body)\b", _FLAGS
@@ -15,7 +16,7 @@ _MARKUP: Final = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", _FLAGS)
 
 def is_page(text: str) -> bool:
     """Return whether a body is HTML, whatever its type says."""
-    return _PAGE.match(text) is not None
+    return _PAGE.match(text[:_READ_CHARACTERS]) is not None
 
 
 def title(text: str) -> str:
