@@ -17,9 +17,9 @@ _MAX_CANDIDATES: Final = 256
 """How many brackets or quotation marks of a text are tried, so that a long text of them costs little."""
 _MAX_REPAIRED: Final = 128 * 1024
 """How many characters of a text may be read as JSON with faults; a longer rest has to be JSON as it is."""
-_MAX_READ_IN_VAIN: Final = 256 * 1024
+_MAX_READ_IN_VAIN: Final = 64 * 1024
 """How many characters may be read of brackets that turn out to be none of JSON."""
-_MIN_READ_IN_VAIN: Final = 2048
+_MIN_READ_IN_VAIN: Final = 1024
 """As how many characters each such bracket counts at least."""
 
 

@@ -42,6 +42,7 @@ _GATEWAY_TIMEOUTS: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599}
 """Statuses with which gateways end a call that takes them too long."""
 _EVENTS_AT_ONCE: Final = 64
 """So many events of a stream are read before others have their turn: some 2 ms."""
+_LARGE_CHUNK_BYTES: Final = 4096
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _DIALECT_S: Final = 3600.0
 """How long a dialect is remembered: what an endpoint refuses today it may know tomorrow."""
@@ -393,6 +394,8 @@ class HttpProvider(ABC):
                     call.emit(added, is_restart=answer.has_restarted)
             if chunk is None:
                 break
+            if len(chunk) > _LARGE_CHUNK_BYTES:
+                await asyncio.sleep(0)  # the next one may be there already
             if (
                 accumulator.changes != changes
                 and (silence_limit_s := accumulator.silence_limit_s) is not None

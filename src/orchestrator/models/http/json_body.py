@@ -47,7 +47,10 @@ def _take_out_long_strings(text: str) -> tuple[str, dict[str, str]]:
     while position < len(text):
         start = text.find('"', position)
         until = start if start >= 0 else len(text)
-        values += sum(text.count(sign, position, until) for sign in ",[{")
+        for at in range(position, until, _PIECE):
+            values += sum(text.count(sign, at, min(at + _PIECE, until)) for sign in ",[{")
+            if values > _MAX_VALUES:
+                break
         end, pieces = _string(text, until) if start >= 0 else (until, [])
         if end - until > _LONG_STRING:
             name = f"{unguessable}-{len(strings)}"
