@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.models.http import json_body
-from orchestrator.models.http.json_body import TooManyValuesError, loads
+from orchestrator.models.http.json_body import TooManyValuesError, dumps, loads
 
 TEXTS = st.sampled_from(
     ["", "a", "\\", '"', "\n", "\0", "\x000", "é", "😀", "\ud83d", "\ude00", "{[,", "\\u0041"]
@@ -58,6 +58,28 @@ def test_more_values_than_any_answer_has_are_refused_before_they_are_read(
     monkeypatch.setattr(json, "loads", pytest.fail)
     with pytest.raises(TooManyValuesError):
         loads(b"[" + part.encode() * 60_000 + b"1]")
+
+
+@pytest.mark.usefixtures("small_steps")
+@given(st.dictionaries(LONG_TEXTS, VALUES, max_size=4))
+def test_it_writes_what_the_standard_library_does(body: dict[str, Any]) -> None:
+    assert dumps(body) == json.dumps(body, ensure_ascii=False).encode(errors="replace")
+
+
+def test_no_call_writes_more_than_a_piece_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"messages": [{"role": "user", "content": 'It is "so" or é.\n' * 100_000}]}
+    expected = json.dumps(body, ensure_ascii=False).encode()
+    longest, write = 0, json.dumps
+
+    def counted(value: object, **options: Any) -> str:
+        nonlocal longest
+        text = write(value, **options)
+        longest = max(longest, len(text))
+        return text
+
+    monkeypatch.setattr(json, "dumps", counted)
+    assert dumps(body) == expected
+    assert longest <= 2 * 64 * 1024
 
 
 def test_no_call_reads_more_than_a_piece_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:

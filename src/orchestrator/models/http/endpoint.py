@@ -4,7 +4,6 @@ An API's own module says how it is asked, and how its answers and its streams ar
 """
 
 import asyncio
-import json
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -42,6 +41,8 @@ _GATEWAY_TIMEOUTS: Final = frozenset({408, 502, 504, *range(520, 528), 598, 599}
 """Statuses with which gateways end a call that takes them too long."""
 _EVENTS_AT_ONCE: Final = 64
 """So many events of a stream are read before others have their turn: some 2 ms."""
+_WRITTEN_PER_READ: Final = 64
+"""So many characters of JSON are written in the time that one of the worst is read."""
 _LARGE_CHUNK_BYTES: Final = 4096
 _MOST_PRELUDES: Final = 3  # events of a stream before an answer: its start, a ping, a role
 _DIALECT_S: Final = 3600.0
@@ -308,8 +309,8 @@ class HttpProvider(ABC):
 
     async def _post(self, call: Call, body: Mapping[str, object]) -> ModelReply | HttpResponse:
         """Make one HTTP call. An answer that is no success is given back as it is."""
-        # A lone surrogate, which a client may have sent as \ud800, has no UTF-8: it becomes a question mark.
-        content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+        write = partial(json_body.dumps, body)
+        content = await _unless_small(_characters(call.request) // _WRITTEN_PER_READ, write)
         idle_timeout_s = self._idle_timeout_s if "stream" in body else None
         async with self._client.stream(self.path, content, idle_timeout_s) as streamed:
             kind = streamed.headers.get("Content-Type", "").lower()

@@ -1,4 +1,4 @@
-"""JSON of any size that an endpoint sends, read in steps none of which takes long.
+"""JSON of any size, to and from endpoints, written and read in steps none of which takes long.
 
 The interpreter runs nothing else while one call of `json` reads a text, not even in another thread. So long
 strings, of which answers are made, are read in pieces, and what has far more values than an answer has is
@@ -8,6 +8,7 @@ refused.
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Any, Final
 
 SMALL_BYTES: Final = 16 * 1024
@@ -26,6 +27,39 @@ _SECOND_HALF: Final = ("\udc00", "\udfff")
 
 class TooManyValuesError(ValueError):
     """It has more values than any answer."""
+
+
+def dumps(body: Mapping[str, object]) -> bytes:
+    """Return a body in UTF-8. A lone surrogate, which has none, becomes a question mark."""
+    unguessable = secrets.token_hex(8)
+    strings: dict[str, str] = {}
+
+    def take_out(value: object) -> object:
+        match value:
+            case str() if len(value) > _PIECE:
+                name = f"{unguessable}-{len(strings)}"
+                strings[json.dumps(name)] = value
+                return name
+            case Mapping():
+                return {key: take_out(each) for key, each in value.items()}
+            case list() | tuple():
+                return [take_out(each) for each in value]
+            case _:
+                return value
+
+    skeleton = json.dumps(take_out(body), ensure_ascii=False)
+    parts = re.split(rf'("{unguessable}-\d+")', skeleton) if strings else [skeleton]
+    return b"".join(
+        _written(strings[part]) if part in strings else part.encode(errors="replace") for part in parts
+    )
+
+
+def _written(text: str) -> bytes:
+    """Return a string of JSON, written piece by piece."""
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    return b'"%b"' % b"".join(
+        json.dumps(piece, ensure_ascii=False)[1:-1].encode(errors="replace") for piece in pieces
+    )
 
 
 def loads(data: bytes) -> Any:
