@@ -143,11 +143,12 @@ def tune_garbage_collector() -> None:
     """Let the garbage collector run less often, for this process.
 
     States are many small values that live long and hold no cycles: with Python's defaults, looking through
-    them took a quarter of the time in `benchmarks/engine.py`. The second number bounds how long the loop
-    stands still for it: with 50 it was 300 to 600 ms, with 10 below 100.
+    them took a quarter of the time in `benchmarks/engine.py`. The first number is large, so that most of what
+    an instance needs for a moment is gone before anything is looked through. The first two together bound how
+    long the loop stands still for it: 240,000 objects take some 90 ms, a million took 300 to 600.
     """
     gc.freeze()
-    gc.set_threshold(20_000, 10, 100)
+    gc.set_threshold(80_000, 1, 100)
 
 
 def quiet_library_loggers() -> None:
