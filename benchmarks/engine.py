@@ -42,7 +42,7 @@ PLAN = plan_text(5)
 ROWS_A_COMMIT = 100
 
 
-def wish(number: int) -> NewInstance:
+def new_instance(number: int) -> NewInstance:
     return NewInstance(id=f"bench-{number}", prompt="Build a todo list service, with tests.", config=CONFIG)
 
 
@@ -53,7 +53,7 @@ async def through_engine(path: Path, instances: int) -> float:
         begin = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             for number in range(instances):
-                tasks.create_task(engine.create(wish(number)))
+                tasks.create_task(engine.create(new_instance(number)))
         for number in range(instances):
             await wait_for_end(log, engine.states, InstanceKey("", f"bench-{number}"), 60)
         elapsed = time.perf_counter() - begin
@@ -88,7 +88,7 @@ class Bare:
 
     async def run(self) -> None:
         one = Usage(model_calls=1)
-        created = pb.Event(instance_created=pb.InstanceCreated(prompt=wish(0).prompt, config=CONFIG))
+        created = pb.Event(instance_created=pb.InstanceCreated(prompt=new_instance(0).prompt, config=CONFIG))
         first = Instance(id=self.key.id, state=QUEUED, last_sequence=1)
         (outcome,) = await self.log.create([Creation(self.key, self.placed([created]), first)])
         self.ref = outcome.ref
@@ -146,7 +146,7 @@ async def one_alone(path: Path, repeats: int) -> list[float]:
     async with LocalEngine.running(log, MODELS) as engine:
         for number in range(repeats):
             begin = time.perf_counter()
-            await engine.create(wish(number))
+            await engine.create(new_instance(number))
             await wait_for_end(log, engine.states, InstanceKey("", f"bench-{number}"), 60)
             times.append(time.perf_counter() - begin)
     await log.aclose()

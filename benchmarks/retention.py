@@ -34,14 +34,14 @@ AT_ONCE = 500
 
 
 def finished(number: int) -> Creation:
-    """A whole life: a plan, five subtasks and a synthesis."""
+    """A complete history: a plan, five subtasks and a synthesis."""
     instance, events = NewInstance(id=f"old-{number}", prompt="Build it.", config=CONFIG).begin(time.time())
-    life = list(events)
+    history = list(events)
 
     def then(*more: Event) -> Instance:
         now_s = time.time()
         after, followed = apply_with_consequences(instance, more, now_s, lambda time_s: now_s - time_s)
-        life.extend(followed)
+        history.extend(followed)
         return after
 
     instance = then(call_started(instance, PLANNING))
@@ -51,7 +51,7 @@ def finished(number: int) -> Creation:
         instance = then(work_completed(instance, WorkKey("subtask", subtask.id), "The text. " * 20, USED))
     instance = then(call_started(instance, SYNTHESIS))
     instance = then(work_completed(instance, SYNTHESIS, "The result.", USED))
-    return Creation(InstanceKey("", instance.id), life, instance)
+    return Creation(InstanceKey("", instance.id), history, instance)
 
 
 async def fill(path: Path, instances: int) -> int:

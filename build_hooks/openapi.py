@@ -204,10 +204,10 @@ class _Description:
             said = _paragraphs(self._comments[method.output_type.full_name])
             schema = self._ref(method.output_type, sent=False)
             answers["200"] = {"description": said, "content": _json_content(schema)}
-        for status, told in sorted(errors.items()):
-            common = status in ALWAYS and told == [ALWAYS[status][0]]
+        for status, reasons in sorted(errors.items()):
+            common = status in ALWAYS and reasons == [ALWAYS[status][0]]
             answers[str(status)] = (
-                {"$ref": f"#/components/responses/{status}"} if common else _failure(" ".join(told))
+                {"$ref": f"#/components/responses/{status}"} if common else _failure(" ".join(reasons))
             )
         return answers
 

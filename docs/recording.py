@@ -118,9 +118,9 @@ class Endpoint:
     def _answer_text(self, body: Mapping[str, Any]) -> tuple[str, str]:
         if "response_format" in body:
             return "plan", json.dumps(PLAN)
-        told = body["messages"][-1]["content"]
+        prompt = body["messages"][-1]["content"]
         for part in PLAN["subtasks"]:
-            if body["model"].endswith("mini") and part["instructions"] in told:
+            if body["model"].endswith("mini") and part["instructions"] in prompt:
                 return part["id"], WORK
         return "synthesis", ANSWER
 
@@ -265,11 +265,11 @@ async def record() -> None:
     if not shutil.which("tmux"):
         raise SystemExit("tmux is missing: install it, as in `apt-get install tmux`")
     async with AsyncExitStack() as stack:
-        told = [
+        sections = [
             f"\n{caption}\n\n````text\n{screen.removesuffix('$').rstrip()}\n````\n"
             for caption, screen in await record_moments(stack)
         ]
-    print(PAGE.format(columns=COLUMNS, moments="".join(told)), end="")
+    print(PAGE.format(columns=COLUMNS, moments="".join(sections)), end="")
 
 
 if __name__ == "__main__":

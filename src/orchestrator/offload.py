@@ -14,5 +14,5 @@ _THREAD: Final = ThreadPoolExecutor(1, thread_name_prefix="offload")
 
 
 async def offload(work: Callable[[], T]) -> T:
-    """Return what the work returns, or raise what it raises. Cancelling does not end what has begun."""
+    """Return what the work returns, or raise what it raises. Cancelling does not stop started work."""
     return await asyncio.get_running_loop().run_in_executor(_THREAD, work)

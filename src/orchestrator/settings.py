@@ -82,7 +82,7 @@ class Settings:
     log_level: str = "info"
     """debug, info, warning or error."""
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """No setting: where those that were given came from, as `name_of` tells it."""
+    """Not a setting: the source of each one that was given, as in `name_of`."""
 
     def __post_init__(self) -> None:
         if self.engine != "local":

@@ -71,7 +71,7 @@ async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[E
 
 
 def steer_from_another_process(log: EventLog) -> Callable[[Action], Awaitable[Instance]]:
-    """Steer from another place, of which the engine hears nothing."""
+    """Steer from another process, without notifying the engine."""
     clock, states = Clock(time.time), StateStore(log)
 
     async def act(action: Action) -> Instance:

@@ -376,8 +376,8 @@ async def test_instances_are_found_by_a_prefix_of_their_id(stuck: Service) -> No
     more = pb.ListInstancesRequest(id_prefix="rain-", page_token=found.next_page_token)
     assert [instance.id for instance in (await stuck.stub.ListInstances(more)).instances] == ["rain-1"]
     for prefix, reason in (("r", "PAGE_TOKEN_INVALID"), ("-", "ID_INVALID")):
-        wish = pb.ListInstancesRequest(id_prefix=prefix, page_token=found.next_page_token)
-        assert (await refused(stuck.stub.ListInstances(wish))).info.reason == reason
+        request = pb.ListInstancesRequest(id_prefix=prefix, page_token=found.next_page_token)
+        assert (await refused(stuck.stub.ListInstances(request))).info.reason == reason
 
 
 async def test_a_list_searches_on_where_nothing_matches_before_it_answers(
@@ -386,13 +386,13 @@ async def test_a_list_searches_on_where_nothing_matches_before_it_answers(
     monkeypatch.setattr("orchestrator.log.sqlite.event_log._SCANNED_INSTANCES", 2)
     for name in ("wanted", *(f"other-{number}" for number in range(7))):
         await stuck.stub.CreateInstance(pb.CreateInstanceRequest(id=name, prompt="Build it"))
-    wish = pb.ListInstancesRequest(id_prefix="wanted")
-    assert [instance.id for instance in (await stuck.stub.ListInstances(wish)).instances] == ["wanted"]
+    request = pb.ListInstancesRequest(id_prefix="wanted")
+    assert [instance.id for instance in (await stuck.stub.ListInstances(request)).instances] == ["wanted"]
     monkeypatch.setattr("orchestrator.rpc.service._MAX_EMPTY_READS", 2)
-    page = await stuck.stub.ListInstances(wish)
+    page = await stuck.stub.ListInstances(request)
     assert not page.instances
-    wish.page_token = page.next_page_token
-    assert [instance.id for instance in (await stuck.stub.ListInstances(wish)).instances] == ["wanted"]
+    request.page_token = page.next_page_token
+    assert [instance.id for instance in (await stuck.stub.ListInstances(request)).instances] == ["wanted"]
 
 
 async def test_a_page_token_is_rejected_with_other_filters(stuck: Service) -> None:
@@ -623,11 +623,11 @@ async def test_a_running_instance_cannot_be_deleted(stuck: Service) -> None:
 
 
 async def test_a_batch_is_created_atomically(running: Service) -> None:
-    wishes = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
-    answer = await running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
-    assert [instance.id for instance in answer.instances] == [wish.id for wish in wishes]
-    for wish in wishes:
-        assert (await running.ended(wish.id)).status.status == "complete"
+    requests = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
+    answer = await running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=requests))
+    assert [instance.id for instance in answer.instances] == [request.id for request in requests]
+    for request in requests:
+        assert (await running.ended(request.id)).status.status == "complete"
     for bad, reason, field in (
         (pb.CreateInstanceRequest(prompt=" "), "PROMPT_EMPTY", "requests[1].prompt"),
         (pb.CreateInstanceRequest(prompt="x", id="i7"), "INSTANCE_ALREADY_EXISTS", "id"),
@@ -646,8 +646,8 @@ async def test_a_batch_is_created_atomically(running: Service) -> None:
 
 
 async def test_a_repeated_batch_returns_the_first_instances(running: Service) -> None:
-    wishes = [pb.CreateInstanceRequest(prompt="x", request_id=f"k{number}") for number in range(3)]
-    batch = pb.BatchCreateInstancesRequest(requests=wishes)
+    requests = [pb.CreateInstanceRequest(prompt="x", request_id=f"k{number}") for number in range(3)]
+    batch = pb.BatchCreateInstancesRequest(requests=requests)
     first = await running.stub.BatchCreateInstances(batch)
     again = await running.stub.BatchCreateInstances(batch)
     assert [instance.id for instance in again.instances] == [instance.id for instance in first.instances]
@@ -655,14 +655,14 @@ async def test_a_repeated_batch_returns_the_first_instances(running: Service) ->
 
 @pytest.mark.parametrize("size", [0, 101])
 async def test_a_batch_is_bounded(running: Service, size: int) -> None:
-    wishes = [pb.CreateInstanceRequest(prompt="x")] * size
-    call = running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
+    requests = [pb.CreateInstanceRequest(prompt="x")] * size
+    call = running.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=requests))
     assert (await refused(call)).field == "requests"
 
 
 async def test_a_budget_in_dollars_needs_known_prices(running: Service) -> None:
-    wish = pb.CreateInstanceRequest(prompt="x", config={"budget": {"max_cost_usd": 1}})
-    refusal = await refused(running.stub.CreateInstance(wish))
+    request = pb.CreateInstanceRequest(prompt="x", config={"budget": {"max_cost_usd": 1}})
+    refusal = await refused(running.stub.CreateInstance(request))
     assert refusal.field == "config.budget.max_cost_usd"
     assert "no price of scripted/big is known" in refusal.message
 
@@ -670,10 +670,10 @@ async def test_a_budget_in_dollars_needs_known_prices(running: Service) -> None:
 async def test_ten_thousand_instances_are_listed_once_each_while_others_are_created(stuck: Service) -> None:
     async def create(numbers: range) -> None:
         for start in range(numbers.start, numbers.stop, 100):
-            wishes = [
+            requests = [
                 pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(start, start + 100)
             ]
-            await stuck.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
+            await stuck.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=requests))
 
     await create(range(9_000))
     meanwhile = asyncio.create_task(create(range(9_000, 10_000)))
@@ -805,11 +805,11 @@ async def test_events_name_the_request_that_caused_them(stuck: Service) -> None:
 async def test_building_a_long_page_of_a_list_does_not_block_other_calls(
     stuck: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wishes = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
+    requests = [pb.CreateInstanceRequest(prompt="x", id=f"i{number}") for number in range(100)]
     for _ in range(2):
-        await stuck.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=wishes))
-        for wish in wishes:
-            wish.id = f"j{wish.id}"
+        await stuck.stub.BatchCreateInstances(pb.BatchCreateInstancesRequest(requests=requests))
+        for request in requests:
+            request.id = f"j{request.id}"
     shown = 0
     turns: list[int] = []
     show = view.instance

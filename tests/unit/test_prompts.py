@@ -333,10 +333,10 @@ texts = st.text(st.characters(codec=None), max_size=50).map(lambda text: text * 
 
 @given(texts)
 def test_a_tiny_prompt_fits_into_the_context_for_any_request(text: str) -> None:
-    wish = text.encode(errors="replace").decode()
+    instructions = text.encode(errors="replace").decode()
     names = [f"t{number}" for number in range(16)]
     subtasks = {name: Subtask(name, text[:200], text, tuple(names[:-1]), output=text) for name in names}
-    config = pb.InstanceConfig(max_subtasks=64, instructions=wish)
+    config = pb.InstanceConfig(max_subtasks=64, instructions=instructions)
     instance = replace(INSTANCE, prompt=text, config=config, feedback=text, subtasks=subtasks)
     for prompt in (TINY.plan(instance), TINY.work(instance, subtasks["t15"]), TINY.synthesize(instance)):
         message_bytes = sum(len(message.content.encode()) for message in prompt.messages)

@@ -54,7 +54,7 @@ async def follow(
 
 
 async def _report_waiting(client: Client, instance_id: str, progress: Progress, reporter: Reporter) -> None:
-    """Report why nothing happens, when nothing does; no event tells it."""
+    """Report why nothing happens, when nothing does: no event states it."""
     while True:
         last_sequence = progress.instance.last_sequence
         await asyncio.sleep(_QUIET_S)
@@ -63,7 +63,7 @@ async def _report_waiting(client: Client, instance_id: str, progress: Progress, 
         try:
             found = (await client.get(instance_id)).instance
         except ServiceError:
-            continue  # the stream tells that the service is away
+            continue  # the stream reports that the service is away
         if found.last_sequence == progress.instance.last_sequence:
             reporter.on_waiting(found.waiting_reason)
 

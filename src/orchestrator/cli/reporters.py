@@ -166,7 +166,7 @@ class LiveReporter:
         """Print the line above the drawing."""
         self._console.print(Text(one_line(line), style="dim"))
 
-    def on_event(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  the state tells it
+    def on_event(self, event: Event, progress: Progress) -> None:  # noqa: ARG002  the state holds it
         """Draw the new state with the next refresh."""
         self._progress = progress
         self._waiting_reason = ""

@@ -8,8 +8,8 @@ import grpc
 import grpc.aio
 
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-"""The largest message either side may send, which each call tells the service: of events and outputs larger
-than that, `Event.omitted_bytes` tells, or RESPONSE_TOO_LARGE."""
+"""The largest message either side may send, which each call sends to the service: larger events have
+`Event.omitted_bytes`, larger responses fail with RESPONSE_TOO_LARGE."""
 
 METADATA: Final = (("max-response-bytes", str(MAX_MESSAGE_BYTES)),)
 OPTIONS: Final = (
@@ -51,7 +51,7 @@ class Channel(Protocol):
 
 
 class AsyncChannel:
-    """A Channel for one event loop. Each call tells how large an answer may be."""
+    """A Channel for one event loop. Each call sends how large an answer may be."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)

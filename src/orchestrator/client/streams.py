@@ -35,7 +35,7 @@ _Message = TypeVar(
 
 
 class ReconnectPolicy:
-    """How long to go on after losses of the connection: from the first one without a sign of life since."""
+    """How long to go on after losses of the connection: from the first one without a message since."""
 
     def __init__(self, channel: Channel, keep_trying_s: float) -> None:
         self._channel = channel
@@ -43,7 +43,7 @@ class ReconnectPolicy:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: there was a sign of life."""
+        """Restart the time and the count of attempts: the connection works again."""
         self._attempts = 0
         self._deadline_s: float | None = None
 

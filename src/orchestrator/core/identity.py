@@ -1,4 +1,4 @@
-"""Which instance is meant: the name a client uses, and the one life that goes by it."""
+"""Identify an instance: the name that a client uses, and one incarnation under that name."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ class InstanceKey(NamedTuple):
 
 
 class InstanceRef(NamedTuple):
-    """One life under a key, from its creation to its deletion.
+    """One incarnation under a key, from its creation to its deletion.
 
     The log gives each creation an incarnation of its own, and none twice: an instance that is deleted and
-    made anew under the same key is another one, and what is meant for the first never reaches the second.
+    created again under the same key is another one, and a change of the first never reaches the second.
     """
 
     key: InstanceKey

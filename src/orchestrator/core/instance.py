@@ -129,7 +129,7 @@ class Work(NamedTuple):
     usage: Usage = NO_USAGE
 
     def reset(self) -> "Work":
-        """Return the same work, to be tried afresh: attempts go on counting, failures begin anew."""
+        """Return the same work for a new try: attempts continue to count, failures restart at 0."""
         return Work(attempt=self.attempt, usage=self.usage, too_long=self.too_long, text=self.text)
 
 

@@ -22,7 +22,7 @@ MAX_WORKER_CHARACTERS: Final = limits.of(pb.Subtask, "worker").max_length
 
 
 class PlanError(ValueError):
-    """A plan cannot be used; the message tells its author what to mend."""
+    """A plan cannot be used; the message states what its author has to mend."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ A *profile* fits the roles to a kind of model: `FULL`, here, for models that fol
 schema, `TINY`, in tiny.py, for one that can only fill in a few short strings.
 
 What we say ourselves is in the system message. What a client or another model wrote is in the user message,
-between tags that do not occur in it, so that it can be told from what we say whatever it contains.
+between tags that do not occur in it, so that it can be distinguished from our own text whatever it contains.
 """
 
 import itertools
@@ -71,7 +71,7 @@ class Profile(Protocol):
         """Return what reads the planner's answer as it is written; None: it can only be read as a whole."""
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
-        """Read the planner's answer; raise PlanError that tells the planner what to mend."""
+        """Read the planner's answer; raise PlanError with what the planner has to mend."""
 
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:
         """Ask a worker for one subtask."""
@@ -211,7 +211,7 @@ class Full:
         return PlanReader(instance.config.max_subtasks)
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
-        """Read the planner's answer; raise PlanError that tells the planner what to mend."""
+        """Read the planner's answer; raise PlanError with what the planner has to mend."""
         return plan_text.parse(text, instance.config.max_subtasks)
 
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:

@@ -198,7 +198,7 @@ def _instance_created(draft: Instance, payload: pb_event.InstanceCreated, time_s
 def _set_config(draft: Instance, recorded: pb.InstanceConfig) -> None:
     """Copy a config: a submessage keeps its whole parent in memory, with the page it was read from.
 
-    The workers of a catalogue that it names anew are to be set by who has them: see StateStore.resolve.
+    The workers of a newly named catalogue are set by StateStore.resolve.
     """
     config = pb.InstanceConfig()
     config.CopyFrom(recorded)

@@ -13,8 +13,8 @@ class Clock:
     """Gives the time of day, which may be set, and how much time has passed, which cannot.
 
     A recorded time is laid on the event loop's clock when it is looked at first, and stays there. So waits
-    hold while the process lives; after a restart the time of day is all there is to go by, but for what it
-    says of the future: what was recorded has happened.
+    hold while the process lives; after a restart the time of day is all there is to go by, except for
+    times in the future: what was recorded has happened.
     """
 
     def __init__(self, now_s: Callable[[], float]) -> None:

@@ -31,7 +31,7 @@ class Attempt(NamedTuple):
     work: WorkKey
     number: int
     sequence: int
-    """That of the event with which the attempt began: a later plan's attempts are numbered anew."""
+    """That of the event with which the attempt began: a later plan's attempts are numbered from 1 again."""
 
 
 @dataclass(eq=False, slots=True)

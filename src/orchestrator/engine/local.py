@@ -255,7 +255,7 @@ class LocalEngine:
         else:
             if loaded.ref == ref:
                 self._start(ref, loaded.instance)
-            else:  # deleted, and made anew under the same id
+            else:  # deleted, and created again under the same id
                 self._release_place()
         finally:
             del self._loading[ref]

@@ -20,7 +20,7 @@ from orchestrator.v1.orchestrator_pb2 import EventBatch
 PAGE_EVENTS: Final = 256
 """The most events a page holds, unless asked for fewer."""
 PAGE_BYTES: Final = 1024 * 1024
-"""A page ends early once it is this large: gRPC clients take messages of 4 MiB unless told otherwise."""
+"""A page ends early once it is this large: gRPC clients accept messages of 4 MiB by default."""
 
 
 class Creation(NamedTuple):
@@ -176,7 +176,7 @@ class EventLog(Protocol):
     """The truth. Sequences are dense per instance from 1; positions grow in commit order over all of them.
 
     Any number of writers may append to one instance. Each says which event it saw last; where another was
-    faster it fails with SequenceConflictError, reads what happened, and decides anew.
+    faster it fails with SequenceConflictError, reads what happened, and decides again.
     """
 
     @property
@@ -200,8 +200,8 @@ class EventLog(Protocol):
         """Queue events; the future is done once they are durable.
 
         It fails with SequenceConflictError where the instance's last event is not the expected one, with
-        FencedError where a newer lease than `epoch` was acquired, with InstanceNotFoundError where that life
-        is over, with StorageError where the events leave a gap, and with UnavailableError
+        FencedError where a newer lease than `epoch` was acquired, with InstanceNotFoundError where that
+        incarnation is deleted, with StorageError where the events leave a gap, and with UnavailableError
         (STORAGE_READ_ONLY). Then nothing is written of it, nor of those that follow it.
         """
 
@@ -231,10 +231,10 @@ class EventLog(Protocol):
         """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes."""
 
     async def head(self, key: InstanceKey) -> Head:
-        """Find the life that goes by a key now; raise InstanceNotFoundError."""
+        """Find the current incarnation of a key; raise InstanceNotFoundError."""
 
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
-        """Read events with a sequence over `after`; raise InstanceNotFoundError once that life is over."""
+        """Read events with a sequence over `after`; raise InstanceNotFoundError once it is deleted."""
 
     async def read_all(
         self,

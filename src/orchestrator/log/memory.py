@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Life:
+class _StoredInstance:
     """What the log holds of one instance."""
 
     ref: InstanceRef
@@ -59,13 +59,13 @@ class MemoryEventLog:
 
     def __init__(self) -> None:
         self.notifier = CommitNotifier()
-        self._lives: dict[int, _Life] = {}
+        self._by_incarnation: dict[int, _StoredInstance] = {}
         """By incarnation, in the order of creation."""
-        self._by_key: dict[InstanceKey, _Life] = {}
-        self._requests: dict[tuple[str, str], _Life] = {}
+        self._by_key: dict[InstanceKey, _StoredInstance] = {}
+        self._requests: dict[tuple[str, str], _StoredInstance] = {}
         """By tenant and request id."""
         self._positions: list[int] = []
-        self._rows: list[tuple[_Life, bytes | None]] = []
+        self._rows: list[tuple[_StoredInstance, bytes | None]] = []
         """What happened at each of `_positions`: an event, or None for a deletion."""
         self._position = 0
         self._incarnation = 0
@@ -113,7 +113,7 @@ class MemoryEventLog:
 
     def _create(self, batch: Sequence[Creation]) -> Sequence[Created | Duplicate]:
         outcomes: list[Created | Duplicate] = []
-        created: list[_Life] = []
+        created: list[_StoredInstance] = []
         try:
             for creation in batch:
                 if not creation.is_dense:
@@ -124,13 +124,13 @@ class MemoryEventLog:
                 created.append(self._begin(creation))
                 outcomes.append(Created(created[-1].ref))
         except (AlreadyExistsError, StorageError):
-            for life in created:
-                self._remove(life)
+            for stored in created:
+                self._remove(stored)
             self._incarnation -= len(created)
             raise
-        for life, creation in zip(created, _created_of(batch, outcomes), strict=True):
-            self._write(life, [encode_row(event) for event in creation.events])
-        self.notifier.notify(life.ref for life in created)
+        for stored, creation in zip(created, _created_of(batch, outcomes), strict=True):
+            self._write(stored, [encode_row(event) for event in creation.events])
+        self.notifier.notify(stored.ref for stored in created)
         return outcomes
 
     def _duplicate(self, creation: Creation) -> Duplicate | None:
@@ -141,38 +141,38 @@ class MemoryEventLog:
             return None
         return check_duplicate(wanted, taken.ref, taken.first.request_id, taken.first.request_digest)
 
-    def _begin(self, creation: Creation) -> _Life:
+    def _begin(self, creation: Creation) -> _StoredInstance:
         self._incarnation += 1
         ref = InstanceRef(creation.key, self._incarnation)
-        life = _Life(ref, creation.instance, summarize(creation.instance))
-        self._lives[ref.incarnation] = self._by_key[ref.key] = life
-        if life.first.request_id:
-            self._requests[ref.key.tenant, life.first.request_id] = life
-        return life
+        stored = _StoredInstance(ref, creation.instance, summarize(creation.instance))
+        self._by_incarnation[ref.incarnation] = self._by_key[ref.key] = stored
+        if stored.first.request_id:
+            self._requests[ref.key.tenant, stored.first.request_id] = stored
+        return stored
 
-    def _write(self, life: _Life, rows: Sequence[bytes | None]) -> None:
+    def _write(self, stored: _StoredInstance, rows: Sequence[bytes | None]) -> None:
         for row in rows:
             self._position += 1
             self._positions.append(self._position)
-            self._rows.append((life, row))
+            self._rows.append((stored, row))
             if row is not None:
-                life.events.append(row)
+                stored.events.append(row)
 
     def _append(self, append: Append) -> None:
-        life = self._life(append.ref)
-        if append.epoch is not None and append.epoch < life.epoch:
+        stored = self._find(append.ref)
+        if append.epoch is not None and append.epoch < stored.epoch:
             raise FencedError
-        if append.has_failed_predecessor or append.expected_sequence != len(life.events):
-            raise SequenceConflictError(len(life.events))
+        if append.has_failed_predecessor or append.expected_sequence != len(stored.events):
+            raise SequenceConflictError(len(stored.events))
         if not append.is_dense:
             raise gap(append.ref.id)
-        self._write(life, [encode_row(event) for event in append.events])
-        life.summary = append.summary
+        self._write(stored, [encode_row(event) for event in append.events])
+        stored.summary = append.summary
         self.notifier.notify((append.ref,))
 
-    def _life(self, ref: InstanceRef) -> _Life:
+    def _find(self, ref: InstanceRef) -> _StoredInstance:
         try:
-            return self._lives[ref.incarnation]
+            return self._by_incarnation[ref.incarnation]
         except KeyError:
             raise InstanceNotFoundError(ref.id) from None
 
@@ -184,9 +184,9 @@ class MemoryEventLog:
         """Begin a new epoch; see EventLog."""
 
         def acquire() -> int:
-            life = self._life(ref)
-            life.epoch += 1
-            return life.epoch
+            stored = self._find(ref)
+            stored.epoch += 1
+            return stored.epoch
 
         return await self._enqueue(acquire)
 
@@ -195,23 +195,23 @@ class MemoryEventLog:
         await self._enqueue(lambda: self._delete(ref))
 
     def _delete(self, ref: InstanceRef) -> None:
-        life = self._life(ref)
-        if life.summary.state not in TERMINAL:
-            raise forbidden(ref.id, life.summary.state, "delete")
-        self._remove(life)
+        stored = self._find(ref)
+        if stored.summary.state not in TERMINAL:
+            raise forbidden(ref.id, stored.summary.state, "delete")
+        self._remove(stored)
         kept = [
             (position, row)
             for position, row in zip(self._positions, self._rows, strict=True)
-            if row[0] is not life
+            if row[0] is not stored
         ]
         self._positions = [position for position, _ in kept]
         self._rows = [row for _, row in kept]
-        self._write(life, [None])
+        self._write(stored, [None])
         self.notifier.notify((ref,))
 
-    def _remove(self, life: _Life) -> None:
-        del self._lives[life.ref.incarnation], self._by_key[life.ref.key]
-        self._requests.pop((life.ref.key.tenant, life.first.request_id), None)
+    def _remove(self, stored: _StoredInstance) -> None:
+        del self._by_incarnation[stored.ref.incarnation], self._by_key[stored.ref.key]
+        self._requests.pop((stored.ref.key.tenant, stored.first.request_id), None)
 
     async def store_catalogue(self, digest: str, data: bytes) -> None:
         """Keep a catalogue; see EventLog."""
@@ -228,7 +228,7 @@ class MemoryEventLog:
         """Memory always is."""
 
     async def head(self, key: InstanceKey) -> Head:
-        """Find the life that goes by a key; see EventLog."""
+        """Find the current incarnation of a key; see EventLog."""
         try:
             return self._by_key[key].head
         except KeyError:
@@ -236,13 +236,13 @@ class MemoryEventLog:
 
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
-        life = self._life(ref)
-        found = _fitting(life.events[after : after + limit])
+        stored = self._find(ref)
+        found = _fitting(stored.events[after : after + limit])
         return Page(
             b"".join(found),
             range(after + 1, after + len(found) + 1),
-            at_end=after + len(found) >= len(life.events),
-            state=life.summary.state,
+            at_end=after + len(found) >= len(stored.events),
+            state=stored.summary.state,
         )
 
     async def read_all(
@@ -258,7 +258,7 @@ class MemoryEventLog:
         events: list[tuple[int, bytes]] = []
         deletions: list[Deletion] = []
         scanned, size = start, 0
-        for position, (life, row) in zip(
+        for position, (stored, row) in zip(
             self._positions[start : start + limit], self._rows[start : start + limit], strict=True
         ):
             if row is not None and deletions:
@@ -266,10 +266,10 @@ class MemoryEventLog:
             if size >= PAGE_BYTES:
                 break
             scanned += 1
-            if tenant not in (None, life.ref.key.tenant) or not _has(life.first, labels):
+            if tenant not in (None, stored.ref.key.tenant) or not _has(stored.first, labels):
                 continue
             if row is None:
-                deletions.append(Deletion(life.ref, position))
+                deletions.append(Deletion(stored.ref, position))
             else:
                 events.append((position, row))
                 size += len(row)
@@ -287,26 +287,28 @@ class MemoryEventLog:
     async def list(self, query: Query) -> ListPage:
         """Look at every instance; see EventLog."""
         found = [
-            Row(life.head, life.summary.view)
-            for life in reversed(self._lives.values())
-            if query.tenant in (None, life.ref.key.tenant)
-            and (not query.before or life.ref.incarnation < query.before)
-            and (not query.states or life.summary.state in query.states)
-            and _has(life.first, query.labels)
-            and life.ref.id.startswith(query.id_prefix)
+            Row(stored.head, stored.summary.view)
+            for stored in reversed(self._by_incarnation.values())
+            if query.tenant in (None, stored.ref.key.tenant)
+            and (not query.before or stored.ref.incarnation < query.before)
+            and (not query.states or stored.summary.state in query.states)
+            and _has(stored.first, query.labels)
+            and stored.ref.id.startswith(query.id_prefix)
         ]
         rows = found[: query.limit]
         return ListPage(rows, rows[-1].head.ref.incarnation if len(rows) < len(found) else 0)
 
     async def unfinished(self) -> "Sequence[Head]":
         """Look at every instance; see EventLog."""
-        return [life.head for life in self._lives.values() if life.summary.state not in TERMINAL]
+        return [
+            stored.head for stored in self._by_incarnation.values() if stored.summary.state not in TERMINAL
+        ]
 
     async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
         """Look at every instance; see EventLog."""
-        ended = [life for life in self._lives.values() if 0 < life.summary.end_time_s < time_s]
-        ended.sort(key=lambda life: life.summary.end_time_s)
-        return [life.ref for life in ended[:limit]]
+        ended = [stored for stored in self._by_incarnation.values() if 0 < stored.summary.end_time_s < time_s]
+        ended.sort(key=lambda stored: stored.summary.end_time_s)
+        return [stored.ref for stored in ended[:limit]]
 
     async def aclose(self) -> None:
         """Write what is queued; see EventLog."""

@@ -22,7 +22,7 @@ _BASE_CHARACTERS: Final = 4096
 
 
 class Loaded(NamedTuple):
-    """An instance as it is recorded, and which life it is."""
+    """An instance as it is recorded, and its incarnation."""
 
     ref: InstanceRef
     instance: Instance

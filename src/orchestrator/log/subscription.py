@@ -123,7 +123,7 @@ async def follow_all(
 async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, timeout_s: float) -> Loaded:
     """Give the instance once it is finished, or as it is after so many seconds; errors as of `follow`.
 
-    It is the life that goes by the key at first: raise InstanceNotFoundError once that one is over.
+    It is the incarnation that the key has at first: raise InstanceNotFoundError once that is deleted.
     """
     head = await log.head(key)
     with log.notifier.watch(head.ref) as woken:
@@ -131,7 +131,7 @@ async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, time
             async with asyncio.timeout(timeout_s):
                 while (now := await log.head(key)).state not in TERMINAL:
                     if now.ref != head.ref:
-                        break  # deleted, and made anew under the same key
+                        break  # deleted, and created again under the same key
                     log.notifier.check_open()
                     await woken.wait()
                     woken.clear()

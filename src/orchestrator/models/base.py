@@ -50,9 +50,9 @@ class Provider(Protocol):
     async def complete(self, request: ModelRequest, on_text: TextCallback | None = None) -> ModelReply:
         """Answer one request; raise ModelError when that fails, or when its time is over.
 
-        The reply tells how it finished: one that was cut or refused is a reply too, and no failure here.
+        The reply states how it finished: one that was cut or refused is a reply too, and no failure here.
         Cancelling closes the connection at once. The pieces passed to `on_text`, from the last one on that
-        begins anew, add up to the reply's text. A call that fails may have told some pieces before.
+        restarts, add up to the reply's text. A call that fails may have emitted pieces before.
         """
 
     async def aclose(self) -> None:
@@ -60,7 +60,7 @@ class Provider(Protocol):
 
 
 def timed_out(whom: str, timeout_s: float) -> ModelError:
-    """Return no whole answer came in all the time that an attempt has."""
+    """Return the error of an attempt that got no complete answer within its time."""
     message = f"{whom} did not answer within {timeout_s:g} s: see the attempt_timeout of the retry policy"
     return ModelError("TIMEOUT", message, retryable=True)
 

@@ -137,7 +137,7 @@ class Gate:
     def wait_s(self, now_s: float, *, has_waited: bool = False) -> float | None:
         """Return how long until a call may begin, 0: now; None: as soon as an open one has ended.
 
-        To ask is to have a call that wants to; `has_waited` tells whether it had to wait until now.
+        Asking counts as a call that wants to start; `has_waited`: whether it had to wait until now.
         """
         if not has_waited and now_s > self._wanted_s + _SLACK_S:
             self._forget(now_s)
@@ -201,7 +201,7 @@ class Gate:
         """Record that a call that began at a time was refused: there are too many.
 
         The gate closes for as long as the endpoint says and, by `jitter` from 0 to 1, a little longer: other
-        services may have been told the same.
+        services may have got the same answer.
         """
         self._uncount(started_s)
         if started_s > self._closed_s:

@@ -28,7 +28,7 @@ class Scripted:
     """A Provider whose answers come from a function of the request; a ModelError it gives is raised.
 
     The function may be asynchronous: a call then takes as long as the function waits. Or it is a generator of
-    pieces: a call takes as long as they all take, told or not. `request.prompt.role` and
+    pieces: a call takes as long as they all take, emitted or not. `request.prompt.role` and
     `request.prompt.subtask_id` tell it what is asked.
     """
 

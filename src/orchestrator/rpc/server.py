@@ -75,7 +75,7 @@ async def serving(
 
 
 def _is_noteworthy(record: logging.LogRecord) -> bool:
-    """Return whether grpc.aio tells more than that a stream's client went away while it was written to."""
+    """Return whether grpc.aio reports more than that a stream's client went away while it was written to."""
     return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 

@@ -61,7 +61,7 @@ _MARKDOWN: Final = "text/markdown; charset=utf-8"
 _REQUEST_ID: Final = "x-request-id"
 _TRACE_PARENT: Final = "traceparent"
 _LAST_POSITION: Final = "last-position"
-"""The initial metadata that tells where to follow a page's instances from."""
+"""The initial metadata with the position to follow a page's instances from."""
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
 """A page ends before it is larger."""
 _ROWS_AT_ONCE: Final = 32

@@ -202,7 +202,7 @@ class SqliteEventLog:
             self._heads.clear()
 
     async def head(self, key: InstanceKey) -> Head:
-        """Find the life that goes by a key; see EventLog."""
+        """Find the current incarnation of a key; see EventLog."""
         if head := self._heads.get(key):
             return head
         rows = await fetch(

@@ -44,8 +44,8 @@ class Pending:
 
     durable: "asyncio.Future[Any]"
     rejection: Exception | None = field(default=None, init=False)
-    """Why it is left out of its group; told only once the group is durable, because the reason may lie in the
-    same group."""
+    """Why it is left out of its group; raised only once the group is durable, because the reason may be in
+    the same group."""
 
     def reset(self) -> None:
         """Forget what came of it in a transaction that was taken back."""

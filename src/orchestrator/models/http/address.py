@@ -19,7 +19,7 @@ _VERSION: Final = re.compile(r"/v\d+[a-z0-9]*(?:/|$)")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an endpoint is called: its operations lie below the path, and the query goes behind them."""
+    """Where an endpoint is called: its operations are below the path, and the query follows them."""
 
     scheme: str
     host: str

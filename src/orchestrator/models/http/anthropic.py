@@ -67,8 +67,8 @@ class Anthropic(HttpProvider):
                     "format": {"type": "json_schema", "schema": _supported(prompt.schema)}
                 }
             case "tool":
-                told = "Hand in the plan."
-                body["tools"] = [{"name": _TOOL, "description": told, "input_schema": prompt.schema}]
+                description = "Hand in the plan."
+                body["tools"] = [{"name": _TOOL, "description": description, "input_schema": prompt.schema}]
                 body["tool_choice"] = {"type": "tool", "name": _TOOL}
         return body
 

@@ -80,7 +80,7 @@ class ChatCompletions(HttpProvider):
 
     def _error(self, body: Mapping[str, Any]) -> object:
         match body:
-            # OpenRouter tells of a model that broke off like this.
+            # OpenRouter reports a model that broke off like this.
             case {"choices": [{"error": error}, *_]} if error:
                 return error
             case _:

@@ -340,7 +340,7 @@ class HttpProvider(ABC):
     def _read_body(
         self, answer: HttpResponse, request: ModelRequest
     ) -> tuple[Content, AnswerText] | HttpResponse:
-        """Return what a success holds, with the answer in its text, or the error that it tells of."""
+        """Return what a success holds, with the answer in its text, or the error in it."""
         body = self._object(answer.body)
         if error := self._error(body):
             return self._failures.as_error_response(error, answer.headers)
@@ -350,7 +350,7 @@ class HttpProvider(ABC):
         return content, self._text_of(content, request)
 
     async def _reply_from_stream(self, streamed: StreamingResponse, call: Call) -> ModelReply | HttpResponse:
-        """Return the reply in a stream, told as it comes; raise ModelError where it comes to no good end."""
+        """Return the reply in a stream, emitted as it arrives; raise ModelError where it ends badly."""
         request = call.request
         call.response_id = ""
         accumulator, events = self._accumulator(), SseDecoder()
@@ -425,12 +425,12 @@ class HttpProvider(ABC):
     def _add_event(
         self, event: Event, accumulator: Accumulator, headers: Mapping[str, str]
     ) -> str | HttpResponse:
-        """Take in an event of a stream; return the text that it adds, or the error that it tells of."""
+        """Apply an event of a stream; return the text that it adds, or the error in it."""
         body, problem = self._decode(event)
         return self._failures.as_error_response(problem, headers) if problem else accumulator.add(body)
 
     def _decode(self, event: Event) -> tuple[Mapping[str, Any], object]:
-        """Return what an event holds, and the error that it tells of, if it does."""
+        """Return what an event holds, and the error in it, if there is one."""
         is_short = len(event.data) <= _LONGEST_KEEPALIVE
         if event.name in _KEEPALIVE_EVENTS or (is_short and event.data.strip().lower() in _SAYING_NOTHING):
             return {}, None
@@ -466,7 +466,7 @@ class HttpProvider(ABC):
         return answer
 
     def _buffers_until_answer(self, model: str) -> bool:
-        """Return whether a text is to be told only once it is known to be no thought.
+        """Return whether a text is emitted only once it is known to be no thought.
 
         Thoughts that nothing opens look like an answer until they end, and most models have none. So a model
         is waited for that had such before, or one that is not known yet beside others that do.

@@ -23,7 +23,7 @@ def is_shared_limit(words: str, model: str) -> bool:
     """Return whether a limit is of the account, say, whatever model is called.
 
     `words`: what the answer says, in lower case. One that names a model is that model's, and so is one that
-    says nothing of its scope. Advice, as to upgrade the account, tells no scope.
+    says nothing of its scope. Advice, as to upgrade the account, names no scope.
     """
     text = _URL.sub("", words)
     if _ALL_MODELS.search(text):

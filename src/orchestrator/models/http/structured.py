@@ -126,6 +126,6 @@ def _has_system_message(sent: Mapping[str, Any]) -> bool:
 
 
 def _without_system_role(prompt: Prompt) -> Prompt:
-    told = [message.content for message in prompt.messages if message.role == "system"]
+    system_texts = [message.content for message in prompt.messages if message.role == "system"]
     first, *others = [message for message in prompt.messages if message.role != "system"]
-    return prompt._replace(messages=(Message("user", "\n\n".join([*told, first.content])), *others))
+    return prompt._replace(messages=(Message("user", "\n\n".join([*system_texts, first.content])), *others))

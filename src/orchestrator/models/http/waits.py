@@ -76,7 +76,7 @@ def _reset_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _wait_s(value: str, now_s: float, unit_s: float = 1.0) -> float | None:
-    """Return the wait that a value tells, be it a number, a duration or a moment."""
+    """Return the wait in a value: a number, a duration or a time."""
     value = value.strip()
     if re.fullmatch(rf"{_NUMBER}|\d{{1,15}}\.", value):
         number = float(value)
