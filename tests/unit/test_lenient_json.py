@@ -92,9 +92,17 @@ def test_cut_or_ambiguous_text_is_rejected_at_its_position(text: str, words: str
         raise fault
 
 
+def test_a_text_cut_in_a_key_of_punctuation_is_not_repaired_to_a_whole_one() -> None:
+    for beginning in ('{"a": "b", "}', '{"a": "b" , "c", "]', """{'a': 'b', '}"""):
+        with pytest.raises(JsonFaultError):
+            read(beginning)
+
+
 @given(json_values.filter(lambda value: isinstance(value, dict) and value), st.data())
 def test_no_prefix_of_a_text_parses_as_whole(value: Any, data: st.DataObject) -> None:
-    text = json.dumps(value).replace('"', data.draw(st.sampled_from(['"', "'"])))
+    text = json.dumps(value)
+    if "'" not in text:  # which would have to be escaped
+        text = text.replace('"', data.draw(st.sampled_from(['"', "'"])))
     beginning = text[: data.draw(st.integers(1, len(text) - 1))]
     with pytest.raises(JsonFaultError):
         read(beginning)

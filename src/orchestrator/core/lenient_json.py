@@ -239,16 +239,18 @@ class _Reader:
     def _extend_to_member_end(self, value: str, start: int, end: int) -> tuple[str, int]:
         """Return a member's text up to where JSON goes on: quotation marks before that are the text's own.
 
-        They are not where one of them could as well end the next member's key.
+        They are not where one of them could as well begin or end the next member's key.
         """
         quote = self._text[end - 1]
         if quote not in "\"'`" or self._text.startswith('"""', start) or self._is_member_end(end):
             return value, end
         position = end
         for _ in range(_MAX_CANDIDATES):
-            position = self._text.find(quote, position)
+            before, position = position, self._text.find(quote, position)
             if position < 0 or self._text.startswith(":", self._skip_whitespace(position + 1)):
                 return value, end
+            if self._text[before:position].strip() == ",":
+                return value, end  # or one of them begins the next member's key
             position += 1
             if self._text[position - 2] != "\\" and self._is_member_end(position):
                 return _unescape(self._text[start + 1 : position - 1]), position
