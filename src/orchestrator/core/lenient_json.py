@@ -249,10 +249,11 @@ class _Reader:
             before, position = position, self._text.find(quote, position)
             if position < 0 or self._text.startswith(":", self._skip_whitespace(position + 1)):
                 return value, end
-            if self._text[before:position].strip() == ",":
-                return value, end  # or one of them begins the next member's key
+            may_begin_key = self._text[before:position].strip() == ","
             position += 1
             if self._text[position - 2] != "\\" and self._is_member_end(position):
+                if may_begin_key:
+                    return value, end
                 return _unescape(self._text[start + 1 : position - 1]), position
         return value, end
 
