@@ -45,7 +45,7 @@ ALWAYS: Final = {
     400: ("The request is malformed: its path, a query parameter, a header or its body.", False),
     403: ("A web page of an origin that is not allowed asks for it.", True),
     408: ("The request came in too slowly.", True),
-    413: ("The body is over 32 MiB.", True),
+    413: ("The body is over 64 MiB.", True),
     415: ("The body is in another Content-Encoding than gzip.", True),
     421: ("The Host is none of this machine's names.", False),
     431: ("The headers are over 60 KiB.", False),

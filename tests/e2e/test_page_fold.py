@@ -74,6 +74,7 @@ COMPARED_FIELDS = [
     "finalResult",
     "isPartial",
     "forkedFrom",
+    "continues",
     "labels",
     "config",
 ]
@@ -83,6 +84,7 @@ COMPARED_SUBTASK_FIELDS = [
     "title",
     "instructions",
     "dependsOn",
+    "files",
     "attempt",
     "model",
     "output",
@@ -156,6 +158,11 @@ def replanned() -> History:
     partly_planned(history.then(call_started(history.instance, PLANNING)), A, B, C).done("a", "b").started(
         "c"
     )
+    return planned_again(history)
+
+
+def planned_again(history: History) -> History:
+    """Fail a planning that is under way, and start its next attempt."""
     history.then(*plan_calls_interrupted(history.instance))
     error = ModelError("PLAN_INVALID", "no", retryable=True)
     history.then(call_failed(history.instance, PLANNING, error, Usage(1, 2, 1), now_s=NOW_S, jitter=0))
@@ -217,6 +224,19 @@ def synthesis_failed(history: History) -> History:
     return history.then(Event(synthesis_failed=SynthesisFailed(attempt=1, error=error))).then(ERRORED)
 
 
+def given_files() -> History:
+    """Build an instance with files that goes on from another one, whose plan names them differently anew."""
+    history = History()
+    first = history.events[0]
+    for path in ("a.py", "b.py"):
+        first.instance_created.files.add(path=path, content="x", size_bytes=1, sha256="0", source="input")
+    first.instance_created.predecessor.id = "before"
+    history.instance = fold([first])
+    both = A._replace(files=("a.py", "b.py"))
+    partly_planned(history.then(call_started(history.instance, PLANNING)), both, C).done("a", "c")
+    return partly_planned(planned_again(history), both._replace(files=("a.py",)), C)
+
+
 HISTORIES: Mapping[str, Callable[[], History]] = {
     "terminated": terminated,
     "errored": lambda: History().planned(A, C).done("a").started("c").then(ERRORED),
@@ -228,6 +248,8 @@ HISTORIES: Mapping[str, Callable[[], History]] = {
     "planned again otherwise": lambda: partly_planned(
         partly_planned(replanned(), A._replace(title="More")).done("a"), B
     ),
+    "given files": given_files,
+    "given files and restarted": lambda: given_files().terminated().then(RESTARTED),
     "retried in review": lambda: terminated().retried(review_plan=True),
     "paused": lambda: paused(History().planned(A)).then(Event(instance_resumed=InstanceResumed())).done("a"),
     "paused in review": lambda: paused(History(review_plan=True).planned(A)).then(
@@ -320,6 +342,8 @@ def assert_same(shown: dict[str, Any], expected: dict[str, Any]) -> None:
     assert {name: shown[name] for name in COMPARED_FIELDS} == {
         name: expected[name] for name in COMPARED_FIELDS
     }
+    assert [file["path"] for file in shown["files"]] == [file["path"] for file in expected["files"]]
+    assert not any("content" in file for file in shown["files"])
     for name in ("createTime", "startTime", "endTime", "updateTime"):
         assert abs(shown[name] - to_ms(expected.get(name))) <= 1, name
     assert shown["lastSequence"] == int(expected["lastSequence"])

@@ -234,13 +234,13 @@ async def test_a_compressed_body_may_contain_brackets_and_quotes_in_its_texts(
     assert service.created[-1].prompt == prompt
 
 
-async def test_a_body_that_inflates_to_over_32_mib_is_413(
+async def test_a_body_that_inflates_to_over_64_mib_is_413(
     client: httpx.AsyncClient, service: StubService
 ) -> None:
     before = len(service.created)
     bomb = compressed(b'{"prompt": "' + b"x" * 500 * 1024 * 1024)
     response = await client.post("/", content=bomb, headers={"content-encoding": "gzip"})
-    assert "32 MiB" in assert_error(response, 413, 3)["message"]
+    assert "64 MiB" in assert_error(response, 413, 3)["message"]
     assert len(service.created) == before
 
 
@@ -494,20 +494,20 @@ async def test_an_invalid_deadline_is_rejected(client: httpx.AsyncClient) -> Non
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_32_mib_is_413(
+async def test_a_body_over_64_mib_is_413(
     client: httpx.AsyncClient, service: StubService, *, chunked: bool
 ) -> None:
     piece = b"x" * 1024 * 1024
 
     async def pieces() -> AsyncIterator[bytes]:
         yield b'{"prompt": "'
-        for _ in range(33):
+        for _ in range(65):
             yield piece
 
     before = len(service.created)
-    content = pieces() if chunked else b'{"prompt": "' + piece * 33
+    content = pieces() if chunked else b'{"prompt": "' + piece * 65
     error = assert_error(await client.post("/", content=content), 413, 3)
-    assert "32 MiB" in error["message"]
+    assert "64 MiB" in error["message"]
     assert len(service.created) == before
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from orchestrator.core import lifecycle
 from orchestrator.core.config import read_changes
 from orchestrator.core.create import NewInstance
 from orchestrator.core.events import calls_interrupted
+from orchestrator.core.input_files import input_file
 from orchestrator.core.instance import Instance, Usage
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import parse as parse_plan
@@ -189,6 +191,18 @@ async def test_beyond_the_queue_limit_creations_are_rejected(tmp_path: Path) -> 
         repeated = NewInstance("f", "Build it", CONFIG, request_id="key", request_digest=b"x")
         with pytest.raises(QueueFullError):
             await engine.create(repeated)
+
+
+async def test_an_instance_with_large_files_is_read_again_when_its_turn_comes(tmp_path: Path) -> None:
+    gated = GatedProvider()
+    async with engine_on(tmp_path / "log.db", gated.provider, max_active=1) as (engine, log):
+        await engine.create(new_instance("first"))
+        files = (input_file("large.txt", "x" * 100_000),)
+        await engine.create_all([replace(new_instance("second"), files=files), new_instance("third")])
+        assert [instance is None for instance in engine._waiting.values()] == [True, False]
+        gated.gate.set()
+        assert (await ended(log, "second", 20)).files == files
+        assert (await ended(log, "third", 20)).final_result == "done"
 
 
 async def test_a_repeated_request_is_answered_though_the_queue_is_full(tmp_path: Path) -> None:
@@ -731,9 +745,9 @@ async def test_a_long_plan_is_parsed_outside_of_the_event_loop(
 ) -> None:
     threads: list[threading.Thread] = []
 
-    def parse(text: str, max_subtasks: int) -> Plan:
+    def parse(text: str, max_subtasks: int, paths: Collection[str]) -> Plan:
         threads.append(threading.current_thread())
-        return parse_plan(text, max_subtasks)
+        return parse_plan(text, max_subtasks, paths)
 
     monkeypatch.setattr("orchestrator.core.plan_text.parse", parse)
     plan = json.dumps({"summary": "x" * characters, "subtasks": [{"id": "t1", "instructions": "Do it."}]})

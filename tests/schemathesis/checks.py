@@ -23,7 +23,8 @@ BEYOND_A_SCHEMA = {
     "STATE_FORBIDS",
     "SEQUENCE_OUT_OF_RANGE",
     "PAGE_TOKEN_INVALID",
-    "PLAN_INVALID",  # unique ids, known dependencies, no cycles
+    "PLAN_INVALID",  # unique ids, known dependencies and files, no cycles
+    "FILES_INVALID",  # unique paths, no `..`, no path that is a file and a folder
 }
 FIELDS_BEYOND_A_SCHEMA = {
     "request_id": "printable characters only",

@@ -184,7 +184,7 @@ async def _reject_empty_prompt(context: Context) -> None:
 async def serving(service: StubService) -> AsyncIterator[str]:
     """Serve on a free loopback port, health included; give `host:port`."""
     server = grpc.aio.server(
-        options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 32 * 1024 * 1024))
+        options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024))
     )
     orchestrator_pb2_grpc.add_OrchestratorServicer_to_server(service, server)
     health = aio_health.HealthServicer()

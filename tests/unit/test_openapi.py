@@ -112,6 +112,8 @@ def test_output_only_fields_are_not_part_of_requests(description: dict[str, Any]
     subtask = description["components"]["schemas"]["SubtaskInput"]["properties"]
     asked = {name for name, field in subtask.items() if not field.get("readOnly")}
     assert asked == {"id", "title", "instructions", "dependsOn", "worker", "files"}
+    file = description["components"]["schemas"]["FileInput"]["properties"]
+    assert {name for name, field in file.items() if not field.get("readOnly")} == {"path", "content"}
     assert description["components"]["schemas"]["ReviewPlanRequest"]["required"] == ["decision"]
     decision = schema(description, "ReviewPlanRequest", "decision")
     assert decision["enum"] == ["DECISION_APPROVE", "DECISION_REJECT"]

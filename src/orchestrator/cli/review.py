@@ -125,6 +125,7 @@ def plan_json(instance: "Instance") -> str:
             "instructions": subtask.instructions,
             "dependsOn": list(subtask.depends_on),
             "worker": subtask.worker,
+            **({"files": list(subtask.files)} if subtask.files else {}),
         }
         for subtask in instance.subtasks
         if not subtask.merges

@@ -83,10 +83,22 @@ class Client:
         request_id: str = "",
         config: instance_pb2.InstanceConfig | None = None,
         labels: Mapping[str, str] | None = None,
+        files: Sequence[instance_pb2.File] = (),
+        continues: str = "",
     ) -> orchestrator_pb2.CreateInstanceResponse:
-        """Record a new instance; it is durable when this returns."""
+        """Record a new instance; it is durable when this returns.
+
+        It works on `files`, of which path and content are read, or goes on from the finished instance that
+        `continues` names: from its result, and from its files where there are none here.
+        """
         request = orchestrator_pb2.CreateInstanceRequest(
-            prompt=prompt, id=instance_id, request_id=request_id, config=config, labels=labels
+            prompt=prompt,
+            id=instance_id,
+            request_id=request_id,
+            config=config,
+            labels=labels,
+            files=files,
+            continues=continues,
         )
         with mapping_errors():
             return await self._stub.CreateInstance(request, timeout=self._timeout_s)

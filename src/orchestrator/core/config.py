@@ -1,6 +1,6 @@
 """An instance's configuration: its defaults, and what a client may ask for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -70,8 +70,11 @@ class Changes:
     defaults: pb.InstanceConfig = field(default_factory=pb.InstanceConfig)
     """The configuration of an instance whose client asks for nothing."""
 
-    def apply(self, recorded: pb.InstanceConfig) -> pb.InstanceConfig:
-        """Return the changed configuration; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
+    def apply(self, recorded: pb.InstanceConfig, paths: Collection[str] = ()) -> pb.InstanceConfig:
+        """Return the changed configuration of an instance with input files at `paths`.
+
+        Raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID).
+        """
         base = pb.InstanceConfig()
         base.CopyFrom(recorded)
         for path in self.cleared:
@@ -82,7 +85,7 @@ class Changes:
             base.catalogue = self.defaults.catalogue
         if not base.budget.ListFields():
             base.ClearField("budget")
-        return resolve(self.values, base)
+        return resolve(self.values, base, paths)
 
 
 def read_changes(
@@ -142,8 +145,13 @@ _PATHS: Final[Mapping[str, Sequence[str]]] = {
 }
 
 
-def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.InstanceConfig:
-    """Lay what is requested over `base`; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID)."""
+def resolve(
+    requested: pb.InstanceConfig, base: pb.InstanceConfig, paths: Collection[str] | None = ()
+) -> pb.InstanceConfig:
+    """Lay what is requested over `base`; raise InvalidArgumentError (CONFIG_INVALID, PLAN_INVALID).
+
+    A plan may name input files at `paths`; None: those are not known yet, see `check_plan`.
+    """
     _check(requested)
     if requested.subtasks:  # before any of them is copied
         _check_plan(partial(plan.check_size, requested.subtasks, requested.max_subtasks or base.max_subtasks))
@@ -152,8 +160,13 @@ def resolve(requested: pb.InstanceConfig, base: pb.InstanceConfig) -> pb.Instanc
     _overlay(config, requested)
     config.catalogue = "" if requested.workers else base.catalogue
     if config.subtasks:
-        _check_plan(partial(plan.validate, map(subtask_of, config.subtasks), config.max_subtasks))
+        check_plan(config, paths)
     return config
+
+
+def check_plan(config: pb.InstanceConfig, paths: Collection[str] | None) -> None:
+    """Raise InvalidArgumentError (PLAN_INVALID) where the client's own plan cannot be used."""
+    _check_plan(partial(plan.validate, map(subtask_of, config.subtasks), config.max_subtasks, paths))
 
 
 def _check_plan(check: Callable[[], object]) -> None:

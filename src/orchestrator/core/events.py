@@ -5,7 +5,7 @@ The most frequent kinds are filled in place: protobuf copies a message that is g
 
 from collections.abc import Collection, Iterable, Sequence
 
-from orchestrator.core import merging, retry
+from orchestrator.core import context, merging, retry
 from orchestrator.core.commands import model_for
 from orchestrator.core.continuation import Part
 from orchestrator.core.instance import (
@@ -175,8 +175,9 @@ def _can_be_given_more_tokens(instance: Instance, key: WorkKey) -> bool:
 
 
 def _can_be_given_less(instance: Instance, key: WorkKey) -> bool:
-    """Return whether a piece of work is made from outputs, and can be given less of them than it was."""
-    is_given = key == SYNTHESIS or (key != PLANNING and instance.subtasks[key.subtask_id].depends_on)
+    """Return whether a piece of work is made from outputs or files, and can be given less than it was."""
+    has_outputs = key == SYNTHESIS or (key != PLANNING and instance.subtasks[key.subtask_id].depends_on)
+    is_given = has_outputs or context.is_there(instance)
     return bool(is_given) and merging.can_shrink(instance, instance.work(key))
 
 

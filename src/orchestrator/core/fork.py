@@ -31,7 +31,7 @@ def fork(
             "stage must be STAGE_PLAN, STAGE_SUBTASKS or STAGE_SYNTHESIS",
             field="stage",
         )
-    resolved = changes.apply(source.config)
+    resolved = changes.apply(source.config, source.paths)
     keeps_plan = stage != api.STAGE_PLAN
     if keeps_plan and (changes.values.subtasks or resolved.subtasks != source.config.subtasks):
         raise InvalidArgumentError(
@@ -57,6 +57,8 @@ def fork(
         config=resolved,
         labels=source.labels,
         forked_from=source.id,
+        files=source.files,
+        predecessor=source.predecessor,
         history=history,
     )
 

@@ -149,6 +149,8 @@ class Subtask(NamedTuple):
     output: str = ""
     merges: bool = False
     """Whether it is no part of the plan but puts outputs together; see core/merging.py."""
+    files: tuple[str, ...] = ()
+    """The paths of the input files that its worker is given."""
 
     @property
     def key(self) -> WorkKey:
@@ -158,7 +160,28 @@ class Subtask(NamedTuple):
     @property
     def definition(self) -> tuple[object, ...]:
         """What the plan says of it."""
-        return (self.id, self.title, self.instructions, self.depends_on, self.worker)
+        return (self.id, self.title, self.instructions, self.depends_on, self.worker, self.files)
+
+
+class InputFile(NamedTuple):
+    """A text file that an instance is given."""
+
+    path: str
+    content: str
+    language: str
+    """As in `python`; empty: unknown."""
+    size_bytes: int
+    """Of the content, in UTF-8."""
+    sha256: str
+    """Of the content, in hexadecimal digits."""
+
+
+class Predecessor(NamedTuple):
+    """The finished instance that another one goes on from, as it was."""
+
+    id: str
+    prompt: str
+    final_result: str
 
 
 EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -177,6 +200,9 @@ class Instance:
     """The catalogue of workers in force: the config's own, or the one that it names."""
     labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     forked_from: str = ""
+    files: tuple[InputFile, ...] = ()
+    """What it is given to work on, in the order in which the client brought it."""
+    predecessor: Predecessor | None = None
     request_id: str = ""
     request_digest: bytes = b""
     planning: Work = NOT_STARTED
@@ -227,6 +253,18 @@ class Instance:
         yield SYNTHESIS, self.synthesis
 
     @property
+    def paths(self) -> frozenset[str]:
+        """The paths of the input files."""
+        return frozenset(file.path for file in self.files)
+
+    @property
+    def given_characters(self) -> int:
+        """How many characters its input files and its predecessor have."""
+        before = self.predecessor
+        earlier = len(before.prompt) + len(before.final_result) if before else 0
+        return earlier + sum(len(file.content) for file in self.files)
+
+    @property
     def is_awaiting_review(self) -> bool:
         """Whether a person has to look at the plan before work goes on."""
         return (
@@ -262,7 +300,13 @@ def subtask_of(message: pb.Subtask) -> Subtask:
         instructions=message.instructions,
         depends_on=tuple(message.depends_on),
         worker=message.worker,
+        files=tuple(message.files),
     )
+
+
+def input_file_of(message: pb.File) -> InputFile:
+    """Read a recorded input file."""
+    return InputFile(message.path, message.content, message.language, message.size_bytes, message.sha256)
 
 
 def failure_of(message: pb.Failure) -> Failure:

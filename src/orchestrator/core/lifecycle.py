@@ -63,7 +63,7 @@ def terminate(instance: Instance) -> Sequence[pb.Event]:
 def retry(instance: Instance, changes: core_config.Changes) -> Sequence[pb.Event]:
     """Run again what failed, under changed config; raise StateForbidsError, InvalidArgumentError."""
     _check(instance, "retry")
-    config = changes.apply(instance.config)
+    config = changes.apply(instance.config, instance.paths)
     if instance.is_planned and (changes.values.subtasks or config.subtasks != instance.config.subtasks):
         raise InvalidArgumentError(
             "CONFIG_INVALID",
@@ -76,7 +76,7 @@ def retry(instance: Instance, changes: core_config.Changes) -> Sequence[pb.Event
 def restart(instance: Instance, changes: core_config.Changes) -> Sequence[pb.Event]:
     """Begin anew under changed config; raise StateForbidsError, InvalidArgumentError."""
     _check(instance, "restart")
-    config = changes.apply(instance.config)
+    config = changes.apply(instance.config, instance.paths)
     return [pb.Event(instance_restarted=pb.InstanceRestarted(config=config))]
 
 
@@ -100,7 +100,7 @@ def review(
     _check(instance, "review")
     if subtasks:
         try:
-            plan.validate(map(subtask_of, subtasks), instance.config.max_subtasks)
+            plan.validate(map(subtask_of, subtasks), instance.config.max_subtasks, instance.paths)
         except plan.PlanError as error:
             raise InvalidArgumentError("PLAN_INVALID", str(error), field="subtasks") from None
     reviewed = pb.PlanReviewed(decision=decision, subtasks=subtasks, feedback=feedback)

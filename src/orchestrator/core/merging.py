@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Final
 
-from orchestrator.core import continuation
+from orchestrator.core import context, continuation
 from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 
 DEFAULT_CHARACTERS: Final = 300_000
@@ -23,6 +23,21 @@ def limit(instance: Instance, work: Work) -> int:
     """Return the limit of a call's input in characters: halved each time the input was too long."""
     most = instance.config.max_input_characters or DEFAULT_CHARACTERS
     return max(most >> work.too_long, min(most, _LEAST_CHARACTERS))
+
+
+def context_limit(instance: Instance, work: Work) -> int:
+    """Return how many characters of its input files and of earlier work the synthesis or a merge is given.
+
+    At most a quarter of what it is given in all.
+    """
+    if not context.is_there(instance):
+        return 0
+    return min(limit(instance, work) // 4, context.size_for_synthesis(instance))
+
+
+def outputs_limit(instance: Instance, work: Work) -> int:
+    """Return how many characters of outputs the synthesis or a merge is given."""
+    return limit(instance, work) - context_limit(instance, work)
 
 
 def can_shrink(instance: Instance, work: Work) -> bool:
@@ -43,7 +58,7 @@ def sources(instance: Instance) -> Sequence[Subtask]:
 def merges(instance: Instance) -> Sequence[Subtask]:
     """Return the merges due before the synthesis; none: its sources fit."""
     found = sources(instance)
-    most = limit(instance, instance.synthesis)
+    most = outputs_limit(instance, instance.synthesis)
     if len(found) < 2 or sum(len(subtask.output) for subtask in found) <= most:  # noqa: PLR2004  a pair
         return ()
     names = (name for number in count(1) if (name := f"merge-{number}") not in instance.subtasks)

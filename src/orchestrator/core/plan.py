@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
@@ -11,6 +12,11 @@ from orchestrator.core.instance import Subtask
 from orchestrator.v1 import instance_pb2 as pb
 
 _INSTRUCTIONS: Final = limits.of(pb.Subtask, "instructions")
+_FILES: Final = limits.of(pb.Subtask, "files")
+_MAX_PATHS_BYTES: Final = 2 * 1024 * 1024
+"""How many bytes the paths may have that all subtasks of a plan name."""
+_SIMILAR: Final = 3
+"""How many paths a message names that may be meant by an unknown one."""
 
 ID: Final = re.compile(limits.of(pb.Subtask, "id").pattern)
 """What an instance's or a subtask's id must match in full."""
@@ -33,8 +39,11 @@ class Plan:
     subtasks: tuple[Subtask, ...]
 
 
-def schema(max_subtasks: int) -> Mapping[str, object]:
-    """Return the JSON schema of a plan with at most so many subtasks."""
+def schema(max_subtasks: int, *, with_files: bool = False) -> Mapping[str, object]:
+    """Return the JSON schema of a plan with at most so many subtasks.
+
+    `with_files`: whether each names the input files that its worker needs.
+    """
     text = {"type": "string"}
     subtask = {
         "id": text,
@@ -43,6 +52,8 @@ def schema(max_subtasks: int) -> Mapping[str, object]:
         "depends_on": {"type": "array", "items": text},
         "worker": text,
     }
+    if with_files:
+        subtask["files"] = {"type": "array", "items": text}
     return {
         "type": "object",
         "properties": {
@@ -64,18 +75,26 @@ def schema(max_subtasks: int) -> Mapping[str, object]:
     }
 
 
-def validate(subtasks: Iterable[Subtask], max_subtasks: int) -> tuple[Subtask, ...]:
+def validate(
+    subtasks: Iterable[Subtask], max_subtasks: int, paths: Collection[str] | None = ()
+) -> tuple[Subtask, ...]:
     """Return the subtasks as they are, or raise PlanError.
 
     Ids are unique and well formed, instructions are there and bounded, dependencies are known and without a
-    cycle, and there are 1 to `max_subtasks` of them.
+    cycle, files are among `paths` (None: that is not known yet), and there are 1 to `max_subtasks` of them.
     """
     subtasks = tuple(subtasks)
     check_size(subtasks, max_subtasks)
     known: set[str] = set()
     for subtask in subtasks:
-        check(subtask, known)
+        check(subtask, known, paths)
         known.add(subtask.id)
+    named_bytes = sum(len(path.encode()) for subtask in subtasks for path in subtask.files)
+    if named_bytes > _MAX_PATHS_BYTES:
+        raise PlanError(
+            f"the paths that the subtasks name have {named_bytes:,} bytes and may have {_MAX_PATHS_BYTES:,}: "
+            "name fewer files"
+        )
     for subtask in subtasks:
         if unknown := [name for name in subtask.depends_on if name not in known]:
             raise PlanError(
@@ -97,7 +116,7 @@ def check_count(subtasks: int, max_subtasks: int) -> None:
 
 
 def check_size(subtasks: Collection[Subtask | pb.Subtask], max_subtasks: int) -> None:
-    """Raise PlanError where there are too many subtasks, or more dependencies than those can have.
+    """Raise PlanError where there are too many subtasks, or more dependencies or files than those can have.
 
     None of their texts is looked at.
     """
@@ -108,10 +127,15 @@ def check_size(subtasks: Collection[Subtask | pb.Subtask], max_subtasks: int) ->
                 f"subtask {subtask.id[:120]!r} names {len(subtask.depends_on)} dependencies, "
                 f"and there are {len(subtasks)} subtasks"
             )
+        if len(subtask.files) > _FILES.max_items:
+            raise PlanError(f"subtask {subtask.id[:120]!r} names over {_FILES.max_items} files")
 
 
-def check(subtask: Subtask, known: Container[str]) -> None:
-    """Raise PlanError where a subtask by itself, or after those that are known, cannot be used."""
+def check(subtask: Subtask, known: Container[str], paths: Collection[str] | None = ()) -> None:
+    """Raise PlanError where a subtask by itself, or after those that are known, cannot be used.
+
+    `paths` are those of the input files; None: they are not known yet.
+    """
     if not ID.fullmatch(subtask.id):
         raise PlanError(f"subtask id {subtask.id[:120]!r} does not match {ID.pattern}")
     if subtask.id in known:
@@ -127,6 +151,38 @@ def check(subtask: Subtask, known: Container[str]) -> None:
         raise PlanError(f"subtask {subtask.id!r} has a worker of over {MAX_WORKER_CHARACTERS} characters")
     if len(set(subtask.depends_on)) < len(subtask.depends_on):
         raise PlanError(f"subtask {subtask.id!r} names a dependency twice")
+    if subtask.files:
+        _check_files(subtask, paths)
+
+
+def _check_files(subtask: Subtask, paths: Collection[str] | None) -> None:
+    if len(set(subtask.files)) < len(subtask.files):
+        raise PlanError(f"subtask {subtask.id!r} names a file twice")
+    if paths is None:
+        return
+    unknown = [path for path in subtask.files if path not in paths]
+    if unknown:
+        raise PlanError(
+            f"subtask {subtask.id!r} names the file {unknown[0][:200]!r}, which is none of the input files: "
+            f"{_similar(unknown[0], paths)}"
+        )
+
+
+def _similar(path: str, paths: Collection[str]) -> str:
+    """Tell which paths may be meant by an unknown one: those of the same name, then of similar ones."""
+    if not paths:
+        return "there are none; leave its files out"
+    by_name: dict[str, list[str]] = {}
+    for each in sorted(paths):
+        by_name.setdefault(_name(each), []).append(each)
+    names = get_close_matches(_name(path), by_name, _SIMILAR)
+    found = [each for name in names for each in by_name[name]][:_SIMILAR]
+    meant = f"you may mean {' or '.join(map(repr, found))}; " if found else ""
+    return f"{meant}name only files that are there, each by its whole path"
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2].casefold()
 
 
 def well_formed(text: str) -> str:

@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from typing import Any, Final, NamedTuple
 
@@ -45,13 +45,16 @@ DEPENDENCY_KEYS: Final = frozenset(
     }
 )
 WORKER_KEYS: Final = ("worker", "agent", "role", "assignee", "assignedto", "workertype")
+FILES_KEYS: Final = ("files", "inputfiles", "filesneeded", "neededfiles", "filepaths", "paths")
+_PATH_KEYS: Final = ("path", "file", "filepath", "filename", "name")
 _NESTED_LIST_KEYS: Final = frozenset((*LIST_KEYS, "children"))
 _NUMBER_OR_TEXT_KEYS: Final = ("step", "task", "subtask")
 """Keys that hold an id where the value is a number, and instructions where it is text."""
 
 _TEXT_KEYS: Final = ("id", "title", "instructions", "worker")
 _SUBTASK_KEYS: Final = frozenset({*_TEXT_KEYS, "depends_on"})
-_SCHEMA_KEYS: Final = _SUBTASK_KEYS | {"summary", "subtasks"}
+_SUBTASK_KEYS_WITH_FILES: Final = _SUBTASK_KEYS | {"files"}
+_SCHEMA_KEYS: Final = _SUBTASK_KEYS_WITH_FILES | {"summary", "subtasks"}
 _NONE_WORDS: Final = frozenset({"", "none", "null", "nil", "na", "no", "nothing", "false", "nodependencies"})
 """Normalized values that mean no dependency, or no specific worker."""
 _NONE_WITH_REASON: Final = re.compile(
@@ -81,18 +84,28 @@ class _ParsedEntry(NamedTuple):
     dependencies: tuple[str, ...]
     """Dependencies as they are written."""
     worker: str
+    files: tuple[str, ...] = ()
 
 
-def parse_subtask(entry: object, number: int) -> Subtask:
+def parse_subtask(entry: object, number: int, paths: Collection[str] = ()) -> Subtask:
     """Parse one entry by itself: id and dependencies stay as they are written, and the id may be empty."""
-    parsed = _parse_entry(entry, number)
+    parsed = _parse_entry(entry, number, paths)
     return Subtask(
-        parsed.id, parsed.title or parsed.id, parsed.instructions, parsed.dependencies, parsed.worker
+        parsed.id,
+        parsed.title or parsed.id,
+        parsed.instructions,
+        parsed.dependencies,
+        parsed.worker,
+        files=parsed.files,
     )
 
 
-def parse_subtasks(entries: Sequence[object], max_subtasks: int) -> Sequence[Subtask]:
+def parse_subtasks(
+    entries: Sequence[object], max_subtasks: int, paths: Collection[str] = ()
+) -> Sequence[Subtask]:
     """Parse all entries and resolve their dependencies; raise PlanError where one is ambiguous.
+
+    `paths` are those of the input files: where there are none, files that an entry names are not read.
 
     It is raised too where their number is not 1 to `max_subtasks`, before any of them is parsed.
 
@@ -101,7 +114,7 @@ def parse_subtasks(entries: Sequence[object], max_subtasks: int) -> Sequence[Sub
     entries = [entry for entry in entries if entry not in (None, {}, "")]
     check_count(len(entries), max_subtasks)
     entries = [_unwrap_entry(entry) for entry in entries]
-    parsed_entries = [_parse_entry(entry, number) for number, entry in enumerate(entries, 1)]
+    parsed_entries = [_parse_entry(entry, number, paths) for number, entry in enumerate(entries, 1)]
     ids = _assign_ids(parsed_entries)
     resolver = _DependencyResolver(parsed_entries, ids)
     return [
@@ -111,6 +124,7 @@ def parse_subtasks(entries: Sequence[object], max_subtasks: int) -> Sequence[Sub
             instructions=parsed.instructions,
             depends_on=tuple(dict.fromkeys(resolver.resolve(name, parsed.dependencies))),
             worker=parsed.worker,
+            files=parsed.files,
         )
         for name, parsed in zip(ids, parsed_entries, strict=True)
     ]
@@ -162,13 +176,13 @@ def text_of(value: object) -> str:
     return well_formed(json.dumps(value, ensure_ascii=False))
 
 
-def _parse_entry(entry: object, number: int) -> _ParsedEntry:
+def _parse_entry(entry: object, number: int, paths: Collection[str]) -> _ParsedEntry:
     if isinstance(entry, str):
         instructions = _without_ellipsis(entry)
         return _ParsedEntry("", _title(instructions), instructions, (), "")
     if not isinstance(entry, dict):
         raise PlanError(f"subtask {number} is neither a JSON object nor a text")
-    if parsed := _parse_exact_entry(entry):
+    if parsed := _parse_exact_entry(entry, paths):
         return parsed
     fields = dict(normalize_fields(entry))
     given = next((text for name in ID_KEYS if (text := text_of(fields.get(name)))), "")
@@ -189,12 +203,13 @@ def _parse_entry(entry: object, number: int) -> _ParsedEntry:
             _dependencies(label, [value for name, value in fields.items() if name in DEPENDENCY_KEYS])
         ),
         worker=_worker(label, next((fields[name] for name in WORKER_KEYS if fields.get(name)), "")),
+        files=_files(label, next((fields[name] for name in FILES_KEYS if fields.get(name)), ()), paths),
     )
 
 
-def _parse_exact_entry(entry: Mapping[str, Any]) -> _ParsedEntry | None:
+def _parse_exact_entry(entry: Mapping[str, Any], paths: Collection[str]) -> _ParsedEntry | None:
     """Parse an entry that matches the schema exactly: nearly all do, and this takes half the time."""
-    if entry.keys() != _SUBTASK_KEYS:
+    if entry.keys() != (_SUBTASK_KEYS_WITH_FILES if paths else _SUBTASK_KEYS):
         return None
     dependencies = entry["depends_on"]
     if type(dependencies) is not list or any(
@@ -210,6 +225,7 @@ def _parse_exact_entry(entry: Mapping[str, Any]) -> _ParsedEntry | None:
         _without_ellipsis(instructions) if instructions else title,
         dependencies,
         _worker("", worker),
+        _files(f"subtask {name[:120]!r}", entry["files"], paths) if paths else (),
     )
 
 
@@ -249,6 +265,30 @@ def _worker(label: str, value: object) -> str:
         raise PlanError(f'{label} has a "worker" that is not one name: {json.dumps(value)[:120]}')
     text = text_of(value)
     return "" if not text or normalize_name(text) in _NONE_WORDS else text
+
+
+def _files(label: str, value: object, paths: Collection[str]) -> tuple[str, ...]:
+    """Return the paths that a value names, each once; one that is none of `paths` as it is written."""
+    if not paths or not value or (isinstance(value, str) and normalize_name(value) in _NONE_WORDS):
+        return ()
+    named = []
+    for each in value if isinstance(value, list) else [value]:
+        path = each
+        if isinstance(each, dict):
+            fields = normalize_fields(each)
+            path = next((fields[name] for name in _PATH_KEYS if fields.get(name)), None)
+        if not isinstance(path, str):
+            raise PlanError(f'{label} has "files" that are not a list of paths: {json.dumps(value)[:120]}')
+        named.append(_path(well_formed(path), paths))
+    return tuple(dict.fromkeys(named))
+
+
+def _path(written: str, paths: Collection[str]) -> str:
+    """Return a path as it is in the tree, where only the way of writing it differs."""
+    if written in paths:
+        return written
+    plain = written.strip().strip("`").replace("\\", "/").removeprefix("./").removeprefix("/")
+    return plain if plain in paths else written.strip()
 
 
 def _dependencies(label: str, value: object) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
@@ -28,27 +28,25 @@ class Outline(NamedTuple):
     entries: Sequence[object]
 
 
-def parse(text: str, max_subtasks: int) -> Plan:
+def parse(text: str, max_subtasks: int, paths: Collection[str] = ()) -> Plan:
     """Read and validate the plan in a planner's answer; raise PlanError that says what is wrong with it.
 
     Every form with one interpretation is accepted: see `lenient_json` and `plan_entries`. A truncated answer,
-    or one with two plans, is rejected.
+    or one with two plans, is rejected. `paths` are those of the input files that subtasks may name.
     """
     _check_size(text)
     if (outline := _parse_bare_object(text)) is not None:
-        subtasks = validate(entries.parse_subtasks(outline.entries, max_subtasks), max_subtasks)
-        return Plan(outline.summary, subtasks)
+        return _plan(outline, max_subtasks, paths)
     plans: list[Plan] = []
     fault: PlanError | None = None
     for outline in outlines(text):
         try:
-            subtasks = validate(entries.parse_subtasks(outline.entries, max_subtasks), max_subtasks)
-            plans.append(Plan(outline.summary, subtasks))
+            plans.append(_plan(outline, max_subtasks, paths))
         except PlanError as error:
             fault = error
     if not plans and fault:
         raise fault
-    if any(each != plans[0] for each in plans) or not _matches_streamed_subtasks(text, plans[0]):
+    if any(each != plans[0] for each in plans) or not _matches_streamed_subtasks(text, plans[0], paths):
         raise PlanError("the answer holds two plans: write one JSON object")
     return plans[0]
 
@@ -61,9 +59,14 @@ def _check_size(text: str) -> None:
         raise PlanError(f"the answer has over {_MAX_SIGNS:,} commas and brackets: a plan has fewer")
 
 
-def _matches_streamed_subtasks(text: str, plan: Plan) -> bool:
+def _plan(outline: Outline, max_subtasks: int, paths: Collection[str]) -> Plan:
+    subtasks = entries.parse_subtasks(outline.entries, max_subtasks, paths)
+    return Plan(outline.summary, validate(subtasks, max_subtasks, paths))
+
+
+def _matches_streamed_subtasks(text: str, plan: Plan, paths: Collection[str]) -> bool:
     """Return whether a plan begins with the subtasks that were emitted while the text was streamed."""
-    reader = PlanReader(len(plan.subtasks))
+    reader = PlanReader(len(plan.subtasks), paths)
     reader.add(text)
     emitted = reader.read()
     return tuple(emitted) == plan.subtasks[: len(emitted)]
@@ -231,11 +234,13 @@ class PlanReader:
     it.
     """
 
-    def __init__(self, max_subtasks: int) -> None:
+    def __init__(self, max_subtasks: int, paths: Collection[str] = ()) -> None:
+        """`paths` are those of the input files that subtasks may name."""
         self.summary = ""
         self.emitted: list[Subtask] = []
         """All subtasks emitted so far."""
         self._max_subtasks = max_subtasks
+        self._paths = paths
         self._text = ""
         """What is not parsed yet of the text but for the pieces."""
         self._pieces: list[str] = []
@@ -305,8 +310,8 @@ class PlanReader:
             if self._text[start : start + 1] != "{" or not self._scan_to_end(start):
                 break
             entry, end = _DECODER.raw_decode(self._text, start)
-            subtask = entries.parse_subtask(entry, len(self._known_ids) + 1)
-            check(subtask, self._known_ids)
+            subtask = entries.parse_subtask(entry, len(self._known_ids) + 1, self._paths)
+            check(subtask, self._known_ids, self._paths)
             if len(self._known_ids) == self._max_subtasks:
                 raise PlanError("there are too many")
             self._known_ids.add(subtask.id)

@@ -9,13 +9,14 @@ between tags that do not occur in it, so that it can be distinguished from our o
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from orchestrator.core import joining, merging, plan, plan_text, workers
+from orchestrator.core import context, joining, merging, plan, plan_text, workers
+from orchestrator.core.context import cut, fair_limit
 from orchestrator.core.instance import (
     COMPLETED,
     FAILED,
@@ -129,7 +130,7 @@ formats, tone) belongs in the summary, which each of them is given.
 - A subtask depends on another only if it cannot be done without that one's output: what is independent runs \
 in parallel. Dependencies must not form a cycle.
 - "id" is short, as in t1. {worker}
-- Do not plan a subtask that puts the outputs together: that is done for you.
+{files}- Do not plan a subtask that puts the outputs together: that is done for you.
 
 {data}
 
@@ -141,6 +142,13 @@ _ONE_OF_THE_WORKERS: Final = """\
 "worker" is who works on it: one of the names in the list of workers that the user message holds, written as \
 it is there, whose use fits the subtask; empty where none fits."""
 
+_PLANNED_FILES: Final = """\
+- The client has given files to work on: the user message holds a tree of all, and the contents of those for \
+which there is room. "files" of a subtask are the paths of those that its worker has to read or change, each \
+written as it is in the tree: a worker is given no others. A file that does not exist yet is not among them; \
+say its path in the instructions. Let no two subtasks change the same file.
+"""
+
 _WORKER: Final = """\
 You are one of several workers who carry out a client's prompt together. You are given the plan and one \
 subtask. Carry out that subtask, completely, and nothing that belongs to the others.
@@ -149,8 +157,14 @@ subtask. Carry out that subtask, completely, and nothing that belongs to the oth
 - Your answer is used as it is: no greeting, no remarks on the task, no questions back. If something is left \
 open, decide it sensibly and say so in one line.
 - Write Markdown. Code goes into fenced blocks, each preceded by its file name where it is a file.
-
+{files}
 {data}"""
+
+_CHANGED_FILES: Final = """\
+- The client has given files: the user message holds a tree of all, and what your subtask needs of their \
+contents. Write each file that you change or add whole, in a fenced block with its path behind the language, \
+as in ```python path=src/app.py. A file that you do not write stays as it is: leave out what does not change.
+"""
 
 _SYNTHESISER: Final = """\
 You are given a client's prompt and the outputs of the workers who carried it out, one for each subtask. \
@@ -160,8 +174,15 @@ Write the final answer to the prompt from them.
 - Keep what is good in full, code above all. Mend contradictions, and drop what is said twice.
 - Where a subtask failed or was skipped, say plainly what is missing; never make up its output.
 - Write Markdown.
-
+{files}
 {data}"""
+
+_RESULT_FILES: Final = """\
+- The client has given files, of which the user message holds a tree. Write each file that the outputs \
+change or add whole, in a fenced block with its path behind the language, as in ```python path=src/app.py; \
+where several outputs change the same file, put their changes together. A file that you do not write stays \
+as it is: the client has it, so leave out what does not change.
+"""
 
 
 _MERGER: Final = """\
@@ -172,7 +193,7 @@ the final answer together with others like it.
 - Keep all code whole, each file in a fenced block after its name. Of two versions of a file keep the better.
 - Keep every fact, name, number and decision; shorten the words around them, and drop what is said twice.
 - No greeting, no remarks on the task. Write Markdown.
-
+{files}
 {data}"""
 
 
@@ -185,14 +206,18 @@ class Full:
     """For models that follow instructions and a JSON schema."""
 
     version: Final = version_of(
-        "full", _GO_ON, _DATA, _PLANNER, _ONE_OF_THE_WORKERS, _ANY_WORKER, _WORKER, _SYNTHESISER, _MERGER
+        "full",
+        *(_GO_ON, _DATA, _PLANNER, _ONE_OF_THE_WORKERS, _ANY_WORKER, _WORKER, _SYNTHESISER, _MERGER),
+        *(_PLANNED_FILES, _CHANGED_FILES, _RESULT_FILES),
     )
 
     def plan(self, instance: Instance) -> Prompt:
         """Ask for a plan; after an unusable one or a reviewer's rejection, say what to mend."""
         most = instance.config.max_subtasks
+        has_files = bool(instance.files)
         parts = [
             _block("prompt", instance.prompt),
+            *_given(context.for_planner, instance, merging.limit(instance, instance.planning)),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
             _if_given("workers", _catalogue(instance.workers), "The workers, each with its use:"),
             _if_given("feedback", instance.feedback, "A reviewer rejected the last plan. Plan anew:"),
@@ -201,53 +226,61 @@ class Full:
             _if_given("error", instance.plan_fault, "Your last answer could not be used. Mend this:"),
             _shorter(instance.planning.error),
         ]
-        system = _planner(most, _ONE_OF_THE_WORKERS if instance.workers else _ANY_WORKER)
-        return _prompt("planning", system, parts, schema=_schema(most))
+        worker = _ONE_OF_THE_WORKERS if instance.workers else _ANY_WORKER
+        system = _planner(most, worker, with_files=has_files)
+        return _prompt("planning", system, parts, schema=_schema(most, with_files=has_files))
 
     def plan_reader(self, instance: Instance) -> PlanReader | None:
         """None where a plan is reviewed, which needs a whole one, or where too much was started in vain."""
         if instance.config.review_plan or instance.failed_plans >= _MAX_FAILED_PLANS:
             return None
-        return PlanReader(instance.config.max_subtasks)
+        return PlanReader(instance.config.max_subtasks, instance.paths)
 
     def read_plan(self, instance: Instance, text: str) -> Plan:
         """Read the planner's answer; raise PlanError with what the planner has to mend."""
-        return plan_text.parse(text, instance.config.max_subtasks)
+        return plan_text.parse(text, instance.config.max_subtasks, instance.paths)
 
     def work(self, instance: Instance, subtask: Subtask) -> Prompt:
         """Ask a worker for one subtask, given the prompt, the plan, and the outputs that it depends on."""
         needed = [instance.subtasks[name] for name in subtask.depends_on]
-        most = merging.limit(instance, subtask.work)
         if subtask.merges:
-            return _merge(instance, subtask, _outputs(needed, most))
+            return _merge(instance, subtask, needed)
+        most = merging.limit(instance, subtask.work)
+        for_outputs = most // 2 if context.is_there(instance) else most
+        outputs = _outputs(needed, min(for_outputs, NEEDED_OUTPUTS_CHARACTERS))
+        room = most - sum(map(len, outputs))
         worker = workers.find(instance.workers, subtask.worker)
         asked = worker.instructions if worker else ""
         parts = [
             _block("prompt", instance.prompt),
+            *_given(context.for_worker, instance, subtask, room),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
             _if_given("summary", instance.summary, "What everyone must know:"),
             _block("plan", "\n".join(f"{each.id}: {each.title}" for each in instance.subtasks.values())),
-            *_outputs(needed, min(most, NEEDED_OUTPUTS_CHARACTERS)),
+            *outputs,
             _if_given("worker", subtask.worker, "You work as:"),
             _if_given("worker_instructions", asked, "This is asked of whoever works as that:"),
             f"Your subtask is {subtask.id}:",
             _block("subtask", f"{subtask.title}\n\n{subtask.instructions}"),
         ]
         sampling = workers.sampling(worker)
-        return _prompt("work", _WORKER_SYSTEM, parts, sampling=sampling, subtask_id=subtask.id)
+        system = _system(_WORKER, _CHANGED_FILES if instance.files else "")
+        return _prompt("work", system, parts, sampling=sampling, subtask_id=subtask.id)
 
     def synthesize(self, instance: Instance) -> Prompt:
         """Ask for the final result, given every subtask with its output or with why there is none."""
+        work = instance.synthesis
         parts = [
             _block("prompt", instance.prompt),
+            *_given(context.for_synthesis, instance, merging.context_limit(instance, work)),
             _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
             _if_given("summary", instance.summary, "What everyone was told:"),
             *_outputs(
                 [*merging.sources(instance), *_without_output(instance)],
-                merging.limit(instance, instance.synthesis),
+                merging.outputs_limit(instance, work),
             ),
         ]
-        return _prompt("synthesis", _SYNTHESISER_SYSTEM, parts)
+        return _prompt("synthesis", _system(_SYNTHESISER, _RESULT_FILES if instance.files else ""), parts)
 
     def read_synthesis(self, instance: Instance, text: str) -> str:  # noqa: ARG002  other profiles need it
         """Return the answer as the result."""
@@ -256,9 +289,16 @@ class Full:
 
 FULL: Final = Full()
 
-_MERGER_SYSTEM: Final = _MERGER.format(data=_DATA)
-_WORKER_SYSTEM: Final = _WORKER.format(data=_DATA)
-_SYNTHESISER_SYSTEM: Final = _SYNTHESISER.format(data=_DATA)
+
+@lru_cache
+def _system(wording: str, files: str) -> str:
+    return wording.format(data=_DATA, files=files)
+
+
+def _given(choose: Callable[..., Iterable[context.Part]], instance: Instance, *room: Any) -> Iterable[str]:
+    """Return what is chosen of the input files and of earlier work, where an instance has either."""
+    parts = choose(instance, *room) if context.is_there(instance) else ()
+    return [_if_given(part.tag, part.text, part.heading) for part in parts]
 
 
 def _prompt(
@@ -275,14 +315,17 @@ def _prompt(
     return Prompt(role, messages, schema, sampling, subtask_id=subtask_id)
 
 
-def _merge(instance: Instance, subtask: Subtask, outputs: Iterable[str]) -> Prompt:
+def _merge(instance: Instance, subtask: Subtask, merged: Iterable[Subtask]) -> Prompt:
+    work = subtask.work
     parts = [
         _block("prompt", instance.prompt),
+        *_given(context.for_synthesis, instance, merging.context_limit(instance, work)),
         _if_given("instructions", instance.config.instructions, "The client asks this of everyone:"),
         _if_given("summary", instance.summary, "What everyone was told:"),
-        *outputs,
+        *_outputs(merged, merging.outputs_limit(instance, work)),
     ]
-    return _prompt("synthesis", _MERGER_SYSTEM, parts, subtask_id=subtask.id)
+    system = _system(_MERGER, _RESULT_FILES if instance.files else "")
+    return _prompt("synthesis", system, parts, subtask_id=subtask.id)
 
 
 def _without_output(instance: Instance) -> Iterable[Subtask]:
@@ -290,14 +333,19 @@ def _without_output(instance: Instance) -> Iterable[Subtask]:
 
 
 @lru_cache
-def _schema(max_subtasks: int) -> Mapping[str, object]:
-    return plan.schema(max_subtasks)
+def _schema(max_subtasks: int, *, with_files: bool) -> Mapping[str, object]:
+    return plan.schema(max_subtasks, with_files=with_files)
 
 
 @lru_cache
-def _planner(max_subtasks: int, worker: str) -> str:
-    schema = json.dumps(plan.schema(max_subtasks))
-    return _PLANNER.format(max_subtasks=max_subtasks, worker=worker, data=_DATA, schema=schema)
+def _planner(max_subtasks: int, worker: str, *, with_files: bool) -> str:
+    return _PLANNER.format(
+        max_subtasks=max_subtasks,
+        worker=worker,
+        files=_PLANNED_FILES if with_files else "",
+        data=_DATA,
+        schema=json.dumps(plan.schema(max_subtasks, with_files=with_files)),
+    )
 
 
 def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
@@ -348,23 +396,3 @@ def _output(subtask: Subtask, limit: int) -> str:
         part = _block("output", cut(subtask.work.text, limit))
         return f"{title}\nThis output is incomplete, because it failed:\n{_block('error', why)}\n{part}"
     return f"{title}\nThere is no output, because it failed or was skipped:\n{_block('error', why)}"
-
-
-def fair_limit(lengths: Iterable[int], total: int) -> int:
-    """Return the greatest length to cut texts at so that all fit: short ones leave room to long ones."""
-    ascending = sorted(lengths)
-    for index, length in enumerate(ascending):
-        share = total // (len(ascending) - index)
-        if length > share:
-            return share
-        total -= length
-    return ascending[-1] if ascending else 0
-
-
-def cut(text: str, limit: int) -> str:
-    """Return at most so many characters of a text, its beginning and its end, with a mark in between."""
-    if len(text) <= limit:
-        return text
-    tail = limit // 3
-    head = limit - tail
-    return f"{text[:head]}\n[… {len(text) - limit:,} characters were cut here …]\n{text[len(text) - tail :]}"

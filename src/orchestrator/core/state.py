@@ -35,6 +35,7 @@ from orchestrator.core.instance import (
     WAITING_FOR_PAUSE,
     Failure,
     Instance,
+    Predecessor,
     State,
     Subtask,
     SubtaskState,
@@ -42,6 +43,7 @@ from orchestrator.core.instance import (
     Work,
     WorkKey,
     failure_of,
+    input_file_of,
     seconds_of,
     subtask_of,
     usage_of,
@@ -191,6 +193,10 @@ def _instance_created(draft: Instance, payload: pb_event.InstanceCreated, time_s
     draft.request_id = payload.request_id
     draft.request_digest = payload.request_digest
     draft.forked_from = payload.forked_from
+    draft.files = tuple(map(input_file_of, payload.files))
+    if payload.HasField("predecessor"):
+        before = payload.predecessor
+        draft.predecessor = Predecessor(before.id, before.prompt, before.final_result)
     draft.copied_events = payload.copied_events
     draft.create_time_s = time_s
 
@@ -451,6 +457,8 @@ def _instance_restarted(draft: Instance, payload: pb_event.InstanceRestarted, _:
         workers=draft.workers,
         labels=draft.labels,
         forked_from=draft.forked_from,
+        files=draft.files,
+        predecessor=draft.predecessor,
         request_id=draft.request_id,
         request_digest=draft.request_digest,
         create_time_s=draft.create_time_s,

@@ -23,5 +23,5 @@ def summarize(instance: Instance) -> Summary:
     """Summarise an instance as it is."""
     shown = b""
     if instance.state in RESTING:
-        shown = view.instance(instance, with_catalogue=False).SerializeToString()
+        shown = view.instance(instance, in_list=True).SerializeToString()
     return Summary(instance.state, instance.end_time_s, shown)

@@ -1,6 +1,8 @@
 """What clients see: the folded state written as the wire's resource, and each event, in a bounded size."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -10,6 +12,7 @@ from orchestrator.core import instance as core
 from orchestrator.core.wire import (
     STATUS,
     failure_message,
+    write_input_file,
     write_timestamp,
     write_usage,
 )
@@ -19,16 +22,19 @@ from orchestrator.v1.event_pb2 import Event
 MAX_TEXT_BYTES: Final = 4 * 1024
 """The longest prompt, summary or final result that VIEW_BASIC shows whole."""
 
+_MAX_PATHS_BYTES: Final = 64 * 1024
+"""How much the paths may be that all subtasks name together for VIEW_BASIC to show them."""
+
 _FIELD_BYTES: Final = 16
 """More than a message's place in another one takes, or an event's `omitted_bytes`."""
 
 
 def instance(
-    state: core.Instance, *, full: bool = False, waiting_reason: str = "", with_catalogue: bool = True
+    state: core.Instance, *, full: bool = False, waiting_reason: str = "", in_list: bool = False
 ) -> pb.Instance:
     """Return the resource, in VIEW_FULL or VIEW_BASIC; only who runs it knows what it waits for.
 
-    `with_catalogue`: whether to show the workers of a catalogue that the configuration names, too.
+    `in_list`: without the workers of a catalogue that the configuration names, and without the input files.
     """
     prompt = state.prompt if full else _truncate(state.prompt, MAX_TEXT_BYTES)
     message = pb.Instance(
@@ -36,12 +42,13 @@ def instance(
         state=state.state,
         prompt=prompt,
         prompt_is_cut=len(prompt) < len(state.prompt),
-        config=_config(state, full=full, with_catalogue=with_catalogue),
+        config=_config(state, full=full, with_catalogue=not in_list),
         summary=state.summary if full else _truncate(state.summary, MAX_TEXT_BYTES),
         error=_failure(state.error),
         last_sequence=state.last_sequence,
         labels=dict(state.labels),
         forked_from=state.forked_from,
+        continues=state.predecessor.id if state.predecessor else "",
         waiting_reason=state.pause_cause.message if state.pause_cause else waiting_reason,
     )
     if state.usage.model_calls:
@@ -58,6 +65,11 @@ def instance(
         write_timestamp(message.update_time, state.update_time_s)
     for subtask in state.subtasks.values():
         _write_subtask(message.subtasks.add(), subtask, full=full)
+    if state.files:
+        if not full:
+            _shorten_paths(message.subtasks)
+        for file in () if in_list else state.files:
+            write_input_file(message.files.add(), file, content=full)
     if state.state == core.COMPLETE and (full or _is_short(state.final_result)):
         message.final_result = state.final_result
     elif state.synthesis.text:
@@ -70,7 +82,7 @@ def instance(
 def fit(instances: Sequence[pb.Instance], max_bytes: int) -> None:
     """Clear fields of instances in VIEW_BASIC until they fit into one answer.
 
-    All lose the same fields. The rest is under 16 KiB an instance.
+    All lose the same fields. The rest is under 16 KiB an instance, as they are in a list.
     """
     if _size(instances) > max_bytes:
         for each in instances:
@@ -110,6 +122,8 @@ def _write_subtask(message: pb.Subtask, subtask: core.Subtask, *, full: bool) ->
     message.attempt = work.attempt
     message.model = work.model
     message.merges = subtask.merges
+    if subtask.files:
+        message.files.extend(subtask.files)
     if full:
         message.instructions = subtask.instructions
         message.output = subtask.output or work.text
@@ -143,7 +157,16 @@ def _config(state: core.Instance, *, full: bool, with_catalogue: bool) -> pb.Ins
     message.ClearField("instructions")
     for part in (*message.subtasks, *message.workers):
         part.ClearField("instructions")
+    if state.files:
+        _shorten_paths(message.subtasks)
     return message
+
+
+def _shorten_paths(subtasks: Sequence[pb.Subtask]) -> None:
+    """Leave out the files that subtasks name where those are too many for VIEW_BASIC."""
+    if sum(len(path.encode()) for each in subtasks for path in each.files) > _MAX_PATHS_BYTES:
+        for each in subtasks:
+            each.ClearField("files")
 
 
 def _is_short(text: str) -> bool:
@@ -191,15 +214,15 @@ def excerpt(event: Event, max_bytes: int) -> Event:
 
 
 def _texts(message: Message) -> Iterator[_Text]:
-    """Yield every text of a message and of all that it holds, but for lists and maps, which are short."""
+    """Yield every text of a message and of all that it holds, but for maps, which are short."""
     for field, value in message.ListFields():
         if field.message_type and field.message_type.GetOptions().map_entry:
             continue
         if field.message_type:
             for part in value if field.is_repeated else (value,):
                 yield from _texts(part)
-        elif field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
-            yield _text(message, field.name, value)
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            yield (_list if field.is_repeated else _text)(message, field.name, value)
 
 
 def _text(message: Message, name: str, value: str) -> _Text:
@@ -207,3 +230,14 @@ def _text(message: Message, name: str, value: str) -> _Text:
         setattr(message, name, _truncate(value, size))
 
     return _Text(len(value.encode()), truncate)
+
+
+def _list(message: Message, name: str, values: Sequence[str]) -> _Text:
+    """Take a list of texts as one, which loses whole entries from its end."""
+    sizes = [len(value.encode()) for value in values]
+
+    def truncate(size: int) -> None:
+        kept = bisect_right([*accumulate(sizes)], size)
+        del getattr(message, name)[kept:]
+
+    return _Text(sum(sizes), truncate)

@@ -5,10 +5,12 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from orchestrator.core.files import INPUT
 from orchestrator.core.instance import (
     PLANNING,
     SYNTHESIS,
     Failure,
+    InputFile,
     Subtask,
     Usage,
     WorkKey,
@@ -142,3 +144,16 @@ def write_subtask(message: pb.Subtask, subtask: Subtask) -> None:
     message.depends_on.extend(subtask.depends_on)
     message.worker = subtask.worker
     message.merges = subtask.merges
+    if subtask.files:
+        message.files.extend(subtask.files)
+
+
+def write_input_file(message: pb.File, file: InputFile, *, content: bool) -> None:
+    """Write an input file, with or without what it holds, into its place in a message."""
+    message.path = file.path
+    message.language = file.language
+    message.size_bytes = file.size_bytes
+    message.sha256 = file.sha256
+    message.source = INPUT
+    if content:
+        message.content = file.content

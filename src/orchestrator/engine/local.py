@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, Self
 
 from orchestrator.core import config as core_config
@@ -27,9 +28,12 @@ from orchestrator.errors import (
 from orchestrator.log.base import Created, Creation, Duplicate, EventLog
 from orchestrator.log.states import Loaded, StateStore
 from orchestrator.models.base import Models
+from orchestrator.offload import offload
 from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
+_MAX_WAITING_CHARACTERS: Final = 64 * 1024
+"""An instance that is given more is not kept in memory while it waits."""
 
 
 class LocalEngine:
@@ -154,7 +158,8 @@ class LocalEngine:
         ]
 
     async def _creation(self, new: NewInstance) -> Creation:
-        instance, events = new.begin(self._context.clock.now_s())
+        begin = partial(new.begin, self._context.clock.now_s())
+        instance, events = await offload(begin) if new.is_large else begin()
         return Creation(InstanceKey(new.tenant, new.id), events, await self.states.resolve(instance))
 
     async def _created_before(self, creation: Creation) -> Loaded:
@@ -175,6 +180,9 @@ class LocalEngine:
             if isinstance(outcome, Created):
                 self._waiting[outcome.ref] = creation.instance
         self._admit()
+        for creation, outcome in zip(creations, done.result(), strict=True):
+            if creation.instance.given_characters > _MAX_WAITING_CHARACTERS and outcome.ref in self._waiting:
+                self._waiting[outcome.ref] = None
 
     async def steer(
         self,

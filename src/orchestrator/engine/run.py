@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, assert_never
 
-from orchestrator.core import budget, continuation, decider, replies
+from orchestrator.core import budget, context, continuation, decider, replies
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.continuation import Part
 from orchestrator.core.events import call_started, calls_interrupted
@@ -433,8 +433,8 @@ class Run:
             profile, request, reply = await self._call_model(attempt, work)
             tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
             read = partial(replies.read, profile, self.instance, key, request.prompt, reply, request.model)
-            is_long = key == PLANNING and len(work.text) + len(reply.text) > _MAX_PARSED_HERE
-            result = await offload(read) if is_long else read()
+            is_long = len(work.text) + len(reply.text) > _MAX_PARSED_HERE or bool(self.instance.files)
+            result = await offload(read) if is_long and key == PLANNING else read()
         except ModelError as error:
             result, response_id = error, error.response_id
             tokens = error.input_tokens, error.output_tokens
@@ -448,10 +448,11 @@ class Run:
         instance, key = self.instance, attempt.work
         provider, model = self.context.callable_models[work.model]
         profile = provider.profile
+        prompt = partial(prompt_for, profile, instance, key)
         attempt_timeout = instance.config.retry.attempt_timeout
         request = ModelRequest(
             model=model,
-            prompt=prompt_for(profile, instance, key),
+            prompt=await offload(prompt) if context.is_there(instance) else prompt(),
             max_output_tokens=continuation.token_limit(instance, work),
             timeout_s=attempt_timeout.seconds + attempt_timeout.nanos / 1e9,
             is_watched=key == PLANNING or self.context.live.is_watched(self.ref),

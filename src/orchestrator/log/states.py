@@ -6,17 +6,21 @@ A state that is returned is durable, and at least as new as the log was when it 
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance
 from orchestrator.core.state import fold
 from orchestrator.core.workers import decode, encode
-from orchestrator.log.base import EventLog, Head
+from orchestrator.log.base import EventLog, Head, Page
+from orchestrator.offload import offload
 from orchestrator.v1.instance_pb2 import Worker
 
 _MAX_CHARACTERS: Final = 16 * 1024 * 1024
 """How much text the kept states may hold together."""
+_LARGE_PAGE_BYTES: Final = 512 * 1024
+"""A page that is larger is folded in a thread."""
 _BASE_CHARACTERS: Final = 4096
 """What a state counts for besides its texts."""
 
@@ -53,7 +57,8 @@ class StateStore:
         at_end = instance.last_sequence >= head.last_sequence
         while not at_end:
             page = await self._log.read(head.ref, instance.last_sequence)
-            instance = fold(page.events(), instance)
+            is_large = len(page.data) > _LARGE_PAGE_BYTES
+            instance = await offload(partial(_fold, page, instance)) if is_large else _fold(page, instance)
             at_end = page.at_end
         instance = await self.resolve(instance)
         self.keep(head.ref, instance)
@@ -102,7 +107,11 @@ class StateStore:
             self._characters -= kept[1]
 
 
+def _fold(page: Page, instance: Instance) -> Instance:
+    return fold(page.events(), instance)
+
+
 def _characters(instance: Instance) -> int:
     texts = sum(len(subtask.output) + len(subtask.instructions) for subtask in instance.subtasks.values())
     whole = len(instance.prompt) + len(instance.summary) + len(instance.final_result)
-    return _BASE_CHARACTERS + whole + texts + instance.config.ByteSize()
+    return _BASE_CHARACTERS + whole + texts + instance.given_characters + instance.config.ByteSize()

@@ -14,9 +14,10 @@ import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 
 from orchestrator.core import config, create, lifecycle, limits, view
+from orchestrator.core.create import NewInstance
 from orchestrator.core.fork import fork
 from orchestrator.core.identity import InstanceKey
-from orchestrator.core.instance import COMPLETE, TERMINAL
+from orchestrator.core.instance import COMPLETE, TERMINAL, Instance
 from orchestrator.core.origin import Origin, origin
 from orchestrator.core.wire import STATUS
 from orchestrator.engine.base import Engine
@@ -24,10 +25,11 @@ from orchestrator.engine.live import LiveText, merge_live_text
 from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
 from orchestrator.log import subscription
-from orchestrator.log.base import Deletion, EventLog, Head, ListPage, Page, Query
+from orchestrator.log.base import Creation, Deletion, EventLog, Head, ListPage, Page, Query
 from orchestrator.log.framing import encode_field, tag
 from orchestrator.log.states import Loaded
 from orchestrator.log.subscription import GlobalStep, Step
+from orchestrator.offload import offload
 from orchestrator.rpc import sse
 from orchestrator.rpc.info import MAX_BATCH_INSTANCES, MAX_PAGE_SIZE
 from orchestrator.rpc.sizes import max_response_bytes
@@ -70,6 +72,8 @@ _LARGEST_PIECE_BYTES: Final = 1024 * 1024
 """Server-Sent Events travel in pieces of at most this size, wherever they begin and end."""
 _LARGE_STATUS_BYTES: Final = 512 * 1024
 _LARGE_PAGE_BYTES: Final = 512 * 1024
+_LARGE_REQUEST_BYTES: Final = 512 * 1024
+"""What is larger is checked in a thread."""
 _FRAMING_BYTES: Final = 32
 """More than a message of a stream has besides its page's events."""
 
@@ -95,10 +99,8 @@ class OrchestratorService:
         self, request: pb.CreateInstanceRequest, context: Context
     ) -> pb.CreateInstanceResponse:
         """Record a new instance."""
-        new = create.new_instance(
-            request, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
-        )
-        created = await self._engine.create(new)
+        new = await self._new_instance(request, context)
+        created = new if isinstance(new, Loaded) else await self._engine.create(new)
         answer = pb.CreateInstanceResponse(
             id=created.ref.id, details=view.status(created.instance), instance=self._view(created)
         )
@@ -117,22 +119,44 @@ class OrchestratorService:
                 f"there are {len(request.requests)} requests: there must be 1 to {MAX_BATCH_INSTANCES}",
                 field="requests",
             )
-        batch = []
+        batch: list[NewInstance | Loaded] = []
         for number, each in enumerate(request.requests):
             with at_field(f"requests[{number}]"):
-                batch.append(
-                    create.new_instance(
-                        each, base=self._defaults, fallback_id=str(uuid.uuid4()), origin=_origin(context)
-                    )
-                )
+                batch.append(await self._new_instance(each, context))
             await asyncio.sleep(0)  # a hundred long prompts take a while: others have their turn
-        created = await self._engine.create_all(batch)
+        new = [each for each in batch if isinstance(each, NewInstance)]
+        created = iter(await self._engine.create_all(new) if new else ())
         instances = []
-        for loaded in created:
-            instances.append(self._view(loaded, with_catalogue=False))
+        for made in batch:
+            loaded = next(created) if isinstance(made, NewInstance) else made
+            instances.append(self._view(loaded, in_list=True))
             await asyncio.sleep(0)
         view.fit(instances, max_response_bytes(context))
         return pb.BatchCreateInstancesResponse(instances=instances)
+
+    async def _new_instance(
+        self, request: pb.CreateInstanceRequest, context: Context
+    ) -> NewInstance | Loaded:
+        """Validate a request for an instance, and add what it goes on from.
+
+        A repeated request that names an instance to go on from gives the first instance as it is now: the
+        other one may be gone by then.
+        """
+        read = partial(
+            create.new_instance,
+            request,
+            base=self._defaults,
+            fallback_id=str(uuid.uuid4()),
+            origin=_origin(context),
+        )
+        new = await offload(read) if request.ByteSize() > _LARGE_REQUEST_BYTES else read()
+        if not request.continues:
+            return new
+        key = InstanceKey(new.tenant, new.id)
+        if made := await self._log.check_creation(Creation(key, (), new.identity)):
+            return await self._states.load(made.ref.key)
+        finished = (await self._states.load(_key(request.continues))).instance
+        return await offload(partial(create.go_on_from, new, finished))
 
     async def ForkInstance(
         self, request: pb.ForkInstanceRequest, context: Context
@@ -165,7 +189,10 @@ class OrchestratorService:
         status = view.status(loaded.instance).SerializeToString()
         if len(status) > _LARGE_STATUS_BYTES:
             await asyncio.sleep(0)
-        instance = self._view(loaded, full=request.view == pb.VIEW_FULL).SerializeToString()
+        full = request.view == pb.VIEW_FULL
+        waiting_reason = self._engine.waiting_reason(loaded.ref)
+        show = partial(_show, loaded.instance, full=full, waiting_reason=waiting_reason)
+        instance = await offload(show) if full and loaded.instance.files else show()
         return encode_field(_STATUS_TAG, status) + encode_field(_INSTANCE_TAG, instance)
 
     async def GetResult(self, request: pb.GetResultRequest, _: Context) -> HttpBody:
@@ -254,16 +281,14 @@ class OrchestratorService:
             loaded = await self._states.at(head)
         except InstanceNotFoundError:
             return b""
-        return self._view(loaded, with_catalogue=False).SerializeToString()
+        return self._view(loaded, in_list=True).SerializeToString()
 
-    def _view(
-        self, loaded: Loaded, *, full: bool = False, with_catalogue: bool = True
-    ) -> instance_pb2.Instance:
+    def _view(self, loaded: Loaded, *, full: bool = False, in_list: bool = False) -> instance_pb2.Instance:
         return view.instance(
             loaded.instance,
             full=full,
             waiting_reason=self._engine.waiting_reason(loaded.ref),
-            with_catalogue=with_catalogue,
+            in_list=in_list,
         )
 
     async def PauseInstance(
@@ -430,6 +455,10 @@ def _sse_frames(step: Step | GlobalStep | LiveText) -> bytes:
         case subscription.End(state, last):
             return sse.end_frame(pb.StreamEnd(state=state, sequence=last))
     assert_never(step)
+
+
+def _show(instance: Instance, *, full: bool, waiting_reason: str) -> bytes:
+    return view.instance(instance, full=full, waiting_reason=waiting_reason).SerializeToString()
 
 
 def _key(instance_id: str) -> InstanceKey:

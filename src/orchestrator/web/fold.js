@@ -34,6 +34,8 @@ export function emptyInstance(id) {
     config: {},
     labels: {},
     forkedFrom: '',
+    continues: '', // the finished instance that it goes on from
+    files: [], // what it was given, without contents
     summary: '',
     isPlanned: false,
     planSequence: 0, // of the event that completed the plan
@@ -142,11 +144,12 @@ function newSubtask(subtask) {
     instructions: subtask.instructions ?? '',
     dependsOn: subtask.dependsOn ?? [],
     worker: subtask.worker ?? '',
+    files: subtask.files ?? [],
     merges: subtask.merges ?? false,
   };
 }
 
-const definitionOf = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker]);
+const definitionOf = (it) => JSON.stringify([it.title, it.instructions, it.dependsOn, it.worker, it.files ?? []]);
 
 /** Discard the plan; its completed subtasks stay reusable, except those that depend on a replaced result. */
 function discardPlan(instance) {
@@ -250,6 +253,8 @@ const EVOLVE = {
       config: payload.config ?? {},
       labels: payload.labels ?? {},
       forkedFrom: payload.forkedFrom ?? '',
+      continues: payload.predecessor?.id ?? '',
+      files: (payload.files ?? []).map(({ content, ...file }) => file), // their contents may be large
       copiedEvents: payload.copiedEvents ?? 0,
       createTime: now,
     });
@@ -359,8 +364,9 @@ const EVOLVE = {
     if (deriveState(instance) === 'STATE_WAITING') instance.state = 'STATE_WAITING';
   },
   instanceRestarted(instance, payload) {
-    const { id, prompt, labels, forkedFrom, createTime, ownUsage, copiedEvents } = instance;
-    Object.assign(instance, emptyInstance(id), { prompt, labels, forkedFrom, createTime, ownUsage, copiedEvents });
+    const { id, prompt, labels, forkedFrom, continues, files, createTime, ownUsage, copiedEvents } = instance;
+    const kept = { prompt, labels, forkedFrom, continues, files, createTime, ownUsage, copiedEvents };
+    Object.assign(instance, emptyInstance(id), kept);
     Object.assign(instance, { state: 'STATE_QUEUED', config: payload.config ?? {} });
   },
   instanceCompleted(instance) {

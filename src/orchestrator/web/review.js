@@ -7,7 +7,7 @@ import { html, useState } from './ui.js';
 
 const TITLE_LINE_LENGTH = 60; // characters, for browsers without field-sizing
 
-const draftOf = ({ id, title, instructions, dependsOn, worker }) => ({ id, title, instructions, dependsOn, worker });
+const draftOf = ({ id, title, instructions, dependsOn, worker, files }) => ({ id, title, instructions, dependsOn, worker, files });
 
 /**
  * Return the review of the current plan, {planSequence, plan}, from the one that `watch.review` retained, if any. A review
@@ -66,7 +66,7 @@ export function Review({ watch, onSteered }) {
   function addSubtask() {
     let number = draft.length + 1;
     while (draft.some((each) => each.id === `t${number}`)) number += 1;
-    changeDraft([...draft, { id: `t${number}`, title: '', instructions: '', dependsOn: [], worker: '' }]);
+    changeDraft([...draft, { id: `t${number}`, title: '', instructions: '', dependsOn: [], worker: '', files: [] }]);
   }
 
   async function decide(fields) {
