@@ -157,7 +157,8 @@ def _open_fence(text: str) -> str:
     for found in _FENCE.finditer(text):
         mark, info = found[1], found[2].strip()
         if not fence:
-            fence = mark if mark[0] == "~" or "`" not in info else ""
+            is_whole = found.end() < len(text)  # else the line that opens it is still being written
+            fence = mark if is_whole and (mark[0] == "~" or "`" not in info) else ""
         elif mark[0] == fence[0] and len(mark) >= len(fence) and not info:
             fence = ""
     return fence
