@@ -75,6 +75,7 @@ format: .venv/installed ## Format the code
 .PHONY: bench
 bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to insert, retention, HTTP transports, model calls
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/files.py
 	$(BIN)/python benchmarks/followers.py
 	$(BIN)/python benchmarks/inserts.py
 	$(BIN)/python benchmarks/retention.py

@@ -20,8 +20,13 @@ Json = dict[str, Any]
 SERVICE: Final = "orchestrator.v1.Orchestrator"
 BODY: Final = "google.api.HttpBody"
 """What an RPC gives whose answer is no JSON: a stream is of Server-Sent Events."""
-MEDIA_TYPES: Final = {"GetResult": "text/markdown; charset=utf-8"}
+MEDIA_TYPES: Final = {
+    "GetResult": "text/markdown; charset=utf-8",
+    "GetFile": "text/*",
+    "GetArchive": "application/zip",
+}
 """What the body of the others is."""
+TEXT: Final = {"type": "string"}
 EVENT: Final = "orchestrator.v1.Event"
 """What the data of most of them is; without the fields that have their default."""
 OTHER_EVENTS: Final = {"delta": "orchestrator.v1.OutputDelta", "end": "orchestrator.v1.StreamEnd"}
@@ -53,6 +58,8 @@ ALWAYS: Final = {
     503: ("The service cannot be reached, drains, or its storage is read-only: try again.", False),
     504: ("The service took too long.", False),
 }
+_WHOLE_PATH: Final = re.compile(r"{(\w+)=\*\*}")
+"""A parameter that holds what is left of a path; OpenAPI writes it as any other."""
 _ERRORS: Final = re.compile(rf"\b({'|'.join(STATUSES)}): ([A-Z_]+(?:, [A-Z_]+)*)")
 
 _SIMPLE: Final[Mapping[int, Json]] = {
@@ -143,10 +150,10 @@ class _Description:
 
     def _operation(self, method: MethodDescriptor, rule: Any, suffix: str) -> tuple[str, str, Json]:
         verb = rule.WhichOneof("pattern")
-        path: str = getattr(rule, verb)
+        path = _WHOLE_PATH.sub(r"{\1}", getattr(rule, verb))
         comment = _paragraphs(self._comments[method.full_name])
         in_path = set(re.findall(r"{(\w+)}", path))
-        path_fields = {name for other in self._rules(method) for name in re.findall(r"{(\w+)}", str(other))}
+        path_fields = {name for other in self._rules(method) for name in re.findall(r"{(\w+)", str(other))}
         parameters, fields = [], method.input_type.fields
         for field in fields:
             if field.name in in_path:
@@ -195,10 +202,10 @@ class _Description:
             }
             answers["204"] = {"description": "All of a finished instance's events have been read."}
         elif method.output_type.full_name == BODY:
-            said = comment.partition("\n")[0]
+            said, media = comment.partition("\n")[0], MEDIA_TYPES[method.name]
             answers["200"] = {
                 "description": said,
-                "content": {MEDIA_TYPES[method.name]: {"schema": {"type": "string"}}},
+                "content": {media: {"schema": TEXT if media.startswith("text/") else {}}},
             }
         else:
             said = _paragraphs(self._comments[method.output_type.full_name])

@@ -8,6 +8,7 @@ OrchestratorError
 ├── RequestError                  one RPC is refused; `reason` is the wire's
 │   ├── InvalidArgumentError      PROMPT_EMPTY, CONFIG_INVALID, PLAN_INVALID, …
 │   ├── InstanceNotFoundError     INSTANCE_NOT_FOUND
+│   ├── ResultFileNotFoundError   FILE_NOT_FOUND
 │   ├── AlreadyExistsError        INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED
 │   ├── StateForbidsError         STATE_FORBIDS
 │   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
@@ -20,6 +21,10 @@ OrchestratorError
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
+
+_MAX_NAMED_CHARACTERS: Final = 1000
+"""So much of a path, and of a list of them, is part of a message."""
 
 
 class OrchestratorError(Exception):
@@ -77,6 +82,26 @@ class InstanceNotFoundError(RequestError):
 
     def __init__(self, instance_id: str) -> None:
         super().__init__("INSTANCE_NOT_FOUND", f"no instance {instance_id!r}", metadata={"id": instance_id})
+
+
+class ResultFileNotFoundError(RequestError):
+    """The instance has no such file; `paths` are those that it has."""
+
+    def __init__(self, instance_id: str, path: str, paths: Sequence[str]) -> None:
+        named, length = [], 0
+        for each in paths:
+            length += len(each)
+            if length > _MAX_NAMED_CHARACTERS:
+                named.append(f"… ({len(paths)} in all, see ListFiles)")
+                break
+            named.append(each)
+        there = f"there are {', '.join(named)}" if named else "it has none"
+        super().__init__(
+            "FILE_NOT_FOUND",
+            f"instance {instance_id!r} has no file {path[:_MAX_NAMED_CHARACTERS]!r}: {there}",
+            field="path",
+            metadata={"id": instance_id, "path": path[:_MAX_NAMED_CHARACTERS]},
+        )
 
 
 class AlreadyExistsError(RequestError):

@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SMALL = {
     "engine.py": ("--instances 5 --repeats 1 --alone 5", 8, "one instance alone"),
+    "files.py": ("0.01", 30, "markdown-it-py"),
     "followers.py": ("--instances 20 --followers 0 2 --seconds 0.1", 30, "the oldest id"),
     "inserts.py": ("--seconds 0.05", 6, "json_each"),
     "retention.py": ("--instances 20 --rate 50 --seconds 0.2 --repeats 1", 11, "beside a sweep"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.files import File, find_files, path_fault, result_files
-from orchestrator.core.instance import Instance, Subtask
+from orchestrator.core.instance import InputFile, Instance, Subtask
 
 PATHS = (
     "a.py",
@@ -336,3 +336,25 @@ def test_a_merge_is_no_files_source() -> None:
 
 def test_an_instance_without_files_has_none() -> None:
     assert result_files(_instance("Some text.")) == []
+
+
+def _given(path: str, content: str) -> InputFile:
+    return InputFile(path, content, "", len(content), "")
+
+
+def test_a_results_files_take_the_places_of_those_it_was_given() -> None:
+    result = "```py b.py\nnew\n```\n```py c.py\nsame\n```\n```py d.py\nadded\n```\n"
+    instance = _instance(result, t1="b.py\n```\nnew\n```")
+    instance.files = (_given("c.py", "same\n"), _given("b.py", "old\n"), _given("a.py", "untouched"))
+    found = [(file.path, file.content, file.source) for file in result_files(instance)]
+    assert found == [
+        ("a.py", "untouched", "input"),
+        ("b.py", "new\n", "t1"),
+        ("c.py", "same\n", "input"),
+        ("d.py", "added\n", "result"),
+    ]
+
+
+def test_a_file_that_is_the_folder_of_another_is_left_out() -> None:
+    instance = _instance("```py a.py/x/b.py\n1\n```\n```py a.py\n2\n```\n```py a.pyx\n3\n```\n")
+    assert [file.path for file in result_files(instance)] == ["a.py/x/b.py", "a.pyx"]

@@ -91,7 +91,7 @@ def test_limits_are_expressed_in_json_schema(description: dict[str, Any]) -> Non
     for path in description["paths"].values():
         for operation in path.values():
             for parameter in operation["parameters"]:
-                if parameter["in"] == "path" and "Events" not in operation["operationId"]:
+                if parameter["name"] == "id" and "Events" not in operation["operationId"]:
                     assert parameter["schema"]["pattern"] == plan.ID.pattern
 
 
@@ -126,6 +126,15 @@ def test_streams_are_described_by_event(description: dict[str, Any]) -> None:
         assert "Last-Event-ID" in [parameter["name"] for parameter in operation["parameters"]]
         event = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]["properties"]
         assert {"instance_created", "instance_terminated", "delta", "end"} <= set(event["event"]["enum"])
+
+
+def test_files_are_described_by_their_media_types(description: dict[str, Any]) -> None:
+    file = description["paths"]["/{id}/files/{path}"]["get"]
+    assert [parameter["name"] for parameter in file["parameters"]] == ["id", "path"]
+    assert "FILE_NOT_FOUND" in file["responses"]["404"]["description"]
+    assert list(file["responses"]["200"]["content"]) == ["text/*"]
+    archive = description["paths"]["/{id}/archive"]["get"]
+    assert list(archive["responses"]["200"]["content"]) == ["application/zip"]
 
 
 def test_a_failure_is_described_with_the_reasons_of_its_rpc(description: dict[str, Any]) -> None:

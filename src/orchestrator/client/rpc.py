@@ -127,6 +127,29 @@ class Client:
             )
         return bytes(body.data).decode()
 
+    async def list_files(self, instance_id: str) -> orchestrator_pb2.ListFilesResponse:
+        """List the result's files without their contents; FAILED_PRECONDITION until there is a result."""
+        with mapping_errors():
+            return await self._stub.ListFiles(
+                orchestrator_pb2.ListFilesRequest(id=instance_id), timeout=self._timeout_s
+            )
+
+    async def get_file(self, instance_id: str, path: str) -> str:
+        """Give one file of the result; NOT_FOUND where it has none at that path."""
+        with mapping_errors():
+            body = await self._stub.GetFile(
+                orchestrator_pb2.GetFileRequest(id=instance_id, path=path), timeout=self._timeout_s
+            )
+        return bytes(body.data).decode()
+
+    async def get_archive(self, instance_id: str) -> bytes:
+        """Give all files of the result as a zip."""
+        with mapping_errors():
+            body = await self._stub.GetArchive(
+                orchestrator_pb2.GetArchiveRequest(id=instance_id), timeout=self._timeout_s
+            )
+        return bytes(body.data)
+
     async def list(
         self,
         *,

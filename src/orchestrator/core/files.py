@@ -5,11 +5,12 @@ A file is a fenced code block with a name: in its info string, or in the line th
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from orchestrator.core import languages, markdown
 from orchestrator.core.instance import Instance
+from orchestrator.v1 import instance_pb2 as pb
 
 MAX_PATH_BYTES: Final = 1024
 MAX_SEGMENT_BYTES: Final = 255
@@ -91,12 +92,26 @@ def path_fault(path: str) -> str | None:
     return None
 
 
+def write_file(message: pb.File, file: File) -> None:
+    """Write what there is to say of a file, but for its content, into its place in a message."""
+    message.path = file.path
+    message.language = file.language
+    message.size_bytes = file.size_bytes
+    message.sha256 = file.sha256
+    message.source = file.source
+
+
+def input_files(instance: Instance) -> Sequence[File]:
+    """Return the files that an instance was given."""
+    return [File(file.path, file.content, file.language, INPUT) for file in instance.files]
+
+
 def result_files(instance: Instance) -> Sequence[File]:
-    """Return the input files with those of the result in their places, and its others, sorted by path."""
-    files = {
-        file.path: File(file.path, file.content, file.language, INPUT)
-        for file in getattr(instance, "files", ())
-    }
+    """Return the input files with those of the result in their places, and its others, sorted by path.
+
+    A file whose path is another one's folder is left out: no tree can hold both.
+    """
+    files = {file.path: file for file in input_files(instance)}
     found = {
         path: file
         for path, file in find_files(instance.final_result).items()
@@ -108,7 +123,19 @@ def result_files(instance: Instance) -> Sequence[File]:
             path: file._replace(source=sources.get((path, file.content), RESULT))
             for path, file in found.items()
         }
-    return [files[path] for path in sorted(files)]
+    folders = _folders(files)
+    return [files[path] for path in sorted(files) if path not in folders]
+
+
+def _folders(paths: Iterable[str]) -> Collection[str]:
+    """Return the folders that the files at these paths are in."""
+    folders: set[str] = set()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return folders
 
 
 def _sources(instance: Instance) -> Mapping[tuple[str, str], str]:

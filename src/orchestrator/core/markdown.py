@@ -16,6 +16,7 @@ _MAX_DEPTH: Final = 32
 _CODE_INDENT: Final = 4
 """What is indented so far is code or text, and never a fence or a marker."""
 _LEAST_FENCE: Final = 3
+_STEP_CHARACTERS: Final = 64 * 1024
 _WHITE_SPACE: Final = (" ", "\t")
 _FENCE: Final = re.compile(r"(`{3,})([^`]*)$|(~{3,})(.*)$")
 _ITEM: Final = re.compile(r"(?:[-+*]|\d{1,9}[.)])(?=\s|$)")
@@ -49,9 +50,7 @@ def blocks(text: str, nests: Callable[[str, str], bool] = lambda _info, _heading
     without an end, it ends as in CommonMark. Lines end with LF or CRLF; where the opening fence's does with
     CRLF, that is the text's way, and the content's lines end with LF.
     """
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
+    lines = _lines(text)
     containers: list[int] = []
     heading, is_adjacent, may_nest, number = "", False, True, 0
     while number < len(lines):
@@ -76,6 +75,19 @@ def blocks(text: str, nests: Callable[[str, str], bool] = lambda _info, _heading
         # A block in a quote ends where the quote does, and the line there is none of the block's.
         number = end + (end < len(lines) and _inside(lines[end], containers) is not None)
         heading, is_adjacent = "", False
+
+
+def _lines(text: str) -> Sequence[str]:
+    """Split a text into its lines, in steps after which other threads have their turn."""
+    lines: list[str] = []
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _STEP_CHARACTERS) + 1 or len(text)
+        lines += text[start:end].split("\n")
+        if not lines[-1]:
+            lines.pop()
+        start = end
+    return lines
 
 
 def _enter(line: str, containers: list[int]) -> str:

@@ -17,7 +17,8 @@ from orchestrator.addresses import free_port
 from orchestrator.errors import InvalidArgumentError, RequestError, SettingsError
 from orchestrator.log.base import CommitNotifier
 from orchestrator.rpc import sizes, status
-from orchestrator.rpc.service import Context, OrchestratorService
+from orchestrator.rpc.requests import Context
+from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import PREFIX
 from orchestrator.v1 import orchestrator_pb2 as pb
 

@@ -7,23 +7,20 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar, assert_never
+from typing import Final, TypeVar, assert_never
 from zlib import crc32
 
-import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 
 from orchestrator.core import config, create, lifecycle, limits, view
 from orchestrator.core.create import NewInstance
 from orchestrator.core.fork import fork
 from orchestrator.core.identity import InstanceKey
-from orchestrator.core.instance import COMPLETE, TERMINAL, Instance
-from orchestrator.core.origin import Origin, origin
-from orchestrator.core.wire import STATUS
+from orchestrator.core.instance import TERMINAL, Instance
 from orchestrator.engine.base import Engine
 from orchestrator.engine.live import LiveText, merge_live_text
 from orchestrator.engine.steering import Action
-from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, StateForbidsError, at_field
+from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
 from orchestrator.log import subscription
 from orchestrator.log.base import Creation, Deletion, EventLog, Head, ListPage, Page, Query
 from orchestrator.log.framing import encode_field, tag
@@ -31,7 +28,9 @@ from orchestrator.log.states import Loaded
 from orchestrator.log.subscription import GlobalStep, Step
 from orchestrator.offload import offload
 from orchestrator.rpc import sse
+from orchestrator.rpc.files import FileMethods
 from orchestrator.rpc.info import MAX_BATCH_INSTANCES, MAX_PAGE_SIZE
+from orchestrator.rpc.requests import Context, header_of, key_of, origin_of
 from orchestrator.rpc.sizes import max_response_bytes
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -46,7 +45,6 @@ SteeringRequest = (
     | pb.ReviewPlanRequest
 )
 ChangingRequest = pb.RetryInstanceRequest | pb.RestartInstanceRequest | pb.ForkInstanceRequest
-Context = grpc.aio.ServicerContext[Any, Any]
 
 HEARTBEAT_S: Final = 10.0
 """A quiet stream says something this often; clients may rely on 15 s."""
@@ -59,9 +57,6 @@ _DEFAULT_PAGE: Final = 50
 _MAX_EMPTY_READS: Final = 64
 """How many reads of a list in a row may find nothing before the client is answered with an empty page."""
 _END_OF_KEYS: Final = 2**63  # what fits SQLite's integers
-_MARKDOWN: Final = "text/markdown; charset=utf-8"
-_REQUEST_ID: Final = "x-request-id"
-_TRACE_PARENT: Final = "traceparent"
 _LAST_POSITION: Final = "last-position"
 """The initial metadata with the position to follow a page's instances from."""
 _LARGEST_PAGE_BYTES: Final = 2 * 1024 * 1024
@@ -78,7 +73,7 @@ _FRAMING_BYTES: Final = 32
 """More than a message of a stream has besides its page's events."""
 
 
-class OrchestratorService:
+class OrchestratorService(FileMethods):
     """One method for each RPC; `rpc.server` binds them by name. Every error is a RequestError."""
 
     def __init__(
@@ -90,8 +85,8 @@ class OrchestratorService:
     ) -> None:
         self.info = info or pb.GetServiceInfoResponse()
         """What GetServiceInfo answers; the addresses are set once they are bound."""
+        super().__init__(engine.states)
         self._engine = engine
-        self._states = engine.states
         self._log = log
         self._defaults = defaults
 
@@ -147,7 +142,7 @@ class OrchestratorService:
             request,
             base=self._defaults,
             fallback_id=str(uuid.uuid4()),
-            origin=_origin(context),
+            origin=origin_of(context),
         )
         new = await offload(read) if request.ByteSize() > _LARGE_REQUEST_BYTES else read()
         if not request.continues:
@@ -155,7 +150,7 @@ class OrchestratorService:
         key = InstanceKey(new.tenant, new.id)
         if made := await self._log.check_creation(Creation(key, (), new.identity)):
             return await self._states.load(made.ref.key)
-        finished = (await self._states.load(_key(request.continues))).instance
+        finished = (await self._states.load(key_of(request.continues))).instance
         return await offload(partial(create.go_on_from, new, finished))
 
     async def ForkInstance(
@@ -165,17 +160,17 @@ class OrchestratorService:
         create.check_id(request.id)
         if request.new_id:
             create.check_id(request.new_id, "new_id")
-        source = (await self._states.load(_key(request.id))).instance
+        source = (await self._states.load(key_of(request.id))).instance
         new_id = request.new_id or str(uuid.uuid4())
         forked = fork(source, request.stage, self._changes(request), new_id=new_id)
-        new = replace(forked, origin=_origin(context))
+        new = replace(forked, origin=origin_of(context))
         return pb.ForkInstanceResponse(instance=self._view(await self._engine.create(new)))
 
     async def DeleteInstance(
         self, request: pb.DeleteInstanceRequest, _: Context
     ) -> pb.DeleteInstanceResponse:
         """Remove a finished instance."""
-        ref = (await self._log.head(_key(request.id))).ref
+        ref = (await self._log.head(key_of(request.id))).ref
         await self._log.delete(ref)
         self._states.forget(ref)
         return pb.DeleteInstanceResponse()
@@ -185,7 +180,7 @@ class OrchestratorService:
 
         The answer is a serialised GetInstanceResponse: of an instance with large texts, each half by itself.
         """
-        loaded = await self._states.load(_key(request.id))
+        loaded = await self._states.load(key_of(request.id))
         status = view.status(loaded.instance).SerializeToString()
         if len(status) > _LARGE_STATUS_BYTES:
             await asyncio.sleep(0)
@@ -194,15 +189,6 @@ class OrchestratorService:
         show = partial(_show, loaded.instance, full=full, waiting_reason=waiting_reason)
         instance = await offload(show) if full and loaded.instance.files else show()
         return encode_field(_STATUS_TAG, status) + encode_field(_INSTANCE_TAG, instance)
-
-    async def GetResult(self, request: pb.GetResultRequest, _: Context) -> HttpBody:
-        """Answer with the final result alone."""
-        instance = (await self._states.load(_key(request.id))).instance
-        if instance.state != COMPLETE:
-            raise StateForbidsError(
-                request.id, state=STATUS[instance.state], action="give its result", why=": there is none yet"
-            )
-        return HttpBody(content_type=_MARKDOWN, data=instance.final_result.encode())
 
     async def GetServiceInfo(
         self, _request: pb.GetServiceInfoRequest, _: Context
@@ -219,7 +205,7 @@ class OrchestratorService:
                 raise InvalidArgumentError(
                     "CONFIG_INVALID", f"timeout is {timeout_s:g} s: it cannot be negative", field="timeout"
                 )
-        key = _key(request.id)
+        key = key_of(request.id)
         timeout_s = min(timeout_s, _LONGEST_WAIT_S)
         loaded = await subscription.wait_for_end(self._log, self._states, key, timeout_s)
         return pb.WaitInstanceResponse(status=view.status(loaded.instance), instance=self._view(loaded))
@@ -340,13 +326,13 @@ class OrchestratorService:
         self, request: SteeringRequest, action: Action, context: Context
     ) -> instance_pb2.Instance:
         expected = request.expected_sequence if request.HasField("expected_sequence") else None
-        return self._view(await self._engine.steer(_key(request.id), action, _origin(context), expected))
+        return self._view(await self._engine.steer(key_of(request.id), action, origin_of(context), expected))
 
     async def StreamEvents(
         self, request: pb.StreamEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamEventsResponse | bytes]:
         """Replay, then follow."""
-        head = await self._log.head(_key(request.id))
+        head = await self._log.head(key_of(request.id))
         max_page_bytes = max_response_bytes(context) - _FRAMING_BYTES
         live = request.follow or not request.HasField("follow")
         steps = self._follow(head, request.after_sequence, live=live, texts=request.include_deltas)
@@ -411,11 +397,11 @@ class OrchestratorService:
         self, request: pb.StreamServerSentEventsRequest, context: Context
     ) -> AsyncIterator[HttpBody]:
         """Replay, then follow, for browsers and curl."""
-        last_event_id = sse.parse_last_event_id(_header(context, sse.LAST_EVENT_ID))
+        last_event_id = sse.parse_last_event_id(header_of(context, sse.LAST_EVENT_ID))
         after = request.after_sequence if last_event_id is None else last_event_id
         steps: AsyncIterator[Step | GlobalStep | LiveText]
         if request.id:
-            head = await self._log.head(_key(request.id))
+            head = await self._log.head(key_of(request.id))
             if head.state in TERMINAL and after == head.last_sequence:
                 await context.send_initial_metadata((sse.NO_CONTENT,))
                 return
@@ -459,23 +445,6 @@ def _sse_frames(step: Step | GlobalStep | LiveText) -> bytes:
 
 def _show(instance: Instance, *, full: bool, waiting_reason: str) -> bytes:
     return view.instance(instance, full=full, waiting_reason=waiting_reason).SerializeToString()
-
-
-def _key(instance_id: str) -> InstanceKey:
-    """Make a key of an id, in this one place; raise InvalidArgumentError (ID_INVALID)."""
-    create.check_id(instance_id)
-    return InstanceKey("", instance_id)
-
-
-def _origin(context: Context) -> Origin:
-    return origin(request_id=_header(context, _REQUEST_ID), trace_parent=_header(context, _TRACE_PARENT))
-
-
-def _header(context: Context, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name:
-            return value if isinstance(value, str) else value.decode(errors="replace")
-    return ""
 
 
 _STATUS_TAG: Final = tag(pb.GetInstanceResponse, "status")

@@ -1,5 +1,6 @@
 """How large an answer or a stream's message may be: as large as its client takes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc.aio
@@ -38,12 +39,19 @@ def check_size(data: bytes, max_bytes: int, method: str) -> bytes:
     """Give the method's answer back, or raise ResponseTooLargeError: its client takes so many bytes."""
     if len(data) <= max_bytes:
         return data
-    remedies = [] if method == "GetResult" else [_IN_PIECES]
+    remedies = [*_IN_PIECES.get(method, [_IN_OTHER_PIECES])]
     remedies += _AT_ONCE if max_bytes < LIMIT_BYTES else []
     raise ResponseTooLargeError(len(data), max_bytes, remedies or ["more cannot be sent"])
 
 
-_IN_PIECES: Final = "read the result with GetResult and each output with StreamEvents"
+_IN_PIECES: Final[Mapping[str, Sequence[str]]] = {
+    "GetResult": (),
+    "GetFile": (),
+    "GetArchive": ("read each file with GetFile",),
+    "ListFiles": ("read all files with GetArchive",),
+}
+"""What gives the same in smaller answers, by the method."""
+_IN_OTHER_PIECES: Final = "read the result with GetResult and each output with StreamEvents"
 _AT_ONCE: Final = (
     "ask over REST",
     f"send the metadata {MAX_RESPONSE_BYTES} with as many as the client takes, up to {LIMIT_BYTES}",

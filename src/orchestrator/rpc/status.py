@@ -16,6 +16,7 @@ DOMAIN: Final = "orchestrator"
 _CODES: Final = {
     errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InstanceNotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.ResultFileNotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.StateForbidsError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SequenceOutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
