@@ -487,10 +487,60 @@ async def test_labels_that_contain_id_are_not_a_parameter_named_id(client: httpx
     assert (await client.get("/?labels=id%3Db&labels=x=id")).status_code == 200
 
 
-async def test_an_invalid_deadline_is_rejected(client: httpx.AsyncClient) -> None:
-    for wrong in ("soon", "1", "1y", "-1S", ""):
-        error = assert_error(await client.get("/a", headers={"grpc-timeout": wrong}), 400, 3)
-        assert "grpc-timeout" in error["message"]
+RETRIES = {"x-envoy-retry-on": "5xx,reset,gateway-error,retriable-4xx", "x-envoy-max-retries": "60"}
+"""With these a client had one request tried 61 times."""
+COMMANDS: list[dict[str, str]] = [
+    RETRIES,
+    {**RETRIES, "x-envoy-upstream-rq-per-try-timeout-ms": "20"},
+    {**RETRIES, "x-envoy-upstream-rq-per-try-timeout-ms": "20", "x-envoy-hedge-on-per-try-timeout": "true"},
+    {"x-envoy-retry-grpc-on": "unavailable,cancelled,internal,deadline-exceeded", "x-envoy-max-retries": "9"},
+    {**RETRIES, "x-envoy-retry-on": "retriable-status-codes", "x-envoy-retriable-status-codes": "200,503"},
+    {**RETRIES, "x-envoy-retry-on": "retriable-headers", "x-envoy-retriable-header-names": "date"},
+    {**RETRIES, "x-envoy-internal": "true", "x-forwarded-for": "127.0.0.1, 10.0.0.1"},
+    {"X-Envoy-Upstream-Rq-Timeout-Ms": "20"},
+    {"x-envoy-upstream-rq-timeout-ms": "20", "x-envoy-upstream-rq-timeout-alt-response": "1"},
+    {"x-envoy-upstream-stream-duration-ms": "20"},
+    {"x-envoy-expected-rq-timeout-ms": "20", "x-envoy-is-timeout-retry": "true"},
+    {"x-envoy-original-path": "/a:terminate", "x-envoy-original-host": "evil.example"},
+    {"x-envoy-attempt-count": "7", "x-envoy-decorator-operation": "x", "x-envoy-force-trace": "true"},
+    {"x-envoy-overloaded": "true", "x-envoy-immediate-health-check-fail": "true"},
+    *(
+        {"grpc-timeout": value}
+        for value in ("0S", "1n", "1m", "20m", "99999999H", "999999999S", "-1S", "soon", "1", "")
+    ),
+    {"grpc-encoding": "gzip"},
+    {"grpc-encoding": "nonsense"},
+    {"grpc-accept-encoding": "gzip,deflate"},
+    {"grpc-status": "14", "grpc-message": "x", "grpc-previous-rpc-attempts": "3"},
+    {"x-forwarded-proto": "https", "x-forwarded-host": "evil.example", "x-forwarded-port": "1"},
+    {"x-forwarded-client-cert": "Hash=1;Subject=admin", "forwarded": "for=1.2.3.4;host=evil.example"},
+    *({"te": value} for value in ("trailers", "gzip", "trailers, deflate;q=0.5", "")),
+    *(
+        {"upgrade": value, "connection": "upgrade"}
+        for value in ("websocket", "h2c", "connect-udp", "TLS/1.3", "")
+    ),
+    {"upgrade": "h2c", "connection": "Upgrade, HTTP2-Settings", "http2-settings": "AAMAAABkAAQAAP__"},
+    {"expect": "100-continue"},
+]
+
+
+@pytest.mark.parametrize("commands", COMMANDS, ids=str)
+async def test_no_header_decides_how_a_request_is_retried_timed_out_or_routed(
+    client: httpx.AsyncClient, service: StubService, commands: dict[str, str]
+) -> None:
+    for instance_id, status in (("a", 200), (stub_service.LATE, 200), (stub_service.FAILING, 503)):
+        before = len(service.created)
+        response = await client.post("/", json={"prompt": "x", "id": instance_id}, headers=commands)
+        assert response.status_code == status, response.text
+        assert_nothing_leaks(response)
+        if status == 200:
+            assert response.json()["id"] == instance_id
+        else:
+            assert assert_error(response, 503, 14)["message"] == "it stops"
+        assert len(service.created) - before == 1
+    said = {name for name in commands if name.lower() not in {"connection", "expect", "upgrade", "te"}}
+    told = {name: service.metadata[name] for name in said & service.metadata.keys()}
+    assert not told.items() & commands.items(), "the service is not told either"
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -606,11 +656,6 @@ async def test_a_request_that_arrives_too_slowly_is_408(monkeypatch: pytest.Monk
     async with impatient(monkeypatch, "request_timeout") as address:
         head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
         assert await answered(address, head) == (408, 4)
-
-
-async def test_a_clients_deadline_reaches_the_service(client: httpx.AsyncClient) -> None:
-    response = await client.get(f"/{stub_service.SLOW}", headers={"grpc-timeout": "100m"})
-    assert_error(response, 504, 4)
 
 
 # Streams

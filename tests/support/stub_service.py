@@ -27,6 +27,11 @@ FLOOD = "flood"
 """An instance whose stream never runs dry."""
 SLOW = "slow"
 """An instance whose GetInstance never answers."""
+FAILING = "failing"
+"""An instance that cannot be created: UNAVAILABLE, as of a service that stops."""
+LATE = "late"
+"""An instance that is created LATE_S after it was asked for."""
+LATE_S = 0.3
 LARGE = "large"
 """An instance with a final result of 8 MiB."""
 
@@ -60,6 +65,10 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
         if not request.prompt:
             await _reject_empty_prompt(context)
         self.created.append(request)
+        if request.id == FAILING:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "it stops")
+        if request.id == LATE:
+            await asyncio.sleep(LATE_S)
         instance = instance_pb2.Instance(
             id=request.id or "made", state=instance_pb2.STATE_QUEUED, labels=request.labels
         )
