@@ -13,7 +13,10 @@ OrchestratorError
 │   ├── StateForbidsError         STATE_FORBIDS
 │   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
 │   ├── QueueFullError            QUEUE_FULL
+│   ├── QuotaExceededError        QUOTA_EXCEEDED
 │   ├── ResponseTooLargeError     RESPONSE_TOO_LARGE
+│   ├── UnauthenticatedError      TOKEN_MISSING, TOKEN_INVALID
+│   ├── RoleForbidsError          ROLE_FORBIDS
 │   └── UnavailableError          SHUTTING_DOWN, STORAGE_READ_ONLY, COMMIT_UNKNOWN
 └── ModelError                    one model call failed; becomes a *Failed event
     └── AddressError              and all others will, until the endpoint's address is corrected
@@ -153,6 +156,33 @@ class QueueFullError(RequestError):
             f"{waiting} instances wait for their turn: try again later, or raise "
             "ORCHESTRATOR_MAX_QUEUED_INSTANCES",
             retry_after_s=10.0,
+        )
+
+
+class QuotaExceededError(RequestError):
+    """A tenant has used up what it may use for now."""
+
+    def __init__(self, tenant: str, message: str, quota: str, *, retry_after_s: float) -> None:
+        super().__init__(
+            "QUOTA_EXCEEDED",
+            message,
+            metadata={"tenant": tenant, "quota": quota},
+            retry_after_s=retry_after_s,
+        )
+
+
+class UnauthenticatedError(RequestError):
+    """There are no credentials, or they are not valid."""
+
+
+class RoleForbidsError(RequestError):
+    """The caller's role does not allow the RPC."""
+
+    def __init__(self, role: str, method: str, needed: str) -> None:
+        super().__init__(
+            "ROLE_FORBIDS",
+            f"the role {role} does not allow {method}: {needed}",
+            metadata={"role": role, "method": method},
         )
 
 

@@ -112,7 +112,7 @@ class Settings:
         for name in ("grpc_address", "rest_address"):
             setting, address = self.name_of(name), getattr(self, name)
             host, _ = split_address(address, setting)
-            if not _is_loopback(host):
+            if not is_loopback(host):
                 raise SettingsError(
                     f"{setting} is {address!r}: this version has no authentication and listens on loopback "
                     "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
@@ -273,7 +273,8 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     return f"did you mean {short[near[0]]}?" if near else f"known are {', '.join(known)}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name or address is this machine's own."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -22,6 +22,9 @@ _CODES: Final = {
     errors.SequenceOutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
     errors.SequenceMismatchError: grpc.StatusCode.ABORTED,
     errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.RoleForbidsError: grpc.StatusCode.PERMISSION_DENIED,
     errors.ResponseTooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }

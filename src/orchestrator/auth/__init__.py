@@ -1,0 +1,1 @@
+"""Who calls: credentials become a Caller, with a tenant and a role."""
