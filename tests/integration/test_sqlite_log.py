@@ -309,10 +309,10 @@ async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     before = len(history.events)
     history.started("t1")
     history.events[-1].subtask_started.model = "x" * 100_000
-    history = History("b", instructions="y" * 30_000)
+    wanted = History("b", instructions="y" * 30_000)
     results = await asyncio.gather(
         log.append(append(history, ref, before)._replace(waits_for_storage=True)),
-        log.create([creation(history)]),
+        log.create([creation(wanted)]),
         return_exceptions=True,
     )
     assert results[0] is None
@@ -320,7 +320,7 @@ async def test_a_full_disk_rejects_creations_keeps_results_and_recovers(
     assert results[1].reason == "STORAGE_READ_ONLY"
     assert "free disk space" in str(results[1])
     assert (await load(log, "a")).last_sequence == history.instance.last_sequence
-    await create(log, history)
+    await create(log, wanted)
     assert list((await log.read_all(0)).events.ordinals) == list(range(1, len(history.events) + 2))
 
 
