@@ -27,7 +27,7 @@ from unittest.mock import AsyncMock
 from retention import CONFIG, fill
 
 from orchestrator.core import config, decider, plan_text
-from orchestrator.core.create import NewInstance
+from orchestrator.core.create import NewInstance, new_instance
 from orchestrator.core.events import failed, started
 from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import (
@@ -325,6 +325,38 @@ async def measure_reads(path: Path, characters: int, instances: int, events: int
     await log.aclose()
 
 
+async def measure_files(path: Path, characters: int) -> None:
+    """Measure what is done with the most files that a request may bring, from the request to the prompts."""
+    log = await SqliteEventLog.open(path)
+    states = StateStore(log)
+    engine = AsyncMock(states=states)
+    engine.waiting_reason = lambda _: ""
+    service = OrchestratorService(cast("Engine", engine), log, CONFIG)
+    for name, sign in (("ASCII", "x"), ("two bytes each", "é"), ("three bytes each", "語")):
+        content = sign * (min(characters, 1024 * 1024) // len(sign.encode()))
+        files = [instance_pb2.File(path=f"f{number}.txt", content=content) for number in range(8)]
+        request = pb.CreateInstanceRequest(prompt="f1.txt", id=f"files-{ord(sign)}", files=files)
+        data = request.SerializeToString()
+        measure(f"8 files of {name}, parsed", partial(pb.CreateInstanceRequest.FromString, data))
+        validate = partial(new_instance, request, base=CONFIG, fallback_id="")
+        await measure_stall(f"8 files of {name}, validated", offload(validate))
+        await measure_stall(f"8 files of {name}, recorded", offload(partial(validate().begin, 0)))
+        instance, events = validate().begin(0)
+        key = InstanceKey("", request.id)
+        creation = Creation(key, events, instance)
+        await measure_stall(f"8 files of {name}, appended", created(log, creation))
+        await measure_stall(f"8 files of {name}, loaded", states.load(key))
+        get = pb.GetInstanceRequest(id=request.id, view=pb.VIEW_FULL)
+        await measure_stall(f"8 files of {name}, shown", service.GetInstance(get, AsyncMock()))
+        wide = replace(instance, config=instance_pb2.InstanceConfig(max_input_characters=10_000_000))
+        await measure_stall(f"8 files of {name}, in a prompt", offload(partial(FULL.plan, wide)))
+    await log.aclose()
+
+
+async def created(log: SqliteEventLog, creation: Creation) -> None:
+    await log.create([creation])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -343,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = Path(folder, "log.db")
         asyncio.run(fill(path, options.instances))
         asyncio.run(measure_reads(path, characters, options.instances, options.events))
+        asyncio.run(measure_files(path, characters))
 
 
 if __name__ == "__main__":
