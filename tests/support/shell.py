@@ -17,7 +17,7 @@ from support.scripted_service import ScriptedService
 COMMAND = (sys.executable, "-m", "orchestrator")
 COMMANDS = (
     *("run", "up", "serve", "doctor", "create", "batch", "get", "list", "events", "wait", "pause", "resume"),
-    *("terminate", "retry", "restart", "fork", "delete", "review", "result"),
+    *("terminate", "retry", "restart", "fork", "delete", "review", "result", "files"),
 )
 NO_MODELS = {"ORCHESTRATOR_BIG_MODEL": "openai/m", "ORCHESTRATOR_SMALL_MODEL": "openai/m"}
 """Models without a key, for tests that call none."""

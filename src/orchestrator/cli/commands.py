@@ -7,7 +7,7 @@ import typer
 
 from orchestrator.cli import control, instances, review
 from orchestrator.cli import options as opt
-from orchestrator.cli.exit_codes import ExitCode, reporting_errors
+from orchestrator.cli.exit_codes import ExitCode, UsageError, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.plan_option import PlanCommand
 from orchestrator.errors import OrchestratorError
@@ -50,6 +50,7 @@ def _root(
         "orchestrator run --prompt-file task.md > answer.md",
         'git diff | orchestrator run "Review this" --max-duration 10m',
         'orchestrator run --plan "Write a URL shortener in Go"',
+        'orchestrator run "Add pagination" --dir . --out . --diff',
         "orchestrator run --json < task.md",
     ),
     cls=PlanCommand,
@@ -60,6 +61,12 @@ def run(
     prompt: opt.Prompt = None,
     *,
     prompt_file: opt.PromptFile = None,
+    file: opt.Files = None,
+    directory: opt.Dir = None,
+    continues: opt.Continues = "",
+    out: opt.Out = None,
+    diff: opt.Diff = False,
+    force: opt.Force = False,
     instance_id: opt.NewId = "",
     request_id: opt.RequestId = "",
     label: opt.Labels = None,
@@ -87,6 +94,8 @@ def run(
     goes to stderr, the answer to stdout.
     """
     opt.check_one_address(address, grpc_address)
+    if (diff or force) and not out:
+        raise UsageError("--diff and --force are about writing files: say where with --out DIR")
     settings = Settings.load(
         address=address,
         grpc_address=grpc_address,
@@ -106,8 +115,9 @@ def run(
         instance_id=instance_id,
         request_id=request_id,
         labels=label,
+        files=opt.read_files(directory, file),
     )
-    from orchestrator.cli.run import Runner, with_quiet_log  # noqa: PLC0415
+    from orchestrator.cli.run import Runner, Target, with_quiet_log  # noqa: PLC0415
 
     runner = Runner(
         request,
@@ -115,6 +125,8 @@ def run(
         live=live,
         as_json=as_json,
         stops_at_plan=plan,
+        continues=continues,
+        target=Target(out, shows_diff=diff, force=force) if out else None,
     )
     try:
         code = asyncio.run(runner.run())

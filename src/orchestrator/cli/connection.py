@@ -97,6 +97,11 @@ async def with_full_id(client: "Client", prefix: str, call: "Callable[[str], Awa
     return await call(ids[0])
 
 
+async def full_id_of(client: "Client", prefix: str) -> str:
+    """Return the id of an instance that an id or a prefix names; empty for an empty one."""
+    return (await with_full_id(client, prefix, client.get)).instance.id if prefix else ""
+
+
 async def _ids_with_prefix(client: "Client", prefix: str) -> "Sequence[str]":
     """List the newest ids with the prefix, at most one more than are shown."""
     ids: list[str] = []

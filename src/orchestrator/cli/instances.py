@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import options as opt
-from orchestrator.cli.connection import call_service, no_service_error, resolve_address, with_full_id
+from orchestrator.cli.connection import (
+    call_service,
+    full_id_of,
+    no_service_error,
+    resolve_address,
+    with_full_id,
+)
 from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.text import command
@@ -36,6 +42,9 @@ def create(
     prompt: opt.Prompt = None,
     *,
     prompt_file: opt.PromptFile = None,
+    file: opt.Files = None,
+    directory: opt.Dir = None,
+    continues: opt.Continues = "",
     instance_id: opt.NewId = "",
     request_id: opt.RequestId = "",
     label: opt.Labels = None,
@@ -54,10 +63,17 @@ def create(
     message.subtasks.extend(opt.read_plan(plan).subtasks if plan else ())
     text = opt.read_prompt(prompt, prompt_file)
     labels = opt.read_labels(label)
+    files = opt.read_files(directory, file)
 
     async def call(client: "Client") -> None:
         created = await client.create(
-            text, instance_id=instance_id, request_id=request_id, config=message, labels=labels
+            text,
+            instance_id=instance_id,
+            request_id=request_id,
+            config=message,
+            labels=labels,
+            files=files,
+            continues=await full_id_of(client, continues),
         )
         if as_json:
             from orchestrator.cli.reporters import print_json  # noqa: PLC0415
@@ -172,6 +188,58 @@ def result(
     from orchestrator.cli.reporters import print_markdown  # noqa: PLC0415
 
     print_markdown(text)
+
+
+@app.command(
+    epilog=examples(
+        "orchestrator files 01J9Z",
+        "orchestrator files 01J9Z --out . --diff",
+        "orchestrator files 01J9Z --zip result.zip",
+    )
+)
+@reporting_errors
+def files(
+    instance_id: opt.InstanceId,
+    *,
+    out: opt.Out = None,
+    zip_file: Annotated[
+        Path | None, typer.Option("--zip", metavar="FILE", help="Save all of them.", show_default=False)
+    ] = None,
+    diff: opt.Diff = False,
+    force: opt.Force = False,
+    address: opt.Address = None,
+    as_json: opt.Json = False,
+) -> None:
+    """List the files of a result, show them as a diff, or write them.
+
+    A file is written over only where it is still as the instance was given it. Nothing is written outside of
+    the folder.
+    """
+
+    async def call(client: "Client") -> None:
+        listed = await with_full_id(client, instance_id, client.list_files)
+        full_id = await full_id_of(client, instance_id)
+        from orchestrator.cli import reporters, result_files, tables  # noqa: PLC0415
+
+        if zip_file is not None:
+            result_files.save_archive(await client.get_archive(full_id), zip_file, force=force)
+        if out is not None:
+            result_files.bring(
+                await result_files.fetch(client, full_id),
+                out,
+                force=force,
+                diff_output=sys.stdout if diff else None,
+            )
+        elif diff:
+            found = await result_files.fetch(client, full_id)
+            instance = (await client.get(full_id, full=True)).instance
+            result_files.print_diff(result_files.changes_of_inputs(found, instance), sys.stdout)
+        elif as_json:
+            reporters.print_json(listed)
+        elif zip_file is None:
+            tables.print_files(listed.files)
+
+    call_service(address, call)
 
 
 @app.command(

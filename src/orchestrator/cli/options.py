@@ -23,7 +23,7 @@ from orchestrator.installation import example
 if TYPE_CHECKING:  # protobuf is imported when a request is made, not for --help
     from google.protobuf.message import Message
 
-    from orchestrator.v1.instance_pb2 import InstanceConfig, Subtask
+    from orchestrator.v1.instance_pb2 import File, InstanceConfig, Subtask
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest
 
 R = TypeVar("R")
@@ -112,6 +112,41 @@ RequestId: TypeAlias = Annotated[
 ]
 Labels: TypeAlias = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="A mark of your own; repeatable.")
+]
+Files: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--file", metavar="PATH", help="A text file to work on or with; repeatable.", show_default=False
+    ),
+]
+Dir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        help="A folder to work on: its text files, as far as .gitignore allows.",
+        show_default=False,
+    ),
+]
+Continues: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--continue",
+        metavar="ID",
+        help="Go on from a finished instance: from its result, and its files unless others are given.",
+        autocompletion=instance_ids,
+        show_default=False,
+    ),
+]
+Out: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Write the result's files into a folder.", show_default=False),
+]
+Diff: TypeAlias = Annotated[
+    bool, typer.Option("--diff", help="Show what the result changes, before it is written.")
+]
+Force: TypeAlias = Annotated[
+    bool, typer.Option("--force", help="Write over files that have changed meanwhile.")
 ]
 Live: TypeAlias = Annotated[bool, typer.Option("--live", "-v", help="Also show text while models write it.")]
 
@@ -407,8 +442,27 @@ def read_labels(labels: Sequence[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in split}
 
 
+def read_files(directory: Path | None, paths: Sequence[Path] | None) -> "Sequence[File]":
+    """Read the files to be given, and say on stderr what was passed over; raise UsageError."""
+    if directory is None and not paths:
+        return ()
+    from orchestrator.cli import project  # noqa: PLC0415
+    from orchestrator.v1.instance_pb2 import File  # noqa: PLC0415
+
+    collected = project.collect(directory, paths or ())
+    for line in collected.skipped:
+        typer.echo(line, err=True)
+    return [File(path=path, content=text) for path, text in collected.files.items()]
+
+
 def build_request(
-    prompt: str, config: "InstanceConfig", *, instance_id: str, request_id: str, labels: Sequence[str] | None
+    prompt: str,
+    config: "InstanceConfig",
+    *,
+    instance_id: str,
+    request_id: str,
+    labels: Sequence[str] | None,
+    files: "Sequence[File]" = (),
 ) -> "CreateInstanceRequest":
     """Build the request, with a generated request id where none is given, so that it can be resent."""
     from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest  # noqa: PLC0415
@@ -419,4 +473,5 @@ def build_request(
         request_id=request_id or uuid.uuid4().hex,
         config=config if config.ListFields() else None,
         labels=read_labels(labels),
+        files=files,
     )

@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import typer
 
 from orchestrator.cli import plan_decision, reporters, rest, service_settings
-from orchestrator.cli.exit_codes import ExitCode, print_error
+from orchestrator.cli.connection import full_id_of
+from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error
 from orchestrator.cli.follow import (
     address_option,
     detached_message,
@@ -39,6 +42,14 @@ _BETTER_MODELS: Final = (
 )
 
 
+class Target(NamedTuple):
+    """Where the files of the result are written."""
+
+    folder: Path
+    shows_diff: bool = False
+    force: bool = False
+
+
 class Runner:
     """One execution of the command; `exit_message` says what becomes of an unfinished instance.
 
@@ -53,6 +64,8 @@ class Runner:
         live: bool,
         as_json: bool,
         stops_at_plan: bool = False,
+        continues: str = "",
+        target: Target | None = None,
     ) -> None:
         self.progress = Progress()
         self._request = request
@@ -60,6 +73,8 @@ class Runner:
         self._live = live
         self._as_json = as_json
         self._stops_at_plan = stops_at_plan
+        self._continues = continues
+        self._target = target
         self._reporter = reporters.choose_reporter(as_json=as_json, address_option=address_option(settings))
         self._keyboard = None if as_json else plan_decision.open_keyboard()
         self._owns_service = False
@@ -79,13 +94,19 @@ class Runner:
                 if not await self._review(client):
                     typer.echo(self.exit_message, err=True)
                     return ExitCode.DONE
+            not_written = None
+            if self._target and self.progress.instance.state == COMPLETE:
+                not_written = await self._write_files(client, self._target)
         try:
-            return self._print_answer(self.progress.instance)
+            code = self._print_answer(self.progress.instance)
         except OutputError as error:
             option = address_option(self._settings)
             result_command = command(f"result {self._instance_id}{option}")
             later = ", once the service is up again" if self._owns_service else ""
             raise OutputError(f"{error}; the answer is kept: `{result_command}`{later}") from None
+        if not_written:
+            raise not_written
+        return code
 
     @property
     def exit_message(self) -> str:
@@ -172,6 +193,7 @@ class Runner:
     async def _create_instance(self, client: Client) -> None:
         """Create the instance through REST where that reaches this service, else over gRPC."""
         request = self._request
+        request.continues = await full_id_of(client, self._continues)
         info = await service_settings.fetch_info(client)
         rest_address = await self._rest_address(info)
         if rest_address:
@@ -183,6 +205,8 @@ class Runner:
                 request_id=request.request_id,
                 config=request.config,
                 labels=request.labels,
+                files=request.files,
+                continues=request.continues,
             )
         self._instance_id = created.id
         config = created.instance.config
@@ -244,6 +268,26 @@ class Runner:
         review = command(f"review {self._instance_id}{address_option(self._settings)}")
         self._reporter.note(f"the plan waits for review: {review}")
         return True
+
+    async def _write_files(self, client: Client, target: Target) -> UsageError | None:
+        """Write the result's files; return why they were not written."""
+        from orchestrator.cli import result_files  # noqa: PLC0415
+
+        files = await result_files.fetch(client, self._instance_id)
+        if not files.contents:
+            self._reporter.note("the result has no files: nothing was written")
+            return None
+        diff_output = sys.stderr if target.shows_diff else None
+        try:
+            result_files.bring(files, target.folder, force=target.force, diff_output=diff_output)
+        except UsageError as error:
+            later = ", once the service is up again" if self._owns_service else ""
+            again = command(
+                f"files {self._instance_id} --out {shlex.quote(str(target.folder))} --force"
+                f"{address_option(self._settings)}"
+            )
+            return UsageError(f"{error}; the result is kept: `{again}`{later}")
+        return None
 
     def _print_answer(self, instance: Instance) -> ExitCode:
         if instance.state != COMPLETE:

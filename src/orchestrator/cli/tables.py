@@ -42,6 +42,27 @@ def print_instances(instances: Iterable[pb.Instance]) -> None:
         console.print(line, soft_wrap=True)
 
 
+def print_files(files: Sequence[pb.File]) -> None:
+    """Print a table in a terminal; in a pipe one file a line, its fields separated by tabs."""
+    if not sys.stdout.isatty():
+        for file in files:
+            print(one_line(file.path), file.size_bytes, file.source, sep="\t", flush=True)  # noqa: T201
+        return
+    console = build_console()
+    if not files:
+        console.print(Text("no files", style="dim"))
+        return
+    columns = [
+        _Column("path", [Text(one_line(file.path)) for file in files]),
+        _Column("bytes", [Text(f"{file.size_bytes:,}") for file in files], is_number=True),
+        _Column("from", [Text(one_line(file.source)) for file in files]),
+    ]
+    for number in range(len(files) + 1):
+        line = Text().join(column.line(number) for column in columns)
+        line.rstrip()
+        console.print(line, soft_wrap=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     """A heading and a cell for each instance."""
