@@ -78,6 +78,7 @@ bench: .venv/installed ## Measure: engine and log beside raw SQLite, ways to ins
 	$(BIN)/python benchmarks/files.py
 	$(BIN)/python benchmarks/followers.py
 	$(BIN)/python benchmarks/inserts.py
+	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/retention.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/http_transports.py

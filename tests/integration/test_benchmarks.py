@@ -13,6 +13,7 @@ SMALL = {
     "files.py": ("0.01", 30, "markdown-it-py"),
     "followers.py": ("--instances 20 --followers 0 2 --seconds 0.1", 30, "the oldest id"),
     "inserts.py": ("--seconds 0.05", 6, "json_each"),
+    "references.py": ("--speed 10000 --lines 10", 14, "by reference"),
     "retention.py": ("--instances 20 --rate 50 --seconds 0.2 --repeats 1", 11, "beside a sweep"),
     "loop.py": ("--kilobytes 8 --instances 5 --events 100", 130, "queued instances, loaded"),
     "http_transports.py": ("--repeats 1 --calls 64", 10, "| aiohttp |"),

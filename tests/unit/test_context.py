@@ -97,7 +97,7 @@ def test_every_model_is_told_the_tree() -> None:
 
 def test_without_files_and_without_earlier_work_nothing_is_said_of_them() -> None:
     for prompt in prompts(instance({})):
-        for word in ("tree", "client has given", "```python path=", "earlier", '"files"'):
+        for word in ("tree", "client has given", "earlier", '"files"'):
             assert word not in system(prompt) + user(prompt)
     assert FULL.plan(instance({})).schema == plan.schema(16)
 

@@ -5,7 +5,7 @@ The most frequent kinds are filled in place: protobuf copies a message that is g
 
 from collections.abc import Collection, Iterable, Sequence
 
-from orchestrator.core import context, merging, retry
+from orchestrator.core import context, merging, references, retry
 from orchestrator.core.commands import model_for
 from orchestrator.core.continuation import Part
 from orchestrator.core.instance import (
@@ -50,15 +50,26 @@ def started(key: WorkKey, attempt: int, model: str, prompts: str = "") -> pb.Eve
 
 
 def completed(
-    key: WorkKey, attempt: int, model: str, text: str, usage: Usage, response_id: str = ""
+    key: WorkKey,
+    attempt: int,
+    model: str,
+    text: str,
+    usage: Usage,
+    response_id: str = "",
+    *,
+    written: str = "",
 ) -> pb.Event:
-    """Record that an attempt has brought the output of a subtask, or the final result."""
+    """Record that an attempt has brought the output of a subtask, or the final result.
+
+    `written`: what the model wrote in place of the final result, where that is something else.
+    """
     event = pb.Event()
     payload = work_payload(event, WORK_EVENTS[key.kind].completed, key)
     payload.attempt = attempt
     payload.model = model
     if key == SYNTHESIS:
         payload.final_result = text
+        payload.written = written
     else:
         payload.output = text
     payload.response_id = response_id
@@ -76,11 +87,13 @@ def failed(
     response_id: str = "",
     *,
     part: Part | None = None,
+    shown: str | None = None,
     by_crash: bool = False,
 ) -> pb.Event:
     """Record that an attempt failed; at `retry_s`, in seconds since the epoch, the next may begin.
 
-    `part`: what it had added to its answer when it was cut off for the last time.
+    `part`: what it had added to its answer when it was cut off for the last time; `shown`: what clients see
+    of that, where it may be something else.
     """
     event = pb.Event()
     payload: WorkFailed = work_payload(event, WORK_EVENTS[key.kind].failed, key)
@@ -90,7 +103,7 @@ def failed(
     payload.error.CopyFrom(failure_message(cause._replace(subtask_id=key.subtask_id)))
     payload.by_crash = by_crash
     if part:
-        payload.text, payload.replaces = part
+        _write_part(payload, part, shown)
     if retry_s is not None and (retry_time := timestamp(retry_s)):
         payload.retry_time.CopyFrom(retry_time)
     if usage.model_calls:
@@ -103,12 +116,18 @@ def call_started(instance: Instance, key: WorkKey, prompts: str = "") -> pb.Even
     return started(key, instance.work(key).attempt + 1, model_for(instance, key), prompts)
 
 
+def _write_part(payload: WorkContinued | WorkFailed, part: Part, shown: str | None) -> None:
+    payload.text, payload.replaces = part
+    if isinstance(payload, pb.SynthesisContinued | pb.SynthesisFailed) and shown not in (None, part.text):
+        payload.text, payload.written = shown, part.text
+
+
 def work_completed(
-    instance: Instance, key: WorkKey, text: str, usage: Usage, response_id: str = ""
+    instance: Instance, key: WorkKey, text: str, usage: Usage, response_id: str = "", *, written: str = ""
 ) -> pb.Event:
     """Record that the call under way has brought the output of a subtask, or the final result."""
     work = instance.work(key)
-    return completed(key, work.attempt, work.model, text, usage, response_id)
+    return completed(key, work.attempt, work.model, text, usage, response_id, written=written)
 
 
 def work_continued(
@@ -121,7 +140,7 @@ def work_continued(
     payload.attempt = work.attempt
     payload.part = work.parts + 1
     payload.model = work.model
-    payload.text, payload.replaces = part
+    _write_part(payload, part, references.shown_part(instance, key, part))
     payload.response_id = response_id
     write_usage(payload.usage, usage)
     return event
@@ -161,7 +180,9 @@ def call_failed(
         )
     retry_s = None if delay_s is None else now_s + delay_s
     cause = Failure(error.reason, str(error))
-    return failed(key, work.attempt, work.model, cause, usage, retry_s, error.response_id, part=part)
+    shown = references.shown_part(instance, key, part) if part else None
+    response_id = error.response_id
+    return failed(key, work.attempt, work.model, cause, usage, retry_s, response_id, part=part, shown=shown)
 
 
 def _can_be_given_more_tokens(instance: Instance, key: WorkKey) -> bool:

@@ -44,6 +44,7 @@ _PRODUCT: Final = re.compile(
     r"(?:Angular|Backbone|Chart|D3|Ember|Express|Moment|Next|Node|Nuxt|React|Three|Vue)\.js"
 )
 """What looks like a name in a heading and is none."""
+_BARE_PATH: Final = re.compile(r"""[^\s"'{},;`]+""")
 _CHANGES: Final = frozenset({"diff", "patch", "udiff"})
 
 
@@ -99,6 +100,23 @@ def write_file(message: pb.File, file: File) -> None:
     message.size_bytes = file.size_bytes
     message.sha256 = file.sha256
     message.source = file.source
+
+
+def can_be_written(file: File) -> bool:
+    """Return whether `write_block` can name a file: its path has not both kinds of quotes."""
+    return not ('"' in file.path and "'" in file.path)
+
+
+def write_block(file: File) -> str:
+    """Write a file as the code block that `find_files` finds it in, without a line end behind it."""
+    if _BARE_PATH.fullmatch(file.path):
+        path = file.path
+    else:
+        path = f"'{file.path}'" if '"' in file.path else f'"{file.path}"'
+    mark = "~" if "`" in file.path else "`"
+    longest = max(map(len, re.findall(f"{mark}+", file.content)), default=0)
+    fence = mark * max(3, longest + 1)
+    return f"{fence}{f'{file.language} path={path}'.strip()}\n{file.content}{fence}"
 
 
 def input_files(instance: Instance) -> Sequence[File]:

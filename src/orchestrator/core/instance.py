@@ -111,6 +111,8 @@ class Work(NamedTuple):
     """Attempts that failed of themselves; interrupted ones do not count."""
     too_long: int = 0
     """Attempts that failed because the model was given more than it takes."""
+    invalid: int = 0
+    """Attempts whose answer was something else than was asked for."""
     raised_limits: int = 0
     """How often it is to be tried with twice the token limit."""
     parts: int = 0

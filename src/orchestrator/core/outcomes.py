@@ -19,6 +19,7 @@ from orchestrator.core.events import (
 )
 from orchestrator.core.instance import IN_PROGRESS, PLANNING, Instance, Subtask, Usage, WorkKey
 from orchestrator.core.plan import Plan, PlanError
+from orchestrator.core.references import Synthesis
 from orchestrator.core.replies import ModelReply, parts_used_up, plan_invalid
 from orchestrator.errors import ModelError
 from orchestrator.v1.event_pb2 import Event
@@ -32,7 +33,7 @@ class CallEnded(NamedTuple):
 
     work: WorkKey
     attempt: int
-    result: Plan | str | Part | ModelError
+    result: Plan | str | Synthesis | Part | ModelError
     usage: Usage
     response_id: str = ""
     """The provider's own name for the answer."""
@@ -75,6 +76,9 @@ def events_for(instance: Instance, outcome: Outcome, now_s: float) -> Sequence[E
                     return plan_completed(instance, result, usage, response_id)
                 except PlanError as fault:
                     result = plan_invalid(fault, ModelReply("", response_id=response_id))
+            if isinstance(result, Synthesis):
+                text, written, _ = result
+                return [work_completed(instance, key, text, usage, response_id, written=written)]
             if isinstance(result, str):
                 return [work_completed(instance, key, result, usage, response_id)]
             part = None

@@ -15,7 +15,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from orchestrator.core import context, joining, merging, plan, plan_text, workers
+from orchestrator.core import context, joining, merging, plan, plan_text, references, workers
 from orchestrator.core.context import cut, fair_limit
 from orchestrator.core.instance import (
     COMPLETED,
@@ -24,6 +24,7 @@ from orchestrator.core.instance import (
     SKIPPED,
     SYNTHESIS,
     TRUNCATED,
+    UNUSABLE,
     Failure,
     Instance,
     Subtask,
@@ -31,6 +32,7 @@ from orchestrator.core.instance import (
 )
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader
+from orchestrator.core.references import References, Synthesis
 from orchestrator.v1 import instance_pb2 as pb
 
 Role = Literal["planning", "work", "synthesis"]
@@ -80,8 +82,8 @@ class Profile(Protocol):
     def synthesize(self, instance: Instance) -> Prompt:
         """Ask for the final result."""
 
-    def read_synthesis(self, instance: Instance, text: str) -> str:
-        """Make the final result from the synthesiser's answer."""
+    def read_synthesis(self, instance: Instance, text: str) -> str | Synthesis:
+        """Make the final result from the synthesiser's answer; raise SynthesisError: what to mend of it."""
 
 
 def prompt_for(profile: Profile, instance: Instance, key: WorkKey) -> Prompt:
@@ -156,14 +158,15 @@ subtask. Carry out that subtask, completely, and nothing that belongs to the oth
 - Keep to the plan's summary: the others rely on it as you do.
 - Your answer is used as it is: no greeting, no remarks on the task, no questions back. If something is left \
 open, decide it sensibly and say so in one line.
-- Write Markdown. Code goes into fenced blocks, each preceded by its file name where it is a file.
+- Write Markdown. A file goes whole into a fenced block of its own with its path behind the language, as in \
+```python path=src/app.py, and with more back-ticks where the file itself has such a fence.
 {files}
 {data}"""
 
 _CHANGED_FILES: Final = """\
 - The client has given files: the user message holds a tree of all, and what your subtask needs of their \
-contents. Write each file that you change or add whole, in a fenced block with its path behind the language, \
-as in ```python path=src/app.py. A file that you do not write stays as it is: leave out what does not change.
+contents. Write each file that you change or add. A file that you do not write stays as it is: leave out \
+what does not change.
 """
 
 _SYNTHESISER: Final = """\
@@ -173,15 +176,23 @@ Write the final answer to the prompt from them.
 - The answer stands alone: the client sees neither plan nor outputs. Do not mention workers or subtasks.
 - Keep what is good in full, code above all. Mend contradictions, and drop what is said twice.
 - Where a subtask failed or was skipped, say plainly what is missing; never make up its output.
-- Write Markdown.
+- Write Markdown. A file goes whole into a fenced block of its own with its path behind the language, as in \
+```python path=src/app.py, and with more back-ticks where the file itself has such a fence.
 {files}
 {data}"""
 
 _RESULT_FILES: Final = """\
-- The client has given files, of which the user message holds a tree. Write each file that the outputs \
-change or add whole, in a fenced block with its path behind the language, as in ```python path=src/app.py; \
-where several outputs change the same file, put their changes together. A file that you do not write stays \
-as it is: the client has it, so leave out what does not change.
+- The client has given files, of which the user message holds a tree. Each file that the outputs change or \
+add belongs in the answer; where several outputs change the same file, put their changes together. A file \
+that is not in the answer stays as it is: the client has it, so leave out what does not change.
+"""
+
+_REFERENCES: Final = f"""\
+- The outputs hold files, listed with a reference to each, as in {references.tag("t1:src/app.py")}. Where \
+such a file is right as it is, do not write it again: write its reference alone in a line, in its place in \
+your answer. The client is shown the whole file there. Write a file only where you change it, or where you \
+make one of several. Where a file does not belong in the answer, say so in a line of its own, as in \
+<drop-file>t1:src/app.py</drop-file>, which the client is not shown. Each file is kept, written or dropped.
 """
 
 
@@ -190,7 +201,8 @@ You are given a client's prompt and some of the outputs of the workers who carri
 together are too long for one answer. Put these together into one text, from which a colleague will write \
 the final answer together with others like it.
 
-- Keep all code whole, each file in a fenced block after its name. Of two versions of a file keep the better.
+- Keep all code whole, each file in a fenced block of its own whose info string has its path, as in \
+```python path=src/app.py. Of two versions of a file keep the better.
 - Keep every fact, name, number and decision; shorten the words around them, and drop what is said twice.
 - No greeting, no remarks on the task. Write Markdown.
 {files}
@@ -208,7 +220,7 @@ class Full:
     version: Final = version_of(
         "full",
         *(_GO_ON, _DATA, _PLANNER, _ONE_OF_THE_WORKERS, _ANY_WORKER, _WORKER, _SYNTHESISER, _MERGER),
-        *(_PLANNED_FILES, _CHANGED_FILES, _RESULT_FILES),
+        *(_PLANNED_FILES, _CHANGED_FILES, _RESULT_FILES, _REFERENCES),
     )
 
     def plan(self, instance: Instance) -> Prompt:
@@ -268,8 +280,12 @@ class Full:
         return _prompt("work", system, parts, sampling=sampling, subtask_id=subtask.id)
 
     def synthesize(self, instance: Instance) -> Prompt:
-        """Ask for the final result, given every subtask with its output or with why there is none."""
+        """Ask for the final result, given every subtask with its output or with why there is none.
+
+        Files that the outputs hold can be referred to: see core/references.py.
+        """
         work = instance.synthesis
+        found = references.references(instance)
         parts = [
             _block("prompt", instance.prompt),
             *_given(context.for_synthesis, instance, merging.context_limit(instance, work)),
@@ -279,12 +295,23 @@ class Full:
                 [*merging.sources(instance), *_without_output(instance)],
                 merging.outputs_limit(instance, work),
             ),
+            _if_given("references", _listing(found), "The files that the outputs hold:"),
+            _mend(work.error),
         ]
-        return _prompt("synthesis", _system(_SYNTHESISER, _RESULT_FILES if instance.files else ""), parts)
+        wording = (_RESULT_FILES if instance.files else "") + (_REFERENCES if found else "")
+        return _prompt("synthesis", _system(_SYNTHESISER, wording), parts)
 
-    def read_synthesis(self, instance: Instance, text: str) -> str:  # noqa: ARG002  other profiles need it
-        """Return the answer as the result."""
-        return text.strip()
+    def read_synthesis(self, instance: Instance, text: str) -> str | Synthesis:
+        """Return the answer as the result, with whole files in place of the references to them.
+
+        Raise SynthesisError where those are not right. A model that passes files over is asked once more.
+        """
+        found = references.references(instance)
+        if found is None:
+            return text.strip()
+        work = instance.synthesis
+        is_last = work.failures + 1 >= instance.config.retry.max_attempts
+        return references.read(found, text, may_add=is_last or work.invalid > 0)
 
 
 FULL: Final = Full()
@@ -378,6 +405,17 @@ def _shorter(error: Failure | None) -> str:
     if error is None or error.reason != TRUNCATED:
         return ""
     return "Your last answer was longer than allowed and was cut off: write a shorter one that is complete."
+
+
+def _listing(found: References | None) -> str:
+    return "\n".join(map(references.tag, found.offered)) if found else ""
+
+
+def _mend(error: Failure | None) -> str:
+    """Return what to tell a model whose last answer was not what was asked for; otherwise nothing."""
+    if error is None or error.reason not in UNUSABLE:
+        return ""
+    return _if_given("error", error.message, "Your last answer could not be used. Mend this:")
 
 
 def _outputs(subtasks: Iterable[Subtask], characters: int) -> list[str]:

@@ -12,6 +12,7 @@ from orchestrator.core.continuation import Part
 from orchestrator.core.instance import PLANNING, SYNTHESIS, TRUNCATED, Instance, WorkKey
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.prompts import Profile, Prompt
+from orchestrator.core.references import Synthesis, SynthesisError
 from orchestrator.errors import ModelError
 
 _MEND: Final = "allow more max_output_tokens, or choose a model that takes more"
@@ -51,8 +52,8 @@ class ModelReply(NamedTuple):
 
 def read(
     profile: Profile, instance: Instance, key: WorkKey, prompt: Prompt, reply: ModelReply, model: str
-) -> Plan | str | Part:
-    """Return what a reply to a prompt completes its work with: a plan, or the text of an output or a result.
+) -> Plan | str | Synthesis | Part:
+    """Return what a reply to a prompt completes its work with: a plan, the text of an output, or a result.
 
     A Part: it was cut off, and is to be continued. `model` is the provider's own name for it. Raise
     ModelError where the reply brings nothing.
@@ -66,7 +67,10 @@ def read(
         added, replaces = joining.join(before, text)
         text = added if replaces else before + added
     if key == SYNTHESIS:
-        return profile.read_synthesis(instance, text)
+        try:
+            return profile.read_synthesis(instance, text)
+        except SynthesisError as fault:
+            raise _failed("OUTPUT_INVALID", f"{model}: {fault}", reply) from None
     if key != PLANNING:
         return text
     try:

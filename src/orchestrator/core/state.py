@@ -56,6 +56,7 @@ from orchestrator.core.wire import (
     WorkStarted,
     output_of,
     work_key,
+    written_of,
 )
 from orchestrator.v1 import event_pb2 as pb_event
 from orchestrator.v1 import instance_pb2 as pb
@@ -276,7 +277,8 @@ def _work_continued(draft: Instance, payload: WorkContinued, _: float) -> None:
 
 def _text_with(work: Work, payload: WorkContinued | WorkFailed) -> str:
     """Return what is there of an answer, with what was added last."""
-    return payload.text if payload.replaces else work.text + payload.text
+    text = written_of(payload)
+    return text if payload.replaces else work.text + text
 
 
 def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
@@ -295,6 +297,7 @@ def _work_failed(draft: Instance, payload: WorkFailed, time_s: float) -> None:
     failed = ended._replace(
         failures=work.failures if interrupted else work.failures + 1,
         too_long=work.too_long + (reason == TOO_LONG),
+        invalid=work.invalid + (reason in UNUSABLE),
         raised_limits=work.raised_limits + (reason == TRUNCATED and again),
         text="" if reason in UNUSABLE else _text_with(work, payload),
         error=failure_of(payload.error),

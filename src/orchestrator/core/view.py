@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from orchestrator.core import instance as core
+from orchestrator.core import references
 from orchestrator.core.wire import (
     STATUS,
     failure_message,
@@ -74,8 +75,9 @@ def instance(
         message.final_result = state.final_result
     elif state.synthesis.text:
         message.is_partial = True
-        if full or _is_short(state.synthesis.text):
-            message.final_result = state.synthesis.text
+        text = references.shown(references.references(state), state.synthesis.text)
+        if full or _is_short(text):
+            message.final_result = text
     return message
 
 

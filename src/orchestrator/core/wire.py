@@ -93,6 +93,13 @@ def output_of(payload: WorkCompleted) -> str:
     return payload.final_result if isinstance(payload, event_pb2.SynthesisCompleted) else ""
 
 
+def written_of(payload: WorkContinued | WorkFailed) -> str:
+    """Return what a model wrote of an answer that was cut off, which may not be what clients see of it."""
+    if isinstance(payload, event_pb2.SynthesisContinued | event_pb2.SynthesisFailed) and payload.written:
+        return payload.written
+    return payload.text
+
+
 def work_payload(event: event_pb2.Event, name: str, key: WorkKey) -> Any:
     """Return the payload `name`, one of WORK_EVENTS, of an event, with the key of the piece of work set."""
     payload = getattr(event, name)

@@ -14,19 +14,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple, assert_never
 
-from orchestrator.core import budget, context, continuation, decider, replies
+from orchestrator.core import budget, context, continuation, decider, references, replies
 from orchestrator.core.commands import CallModel, Record, WakeAfter, model_for
 from orchestrator.core.continuation import Part
 from orchestrator.core.events import call_started, calls_interrupted
 from orchestrator.core.identity import InstanceRef
-from orchestrator.core.instance import PLANNING, RESTING, Instance, Usage, Work, WorkKey
+from orchestrator.core.instance import PLANNING, RESTING, SYNTHESIS, Instance, Usage, Work, WorkKey
 from orchestrator.core.outcomes import CallEnded, Outcome, SubtasksStreamed, is_in_progress
 from orchestrator.core.plan import Plan
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import Profile, prompt_for
+from orchestrator.core.references import Synthesis
 from orchestrator.core.replies import ModelReply
 from orchestrator.core.summary import summarize
 from orchestrator.engine.clock import Clock
+from orchestrator.engine.expanded_text import ExpandedText
 from orchestrator.engine.joined_text import JoinedText, JoinedTextCallback
 from orchestrator.engine.live import Attempt, LiveTexts
 from orchestrator.engine.scheduler import CallScheduler, Slot
@@ -39,6 +41,8 @@ from orchestrator.v1.event_pb2 import Event
 
 _LOGGER: Final = logging.getLogger(__name__)
 _MOST_TOKENS: Final = 2**40
+_MAX_SEARCHED_HERE: Final = 16 * 1024
+"""How many characters of outputs and a synthesis are searched for files on the loop, at up to 1 µs each."""
 _MAX_PARSED_HERE: Final = 2 * 1024
 """How many characters of a plan are parsed on the loop; what has to be repaired takes up to 3 µs for each."""
 
@@ -427,14 +431,19 @@ class Run:
         """Make one call; what came of it."""
         key, number, _ = attempt
         work = self.instance.work(key)
-        result: Plan | str | Part | ModelError
+        result: Plan | str | Synthesis | Part | ModelError
         tokens, response_id = (0, 0), ""
         try:
-            profile, request, reply = await self._call_model(attempt, work)
+            if key == SYNTHESIS and self._is_long(key, len(work.text)):
+                await offload(partial(references.references, self.instance))  # it is kept at hand
+            on_text = None if key == PLANNING else self._live_text(attempt, work)
+            profile, request, reply = await self._call_model(attempt, work, on_text)
             tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
             read = partial(replies.read, profile, self.instance, key, request.prompt, reply, request.model)
-            is_long = len(work.text) + len(reply.text) > _MAX_PARSED_HERE or bool(self.instance.files)
-            result = await offload(read) if is_long and key == PLANNING else read()
+            is_long = self._is_long(key, len(work.text) + len(reply.text))
+            result = await offload(read) if is_long else read()
+            if isinstance(on_text, ExpandedText) and not isinstance(result, Part):
+                on_text.finish(result.added if isinstance(result, Synthesis) else "")
         except ModelError as error:
             result, response_id = error, error.response_id
             tokens = error.input_tokens, error.output_tokens
@@ -444,7 +453,24 @@ class Run:
         usage = self._usage(work.model, *tokens)
         return CallEnded(key, number, result, usage, response_id, self.context.jitter())
 
-    async def _call_model(self, attempt: Attempt, work: Work) -> tuple[Profile, ModelRequest, ModelReply]:
+    def _is_long(self, key: WorkKey, characters: int) -> bool:
+        """Return whether a reply of so many characters takes long to read: the loop must not wait for it."""
+        if key == SYNTHESIS:  # it may refer to any file of the outputs
+            outputs = (len(subtask.output) for subtask in self.instance.subtasks.values())
+            return characters + sum(outputs) > _MAX_SEARCHED_HERE
+        return key == PLANNING and (characters > _MAX_PARSED_HERE or bool(self.instance.files))
+
+    def _live_text(self, attempt: Attempt, work: Work) -> JoinedTextCallback:
+        """Return what takes the text of an attempt's next call for those who watch the instance."""
+        found = references.references(self.instance) if attempt.work == SYNTHESIS else None
+        if found is None:
+            return self.context.live.writer(self.ref, attempt, work.text)
+        seen = references.shown(found, work.text)
+        return ExpandedText(found, work.text, self.context.live.writer(self.ref, attempt, seen))
+
+    async def _call_model(
+        self, attempt: Attempt, work: Work, on_text: JoinedTextCallback | None
+    ) -> tuple[Profile, ModelRequest, ModelReply]:
         instance, key = self.instance, attempt.work
         provider, model = self.context.callable_models[work.model]
         profile = provider.profile
@@ -458,15 +484,12 @@ class Run:
             is_watched=key == PLANNING or self.context.live.is_watched(self.ref),
             is_last_attempt=work.failures + 1 >= instance.config.retry.max_attempts,
         )
-        on_text: JoinedTextCallback | None
         if key == PLANNING:
             reader = profile.plan_reader(instance)
             self._planning = (work.attempt, reader) if reader else None
             on_text = self._on_plan_text if reader else None
             if reader and work.text:
                 self._on_plan_text(work.text)
-        else:
-            on_text = self.context.live.writer(self.ref, attempt, work.text)
         if not work.text or on_text is None:
             return profile, request, await provider.complete(request, on_text)
         joined = JoinedText(work.text, on_text)
