@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.core import files, references
 from orchestrator.core.continuation import Part
 from orchestrator.core.files import File, find_files, write_block
-from orchestrator.core.instance import COMPLETED, SYNTHESIS, Instance, Subtask, Work
+from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
 from orchestrator.core.references import Expander, References, SynthesisError
 
 A = File("src/a.py", "print('a')\n", "python")
@@ -192,7 +192,13 @@ def test_the_parts_of_a_synthesis_are_seen_as_one_text(text: str, first: int, se
     parts = text[: min(first, second)], text[min(first, second) : max(first, second)]
     seen = ""
     for part in parts:
-        seen += references.shown_part(instance, SYNTHESIS, Part(part))
+        seen += references.with_shown(instance, Part(part)).shown or ""
         instance.synthesis = instance.synthesis._replace(text=instance.synthesis.text + part)
     assert seen == references.shown(references.references(instance), "".join(parts))
-    assert references.shown_part(instance, SYNTHESIS, Part(KEEP_A + "\n", replaces=True)) == BLOCK_A + "\n"
+    anew = references.with_shown(instance, Part(KEEP_A + "\n", replaces=True))
+    assert anew.shown == BLOCK_A + "\n"
+
+
+def test_a_part_of_a_synthesis_without_references_is_seen_as_it_is() -> None:
+    part = Part(KEEP_A)
+    assert references.with_shown(_instance(t1="None."), part) is part

@@ -29,6 +29,8 @@ class Part(NamedTuple):
     """Without what it repeats of the text before it."""
     replaces: bool = False
     """Whether it takes the place of the text before it: the model began its answer anew."""
+    shown: str | None = None
+    """What clients see of it; None: its text."""
 
 
 def max_continuations(config: pb.InstanceConfig) -> int:

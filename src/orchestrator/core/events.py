@@ -5,7 +5,7 @@ The most frequent kinds are filled in place: protobuf copies a message that is g
 
 from collections.abc import Collection, Iterable, Sequence
 
-from orchestrator.core import context, merging, references, retry
+from orchestrator.core import context, merging, retry
 from orchestrator.core.commands import model_for
 from orchestrator.core.continuation import Part
 from orchestrator.core.instance import (
@@ -87,13 +87,11 @@ def failed(
     response_id: str = "",
     *,
     part: Part | None = None,
-    shown: str | None = None,
     by_crash: bool = False,
 ) -> pb.Event:
     """Record that an attempt failed; at `retry_s`, in seconds since the epoch, the next may begin.
 
-    `part`: what it had added to its answer when it was cut off for the last time; `shown`: what clients see
-    of that, where it may be something else.
+    `part`: what it had added to its answer when it was cut off for the last time.
     """
     event = pb.Event()
     payload: WorkFailed = work_payload(event, WORK_EVENTS[key.kind].failed, key)
@@ -103,7 +101,7 @@ def failed(
     payload.error.CopyFrom(failure_message(cause._replace(subtask_id=key.subtask_id)))
     payload.by_crash = by_crash
     if part:
-        _write_part(payload, part, shown)
+        _write_part(payload, part)
     if retry_s is not None and (retry_time := timestamp(retry_s)):
         payload.retry_time.CopyFrom(retry_time)
     if usage.model_calls:
@@ -116,10 +114,10 @@ def call_started(instance: Instance, key: WorkKey, prompts: str = "") -> pb.Even
     return started(key, instance.work(key).attempt + 1, model_for(instance, key), prompts)
 
 
-def _write_part(payload: WorkContinued | WorkFailed, part: Part, shown: str | None) -> None:
-    payload.text, payload.replaces = part
+def _write_part(payload: WorkContinued | WorkFailed, part: Part) -> None:
+    payload.text, payload.replaces, shown = part
     if isinstance(payload, pb.SynthesisContinued | pb.SynthesisFailed) and shown not in (None, part.text):
-        payload.text, payload.written = shown, part.text
+        payload.text, payload.written = shown or "", part.text
 
 
 def work_completed(
@@ -140,7 +138,7 @@ def work_continued(
     payload.attempt = work.attempt
     payload.part = work.parts + 1
     payload.model = work.model
-    _write_part(payload, part, references.shown_part(instance, key, part))
+    _write_part(payload, part)
     payload.response_id = response_id
     write_usage(payload.usage, usage)
     return event
@@ -180,9 +178,7 @@ def call_failed(
         )
     retry_s = None if delay_s is None else now_s + delay_s
     cause = Failure(error.reason, str(error))
-    shown = references.shown_part(instance, key, part) if part else None
-    response_id = error.response_id
-    return failed(key, work.attempt, work.model, cause, usage, retry_s, response_id, part=part, shown=shown)
+    return failed(key, work.attempt, work.model, cause, usage, retry_s, error.response_id, part=part)
 
 
 def _can_be_given_more_tokens(instance: Instance, key: WorkKey) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from orchestrator.core import files, merging
 from orchestrator.core.continuation import Part
 from orchestrator.core.files import File
-from orchestrator.core.instance import COMPLETED, SYNTHESIS, Instance, Subtask, WorkKey
+from orchestrator.core.instance import COMPLETED, Instance, Subtask
 
 _MAX_INVALID: Final = 2
 """After so many unusable answers nothing is offered any more: the answer is asked for in full."""
@@ -149,15 +149,15 @@ def shown(found: References | None, text: str) -> str:
     return Expander(found).feed(text) if found else text
 
 
-def shown_part(instance: Instance, key: WorkKey, part: Part) -> str:
-    """Return what clients see more of an answer with its next part."""
-    found = references(instance) if key == SYNTHESIS else None
+def with_shown(instance: Instance, part: Part) -> Part:
+    """Return the next part of a synthesis with what clients see more of the answer."""
+    found = references(instance)
     if found is None:
-        return part.text
+        return part
     expander = Expander(found)
     if not part.replaces:
         expander.feed(instance.synthesis.text)
-    return expander.feed(part.text)
+    return part._replace(shown=expander.feed(part.text))
 
 
 class Expander:

@@ -7,7 +7,7 @@ here, and nowhere else.
 from enum import Enum
 from typing import Final, NamedTuple
 
-from orchestrator.core import continuation, joining
+from orchestrator.core import continuation, joining, references
 from orchestrator.core.continuation import Part
 from orchestrator.core.instance import PLANNING, SYNTHESIS, TRUNCATED, Instance, WorkKey
 from orchestrator.core.plan import Plan, PlanError
@@ -89,7 +89,8 @@ def _read_part(profile: Profile, instance: Instance, key: WorkKey, reply: ModelR
     if not added.strip():
         what = f"{model} only repeated what it had written{_at_limit(reply)}"
         raise _failed(TRUNCATED, f"{what}: {_MEND}", reply, retryable=key == PLANNING)
-    return Part(added, replaces)
+    part = Part(added, replaces)
+    return references.with_shown(instance, part) if key == SYNTHESIS else part
 
 
 def _thought_only(instance: Instance, key: WorkKey, reply: ModelReply, model: str) -> ModelError:

@@ -463,10 +463,8 @@ class Run:
     def _live_text(self, attempt: Attempt, work: Work) -> JoinedTextCallback:
         """Return what takes the text of an attempt's next call for those who watch the instance."""
         found = references.references(self.instance) if attempt.work == SYNTHESIS else None
-        if found is None:
-            return self.context.live.writer(self.ref, attempt, work.text)
-        seen = references.shown(found, work.text)
-        return ExpandedText(found, work.text, self.context.live.writer(self.ref, attempt, seen))
+        writer = partial(self.context.live.writer, self.ref, attempt)
+        return writer(work.text) if found is None else ExpandedText(found, work.text, writer)
 
     async def _call_model(
         self, attempt: Attempt, work: Work, on_text: JoinedTextCallback | None
