@@ -26,9 +26,10 @@ from unittest.mock import AsyncMock
 
 from retention import CONFIG, fill
 
-from orchestrator.core import config, decider, plan_text
+from orchestrator.core import config, decider, plan_text, references
 from orchestrator.core.create import NewInstance, new_instance
 from orchestrator.core.events import failed, started
+from orchestrator.core.files import File, find_files
 from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import (
     COMPLETE,
@@ -44,6 +45,7 @@ from orchestrator.core.instance import (
 from orchestrator.core.plan import PlanError
 from orchestrator.core.plan_text import PlanReader
 from orchestrator.core.prompts import FULL, Message, Prompt
+from orchestrator.core.references import Expander, References
 from orchestrator.core.summary import summarize
 from orchestrator.engine.base import Engine
 from orchestrator.errors import ModelError, RequestError
@@ -123,6 +125,29 @@ def answers(characters: int) -> Mapping[str, str]:
     }
 
 
+def syntheses(characters: int) -> Mapping[str, str]:
+    """Return syntheses that are hard to find references in."""
+    tag = references.tag("t1:a.py")
+    return {
+        "of references": repeat("", f"{tag} ", characters),
+        "of references in sentences": repeat("", f"See {tag} too.\n", characters),
+        "of beginnings of references": repeat("", "<keep-file", characters),
+        "of lists in one line": repeat("", "- ", characters),
+        "of fences": repeat("", "```\n", characters),
+        "of short lines": repeat("", "`\n", characters),
+    }
+
+
+def markdown(characters: int) -> Mapping[str, str]:
+    """Return texts that are hard to find files in."""
+    return {
+        "in fences": repeat("", "~~~a\n~~~~\n", characters),
+        "in quotes in quotes": repeat("", "> > a.py\n> > ```\n> > x\n> > ```\n", characters),
+        "in one block": repeat("a.py\n```\n", "x\n", characters),
+        "below deep lists": repeat("- " * 40 + "x\n", "\n", characters),
+    }
+
+
 def measure(name: str, work: Callable[[], object]) -> None:
     """Measure what is done in one go."""
     begin_s = time.thread_time()
@@ -181,6 +206,14 @@ async def measure_plans_and_answers(characters: int) -> None:
         await measure_stall(f"a plan {name}", offload(partial(plan_text.parse, text, MAX_SUBTASKS)))
     for name, text in whole_plans(2000).items():
         measure(f"a short plan {name}", partial(parse_here, text))
+    files = {"t1:a.py": File("a.py", "x\n", "python")}
+    for name, text in syntheses(characters).items():
+        reader = lambda: Expander(References(files, files)).feed  # noqa: E731  named for the line below
+        measure_pieces(f"a synthesis {name}", text, reader)
+    for name, text in markdown(characters).items():
+        await measure_stall(f"files {name}", offload(partial(find_files, text)))
+    for name, text in markdown(16 * 1024).items():
+        measure(f"files of a short result {name}", partial(find_files, text))
     for name, text in answers(characters).items():
         measure_pieces(f"an answer, {name}", text, lambda: AnswerText(is_json=True).add)
 

@@ -48,19 +48,16 @@ PATHS = ["docs/two words.md", "index.html", "src/app.py"]
 
 
 def _answer(request: ModelRequest) -> str:
+    is_large = "large" in request.prompt.messages[-1].content
     match request.prompt.role:
         case "planning":
             return plan_text(2)
         case "work":
-            return (
-                '```python path=src/app.py\nprint("ä")\n```\n'
-                if request.prompt.subtask_id == "t2"
-                else "None."
-            )
+            has_file = request.prompt.subtask_id == "t2" and not is_large
+            return '```python path=src/app.py\nprint("ä")\n```\n' if has_file else "None."
         case "synthesis":
-            if "large" in request.prompt.messages[-1].content:
-                return "```text path=large.txt\n" + "0123456789abcdef\n" * (5 * 64 * 1024) + "```"
-            return RESULT
+            large = "```text path=large.txt\n" + "0123456789abcdef\n" * (5 * 64 * 1024) + "```"
+            return large if is_large else RESULT
 
 
 @pytest.fixture(scope="module")
