@@ -100,7 +100,7 @@ async def test_each_model_is_given_what_it_needs_of_them(running: Service, team:
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-async def test_a_planner_that_names_an_unknown_file_is_told_which_and_plans_again(
+async def test_a_planner_that_names_an_unknown_file_gets_its_name_and_plans_again(
     tmp_path: Path, *, is_streamed: bool
 ) -> None:
     wrong, right = plan_with(["README.md"], ["src/ap.py"]), plan_with(["README.md"], ["src/app.py"])

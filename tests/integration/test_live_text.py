@@ -244,7 +244,7 @@ async def test_unwatched_text_is_available_to_a_subscriber_while_the_call_contin
 
 
 @pytest.mark.parametrize("is_watched", [False, True])
-async def test_a_provider_is_told_whether_a_call_is_watched_and_planning_always_is(
+async def test_a_request_says_whether_its_call_is_watched_and_planning_always_is(
     tmp_path: Path, is_watched: bool
 ) -> None:
     watched: set[tuple[str, bool]] = set()

@@ -90,7 +90,7 @@ src/db.py (23 bytes)
 </tree>"""
 
 
-def test_every_model_is_told_the_tree() -> None:
+def test_every_model_is_given_the_tree() -> None:
     for prompt in prompts(instance()):
         assert TREE in user(prompt)
 
@@ -102,7 +102,7 @@ def test_without_files_and_without_earlier_work_nothing_is_said_of_them() -> Non
     assert FULL.plan(instance({})).schema == plan.schema(16)
 
 
-def test_the_planner_is_told_the_contents_and_asked_who_needs_which() -> None:
+def test_the_planner_is_given_the_contents_and_asked_who_needs_which() -> None:
     prompt = FULL.plan(instance())
     assert given_files(prompt) == {path: _with_line_end(content) for path, content in FILES.items()}
     assert prompt.schema == plan.schema(16, with_files=True)
@@ -123,19 +123,19 @@ def test_the_schema_has_files_only_where_there_are_some() -> None:
     assert of_subtask(with_files=True) == [*of_subtask(), "files"]
 
 
-def test_a_worker_is_told_the_files_that_the_plan_names_for_it() -> None:
+def test_a_worker_is_given_the_files_that_the_plan_names_for_it() -> None:
     prompt = FULL.work(instance(), SUBTASKS[0])
     assert given_files(prompt) == {"src/app.py": FILES["src/app.py"]}
     assert "```python path=src/app.py" in system(prompt)
     assert "stays as it is" in system(prompt)
 
 
-def test_a_worker_for_whom_the_plan_names_none_is_told_those_of_its_instructions() -> None:
+def test_a_worker_for_whom_the_plan_names_none_is_given_those_of_its_instructions() -> None:
     assert given_files(FULL.work(instance(), SUBTASKS[1])) == {"README.md": FILES["README.md"]}
     assert given_files(FULL.work(instance(), SUBTASKS[2])) == {}
 
 
-def test_the_synthesis_and_merges_are_told_to_write_what_changes_and_nothing_else() -> None:
+def test_the_synthesis_and_merges_are_asked_to_write_what_changes_and_nothing_else() -> None:
     of = instance()
     merge = Subtask("merge-1", "Merge t1", "Put together.", ("t1",), merges=True)
     for prompt in (FULL.synthesize(of), FULL.work(of, merge)):
@@ -233,12 +233,12 @@ def test_however_much_there_is_it_fits(
         ("</files>.txt", "x\n"),
     ],
 )
-def test_a_file_is_told_so_that_it_can_be_read_back(path: str, content: str) -> None:
+def test_a_file_is_written_so_that_it_can_be_read_back(path: str, content: str) -> None:
     part = context.for_worker(instance({path: content}), SUBTASKS[0]._replace(files=(path,)), 10_000)[-1]
     assert {path: file.content for path, file in files.find_files(part.text).items()} == {path: content}
 
 
-def test_earlier_work_is_told_to_every_model() -> None:
+def test_earlier_work_is_given_to_every_model() -> None:
     for prompt in prompts(instance({}, predecessor=EARLIER)):
         assert "<earlier_prompt>\nBuild a shop\n</earlier_prompt>" in user(prompt)
         assert "<earlier_result>\n# The shop\n\nIt is built.\n</earlier_result>" in user(prompt)
@@ -257,7 +257,7 @@ TOO_LONG = ModelError("INPUT_TOO_LONG", "over 8192 tokens", retryable=True)
 
 @pytest.mark.parametrize("of", [instance(), instance({}, predecessor=EARLIER)], ids=["files", "earlier"])
 @pytest.mark.parametrize("key", [PLANNING, WorkKey("subtask", "t3"), SYNTHESIS])
-def test_a_model_for_which_it_is_too_much_is_told_less(of: Instance, key: WorkKey) -> None:
+def test_a_model_for_which_it_is_too_much_is_given_less(of: Instance, key: WorkKey) -> None:
     def retries(of: Instance) -> bool:
         of = replace(of, config=History().instance.config)
         failed = call_failed(of, key, TOO_LONG, Usage(), now_s=NOW_S, jitter=0)

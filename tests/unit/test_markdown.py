@@ -87,7 +87,7 @@ def test_lines_end_as_the_opening_fence_says() -> None:
         ("```\n```", ""),
     ],
 )
-def test_the_nearest_line_above_is_told(text: str, heading: str) -> None:
+def test_the_nearest_line_above_is_the_heading(text: str, heading: str) -> None:
     assert [block.heading for block in blocks(text)] == [heading]
 
 

@@ -23,7 +23,7 @@ _LINE_CHARACTERS: Final = 20
 """What a file's line in the tree has besides its path, at most."""
 
 
-class Part(NamedTuple):
+class PromptPart(NamedTuple):
     """One part of a prompt: what we say of it, and what a client or a model wrote, to stand between tags."""
 
     heading: str
@@ -36,13 +36,13 @@ def is_there(instance: Instance) -> bool:
     return bool(instance.files or instance.predecessor)
 
 
-def for_planner(instance: Instance, characters: int) -> Sequence[Part]:
+def for_planner(instance: Instance, characters: int) -> Sequence[PromptPart]:
     """Return the tree, and contents: first of files that the prompt names, then from the smallest on."""
     text = f"{instance.prompt}\n{instance.config.instructions}\n{instance.feedback}"
     return _parts(instance, _named_in(text, instance.files), characters, adds_others=True)
 
 
-def for_worker(instance: Instance, subtask: Subtask, characters: int) -> Sequence[Part]:
+def for_worker(instance: Instance, subtask: Subtask, characters: int) -> Sequence[PromptPart]:
     """Return the tree, and the contents of the files that the plan names for a subtask.
 
     Where it names none, those that the subtask's instructions name.
@@ -53,7 +53,7 @@ def for_worker(instance: Instance, subtask: Subtask, characters: int) -> Sequenc
     return _parts(instance, named, characters)
 
 
-def for_synthesis(instance: Instance, characters: int) -> Sequence[Part]:
+def for_synthesis(instance: Instance, characters: int) -> Sequence[PromptPart]:
     """Return the tree: what is changed of the files is in the outputs."""
     return _parts(instance, (), characters)
 
@@ -66,7 +66,7 @@ def size_for_synthesis(instance: Instance) -> int:
 
 def _parts(
     instance: Instance, needed: Sequence[InputFile], characters: int, *, adds_others: bool = False
-) -> Sequence[Part]:
+) -> Sequence[PromptPart]:
     """Return earlier work, the tree, and the contents of the needed files; then of others that fit.
 
     Each of the three has a fair share of the room.
@@ -83,7 +83,7 @@ def _parts(
     share = fair_limit(lengths, characters)
     parts = _earlier(earlier_texts, share)
     if instance.files:
-        parts.append(Part("The client's files, each with its size:", "tree", _cut_lines(lines, share)))
+        parts.append(PromptPart("The client's files, each with its size:", "tree", _cut_lines(lines, share)))
     room = characters - sum(len(part.text) for part in parts)
     limit = fair_limit([len(file.content) for file in needed], room)
     given = {file.path: _fenced(file, limit) for file in needed if limit > 0 or not file.content}
@@ -94,7 +94,7 @@ def _parts(
         has_all = len(given) == len(wanted)
         which = "them" if has_all else f"{len(given)} of {len(wanted)} of them, as far as there is room"
         heading = f"The contents of {which}; where one is too long, a mark says what is cut:"
-        parts.append(Part(heading, "files", "\n\n".join(given.values())))
+        parts.append(PromptPart(heading, "files", "\n\n".join(given.values())))
     return parts
 
 
@@ -103,10 +103,10 @@ def _earlier_texts(instance: Instance) -> Sequence[str]:
     return (before.prompt, before.final_result) if before else ()
 
 
-def _earlier(texts: Sequence[str], characters: int) -> list[Part]:
+def _earlier(texts: Sequence[str], characters: int) -> list[PromptPart]:
     limit = fair_limit(map(len, texts), characters)
     return [
-        Part(heading, tag, cut(text, limit)) for (heading, tag), text in zip(_EARLIER, texts, strict=False)
+        PromptPart(heading, tag, cut(text, limit)) for (heading, tag), text in zip(_EARLIER, texts, strict=False)
     ]
 
 

@@ -1,7 +1,7 @@
 """How an answer goes on that was cut off at the token limit.
 
 What was written is recorded as a part of the attempt, and the model is asked to go on behind it: in the same
-attempt as long as parts are left, nobody asks to pause and the budget allows it, else in the next one.
+attempt as long as parts are left, no client asks to pause and the budget allows it, else in the next one.
 """
 
 from typing import Final, NamedTuple
