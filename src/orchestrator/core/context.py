@@ -106,7 +106,8 @@ def _earlier_texts(instance: Instance) -> Sequence[str]:
 def _earlier(texts: Sequence[str], characters: int) -> list[PromptPart]:
     limit = fair_limit(map(len, texts), characters)
     return [
-        PromptPart(heading, tag, cut(text, limit)) for (heading, tag), text in zip(_EARLIER, texts, strict=False)
+        PromptPart(heading, tag, cut(text, limit))
+        for (heading, tag), text in zip(_EARLIER, texts, strict=False)
     ]
 
 

@@ -322,7 +322,9 @@ def _system(wording: str, files: str) -> str:
     return wording.format(data=_DATA, files=files)
 
 
-def _given(choose: Callable[..., Iterable[context.PromptPart]], instance: Instance, *room: Any) -> Iterable[str]:
+def _given(
+    choose: Callable[..., Iterable[context.PromptPart]], instance: Instance, *room: Any
+) -> Iterable[str]:
     """Return what is chosen of the input files and of earlier work, where an instance has either."""
     parts = choose(instance, *room) if context.is_there(instance) else ()
     return [_if_given(part.tag, part.text, part.heading) for part in parts]
