@@ -139,6 +139,19 @@ async def _pieces(text: str, size: int) -> AsyncIterator[str]:
         await asyncio.sleep(0)
 
 
+async def _live_text(client: Client, held: asyncio.Event) -> str:
+    """Return the text of the synthesis as it comes; `held` is set once the synthesis is watched."""
+    live = ""
+    async for item in client.stream("a"):
+        if isinstance(item, OutputDelta):
+            if not item.subtask_id:
+                assert item.offset == len(live)
+                live += item.text
+        elif item.HasField("synthesis_started"):
+            held.set()
+    return live
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 async def test_live_text_is_that_of_the_result_and_never_has_a_reference(tmp_path: Path, size: int) -> None:
     held = asyncio.Event()
@@ -151,14 +164,7 @@ async def test_live_text_is_that_of_the_result_and_never_has_a_reference(tmp_pat
     model = Model(answer)
     async with service(tmp_path / "log.db", model) as running, Client(running.address) as client:
         await _create(running)
-        live = ""
-        async for item in client.stream("a"):
-            if isinstance(item, OutputDelta):
-                if not item.subtask_id:
-                    assert item.offset == len(live)
-                    live += item.text
-            elif item.HasField("synthesis_started"):
-                held.set()
+        live = await _live_text(client, held)
     assert live == SEEN
 
 
@@ -214,12 +220,5 @@ async def test_live_text_goes_on_behind_a_part(tmp_path: Path) -> None:
         Client(running.address) as client,
     ):
         await _create(running)
-        live = ""
-        async for item in client.stream("a"):
-            if isinstance(item, OutputDelta):
-                if not item.subtask_id:
-                    assert item.offset == len(live)
-                    live += item.text
-            elif item.HasField("synthesis_started"):
-                held.set()
+        live = await _live_text(client, held)
     assert live == SEEN
