@@ -222,3 +222,31 @@ async def test_live_text_goes_on_behind_a_part(tmp_path: Path) -> None:
         await _create(running)
         live = await _live_text(client, held)
     assert live == SEEN
+
+
+async def test_a_synthesis_goes_on_behind_its_references_after_a_restart(tmp_path: Path) -> None:
+    first, second = Model(_hung_after(60)), Model(_cut(1000))
+    async with service(tmp_path / "log.db", first) as running:
+        await _create(running)
+        async for message in running.stub.StreamEvents(pb.StreamEventsRequest(id="a")):
+            if any(event.HasField("synthesis_continued") for event in message.batch.events):
+                break
+        partial = await _shown(running)
+    assert (partial.final_result, partial.is_partial) == (f"# Done\n\nThe code:\n\n{BLOCKS['t1']}\n\n", True)
+    async with service(tmp_path / "log.db", second) as running:
+        await running.ended("a")
+        assert (await _shown(running)).final_result == SEEN
+    assert len(second.prompts) == 1
+
+
+def _hung_after(size: int) -> Synthesis:
+    """Write so many characters, and nothing more."""
+
+    def answer(_request: ModelRequest, call: int) -> Answer:
+        return ModelReply(WRITTEN[:size], 1, 1, Finish.CUT) if call == 1 else _never()
+
+    async def _never() -> ModelReply:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+    return answer

@@ -30,6 +30,10 @@ _STARTS: Final = (*_OPENINGS, "</keep-file", "</drop-file")
 _DECORATION: Final = " \t\r>*_`#+.,:;()-0123456789"
 """What a line may hold beside references: marks of Markdown and of lists, and punctuation."""
 _ALONE: Final = re.compile(rf"(?:[{re.escape(_DECORATION)}]|{_CLOSED_TAG.pattern})*")
+_TAG_ALONE: Final = re.compile(
+    rf"[{re.escape(_DECORATION)}]*(?:<(keep|drop)-file>|</(?:keep|drop)-file>)[{re.escape(_DECORATION)}]*"
+)
+"""A line that opens a tag and holds no reference, or closes one."""
 _FENCE: Final = re.compile(r"[\s>]*(`{3,}|~{3,})([^`]*)$")
 _FENCE_BEGINNING: Final = re.compile(r"[\s>]*(?:`{1,2}$|```|~{1,2}$|~~~)")
 
@@ -184,6 +188,8 @@ class Expander:
         """Whether the rest of the line is left out: it has a reference that is none."""
         self._last = ""
         """The last character of the line that has been given."""
+        self._tag = ""
+        """The kind of the tag that a line has opened: until it is closed each line is a reference."""
         self._fence = ""
         """The fence of the code block that is open."""
         self._opening = ""
@@ -212,7 +218,8 @@ class Expander:
         line, before = self._line, ""
         if not self._is_amid:
             is_short = len(line) <= _MAX_HELD
-            if not line or (is_short and (_may_be_alone(line) or _FENCE_BEGINNING.match(line))):
+            is_held = self._tag or _may_be_alone(line) or _FENCE_BEGINNING.match(line)
+            if not line or (is_short and is_held):
                 return ""
             before = self._release()
             self._is_amid = True
@@ -225,8 +232,13 @@ class Expander:
             text, _ = self._expand(line, is_whole=True)
             self._is_amid, self._is_broken, self._last = False, False, ""
             return text + end
-        if not (self._opening or "<" in line or "`" in line or "~" in line):
+        if not (self._opening or self._tag or "<" in line or "`" in line or "~" in line):
             return line + end
+        if self._tag:
+            return self._end_tagged_line(line, end)
+        if found := _TAG_ALONE.fullmatch(line):
+            self._tag = found[1] or ""
+            return ""
         placed = self._place_alone(line)
         if self._opening:
             if self._only is None and placed and len(placed) == 1:
@@ -246,6 +258,14 @@ class Expander:
             self._opening = line + end
             return before
         return before + self._expand(line, is_whole=True)[0] + end
+
+    def _end_tagged_line(self, line: str, end: str) -> str:
+        """Expand a line behind one that opens a tag: it is a reference, or the end of the tag, or both."""
+        kind, self._tag = self._tag, ""
+        reference, is_closed, _ = line.strip(" \t\r`*-").partition("</")
+        text = self._end_line(f"<{kind}-file>{reference}</{kind}-file>", end) if reference.strip() else ""
+        self._tag = "" if is_closed else kind
+        return text
 
     def _closes(self, line: str) -> bool:
         marks = line.strip(" \t\r>")
