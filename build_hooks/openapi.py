@@ -21,12 +21,11 @@ SERVICE: Final = "orchestrator.v1.Orchestrator"
 BODY: Final = "google.api.HttpBody"
 """What an RPC gives whose answer is no JSON: a stream is of Server-Sent Events."""
 MEDIA_TYPES: Final = {
-    "GetResult": "text/markdown; charset=utf-8",
-    "GetFile": "text/*",
-    "GetArchive": "application/zip",
+    "GetResult": ("text/markdown; charset=utf-8",),
+    "GetFile": ("text/*", "application/json", "image/svg+xml"),
+    "GetArchive": ("application/zip",),
 }
 """What the body of the others is."""
-TEXT: Final = {"type": "string"}
 EVENT: Final = "orchestrator.v1.Event"
 """What the data of most of them is; without the fields that have their default."""
 OTHER_EVENTS: Final = {"delta": "orchestrator.v1.OutputDelta", "end": "orchestrator.v1.StreamEnd"}
@@ -202,10 +201,10 @@ class _Description:
             }
             answers["204"] = {"description": "All of a finished instance's events have been read."}
         elif method.output_type.full_name == BODY:
-            said, media = comment.partition("\n")[0], MEDIA_TYPES[method.name]
+            said = comment.partition("\n")[0]
             answers["200"] = {
                 "description": said,
-                "content": {media: {"schema": TEXT if media.startswith("text/") else {}}},
+                "content": {media: {"schema": _body(media)} for media in MEDIA_TYPES[method.name]},
             }
         else:
             said = _paragraphs(self._comments[method.output_type.full_name])
@@ -386,6 +385,10 @@ _LAST_EVENT_ID: Final[Json] = {
     "description": "The last `id:` seen; wins over `afterSequence`. An EventSource sends it by itself.",
     "schema": {"type": "string", "pattern": f"^[0-9]{{0,{_SAFE_DIGITS}}}$"},
 }
+
+
+def _body(media_type: str) -> Json:
+    return {} if media_type == "application/zip" else {"type": "string"}
 
 
 def _gives_events(method: MethodDescriptor) -> bool:

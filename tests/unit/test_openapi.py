@@ -132,7 +132,7 @@ def test_files_are_described_by_their_media_types(description: dict[str, Any]) -
     file = description["paths"]["/{id}/files/{path}"]["get"]
     assert [parameter["name"] for parameter in file["parameters"]] == ["id", "path"]
     assert "FILE_NOT_FOUND" in file["responses"]["404"]["description"]
-    assert list(file["responses"]["200"]["content"]) == ["text/*"]
+    assert list(file["responses"]["200"]["content"]) == ["text/*", "application/json", "image/svg+xml"]
     archive = description["paths"]["/{id}/archive"]["get"]
     assert list(archive["responses"]["200"]["content"]) == ["application/zip"]
 
