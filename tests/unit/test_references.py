@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from orchestrator.core import files, references
 from orchestrator.core.continuation import Part
 from orchestrator.core.files import File, find_files, write_block
-from orchestrator.core.instance import COMPLETED, Instance, Subtask, Work
+from orchestrator.core.instance import COMPLETED, InputFile, Instance, Subtask, Work
 from orchestrator.core.references import Expander, References, SynthesisError
 
 A = File("src/a.py", "print('a')\n", "python")
@@ -182,6 +182,14 @@ def test_files_that_a_merge_lost_are_offered_too() -> None:
     assert found
     assert list(found.offered) == ["merge:src/a.py", "t2:b.md"]
     assert set(found.known) == {"merge:src/a.py", "t1:src/a.py", "t2:b.md"}
+
+
+def test_an_input_file_that_a_worker_repeats_is_not_offered() -> None:
+    instance = _instance(t1=f"{write_block(A)}\n\n{write_block(B)}")
+    instance.files = (InputFile(A.path, A.content, "", 0, ""), InputFile(B.path, "old\n", "", 0, ""))
+    found = references.references(instance)
+    assert found
+    assert (list(found.offered), list(found.known)) == (["t1:b.md"], ["t1:src/a.py", "t1:b.md"])
 
 
 def test_after_two_unusable_answers_nothing_is_offered() -> None:

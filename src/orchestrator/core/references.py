@@ -80,18 +80,23 @@ class SynthesisError(ValueError):
 
 
 def references(instance: Instance) -> References | None:
-    """Return what the synthesis of an instance can refer to; None: nothing, no worker wrote a file."""
+    """Return what the synthesis of an instance can refer to; None: nothing, no worker wrote a file.
+
+    An input file that a worker has only repeated is in the result anyway.
+    """
     if instance.synthesis.invalid >= _MAX_INVALID:
         return None
-    sources = merging.sources(instance)
-    offered = _by_reference(sources)
-    completed = [subtask for subtask in instance.subtasks.values() if subtask.work.state == COMPLETED]
-    if len(completed) == len(sources):
-        return References(offered, offered) if offered else None
-    known = _by_reference(completed)
-    merged = {file.path for file in offered.values()}
-    passed_over = {name: file for name, file in known.items() if file.path not in merged}
-    return References({**offered, **passed_over}, known) if known else None
+    merged = _by_reference(merging.sources(instance))
+    known = _by_reference(
+        subtask for subtask in instance.subtasks.values() if subtask.work.state == COMPLETED
+    )
+    paths = {file.path for file in merged.values()}
+    passed_over = {name: file for name, file in known.items() if file.path not in paths}
+    given = {file.path: file.content for file in instance.files}
+    offered = {
+        name: file for name, file in {**merged, **passed_over}.items() if given.get(file.path) != file.content
+    }
+    return References(offered, known) if offered else None
 
 
 def _by_reference(subtasks: Iterable[Subtask]) -> Mapping[str, File]:
