@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Never
 
 from orchestrator.addresses import free_port
+from orchestrator.auth.authenticator import Authenticator
+from orchestrator.auth.oidc import OidcIssuer
+from orchestrator.auth.token_store import TokenStore
 from orchestrator.client import Client
 from orchestrator.core import config, workers
 from orchestrator.edge import EdgeProcess, find_envoy
@@ -74,6 +77,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 models.check(name)
             except SettingsError as error:
                 raise SettingsError(f"{settings.name_of(path)}: {error}") from None
+        authenticator = await stack.enter_async_context(_authenticator(settings))
         await _check_addresses(settings, edge=edge)
         log = await SqliteEventLog.open(Path(settings.database), settings.name_of("database"))
         stack.push_async_callback(log.aclose)
@@ -94,7 +98,9 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
         service = OrchestratorService(engine, log, defaults, info)
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         edge_stack = await stack.enter_async_context(AsyncExitStack())
-        address = await stack.enter_async_context(serving(service, log.notifier, settings.grpc_address))
+        address = await stack.enter_async_context(
+            serving(service, log.notifier, settings.grpc_address, authenticator=authenticator)
+        )
         service.info.grpc_address = address
         envoy = None
         if edge:
@@ -108,6 +114,26 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
             )
             service.info.rest_address = envoy.address
         yield RunningService(address, log, envoy, engine.recovered)
+
+
+@asynccontextmanager
+async def _authenticator(settings: Settings) -> AsyncIterator[Authenticator]:
+    """Find out who calls as the settings say; raise SettingsError where what they name cannot be used."""
+    store = issuer = None
+    if settings.auth_tokens_file:
+        store = TokenStore.open(Path(settings.auth_tokens_file))
+    if settings.auth_oidc_issuer:
+        issuer = OidcIssuer(
+            settings.auth_oidc_issuer,
+            settings.auth_oidc_audience,
+            tenant_claim=settings.auth_oidc_tenant_claim,
+            role_claim=settings.auth_oidc_role_claim,
+        )
+    try:
+        yield Authenticator(store, issuer)
+    finally:
+        if store:
+            await store.aclose()
 
 
 async def _check_addresses(settings: Settings, *, edge: bool) -> None:

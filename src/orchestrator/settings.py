@@ -17,7 +17,7 @@ from orchestrator.errors import SettingsError
 
 PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
-_UNSUPPORTED: Final = ("AUTH_TOKENS_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
+_UNSUPPORTED: Final = ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
 """Settings that must not be passed over in silence: who sets them relies on what they do."""
 _KUBERNETES_VARIABLE: Final = re.compile(
     r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
@@ -50,6 +50,21 @@ class Settings:
     allowed_hosts: str = ""
     """By which names REST may be called besides this machine's, as a proxy in front hands them on:
     `app.example.com,…`."""
+    auth_tokens_file: str = ""
+    """The tokens that callers need, a TOML file that `orchestrator token` looks after, and what their tenants
+    may use; read again when it changes. Empty: no tokens."""
+    auth_oidc_issuer: str = ""
+    """Whose JWTs callers may use in place of tokens, as in `https://id.example.com`. Empty: nobody's."""
+    auth_oidc_audience: str = ""
+    """The audience (`aud`) that JWTs must be made for: this service's name at the issuer."""
+    auth_oidc_tenant_claim: str = "tenant"
+    """The claim of a JWT that names the tenant; a path with dots leads into one, as in `org.id`."""
+    auth_oidc_role_claim: str = "role"
+    """The claim of a JWT that names the role, or lists several: read, write, admin or metrics."""
+    token: str = field(default="", repr=False)
+    """The token that commands send."""
+    token_file: str = ""
+    """The file that holds it, and nothing else."""
     database: str = field(default_factory=lambda: default_database(Path()))
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
@@ -119,6 +134,42 @@ class Settings:
                 )
 
         _ = self.origins, self.hosts
+        self._check_issuer()
+
+    def _check_issuer(self) -> None:
+        if bool(self.auth_oidc_issuer) != bool(self.auth_oidc_audience):
+            given, missing = "auth_oidc_issuer", "auth_oidc_audience"
+            if not self.auth_oidc_issuer:
+                given, missing = missing, given
+            raise SettingsError(
+                f"{self.name_of(given)} is set, and {self.name_of(missing)} is not: JWTs are taken of one "
+                "issuer, if they were made for this service"
+            )
+        for name in ("auth_oidc_tenant_claim", "auth_oidc_role_claim"):
+            if not getattr(self, name):
+                raise SettingsError(f"{self.name_of(name)} is empty: name a claim of the JWTs")
+
+    @property
+    def client_token(self) -> str:
+        """The token that commands send; empty: none. Raise SettingsError where its file cannot be read.
+
+        Where both are given in one way, the token itself counts.
+        """
+        token_source, file_source = (self.sources.get(name, "") for name in ("token", "token_file"))
+        if not self.token_file or (self.token and _rank(token_source) >= _rank(file_source)):
+            return self.token.strip()
+        try:
+            text = Path(self.token_file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise SettingsError(
+                f"{self.name_of('token_file')}: {self.token_file} cannot be read: {reason}"
+            ) from None
+        if not text or not text.isascii() or len(text.split()) != 1:
+            raise SettingsError(
+                f"{self.name_of('token_file')}: {self.token_file} must hold a token, and nothing else"
+            )
+        return text
 
     def _check_limits_of_instances(self) -> None:
         """Raise SettingsError for a default that no instance may have."""
@@ -210,6 +261,11 @@ class Settings:
         }
         typed.setdefault("database", default_database(folder))
         return cls(**typed, sources={name: source for name, (source, _) in given.items()})
+
+
+def _rank(source: str) -> int:
+    """Return how late a source is read, and so what it wins over: the file, variables, flags."""
+    return 2 if source.startswith("--") else 1 if source.startswith(PREFIX) else 0
 
 
 def default_database(folder: Path) -> str:

@@ -139,6 +139,14 @@ async def test_an_unknown_instance_is_not_found(log: EventLog) -> None:
     assert await log.last_position() == 0
 
 
+async def test_an_id_is_found_with_each_tenant_that_has_it(log: EventLog) -> None:
+    refs = [await create(log, requested("same"), tenant) for tenant in ("b", "", "a")]
+    await create(log, requested("other"), "c")
+    assert [head.ref for head in await log.find("same")] == [refs[1], refs[2], refs[0]]
+    assert [head.ref.key.tenant for head in await log.find("other")] == ["c"]
+    assert await log.find("sam") == []
+
+
 async def test_a_used_id_is_rejected_and_the_first_instance_stays(log: EventLog) -> None:
     ref = await create(log, History("a"))
     with pytest.raises(AlreadyExistsError) as caught:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc.aio
 
+from orchestrator.auth.authenticator import NO_AUTHENTICATION, Authenticator
 from orchestrator.core import config
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
@@ -43,6 +44,7 @@ async def service(
     max_calls: int = 64,
     prices: Mapping[str, object] | None = None,
     workers: Sequence[Worker] = (),
+    authenticator: Authenticator = NO_AUTHENTICATION,
 ) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         log = await SqliteEventLog.open(path)
@@ -60,7 +62,13 @@ async def service(
         if workers:
             defaults.catalogue = await engine.states.store_catalogue(workers)
         address = await stack.enter_async_context(
-            serving(OrchestratorService(engine, log, defaults), log.notifier, "127.0.0.1:0", grace_s=1)
+            serving(
+                OrchestratorService(engine, log, defaults),
+                log.notifier,
+                "127.0.0.1:0",
+                authenticator=authenticator,
+                grace_s=1,
+            )
         )
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         yield Service(address, OrchestratorStub(channel), log, engine)

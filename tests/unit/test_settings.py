@@ -193,3 +193,44 @@ def test_an_address_with_a_scheme_is_rejected_with_the_mend(
     assert str(caught.value) == (
         f"{name} is {address!r}: an address is host:port without a scheme, as in {example}"
     )
+
+
+def test_a_token_is_in_no_representation_of_the_settings() -> None:
+    settings = Settings.load({"ORCHESTRATOR_TOKEN": "orc_secret"}, Path("/nowhere"))
+    assert settings.client_token == "orc_secret"
+    assert "orc_secret" not in repr(settings)
+
+
+def test_the_token_that_is_given_last_counts(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("orc_file\n")
+    (tmp_path / "orchestrator.toml").write_text('token = "orc_toml"\n')
+    file = str(tmp_path / "token")
+    assert Settings.load({}, tmp_path).client_token == "orc_toml"
+    assert Settings.load({"ORCHESTRATOR_TOKEN_FILE": file}, tmp_path).client_token == "orc_file"
+    both = {"ORCHESTRATOR_TOKEN_FILE": file, "ORCHESTRATOR_TOKEN": "orc_variable"}
+    assert Settings.load(both, tmp_path).client_token == "orc_variable"
+    assert (
+        Settings.load({"ORCHESTRATOR_TOKEN": "orc_variable"}, tmp_path, token_file=file).client_token
+        == "orc_file"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "\n", "two words", "é", None])
+def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "token").write_text(content)
+    settings = Settings.load({}, Path("/nowhere"), token_file=str(tmp_path / "token"))
+    with pytest.raises(SettingsError, match="--token-file: "):
+        _ = settings.client_token
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"AUTH_OIDC_ISSUER": "https://id.example.com"}, "ORCHESTRATOR_AUTH_OIDC_AUDIENCE is not"),
+        ({"AUTH_OIDC_AUDIENCE": "orchestrator"}, "ORCHESTRATOR_AUTH_OIDC_ISSUER is not"),
+    ],
+)
+def test_an_issuer_goes_with_an_audience(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        Settings.load({f"ORCHESTRATOR_{name}": value for name, value in variables.items()}, Path("/nowhere"))

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import control, instances, review
+from orchestrator.cli import connection_options, control, instances, review, token
 from orchestrator.cli import options as opt
+from orchestrator.cli.connection_options import load_settings
 from orchestrator.cli.exit_codes import ExitCode, UsageError, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.plan_option import PlanCommand
 from orchestrator.errors import OrchestratorError
 from orchestrator.installation import DISTRIBUTION, requires
-from orchestrator.settings import Settings
 
 app = typer.Typer(
     name="orchestrator",
@@ -96,7 +96,7 @@ def run(
     opt.check_one_address(address, grpc_address)
     if (diff or force) and not out:
         raise UsageError("--diff and --force are about writing files: say where with --out DIR")
-    settings = Settings.load(
+    settings = load_settings(
         address=address,
         grpc_address=grpc_address,
         rest_address=rest_address,
@@ -160,7 +160,7 @@ def up(
 ) -> None:
     """Run the service with REST in front, until Ctrl-C."""
     opt.check_one_address(address, grpc_address)
-    settings = Settings.load(
+    settings = load_settings(
         address=address,
         grpc_address=grpc_address,
         rest_address=rest_address,
@@ -188,7 +188,7 @@ def serve(
 ) -> None:
     """Run the gRPC service alone, until Ctrl-C."""
     opt.check_one_address(address, grpc_address)
-    settings = Settings.load(
+    settings = load_settings(
         address=address,
         grpc_address=grpc_address,
         database=database,
@@ -213,7 +213,7 @@ def doctor(*, address: opt.Address = None, as_json: opt.Json = False) -> None:
     with requires("server", "`orchestrator doctor`"):
         from orchestrator.cli import doctor as checks  # noqa: PLC0415
 
-    findings = asyncio.run(checks.run_checks(Settings.load(address=address)))
+    findings = asyncio.run(checks.run_checks(load_settings(address=address)))
     checks.print_findings(findings, as_json=as_json)
     if any(finding.is_broken for finding in findings):
         raise typer.Exit(ExitCode.FAILED)
@@ -222,3 +222,5 @@ def doctor(*, address: opt.Address = None, as_json: opt.Json = False) -> None:
 app.add_typer(instances.app)
 app.add_typer(control.app)
 app.add_typer(review.app)
+connection_options.add_to_all(app)
+app.add_typer(token.app, name="token", help="Make, list and revoke the tokens of a service.")

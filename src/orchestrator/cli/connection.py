@@ -4,6 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from orchestrator.cli.connection_options import load_settings
 from orchestrator.cli.exit_codes import NoServiceError, UsageError
 from orchestrator.cli.text import command
 from orchestrator.settings import Settings
@@ -32,7 +33,21 @@ def call_service(address: str | None, call: "Callable[[Client], Awaitable[T]]") 
 
 def resolve_address(address: str | None) -> str:
     """Return the address, or that of the settings where it is None."""
-    return Settings.load(address=address).grpc_address
+    return load_settings(address=address).grpc_address
+
+
+def open_client(
+    address: str, settings: Settings | None = None, *, timeout_s: float | None = None
+) -> "Client":
+    """Return a client with the credentials that the settings name; raise SettingsError."""
+    from orchestrator.client import Client  # noqa: PLC0415
+
+    token = (settings or load_settings()).client_token
+    return (
+        Client(address, token=token)
+        if timeout_s is None
+        else Client(address, token=token, timeout_s=timeout_s)
+    )
 
 
 @asynccontextmanager
@@ -40,9 +55,9 @@ async def connect(address: str) -> "AsyncIterator[Client]":
     """Connect; raise NoServiceError where nothing answers that is an orchestrator."""
     import grpc  # noqa: PLC0415
 
-    from orchestrator.client import Client, ServiceError  # noqa: PLC0415
+    from orchestrator.client import ServiceError  # noqa: PLC0415
 
-    async with Client(address) as client:
+    async with open_client(address) as client:
         try:
             yield client
         except ServiceError as error:
@@ -53,6 +68,11 @@ async def connect(address: str) -> "AsyncIterator[Client]":
                 from orchestrator.cli import rest  # noqa: PLC0415
 
                 raise await rest.http_error(address) or error from None
+            if error.reason == "TOKEN_MISSING":
+                raise UsageError(
+                    f"the service at {address} asks who you are, and there are no credentials: set "
+                    "ORCHESTRATOR_TOKEN to a token, or name the file of one with --token-file"
+                ) from None
             if error.code is grpc.StatusCode.UNIMPLEMENTED:
                 raise NoServiceError(
                     f"what answers at {address} is no orchestrator, or an older one that cannot do this: "

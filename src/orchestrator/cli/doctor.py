@@ -18,9 +18,9 @@ from typing import Final, TypeAlias
 from rich.text import Text
 
 from orchestrator.cli import rest, service_settings
+from orchestrator.cli.connection import open_client
 from orchestrator.cli.reporters import build_console
 from orchestrator.cli.text import one_line
-from orchestrator.client import Client
 from orchestrator.core import replies, workers
 from orchestrator.core.prompts import Message, Prompt
 from orchestrator.errors import AddressError, ModelError, SettingsError
@@ -68,7 +68,7 @@ class Finding:
 async def run_checks(settings: Settings, environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """Run all checks; raise SettingsError where a setting cannot be read."""
     Prices.read(settings.prices)
-    async with Client(settings.grpc_address) as client:
+    async with open_client(settings.grpc_address, settings) as client:
         is_serving = await client.is_serving()
         info = await service_settings.fetch_info(client) if is_serving else None
     roles = _service_roles(info) if info else _settings_roles(settings)
@@ -77,7 +77,7 @@ async def run_checks(settings: Settings, environment: Mapping[str, str] = os.env
         theirs = replace(settings, max_output_tokens=info.default_config.max_output_tokens)
         found = await _check_models(roles, theirs, environment)
         models = [replace(check, finding=f"{_CALLED}: {check.finding}", is_optional=True) for check in found]
-        rest_finding = await _check_service_rest(info)
+        rest_finding = await _check_service_rest(info, settings)
     else:
         models = await _check_models(roles, settings, environment)
         rest_finding = _check_port("rest", settings.rest_address, settings.name_of("rest_address"))
@@ -315,11 +315,11 @@ def _check_database(settings: Settings) -> Finding:
     return Finding("database", f"{path}{found}{'' if path.exists() else ', to be made'}")
 
 
-async def _check_service_rest(info: GetServiceInfoResponse) -> Finding:
+async def _check_service_rest(info: GetServiceInfoResponse, settings: Settings) -> Finding:
     """Check that the REST of the service answers at the address that it reports."""
     if not info.rest_address:
         return Finding("rest", "the service runs without it")
-    found = await rest.service_id(info.rest_address)
+    found = await rest.service_id(info.rest_address, settings)
     if found == info.service_id:
         return Finding("rest", f"{info.rest_address} is answered by the service")
     what = "another service answers there" if found else "it does not answer there"

@@ -111,7 +111,8 @@ def review_due_message(instance_id: str, settings: Settings, *, sequence: int | 
 
 def address_option(settings: Settings) -> str:
     """Build the option that makes another command reach the same service; empty where the default does."""
-    return settings_options(settings, grpc_address="--address")
+    options = {"grpc_address": "--address", "token_file": "--token-file"}
+    return settings_options(settings, **options)
 
 
 def settings_options(settings: Settings, **options: str) -> str:

@@ -16,10 +16,10 @@ from orchestrator.cli.connection import (
     resolve_address,
     with_full_id,
 )
+from orchestrator.cli.connection_options import load_settings
 from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error, reporting_errors
 from orchestrator.cli.options import examples
 from orchestrator.cli.text import command
-from orchestrator.settings import Settings
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
     from orchestrator.client import Client
@@ -84,7 +84,7 @@ def create(
             if sys.stdout.isatty():
                 from orchestrator.cli.follow import created_message  # noqa: PLC0415
 
-                typer.echo(created_message(created.id, Settings.load(address=address)), err=True)
+                typer.echo(created_message(created.id, load_settings(address=address)), err=True)
 
     call_service(address, call)
 
@@ -346,7 +346,7 @@ def events(
             )
         except asyncio.CancelledError:  # Ctrl-C
             if follow:
-                settings = Settings.load(address=address)
+                settings = load_settings(address=address)
                 typer.echo(follow_module.detached_message(full_id, settings, live=live), err=True)
             raise
         if live_view:
@@ -396,7 +396,7 @@ def wait(
     if instance.state == WAITING:
         from orchestrator.cli.follow import review_due_message  # noqa: PLC0415
 
-        typer.echo(review_due_message(instance.id, Settings.load(address=address)), err=True)
+        typer.echo(review_due_message(instance.id, load_settings(address=address)), err=True)
         raise typer.Exit(ExitCode.REVIEW_DUE)
     if instance.state not in TERMINAL:
         if instance.waiting_reason:
@@ -429,4 +429,4 @@ def _address_option(address: str | None) -> str:
     """Return the flag that leads another command to the service of this one."""
     from orchestrator.cli.follow import address_option  # noqa: PLC0415
 
-    return address_option(Settings.load(address=address))
+    return address_option(load_settings(address=address))

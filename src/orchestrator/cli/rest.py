@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from orchestrator.cli.exit_codes import NoServiceError
 from orchestrator.client import ServiceError
-from orchestrator.settings import split_address
+from orchestrator.settings import Settings, split_address
 from orchestrator.v1.orchestrator_pb2 import (
     CreateInstanceRequest,
     CreateInstanceResponse,
@@ -29,9 +29,9 @@ def base_url(address: str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def service_id(address: str) -> str | None:
+async def service_id(address: str, settings: Settings) -> str | None:
     """Fetch the id of the service behind the edge at `host:port`; None where no orchestrator answers."""
-    async with _client(address, _INFO_TIMEOUT_S) as client:
+    async with _client(address, _INFO_TIMEOUT_S, settings.client_token) as client:
         try:
             info = _decode_info(await client.get("/-/info"))
         except httpx.HTTPError:
@@ -65,10 +65,10 @@ async def http_error(address: str) -> NoServiceError | None:
     )
 
 
-async def create(address: str, request: CreateInstanceRequest) -> CreateInstanceResponse:
+async def create(address: str, request: CreateInstanceRequest, settings: Settings) -> CreateInstanceResponse:
     """`POST /`. The request must carry a request_id: it is sent again when the connection breaks."""
     body = json_format.MessageToDict(request)
-    async with _client(address, _CREATE_TIMEOUT_S) as client:
+    async with _client(address, _CREATE_TIMEOUT_S, settings.client_token) as client:
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 response = await client.post("/", json=body)
@@ -85,9 +85,10 @@ async def create(address: str, request: CreateInstanceRequest) -> CreateInstance
         raise NoServiceError(f"what answers at {address} is no orchestrator") from None
 
 
-def _client(address: str, timeout_s: float) -> httpx.AsyncClient:
+def _client(address: str, timeout_s: float, token: str = "") -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     # Nothing of the environment: a proxy would answer for 127.0.0.1.
-    return httpx.AsyncClient(base_url=base_url(address), timeout=timeout_s, trust_env=False)
+    return httpx.AsyncClient(base_url=base_url(address), headers=headers, timeout=timeout_s, trust_env=False)
 
 
 def _service_error(response: httpx.Response) -> ServiceError:

@@ -8,10 +8,10 @@ import typer
 
 from orchestrator.cli import options as opt
 from orchestrator.cli.connection import call_service, with_full_id
+from orchestrator.cli.connection_options import load_settings
 from orchestrator.cli.control import print_state
 from orchestrator.cli.exit_codes import UsageError, reporting_errors
 from orchestrator.cli.options import examples
-from orchestrator.settings import Settings
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
     from orchestrator.client import Client
@@ -111,7 +111,7 @@ def _show(instance_id: str, address: str | None, *, as_json: bool) -> None:
     note = f"{instance.id} is {status}: no review is due"
     if instance.state == WAITING:
         note = review_due_message(
-            instance.id, Settings.load(address=address), sequence=instance.last_sequence
+            instance.id, load_settings(address=address), sequence=instance.last_sequence
         )
     typer.echo(f"\n{note}", err=True)
 

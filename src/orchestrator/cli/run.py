@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import typer
 
 from orchestrator.cli import plan_decision, reporters, rest, service_settings
-from orchestrator.cli.connection import full_id_of
+from orchestrator.cli.connection import full_id_of, open_client
 from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error
 from orchestrator.cli.follow import (
     address_option,
@@ -141,7 +141,7 @@ class Runner:
     async def _connect_or_start(self) -> AsyncIterator[Client]:
         """Connect to the service that answers, or start one for this run."""
         address = self._settings.grpc_address
-        async with Client(address) as client:
+        async with open_client(address, self._settings) as client:
             if await client.is_serving():
                 self._reporter.note(f"using the service at {address} and its models")
                 yield client
@@ -159,7 +159,7 @@ class Runner:
         self._make_rest_optional()
         async with (
             app.running(self._settings, edge=self._has_rest) as own,
-            Client(own.grpc_address) as client,
+            open_client(own.grpc_address, self._settings) as client,
         ):
             if own.recovered:
                 found = pluralize(own.recovered, "unfinished instance")
@@ -197,7 +197,7 @@ class Runner:
         info = await service_settings.fetch_info(client)
         rest_address = await self._rest_address(info)
         if rest_address:
-            created = await rest.create(rest_address, request)
+            created = await rest.create(rest_address, request, self._settings)
         else:
             created = await client.create(
                 request.prompt,
@@ -229,7 +229,7 @@ class Runner:
         elif not info.rest_address:
             reason = "the service has no REST"
         else:
-            found = await rest.service_id(info.rest_address)
+            found = await rest.service_id(info.rest_address, self._settings)
             if found == info.service_id:
                 return info.rest_address
             problem = "another service answers" if found else "REST does not answer"

@@ -11,7 +11,6 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """The largest message either side may send, which each call sends to the service: larger events have
 `Event.omitted_bytes`, larger responses fail with RESPONSE_TOO_LARGE."""
 
-METADATA: Final = (("max-response-bytes", str(MAX_MESSAGE_BYTES)),)
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -24,10 +23,16 @@ OPTIONS: Final = (
 )
 
 
+def call_metadata(token: str) -> tuple[tuple[str, str | bytes], ...]:
+    """Return what each call sends: how large an answer may be, and the caller's token if there is one."""
+    credentials = (("authorization", f"Bearer {token}"),) if token else ()
+    return (("max-response-bytes", str(MAX_MESSAGE_BYTES)), *credentials)
+
+
 class Channel(Protocol):
     """A connection: the part of a gRPC channel that stubs need, and how to wait on it."""
 
-    def __init__(self, address: str) -> None: ...
+    def __init__(self, address: str, token: str) -> None: ...
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         """Return a callable as of grpc.aio, whose result is awaited."""
@@ -51,18 +56,19 @@ class Channel(Protocol):
 
 
 class AsyncChannel:
-    """A Channel for one event loop. Each call sends how large an answer may be."""
+    """A Channel for one event loop."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str) -> None:
+        self._metadata = call_metadata(token)
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         """See Channel."""
-        return functools.partial(self._channel.unary_unary(*arguments, **named), metadata=METADATA)
+        return functools.partial(self._channel.unary_unary(*arguments, **named), metadata=self._metadata)
 
     def unary_stream(self, *arguments: Any, **named: Any) -> Any:
         """See Channel."""
-        return functools.partial(self._channel.unary_stream(*arguments, **named), metadata=METADATA)
+        return functools.partial(self._channel.unary_stream(*arguments, **named), metadata=self._metadata)
 
     async def read(self, call: Any, timeout_s: float) -> Any:
         """See Channel."""

@@ -37,12 +37,15 @@ _REVIEW_STEP_S: Final = 1.0
 
 
 class Client:
-    """A connection to one service, for one event loop. Use it as an async context manager."""
+    """A connection to one service, for one event loop. Use it as an async context manager.
+
+    `token` is sent with each call: a token of the service, or a JWT of its issuer.
+    """
 
     _channel_type: ClassVar[type[Channel]] = AsyncChannel
 
-    def __init__(self, address: str, *, timeout_s: float = UNARY_TIMEOUT_S) -> None:
-        self._channel = self._channel_type(address)
+    def __init__(self, address: str, *, token: str = "", timeout_s: float = UNARY_TIMEOUT_S) -> None:
+        self._channel = self._channel_type(address, token)
         self._stub = orchestrator_pb2_grpc.OrchestratorStub(cast("grpc.aio.Channel", self._channel))
         self._timeout_s = timeout_s
 

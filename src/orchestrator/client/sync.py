@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from orchestrator.client.channel import METADATA, OPTIONS
+from orchestrator.client.channel import OPTIONS, call_metadata
 from orchestrator.client.rpc import UNARY_TIMEOUT_S, Client
 
 P = ParamSpec("P")
@@ -23,11 +23,12 @@ R = TypeVar("R")
 class _BlockingChannel:
     """A Channel whose coroutines never suspend: they block until they have their result."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str) -> None:
+        self._metadata = call_metadata(token)
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
-        call = functools.partial(self._channel.unary_unary(*arguments, **named), metadata=METADATA)
+        call = functools.partial(self._channel.unary_unary(*arguments, **named), metadata=self._metadata)
 
         async def complete(request: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109  gRPC's name
             return call(request, timeout=timeout)
@@ -35,7 +36,7 @@ class _BlockingChannel:
         return complete
 
     def unary_stream(self, *arguments: Any, **named: Any) -> Any:
-        return functools.partial(self._channel.unary_stream(*arguments, **named), metadata=METADATA)
+        return functools.partial(self._channel.unary_stream(*arguments, **named), metadata=self._metadata)
 
     async def read(self, call: Any, timeout_s: float) -> Any:
         is_silent = threading.Event()
@@ -114,8 +115,8 @@ class SyncClient:
     end closes its stream when it is closed or dropped.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = UNARY_TIMEOUT_S) -> None:
-        self._calls = _BlockingCalls(address, timeout_s=timeout_s)
+    def __init__(self, address: str, *, token: str = "", timeout_s: float = UNARY_TIMEOUT_S) -> None:
+        self._calls = _BlockingCalls(address, token=token, timeout_s=timeout_s)
 
     def __enter__(self) -> Self:
         return self

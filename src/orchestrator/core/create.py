@@ -75,7 +75,12 @@ class NewInstance:
 
 
 def new_instance(
-    request: CreateInstanceRequest, *, base: pb.InstanceConfig, fallback_id: str, origin: Origin = NO_ORIGIN
+    request: CreateInstanceRequest,
+    *,
+    base: pb.InstanceConfig,
+    fallback_id: str,
+    origin: Origin = NO_ORIGIN,
+    tenant: str = "",
 ) -> NewInstance:
     """Validate a request; raise InvalidArgumentError that names the field and the mend.
 
@@ -115,6 +120,7 @@ def new_instance(
         request_digest=_digest(request, files),
         files=files,
         origin=origin,
+        tenant=tenant,
     )
 
 

@@ -233,6 +233,9 @@ class EventLog(Protocol):
     async def head(self, key: InstanceKey) -> Head:
         """Find the current incarnation of a key; raise InstanceNotFoundError."""
 
+    async def find(self, instance_id: str) -> "Sequence[Head]":
+        """Find the current incarnations that go by an id, one of each tenant that has one, by tenants."""
+
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read events with a sequence over `after`; raise InstanceNotFoundError once it is deleted."""
 

@@ -12,8 +12,8 @@ _LENGTH_DELIMITED: Final = 2
 
 
 def tag(message: type[Message], field: str) -> bytes:
-    """Return the tag of a message's length-delimited field with a number under 16."""
-    return bytes((message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED,))
+    """Return the tag of a message's length-delimited field."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED)
 
 
 def encode_field(field_tag: bytes, data: bytes) -> bytes:
@@ -23,12 +23,16 @@ def encode_field(field_tag: bytes, data: bytes) -> bytes:
 
 @lru_cache(4096)
 def _prefix(field_tag: bytes, size: int) -> bytes:
-    prefix = bytearray(field_tag)
-    while size >= _CONTINUATION_BIT:
-        prefix.append(size & (_CONTINUATION_BIT - 1) | _CONTINUATION_BIT)
-        size >>= 7
-    prefix.append(size)
-    return bytes(prefix)
+    return field_tag + _varint(size)
+
+
+def _varint(number: int) -> bytes:
+    digits = bytearray()
+    while number >= _CONTINUATION_BIT:
+        digits.append(number & (_CONTINUATION_BIT - 1) | _CONTINUATION_BIT)
+        number >>= 7
+    digits.append(number)
+    return bytes(digits)
 
 
 def split_fields(data: bytes) -> Iterator[bytes]:

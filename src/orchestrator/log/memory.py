@@ -234,6 +234,10 @@ class MemoryEventLog:
         except KeyError:
             raise InstanceNotFoundError(key.id) from None
 
+    async def find(self, instance_id: str) -> "Sequence[Head]":
+        """Look at every instance; see EventLog."""
+        return sorted(stored.head for stored in self._by_key.values() if stored.ref.id == instance_id)
+
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
         stored = self._find(ref)

@@ -13,10 +13,10 @@ from orchestrator.core.files import File, input_files, result_files, write_file
 from orchestrator.core.instance import COMPLETE, Instance
 from orchestrator.core.wire import STATUS
 from orchestrator.errors import ResultFileNotFoundError, StateForbidsError
-from orchestrator.log.states import StateStore
+from orchestrator.log.tenant_view import TenantView
 from orchestrator.offload import offload
 from orchestrator.rpc import sizes
-from orchestrator.rpc.requests import Context, key_of
+from orchestrator.rpc.requests import Context
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 T = TypeVar("T")
@@ -71,8 +71,9 @@ _UNIX: Final = 3
 class FileMethods:
     """GetResult, ListFiles, GetFile and GetArchive."""
 
-    def __init__(self, states: StateStore) -> None:
-        self._states = states
+    def __init__(self, view: Callable[[], TenantView]) -> None:
+        """`view` returns what the caller of the RPC that is being answered sees of the log."""
+        self._seen = view
 
     async def GetResult(self, request: pb.GetResultRequest, _: Context) -> HttpBody:
         """Answer with the final result alone."""
@@ -102,7 +103,7 @@ class FileMethods:
 
     async def _complete(self, instance_id: str, action: str) -> Instance:
         """Load an instance; raise StateForbidsError unless it is complete."""
-        instance = (await self._states.load(key_of(instance_id))).instance
+        instance = (await self._seen().load(instance_id)).instance
         if instance.state != COMPLETE:
             raise StateForbidsError(
                 instance_id, state=STATUS[instance.state], action=action, why=": it has no result yet"

@@ -1,28 +1,29 @@
-"""What a request says: which instance it is about, and in its metadata who asks."""
+"""What a request's metadata says: who asks, and in which request."""
 
+from contextvars import ContextVar
 from typing import Any, Final, TypeAlias
 
 import grpc.aio
 
-from orchestrator.core import create
-from orchestrator.core.identity import InstanceKey
+from orchestrator.auth.caller import Caller
 from orchestrator.core.origin import Origin, origin
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
+"""Who calls the RPC that is being answered. It has no default: an RPC without a caller fails."""
 
 _REQUEST_ID: Final = "x-request-id"
 _TRACE_PARENT: Final = "traceparent"
 
 
-def key_of(instance_id: str) -> InstanceKey:
-    """Make a key of an id, in this one place; raise InvalidArgumentError (ID_INVALID)."""
-    create.check_id(instance_id)
-    return InstanceKey("", instance_id)
-
-
 def origin_of(context: Context) -> Origin:
     """Return who asks for what the request changes."""
-    return origin(request_id=header_of(context, _REQUEST_ID), trace_parent=header_of(context, _TRACE_PARENT))
+    return origin(
+        actor=CALLER.get().name,
+        request_id=header_of(context, _REQUEST_ID),
+        trace_parent=header_of(context, _TRACE_PARENT),
+    )
 
 
 def header_of(context: Context, name: str) -> str:

@@ -14,9 +14,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from orchestrator.addresses import free_port
+from orchestrator.auth.authenticator import NO_AUTHENTICATION, Authenticator
 from orchestrator.errors import InvalidArgumentError, RequestError, SettingsError
 from orchestrator.log.base import CommitNotifier
 from orchestrator.rpc import sizes, status
+from orchestrator.rpc.access import AccessInterceptor
 from orchestrator.rpc.requests import Context
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import PREFIX
@@ -44,7 +46,12 @@ _OPTIONS: Final = (
 
 @asynccontextmanager
 async def serving(
-    service: OrchestratorService, notifier: CommitNotifier, address: str, *, grace_s: float = 5.0
+    service: OrchestratorService,
+    notifier: CommitNotifier,
+    address: str,
+    *,
+    authenticator: Authenticator = NO_AUTHENTICATION,
+    grace_s: float = 5.0,
 ) -> AsyncIterator[str]:
     """Serve on `host:port` while the block runs, and yield the address (port 0 picks a free one).
 
@@ -53,7 +60,7 @@ async def serving(
     """
     free_port(address, _GRPC)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_noteworthy)
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(interceptors=(AccessInterceptor(authenticator),), options=_OPTIONS)
     server.add_generic_rpc_handlers((_handlers(service),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

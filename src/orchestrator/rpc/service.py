@@ -12,25 +12,27 @@ from zlib import crc32
 
 from google.api.httpbody_pb2 import HttpBody
 
+from orchestrator.auth.caller import Role
 from orchestrator.core import config, create, lifecycle, limits, view
 from orchestrator.core.create import NewInstance
 from orchestrator.core.fork import fork
-from orchestrator.core.identity import InstanceKey
+from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import TERMINAL, Instance
 from orchestrator.engine.base import Engine
 from orchestrator.engine.live import LiveText, merge_live_text
 from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
 from orchestrator.log import subscription
-from orchestrator.log.base import Creation, Deletion, EventLog, Head, ListPage, Page, Query
+from orchestrator.log.base import Deletion, EventLog, Head, ListPage, Page, Query
 from orchestrator.log.framing import encode_field, tag
 from orchestrator.log.states import Loaded
 from orchestrator.log.subscription import GlobalStep, Step
+from orchestrator.log.tenant_view import TenantView
 from orchestrator.offload import offload
 from orchestrator.rpc import sse
 from orchestrator.rpc.files import FileMethods
 from orchestrator.rpc.info import MAX_BATCH_INSTANCES, MAX_PAGE_SIZE
-from orchestrator.rpc.requests import Context, header_of, key_of, origin_of
+from orchestrator.rpc.requests import CALLER, Context, header_of, origin_of
 from orchestrator.rpc.sizes import max_response_bytes
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -85,9 +87,14 @@ class OrchestratorService(FileMethods):
     ) -> None:
         self.info = info or pb.GetServiceInfoResponse()
         """What GetServiceInfo answers; the addresses are set once they are bound."""
-        super().__init__(engine.states)
+
+        def seen_by_caller() -> TenantView:
+            caller = CALLER.get()
+            return TenantView(log, engine.states, caller.tenant, sees_all=caller.role is Role.ADMIN)
+
+        # The log itself is not kept: whatever an RPC reads or writes there is within what its caller sees.
+        super().__init__(seen_by_caller)
         self._engine = engine
-        self._log = log
         self._defaults = defaults
 
     async def CreateInstance(
@@ -143,14 +150,14 @@ class OrchestratorService(FileMethods):
             base=self._defaults,
             fallback_id=str(uuid.uuid4()),
             origin=origin_of(context),
+            tenant=self._seen().tenant,
         )
         new = await offload(read) if request.ByteSize() > _LARGE_REQUEST_BYTES else read()
         if not request.continues:
             return new
-        key = InstanceKey(new.tenant, new.id)
-        if made := await self._log.check_creation(Creation(key, (), new.identity)):
-            return await self._states.load(made.ref.key)
-        finished = (await self._states.load(key_of(request.continues))).instance
+        if made := await self._seen().created_before(new):
+            return made
+        finished = (await self._seen().load(request.continues)).instance
         return await offload(partial(create.go_on_from, new, finished))
 
     async def ForkInstance(
@@ -160,19 +167,17 @@ class OrchestratorService(FileMethods):
         create.check_id(request.id)
         if request.new_id:
             create.check_id(request.new_id, "new_id")
-        source = (await self._states.load(key_of(request.id))).instance
+        source = (await self._seen().load(request.id)).instance
         new_id = request.new_id or str(uuid.uuid4())
         forked = fork(source, request.stage, self._changes(request), new_id=new_id)
-        new = replace(forked, origin=origin_of(context))
+        new = replace(forked, origin=origin_of(context), tenant=self._seen().tenant)
         return pb.ForkInstanceResponse(instance=self._view(await self._engine.create(new)))
 
     async def DeleteInstance(
         self, request: pb.DeleteInstanceRequest, _: Context
     ) -> pb.DeleteInstanceResponse:
         """Remove a finished instance."""
-        ref = (await self._log.head(key_of(request.id))).ref
-        await self._log.delete(ref)
-        self._states.forget(ref)
+        await self._seen().delete(request.id)
         return pb.DeleteInstanceResponse()
 
     async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> bytes:
@@ -180,7 +185,7 @@ class OrchestratorService(FileMethods):
 
         The answer is a serialised GetInstanceResponse: of an instance with large texts, each half by itself.
         """
-        loaded = await self._states.load(key_of(request.id))
+        loaded = await self._seen().load(request.id)
         status = view.status(loaded.instance).SerializeToString()
         if len(status) > _LARGE_STATUS_BYTES:
             await asyncio.sleep(0)
@@ -188,7 +193,8 @@ class OrchestratorService(FileMethods):
         waiting_reason = self._engine.waiting_reason(loaded.ref)
         show = partial(_show, loaded.instance, full=full, waiting_reason=waiting_reason)
         instance = await offload(show) if full and loaded.instance.files else show()
-        return encode_field(_STATUS_TAG, status) + encode_field(_INSTANCE_TAG, instance)
+        whole = instance + _tenant_field(loaded.ref)
+        return encode_field(_STATUS_TAG, status) + encode_field(_INSTANCE_TAG, whole)
 
     async def GetServiceInfo(
         self, _request: pb.GetServiceInfoRequest, _: Context
@@ -205,9 +211,7 @@ class OrchestratorService(FileMethods):
                 raise InvalidArgumentError(
                     "CONFIG_INVALID", f"timeout is {timeout_s:g} s: it cannot be negative", field="timeout"
                 )
-        key = key_of(request.id)
-        timeout_s = min(timeout_s, _LONGEST_WAIT_S)
-        loaded = await subscription.wait_for_end(self._log, self._states, key, timeout_s)
+        loaded = await self._seen().wait_for_end(request.id, min(timeout_s, _LONGEST_WAIT_S))
         return pb.WaitInstanceResponse(status=view.status(loaded.instance), instance=self._view(loaded))
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Context) -> bytes:
@@ -225,7 +229,7 @@ class OrchestratorService(FileMethods):
         if request.id_prefix:
             create.check_id(request.id_prefix, "id_prefix")
         labels, before = _labels(request.labels), _read_page_token(request)
-        position = await self._log.last_position()  # before the page is read: nothing falls between
+        position = await self._seen().last_position()  # before the page is read: nothing falls between
         await context.send_initial_metadata(((_LAST_POSITION, str(position)),))
         found = await self._find(
             Query(
@@ -241,7 +245,7 @@ class OrchestratorService(FileMethods):
         for number, (head, shown) in enumerate(found.rows, 1):
             if number % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            row = shown or await self._shown(head)
+            row = shown + _tenant_field(head.ref) if shown else await self._shown(head)
             page_bytes += len(row)
             if rows and page_bytes > _LARGEST_PAGE_BYTES:
                 next_before = before
@@ -255,7 +259,7 @@ class OrchestratorService(FileMethods):
     async def _find(self, query: Query) -> ListPage:
         """Look on while nothing matches, for a while; then the client asks again."""
         for _ in range(_MAX_EMPTY_READS):
-            found = await self._log.list(query)
+            found = await self._seen().list(query)
             if found.rows or not found.before:
                 break
             query = query._replace(before=found.before)
@@ -264,18 +268,20 @@ class OrchestratorService(FileMethods):
     async def _shown(self, head: Head) -> bytes:
         """Return an instance that is at work, in VIEW_BASIC; empty: it was deleted since it was found."""
         try:
-            loaded = await self._states.at(head)
+            loaded = await self._seen().at(head)
         except InstanceNotFoundError:
             return b""
         return self._view(loaded, in_list=True).SerializeToString()
 
     def _view(self, loaded: Loaded, *, full: bool = False, in_list: bool = False) -> instance_pb2.Instance:
-        return view.instance(
+        shown = view.instance(
             loaded.instance,
             full=full,
             waiting_reason=self._engine.waiting_reason(loaded.ref),
             in_list=in_list,
         )
+        shown.tenant = loaded.ref.key.tenant
+        return shown
 
     async def PauseInstance(
         self, request: pb.PauseInstanceRequest, context: Context
@@ -326,13 +332,14 @@ class OrchestratorService(FileMethods):
         self, request: SteeringRequest, action: Action, context: Context
     ) -> instance_pb2.Instance:
         expected = request.expected_sequence if request.HasField("expected_sequence") else None
-        return self._view(await self._engine.steer(key_of(request.id), action, origin_of(context), expected))
+        key = (await self._seen().head(request.id)).ref.key
+        return self._view(await self._engine.steer(key, action, origin_of(context), expected))
 
     async def StreamEvents(
         self, request: pb.StreamEventsRequest, context: Context
     ) -> AsyncIterator[pb.StreamEventsResponse | bytes]:
         """Replay, then follow."""
-        head = await self._log.head(key_of(request.id))
+        head = await self._seen().head(request.id)
         max_page_bytes = max_response_bytes(context) - _FRAMING_BYTES
         live = request.follow or not request.HasField("follow")
         steps = self._follow(head, request.after_sequence, live=live, texts=request.include_deltas)
@@ -356,7 +363,7 @@ class OrchestratorService(FileMethods):
         self, head: Head, after: int, *, live: bool = True, texts: bool
     ) -> AsyncIterator[Step | LiveText]:
         """Return an instance's events and, where they are asked for, the texts of its calls under way."""
-        steps = subscription.follow(self._log, head, after=after, live=live, idle_s=HEARTBEAT_S)
+        steps = self._seen().follow(head, after=after, live=live, idle_s=HEARTBEAT_S)
         if not texts:
             async for step in steps:
                 yield step
@@ -370,8 +377,7 @@ class OrchestratorService(FileMethods):
     ) -> AsyncIterator[pb.StreamAllEventsResponse | bytes]:
         """Replay every instance's events, then follow."""
         max_page_bytes = max_response_bytes(context) - _FRAMING_BYTES
-        steps = subscription.follow_all(
-            self._log,
+        steps = self._seen().follow_all(
             after=request.after_position,
             labels=_labels(request.labels),
             live=request.follow or not request.HasField("follow"),
@@ -401,13 +407,13 @@ class OrchestratorService(FileMethods):
         after = request.after_sequence if last_event_id is None else last_event_id
         steps: AsyncIterator[Step | GlobalStep | LiveText]
         if request.id:
-            head = await self._log.head(key_of(request.id))
+            head = await self._seen().head(request.id)
             if head.state in TERMINAL and after == head.last_sequence:
                 await context.send_initial_metadata((sse.NO_CONTENT,))
                 return
             steps = self._follow(head, after, texts=request.include_deltas)
         else:
-            steps = subscription.follow_all(self._log, after=after, idle_s=HEARTBEAT_S)
+            steps = self._seen().follow_all(after=after, idle_s=HEARTBEAT_S)
         opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
         async for step in steps:
             data = opening + await _unless_large(step, partial(_sse_frames, step))
@@ -447,8 +453,14 @@ def _show(instance: Instance, *, full: bool, waiting_reason: str) -> bytes:
     return view.instance(instance, full=full, waiting_reason=waiting_reason).SerializeToString()
 
 
+def _tenant_field(ref: InstanceRef) -> bytes:
+    """Serialise an instance's tenant, to be joined with the instance, which is stored and shown without."""
+    return encode_field(_TENANT_TAG, ref.key.tenant.encode()) if ref.key.tenant else b""
+
+
 _STATUS_TAG: Final = tag(pb.GetInstanceResponse, "status")
 _INSTANCE_TAG: Final = tag(pb.GetInstanceResponse, "instance")
+_TENANT_TAG: Final = tag(instance_pb2.Instance, "tenant")
 _BATCH_TAG: Final = tag(pb.StreamEventsResponse, "batch")
 _INSTANCES_TAG: Final = tag(pb.ListInstancesResponse, "instances")
 _ALL_BATCH_TAG: Final = tag(pb.StreamAllEventsResponse, "batch")

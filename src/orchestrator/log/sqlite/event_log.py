@@ -213,6 +213,29 @@ class SqliteEventLog:
         incarnation, state, last_sequence = rows[0]
         return Head(InstanceRef(key, incarnation), state, last_sequence)
 
+    async def find(self, instance_id: str) -> "Sequence[Head]":
+        """Ask for each tenant's instance of that id; see EventLog."""
+        rows = await fetch(
+            self._scanner,
+            # From each tenant to the next by the index: SQLite would look at every instance otherwise.
+            """
+            WITH RECURSIVE owner (tenant) AS (
+                SELECT min(tenant) FROM instance
+                UNION ALL
+                SELECT (SELECT min(instance.tenant) FROM instance WHERE instance.tenant > owner.tenant)
+                FROM owner WHERE owner.tenant IS NOT NULL
+            )
+            SELECT instance.tenant, key, state, last_sequence
+            FROM owner CROSS JOIN instance ON instance.tenant = owner.tenant AND instance.id = ?
+            ORDER BY instance.tenant
+            """,
+            (instance_id,),
+        )
+        return [
+            Head(InstanceRef(InstanceKey(tenant, instance_id), key), state, last_sequence)
+            for tenant, key, state, last_sequence in rows
+        ]
+
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
         rows = await fetch(
