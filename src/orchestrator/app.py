@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Never
+from typing import Final, Never
 
 from orchestrator.addresses import free_port
 from orchestrator.auth.authenticator import Authenticator
@@ -21,7 +22,9 @@ from orchestrator.core import config, workers
 from orchestrator.edge import EdgeProcess, find_envoy
 from orchestrator.edge import running as envoy_running
 from orchestrator.engine.local import LocalEngine
+from orchestrator.engine.observer import Observers
 from orchestrator.errors import SettingsError
+from orchestrator.installation import DISTRIBUTION
 from orchestrator.log.retention import retain
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
@@ -30,6 +33,10 @@ from orchestrator.rpc.info import service_info
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import Settings
+from orchestrator.telemetry import logs
+from orchestrator.telemetry.operations import OperationsLog
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 max_active=settings.max_active_instances,
                 max_queued=settings.max_queued_instances,
                 max_calls=settings.max_concurrent_calls,
+                observer=Observers([OperationsLog()]),
             )
         )
         if settings.retention_s:
@@ -194,26 +202,61 @@ async def up(settings: Settings) -> None:
 
 
 async def _until_signalled(settings: Settings, *, edge: bool) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
     quiet_library_loggers()
     tune_garbage_collector()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, edge=edge) as service:
-        address, models = service.rest_address, dict.fromkeys((settings.big_model, settings.small_model))
-        rest = f"REST on http://{address}, the page on http://{address}/-/ui/, " if address else ""
-        sys.stdout.write(
-            f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_description}, "
-            f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
-        )
-        if service.recovered:
-            sys.stdout.write(f"going on with what is unfinished there: {service.recovered}\n")
-        sys.stdout.flush()
-        await _wait_first(stop.wait(), service.watch())
+    with _logged(settings):
+        async with running(settings, edge=edge) as service:
+            _log_start(settings, service)
+            _print_ready(settings, service)
+            try:
+                await _wait_first(stop.wait(), service.watch())
+            except Exception as error:
+                # The command says it too, but not to those who read the log.
+                _LOGGER.error("service failed", extra={"fields": {"cause": str(error)}})  # noqa: TRY400
+                raise
+            _LOGGER.info("service stopping")
+        _LOGGER.info("service stopped")
+
+
+def _print_ready(settings: Settings, service: RunningService) -> None:
+    address, models = service.rest_address, dict.fromkeys((settings.big_model, settings.small_model))
+    rest = f"REST on http://{address}, the page on http://{address}/-/ui/, " if address else ""
+    sys.stdout.write(
+        f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_description}, "
+        f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"
+    )
+    if service.recovered:
+        sys.stdout.write(f"going on with what is unfinished there: {service.recovered}\n")
+    sys.stdout.flush()
+
+
+def _logged(settings: Settings) -> AbstractContextManager[None]:
+    """Write this process's log lines while the block runs."""
+    keys = [endpoint.key_in(os.environ)[0] for endpoint in providers.ENDPOINTS]
+    return logs.logging_to(
+        sys.stderr.fileno(), level=settings.log_level, style=settings.log_format, secrets=keys
+    )
+
+
+def _log_start(settings: Settings, service: RunningService) -> None:
+    fields = {
+        "version": version(DISTRIBUTION),
+        "engine": settings.engine,
+        "grpc_address": service.grpc_address,
+        "rest_address": service.rest_address or None,
+        "database": settings.database,
+        "big_model": settings.big_model,
+        "small_model": settings.small_model,
+        "recovered": service.recovered,
+        "settings": dict(settings.sources),
+    }
+    _LOGGER.info(
+        "service started", extra={"fields": {name: it for name, it in fields.items() if it is not None}}
+    )
 
 
 async def _wait_first(*waits: Coroutine[None, None, object]) -> None:

@@ -28,6 +28,18 @@ from typing import Final
 
 _MAX_NAMED_CHARACTERS: Final = 1000
 """So much of a path, and of a list of them, is part of a message."""
+QUOTATION: Final = ". It said: "
+"""What stands in a message before the words of an endpoint."""
+PAGE_QUOTATION: Final = ". It sent a web page: "
+_QUOTING_REASONS: Final = frozenset({"MODEL_REFUSED", "OUTPUT_INVALID", "OUTPUT_INCOMPLETE", "PLAN_INVALID"})
+"""The reasons of failures of which the message may quote an answer anywhere."""
+
+
+def without_quotation(reason: str, message: str) -> str:
+    """Return a failure's message without what an endpoint or a model said; empty: it may be all quotation."""
+    if reason in _QUOTING_REASONS:
+        return ""
+    return message.partition(QUOTATION)[0].partition(PAGE_QUOTATION)[0]
 
 
 class OrchestratorError(Exception):

@@ -95,7 +95,9 @@ class Settings:
     idle_timeout_s: int = 120
     """How many seconds a model that streams its answer may be silent before the call is given up."""
     log_level: str = "info"
-    """debug, info, warning or error."""
+    """debug, info, warning or error. Failures are quoted in full with debug only: they may repeat prompts."""
+    log_format: str = "text"
+    """How log lines are written: `text`, or `json`, one object a line."""
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Not a setting: the source of each one that was given, as in `name_of`."""
 
@@ -112,6 +114,8 @@ class Settings:
             raise SettingsError(
                 f"{self.name_of('log_level')} is {self.log_level!r}: use debug, info, warning or error"
             )
+        if self.log_format not in ("text", "json"):
+            raise SettingsError(f"{self.name_of('log_format')} is {self.log_format!r}: use text or json")
         for name in (
             "max_active_instances",
             "max_queued_instances",

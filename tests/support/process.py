@@ -48,6 +48,8 @@ class Process:
         self.process: asyncio.subprocess.Process
         self.ready_line = ""
         """The line that it prints once it answers."""
+        self.log = ""
+        """What it wrote to stderr, once it has ended."""
 
     async def start(self, command: str = "serve") -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -67,14 +69,16 @@ class Process:
 
     async def kill(self) -> None:
         self.process.kill()
-        await self.process.communicate()
+        _, errors = await self.process.communicate()
+        self.log = errors.decode()
 
     async def stop(self) -> None:
         """Stop as a user does; a stop takes no longer than a few seconds and leaves with 0."""
         self.process.send_signal(signal.SIGTERM)
         _, errors = await asyncio.wait_for(self.process.communicate(), 20)
-        assert self.process.returncode == 0, errors.decode()
-        assert b"Traceback" not in errors, errors.decode()
+        self.log = errors.decode()
+        assert self.process.returncode == 0, self.log
+        assert "Traceback" not in self.log, self.log
 
 
 @asynccontextmanager

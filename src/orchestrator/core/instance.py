@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.v1 import instance_pb2 as pb
 
 State: TypeAlias = pb.State.ValueType
@@ -207,6 +208,8 @@ class Instance:
     predecessor: Predecessor | None = None
     request_id: str = ""
     request_digest: bytes = b""
+    origin: Origin = NO_ORIGIN
+    """Of the request that created it."""
     planning: Work = NOT_STARTED
     is_planned: bool = False
     is_reviewed: bool = False

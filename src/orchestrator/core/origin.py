@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from orchestrator.v1.event_pb2 import Event
 
@@ -19,6 +19,16 @@ class Origin(NamedTuple):
     """The id of the request, by which logs of different services find together."""
     trace_parent: str = ""
     """The W3C trace context's `traceparent`."""
+
+    @classmethod
+    def of(cls, event: Event) -> Self:
+        """Return the request that caused a recorded event."""
+        return cls(event.actor, event.request_id, event.trace_parent)
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that the request is part of, 32 hexadecimal digits; empty: none is known."""
+        return self.trace_parent[3:35]
 
     def stamp(self, events: Sequence[Event]) -> None:
         """Write it into events that are not recorded yet."""

@@ -48,6 +48,7 @@ from orchestrator.core.instance import (
     subtask_of,
     usage_of,
 )
+from orchestrator.core.origin import Origin
 from orchestrator.core.wire import (
     WORK_EVENTS,
     WorkCompleted,
@@ -164,6 +165,8 @@ def _evolve(draft: Instance, event: pb_event.Event) -> None:
     if targets is None:
         raise IllegalEventError(f"{kind} cannot happen in {pb.State.Name(draft.state)}")
     time_s = seconds_of(event.event_time)
+    if kind == "instance_created":
+        draft.origin = Origin.of(event)
     _HANDLERS[kind](draft, getattr(event, kind), time_s)
     state = targets[0]
     if len(targets) > 1 and (chosen := _derive_state(draft)) in targets:
@@ -464,6 +467,7 @@ def _instance_restarted(draft: Instance, payload: pb_event.InstanceRestarted, _:
         predecessor=draft.predecessor,
         request_id=draft.request_id,
         request_digest=draft.request_digest,
+        origin=draft.origin,
         create_time_s=draft.create_time_s,
         own_usage=draft.own_usage,
         copied_events=draft.copied_events,

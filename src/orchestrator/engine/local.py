@@ -16,6 +16,7 @@ from orchestrator.core.instance import RESTING, Instance
 from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.live import LiveTexts
+from orchestrator.engine.observer import NO_OBSERVER, Observer, instance_fields
 from orchestrator.engine.run import Run, RunContext
 from orchestrator.engine.scheduler import CallScheduler
 from orchestrator.engine.steering import Action, steer
@@ -67,6 +68,7 @@ class LocalEngine:
         max_calls: int = 64,
         now_s: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
+        observer: Observer = NO_OBSERVER,
     ) -> AsyncIterator[Self]:
         """Take up every unfinished instance in the log, and run until the block ends.
 
@@ -80,10 +82,11 @@ class LocalEngine:
                     StateStore(log),
                     models,
                     LiveTexts(),
-                    CallScheduler(max_calls, jitter),
+                    CallScheduler(max_calls, jitter, observer),
                     tasks,
                     Clock(now_s),
                     jitter,
+                    observer,
                 ),
                 max_active=max_active,
                 max_queued=max_queued,
@@ -178,6 +181,9 @@ class LocalEngine:
             return
         for creation, outcome in zip(creations, done.result(), strict=True):
             if isinstance(outcome, Created):
+                # What a fork copied has been observed before.
+                new = (creation.events[0], *creation.events[1 + creation.instance.copied_events :])
+                self._context.observer.on_recorded(outcome.ref, creation.instance, new)
                 self._waiting[outcome.ref] = creation.instance
         self._admit()
         for creation, outcome in zip(creations, done.result(), strict=True):
@@ -204,9 +210,10 @@ class LocalEngine:
             on_durable=self._on_steered,
         )
 
-    def _on_steered(self, steered: Loaded) -> None:
+    def _on_steered(self, steered: Loaded, events: Sequence[Event]) -> None:
         """Let the run that has the instance go on from there, or begin one."""
         ref, instance = steered
+        self._context.observer.on_recorded(ref, instance, events)
         if run := self._runs.get(ref):
             run.rebase()
         elif ref in self._loading:
@@ -248,6 +255,7 @@ class LocalEngine:
             instance = self._waiting.pop(ref)
             self._active += 1
             if instance:
+                self._context.observer.on_admitted(self._context.clock.elapsed_s(instance.update_time_s))
                 self._start(ref, instance)
             else:
                 self._context.tasks.create_task(self._load_and_start(ref))
@@ -258,7 +266,7 @@ class LocalEngine:
                 self._loading[ref] = False
                 loaded = await self.states.load(ref.key)
         except Exception:  # one instance that cannot be read must not keep the others from going on
-            _LOGGER.exception("%s cannot be taken up", ref.id)
+            _LOGGER.exception("instance cannot be taken up", extra=instance_fields(ref))
             self._release_place()
         else:
             if loaded.ref == ref:

@@ -31,11 +31,12 @@ from orchestrator.engine.clock import Clock
 from orchestrator.engine.expanded_text import ExpandedText
 from orchestrator.engine.joined_text import JoinedText, JoinedTextCallback
 from orchestrator.engine.live import Attempt, LiveTexts
+from orchestrator.engine.observer import NO_OBSERVER, ObservedCall, Observer, instance_fields
 from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import InstanceNotFoundError, ModelError, SettingsError, UnavailableError
 from orchestrator.log.base import Append, EventLog, FencedError, SequenceConflictError
 from orchestrator.log.states import StateStore
-from orchestrator.models.base import ModelRequest, Models, Provider
+from orchestrator.models.base import ModelRequest, Models, Provider, TextCallback
 from orchestrator.offload import offload
 from orchestrator.v1.event_pb2 import Event
 
@@ -60,6 +61,7 @@ class RunContext:
     clock: Clock
     jitter: Callable[[], float]
     """A number from 0 to 1, another one each time."""
+    observer: Observer = NO_OBSERVER
     callable_models: dict[str, tuple[Provider, str]] = field(default_factory=dict)
     """Those found to be callable by this process: the provider of each, and its own name for it."""
 
@@ -78,8 +80,27 @@ class _Queued(NamedTuple):
     durable: "asyncio.Future[None]"
     instance: Instance
     """After it."""
+    events: Sequence[Event]
     outcomes: Sequence[Outcome]
     """What it records of calls, to be recorded anew should it be refused."""
+
+
+class _TextWatch:
+    """Notes when the first piece of an answer comes."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self.first_s: float | None = None
+
+    def around(self, on_text: TextCallback) -> TextCallback:
+        """Return a callback that does the same, and is watched."""
+
+        def watched(piece: str, *, is_restart: bool = False) -> None:
+            if self.first_s is None:
+                self.first_s = self._now_s()
+            on_text(piece, is_restart=is_restart)
+
+        return watched
 
 
 @dataclass(slots=True, eq=False)
@@ -291,7 +312,11 @@ class Run:
         self.is_halted = True
 
     def _halt(self, error: BaseException) -> None:
-        _LOGGER.error("%s does nothing more until it is steered", self.instance.id, exc_info=error)
+        _LOGGER.error(
+            "instance does nothing more until it is steered",
+            exc_info=error,
+            extra=instance_fields(self.ref, self.instance.origin),
+        )
         self.detach()
 
     def detach(self) -> None:
@@ -340,7 +365,7 @@ class Run:
     def _drop_settled(self) -> Sequence[Outcome]:
         """Empty the queue, all of which is settled; give the outcomes of what was refused."""
         lost: list[Outcome] = []
-        for durable, _, outcomes in self._queue:
+        for durable, _, _, outcomes in self._queue:
             if durable.cancelled() or durable.exception():
                 lost += outcomes
         self._queue.clear()
@@ -371,15 +396,18 @@ class Run:
         )
         self.instance = instance
         durable = self.context.log.append(append)
-        self._queue.append(_Queued(durable, instance, outcomes))
-        durable.add_done_callback(self._on_appended)
+        queued = _Queued(durable, instance, events, outcomes)
+        self._queue.append(queued)
+        durable.add_done_callback(partial(self._on_appended, queued))
 
-    def _on_appended(self, durable: "asyncio.Future[None]") -> None:
+    def _on_appended(self, queued: _Queued, durable: "asyncio.Future[None]") -> None:
+        if not (durable.cancelled() or durable.exception()):
+            self.context.observer.on_recorded(self.ref, queued.instance, queued.events)
         if self._is_rebasing or self.is_halted or durable.cancelled():
             return
         match durable.exception():
             case None:
-                queued = self._queue.popleft()
+                self._queue.popleft()
                 if queued.instance.state in RESTING:
                     self.context.states.keep(self.ref, queued.instance)
                 if self.instance is not self._dispatched or self.is_at_rest:
@@ -433,23 +461,33 @@ class Run:
         work = self.instance.work(key)
         result: Plan | str | Synthesis | Part | ModelError
         tokens, response_id = (0, 0), ""
+        now_s = asyncio.get_running_loop().time
+        begin_s, text_watch, outcome = now_s(), _TextWatch(now_s), "cancelled"
         try:
             if key == SYNTHESIS and self._is_long(key, len(work.text)):
                 await offload(partial(references.references, self.instance))  # it is kept at hand
             on_text = None if key == PLANNING else self._live_text(attempt, work)
-            profile, request, reply = await self._call_model(attempt, work, on_text)
+            profile, request, reply = await self._call_model(attempt, work, on_text, text_watch)
             tokens, response_id = (reply.input_tokens, reply.output_tokens), reply.response_id
             read = partial(replies.read, profile, self.instance, key, request.prompt, reply, request.model)
             is_long = self._is_long(key, len(work.text) + len(reply.text))
             result = await offload(read) if is_long else read()
+            outcome = "continued" if isinstance(result, Part) else "completed"
             if isinstance(on_text, ExpandedText) and not isinstance(result, Part):
                 on_text.finish(result.added if isinstance(result, Synthesis) else "")
         except ModelError as error:
+            outcome = error.reason
             result, response_id = error, error.response_id
             tokens = error.input_tokens, error.output_tokens
         except Exception:
-            _LOGGER.exception("%s: %s failed unexpectedly", self.instance.id, key)
-            result = ModelError("INTERNAL", "the service failed; its log has the details", retryable=False)
+            fields = instance_fields(self.ref, self.instance.origin, stage=key.kind, subtask=key.subtask_id)
+            _LOGGER.exception("attempt failed unexpectedly", extra=fields)
+            outcome = "INTERNAL"
+            result = ModelError(outcome, "the service failed; its log has the details", retryable=False)
+        finally:
+            first_text_s = text_watch.first_s and text_watch.first_s - begin_s
+            observed = ObservedCall(key.kind, work.model, outcome, now_s() - begin_s, first_text_s)
+            self.context.observer.on_call_ended(observed)
         usage = self._usage(work.model, *tokens)
         return CallEnded(key, number, result, usage, response_id, self.context.jitter())
 
@@ -467,7 +505,7 @@ class Run:
         return writer(work.text) if found is None else ExpandedText(found, work.text, writer)
 
     async def _call_model(
-        self, attempt: Attempt, work: Work, on_text: JoinedTextCallback | None
+        self, attempt: Attempt, work: Work, on_text: JoinedTextCallback | None, text_watch: "_TextWatch"
     ) -> tuple[Profile, ModelRequest, ModelReply]:
         instance, key = self.instance, attempt.work
         provider, model = self.context.callable_models[work.model]
@@ -488,10 +526,12 @@ class Run:
             on_text = self._on_plan_text if reader else None
             if reader and work.text:
                 self._on_plan_text(work.text)
-        if not work.text or on_text is None:
-            return profile, request, await provider.complete(request, on_text)
+        if on_text is None:
+            return profile, request, await provider.complete(request)
+        if not work.text:
+            return profile, request, await provider.complete(request, text_watch.around(on_text))
         joined = JoinedText(work.text, on_text)
-        reply = await provider.complete(request, joined)
+        reply = await provider.complete(request, text_watch.around(joined))
         joined.finish()
         return profile, request, reply
 

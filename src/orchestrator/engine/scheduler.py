@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceRef
+from orchestrator.engine.observer import NO_OBSERVER, Observer
 from orchestrator.errors import ModelError
 from orchestrator.models.gate import Gate
 
@@ -48,9 +49,12 @@ class CallScheduler:
     forgotten.
     """
 
-    def __init__(self, limit: int, jitter: Callable[[], float]) -> None:
+    def __init__(self, limit: int, jitter: Callable[[], float], observer: Observer = NO_OBSERVER) -> None:
         """`jitter` gives a number from 0 to 1, another one each time."""
         self._limit = limit
+        self._observer = observer
+        self._closed: set[str] = set()
+        """The gates that were closed and that no call has passed since, by name."""
         self._jitter = jitter
         self._free = limit
         self._lines: dict[str, _Line] = {}
@@ -81,6 +85,8 @@ class CallScheduler:
             self._offered_slots -= is_offered
             for gate in line.gates:
                 gate.begin(now_s)
+            if self._closed:
+                self._report_opened(model)
             self._free -= 1
             return Slot(model, now_s)
         line.queue[ref] = on_available
@@ -101,15 +107,28 @@ class CallScheduler:
         if error and error.is_refusal:
             gate.refuse(slot.started_s, now_s, error.retry_after_s, self._jitter())
             other.void(slot.started_s)
+            self._report_closed(_endpoint(slot.model) if is_shared else slot.model, gate, now_s)
         elif error and error.is_fault:
             gate.fail(slot.started_s, now_s, error.retry_after_s, self._jitter())
             other.void(slot.started_s)
+            self._report_closed(_endpoint(slot.model) if is_shared else slot.model, gate, now_s)
         else:
             own.end()
             shared.end()
         if not self._is_dispatching and any(line.queue for line in self._lines.values()):
             self._is_dispatching = True
             self._dispatch_handle = asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _report_closed(self, name: str, gate: Gate, now_s: float) -> None:
+        if gate.closed_s == now_s:
+            self._closed.add(name)
+            self._observer.on_gate_closed(name, gate.closed_until_s - now_s, is_refusal=gate.is_refused)
+
+    def _report_opened(self, model: str) -> None:
+        for name in (model, _endpoint(model)):
+            if name in self._closed:
+                self._closed.remove(name)
+                self._observer.on_gate_opened(name)
 
     def _seems_shared(self, model: str, now_s: float) -> bool:
         """Return whether models of an endpoint were refused together, and so share a limit for a while."""
@@ -152,6 +171,7 @@ class CallScheduler:
         for name, line in tuple(self._lines.items()):
             if not line.queue and line.gates[0].is_idle(now_s):
                 del self._lines[name]
+                self._closed.discard(name)
                 if timer := self._timers.pop(name, None):
                     timer.cancel()
         endpoint = _endpoint(model)

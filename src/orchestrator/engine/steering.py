@@ -29,14 +29,15 @@ async def steer(
     origin: Origin,
     expected_sequence: int | None,
     check: Callable[[Instance, Sequence[Event]], None] = lambda _after, _asked: None,
-    on_durable: Callable[[Loaded], None],
+    on_durable: Callable[[Loaded, Sequence[Event]], None],
 ) -> Loaded:
     """Append what an action gives for an instance as it is recorded, and what follows without a call.
 
     Where another writer is faster, the action is asked again of what that one wrote. `on_durable` is called
-    with the instance as it is then, even if the caller has gone; `check` is called with that and what was
-    asked before anything is appended. Raise SequenceMismatchError where the instance has gone on since
-    `expected_sequence`, InstanceNotFoundError, UnavailableError, and what the action and `check` raise.
+    with the instance as it is then and the events, even if the caller has gone; `check` is called with that
+    instance and what was asked before anything is appended. Raise SequenceMismatchError where the instance
+    has gone on since `expected_sequence`, InstanceNotFoundError, UnavailableError, and what the action and
+    `check` raise.
     """
     while True:
         ref, instance = await states.load(key)
@@ -49,7 +50,7 @@ async def steer(
         check(after, asked)
         durable = log.append(Append(ref, instance.last_sequence, events, summarize(after)))
         steered = Loaded(ref, after)
-        durable.add_done_callback(partial(_notify, on_durable, steered))
+        durable.add_done_callback(partial(_notify, on_durable, steered, events))
         try:
             await asyncio.shield(durable)
         except SequenceConflictError:
@@ -58,6 +59,11 @@ async def steer(
         return steered
 
 
-def _notify(on_durable: Callable[[Loaded], None], steered: Loaded, done: "asyncio.Future[None]") -> None:
+def _notify(
+    on_durable: Callable[[Loaded, Sequence[Event]], None],
+    steered: Loaded,
+    events: Sequence[Event],
+    done: "asyncio.Future[None]",
+) -> None:
     if not (done.cancelled() or done.exception()):
-        on_durable(steered)
+        on_durable(steered, events)

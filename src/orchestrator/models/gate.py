@@ -114,14 +114,14 @@ class Gate:
     _recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     """When the latest of them began."""
 
-    _closed_s: float = -inf
+    closed_s: float = -inf
     """When the gate was closed last: refusals of calls started before say nothing new."""
-    _closed_until_s: float = 0.0
+    closed_until_s: float = 0.0
     _closings: int = 0
     """How often it has been closed since a call went well that began before the refused one."""
     _first_closed_s: float = 0.0
     """When it was closed first of these."""
-    _is_refused: bool = False
+    is_refused: bool = False
     """Whether it was closed by a refusal; otherwise by faults."""
     _open_at_close: int = 0
     """How many calls were open when it was closed that went well, or still may."""
@@ -149,8 +149,8 @@ class Gate:
         return wait_s
 
     def _until_free_s(self, now_s: float) -> float | None:
-        if now_s < self._closed_until_s:
-            return self._closed_until_s - now_s
+        if now_s < self.closed_until_s:
+            return self.closed_until_s - now_s
         if self._open >= self._widest(now_s):
             return None
         open_from_s = self._next_s if self._pace else self._ramp.open_from_s(self._open + 1)
@@ -182,7 +182,7 @@ class Gate:
     def is_idle(self, now_s: float) -> bool:
         """Whether nothing would be lost with the gate: it is open, unused, and has nothing to remember."""
         last_s = self._recent_s[-1] if self._recent_s else -inf
-        is_wanted = self._open > 0 or now_s <= max(self._closed_until_s, last_s + _SLACK_S)
+        is_wanted = self._open > 0 or now_s <= max(self.closed_until_s, last_s + _SLACK_S)
         return not is_wanted and (not self._faults or now_s > self._failed_s + _HORIZON_S)
 
     def fail(self, started_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
@@ -193,9 +193,9 @@ class Gate:
         self._uncount(started_s)
         self._faults += 1
         self._failed_s = now_s
-        if started_s > self._closed_s and (retry_after_s or self._faults >= _FAULTS):
+        if started_s > self.closed_s and (retry_after_s or self._faults >= _FAULTS):
             self._close(started_s, now_s, retry_after_s or 0.0, jitter)
-            self._is_refused = False
+            self.is_refused = False
 
     def refuse(self, started_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
         """Record that a call that began at a time was refused: there are too many.
@@ -204,9 +204,9 @@ class Gate:
         services may have got the same answer.
         """
         self._uncount(started_s)
-        if started_s > self._closed_s:
+        if started_s > self.closed_s:
             self._close(started_s, now_s, retry_after_s or 0.0, jitter)
-            self._is_refused = True
+            self.is_refused = True
         else:
             self._open_at_close -= 1
 
@@ -224,23 +224,23 @@ class Gate:
         wait_s = max(wait_s, min(_PAUSE_S * _PAUSE_GROWTH**self._closings, _LONGEST_PAUSE_S))
         self._closings += 1
         self._open_at_close = self._open
-        self._closed_s = now_s
-        self._closed_until_s = now_s + wait_s + jitter * min(_JITTER_SHARE * wait_s, _MAX_JITTER_S)
+        self.closed_s = now_s
+        self.closed_until_s = now_s + wait_s + jitter * min(_JITTER_SHARE * wait_s, _MAX_JITTER_S)
 
     def _forget(self, now_s: float) -> None:
         self._width = self._pace = None
         self._has_waited = False
         self._closings = 0
         self._first_s, self._count = now_s, 0
-        if now_s >= self._closed_until_s:
+        if now_s >= self.closed_until_s:
             self._ramp = _Ramp(now_s, self._open)
 
     def _open_if_due(self, now_s: float) -> None:
-        if self._closed_s < self._ramp.start_s or now_s < self._closed_until_s:
+        if self.closed_s < self._ramp.start_s or now_s < self.closed_until_s:
             return
         if now_s - self._first_closed_s > _HORIZON_S:
             self._width = self._pace = None
-        elif self._is_refused and self._has_waited and self._count > 0:
+        elif self.is_refused and self._has_waited and self._count > 0:
             self._learn(now_s)
         if self._closings <= 1 and now_s - self._first_s > _HORIZON_S:
             self._first_s, self._count = now_s, 0
@@ -249,10 +249,10 @@ class Gate:
 
     def _learn(self, now_s: float) -> None:
         """Take up what went well until the gate was closed: by now it is known which calls did."""
-        closed_s, opened_s, pace, width = self._closed_s, self._ramp.start_s, self._pace, self._width
+        closed_s, opened_s, pace, width = self.closed_s, self._ramp.start_s, self._pace, self._width
         per_s = max(1, sum(started_s > closed_s - 1 for started_s in self._recent_s))
         if now_s - self._first_closed_s > _LONG_S:
-            rounded_s = min(self._closed_until_s - closed_s, _ROUNDED_S)
+            rounded_s = min(self.closed_until_s - closed_s, _ROUNDED_S)
             average = _BACKOFF_FACTOR * self._count / (now_s - self._first_s - rounded_s)
             self._width, self._pace = None, _Pace(min(pace.level, average) if pace else average, now_s)
         elif pace and closed_s - opened_s >= 1:

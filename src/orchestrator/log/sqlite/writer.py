@@ -237,7 +237,7 @@ class SqliteWriter:
         is_new = self._storage_error is None
         self._storage_error = error
         if is_new:
-            _LOGGER.warning("%s; trying again", self._describe_fault())
+            _LOGGER.error("%s; trying again", self._describe_fault())
         self._retry_time_s = asyncio.get_running_loop().time() + RETRY_S
 
     def _on_storage_recovered(self) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 from orchestrator.core.instance import TOO_LONG
 from orchestrator.core.plan import well_formed
 from orchestrator.core.retry import MAX_RETRY_AFTER_S
-from orchestrator.errors import AddressError, ModelError, SettingsError
+from orchestrator.errors import PAGE_QUOTATION, QUOTATION, AddressError, ModelError, SettingsError
 from orchestrator.models.http import error_body, scope, token_limits, waits, web_page
 from orchestrator.models.http.address import Address
 from orchestrator.models.http.client import PROXY_LOGIN, HttpResponse, tls_required_error
@@ -187,7 +187,7 @@ class Failures:
             text = f"{text[:_QUOTED_CHARACTERS]}…"
         if not text:
             return ""
-        return f". It sent a web page: {text}" if is_page else f". It said: {text}"
+        return f"{PAGE_QUOTATION if is_page else QUOTATION}{text}"
 
     def _unauthenticated(self, status: int, model: str, said: str) -> ModelError:
         if self.address.login:
