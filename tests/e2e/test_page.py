@@ -65,7 +65,7 @@ async def test_a_prompt_is_typed_and_watched_to_its_end(browser: Browser, tmp_pa
         await expect_state(page, "Complete")
         await expect(page.locator(".result h3")).to_have_text("The result")
         await expect(page.locator(".item .tone")).to_have_text("Complete")
-        assert await action_names(page) == ["Restart…", "Fork…", "Delete…"]
+        assert await action_names(page) == ["Continue…", "Restart…", "Fork…", "Delete…"]
         facts = await page.locator(".facts").inner_text()
         assert "3 of 3" in facts
         assert "openai/big" in facts

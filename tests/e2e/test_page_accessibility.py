@@ -37,8 +37,9 @@ async def test_the_page_works_by_keyboard(browser: Browser, tmp_path: Path) -> N
         await expect(focused).to_have_text("What is to be done?")
         await page.keyboard.press("Tab")
         await page.keyboard.type("Build it")
-        await page.keyboard.press("Tab")
-        await expect(focused).to_have_text("Options")
+        for name in ("Attach files…", "Attach a folder…", "Options"):
+            await page.keyboard.press("Tab")
+            await expect(focused).to_have_text(name)
         await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
         await expect_state(page, "Running")

@@ -1,5 +1,6 @@
 // Buttons for the actions that the transition table of core/state.py allows in the instance's state.
 import { steer } from './api.js';
+import { ContinueDialog } from './continuing.js';
 import { DeleteDialog, ForkDialog, RestartDialog, RetryDialog } from './dialogs.js';
 import { FailureMessage, useFailure } from './failure.js';
 import { TERMINAL } from './fold.js';
@@ -17,11 +18,11 @@ const ALLOWED = {
 const UNCONDITIONAL = new Set(['pause', 'terminate']);
 const AT_REST = new Set([...TERMINAL, 'STATE_PAUSED']);
 const REASONS_THAT_NEED_CHANGES = ['BUDGET_EXCEEDED', 'DEADLINE_EXCEEDED', 'MODEL_NOT_FOUND', 'MODEL_REFUSED'];
-const DIALOGS = { retry: RetryDialog, restart: RestartDialog, fork: ForkDialog, delete: DeleteDialog };
+const DIALOGS = { continue: ContinueDialog, retry: RetryDialog, restart: RestartDialog, fork: ForkDialog, delete: DeleteDialog };
 
 /**
- * `onSteered(instance)`: after an action, with the instance as it is then; null after a deletion, the new instance after a
- * fork. `children` are rendered before the actions.
+ * `onSteered(instance)`: after an action, with the instance as it is then; null after a deletion, the new instance, at
+ * least its `id`, after a fork or a follow-up. `children` are rendered before the actions.
  */
 export function Actions({ instance, onSteered, children }) {
   const [dialog, setDialog] = useState('');
@@ -63,6 +64,7 @@ export function Actions({ instance, onSteered, children }) {
     ${children} ${actionButton('resume', 'Resume', 'primary')} ${actionButton('retry', 'Retry', needsChanges ? '' : 'primary')}
     ${ALLOWED.retry.includes(state) && dialogButton('retry', 'Retry with changes…', needsChanges ? 'primary' : '')}
     ${actionButton('pause', 'Pause')} ${actionButton('terminate', 'Terminate', 'danger')}
+    ${state === 'STATE_COMPLETE' && dialogButton('continue', 'Continue…', 'primary')}
     ${isFinished && dialogButton('restart', 'Restart…')} ${dialogButton('fork', 'Fork…')} ${isFinished && dialogButton('delete', 'Delete…', 'danger')}
     <${FailureMessage} error=${failure ?? conflict} />
     ${dialog && html`<${DIALOGS[dialog]} instance=${instance} onSteered=${onSteered} onClose=${() => setDialog('')} />`}

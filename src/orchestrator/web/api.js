@@ -28,14 +28,14 @@ export function serviceNow() {
   return Date.now() + clockSkewMs;
 }
 
-async function request(method, path, body) {
-  return (await requestWithHeaders(method, path, body)).body;
+async function request(method, path, body, read = readJson) {
+  return (await requestWithHeaders(method, path, body, read)).body;
 }
 
 /** Send a request; return the response's {body, headers}, and report whether the service can be reached. */
-async function requestWithHeaders(method, path, body) {
+async function requestWithHeaders(method, path, body, read = readJson) {
   try {
-    const response = await send(method, path, body);
+    const response = await send(method, path, body, read);
     reportResponse();
     return response;
   } catch (error) {
@@ -45,7 +45,14 @@ async function requestWithHeaders(method, path, body) {
   }
 }
 
-async function send(method, path, body) {
+const readJson = (response) => response.json();
+
+/** Read a text as it is, with a byte-order mark where it has one. */
+async function readText(response) {
+  return new TextDecoder('utf-8', { ignoreBOM: true }).decode(await response.arrayBuffer());
+}
+
+async function send(method, path, body, read) {
   let response;
   try {
     response = await fetch(path, {
@@ -58,8 +65,8 @@ async function send(method, path, body) {
   }
   const skew = Date.parse(response.headers.get('date')) - Date.now();
   clockSkewMs = Math.abs(skew) > 2000 ? skew : 0; // the header counts whole seconds
-  const parsed = await response.json().catch(() => null);
-  if (response.ok && parsed) return { body: parsed, headers: response.headers };
+  const parsed = await (response.ok ? read : readJson)(response).catch(() => null);
+  if (response.ok && parsed !== null) return { body: parsed, headers: response.headers };
   const info = parsed?.details?.find((detail) => detail.reason) ?? {};
   throw new RequestError(parsed?.message || `The service answered ${response.status}.`, {
     status: response.status,
@@ -111,6 +118,25 @@ export function getServiceInfo() {
 /** Return the path of the final result as a file. */
 export function resultPath(id) {
   return `${instancePath(id)}/result`;
+}
+
+/** List the files of a complete instance's result, without their texts. */
+export async function listFiles(id) {
+  return (await request('GET', `${instancePath(id)}/files`)).files;
+}
+
+/** Return the text of one of these files. */
+export function getFileText(id, path) {
+  return request('GET', filePath(id, path), undefined, readText);
+}
+
+export function filePath(id, path) {
+  return `${instancePath(id)}/files/${path.split('/').map(encodeURIComponent).join('/')}`;
+}
+
+/** Return the path of all of these files as a zip. */
+export function archivePath(id) {
+  return `${instancePath(id)}/archive`;
 }
 
 export const allEventsPath = '/-/events';

@@ -1,37 +1,33 @@
 // The form that creates an instance from a prompt.
-import { createInstance } from './api.js';
+import { Attachments, useAttachments } from './attachments.js';
 import { ConfigFields, EMPTY_FIELDS, toConfig } from './config.js';
+import { useCreateInstance } from './creation.js';
 import { FailureMessage, useFailure } from './failure.js';
 import { useServiceInfo } from './service.js';
-import { html, useRef, useState } from './ui.js';
+import { html, useState } from './ui.js';
 
 const isMac = navigator.platform.startsWith('Mac');
-
-/** Return an idempotency key: a request that is sent again with it creates no second instance. */
-function newRequestId() {
-  return Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(36)).join('');
-}
 
 export function CreateForm({ onCreated }) {
   const [prompt, setPrompt] = useState('');
   const [fields, setFields] = useState(EMPTY_FIELDS);
-  const [failure, setFailure] = useFailure();
+  const attachments = useAttachments();
+  const [failure, setFailure] = useFailure(attachments.files);
   const [isSending, setIsSending] = useState(false);
-  const requestId = useRef(newRequestId());
+  const createInstance = useCreateInstance();
   const info = useServiceInfo();
 
   async function submit(event) {
     event?.preventDefault();
-    if (isSending) return;
+    if (isSending || attachments.isReading) return;
     setIsSending(true);
     setFailure(null);
     try {
-      onCreated(await createInstance({ prompt, requestId: requestId.current, config: toConfig(fields) }));
+      const files = attachments.files.map(({ path, content }) => ({ path, content }));
+      onCreated(await createInstance({ prompt, files, config: toConfig(fields) }));
     } catch (error) {
       setFailure(error);
       setIsSending(false);
-      // Only a request that may have arrived is sent again with the same key.
-      if (!error.isTransient) requestId.current = newRequestId();
     }
   }
 
@@ -62,13 +58,14 @@ export function CreateForm({ onCreated }) {
         onInput=${(event) => setPrompt(event.target.value)}
       ></textarea>
     </label>
+    <${Attachments} ...${attachments} />
     <details class="options">
       <summary>Options</summary>
       <${ConfigFields} fields=${fields} onChange=${setFields} current=${info && { ...info.defaultConfig, workers: info.workers }} />
     </details>
     <${FailureMessage} error=${failure} />
     <div class="buttons">
-      <button class="primary" disabled=${isSending || !prompt.trim()}>${isSending ? 'Starting…' : 'Start'}</button>
+      <button class="primary" disabled=${isSending || attachments.isReading || !prompt.trim()}>${isSending ? 'Starting…' : 'Start'}</button>
       <span class="hint"><kbd>${isMac ? '⌘' : 'Ctrl'}</kbd> <kbd>Enter</kbd></span>
     </div>
   </form>`;

@@ -6,7 +6,7 @@ import { steerIfUnchanged, useShownSequence } from './steering.js';
 import { html, useLayoutEffect, useRef, useState } from './ui.js';
 
 /** A modal dialog with a form, which closes after `onSubmit()`; the RequestError that it throws is shown instead. */
-function Dialog({ title, submitLabel, isDangerous = false, onSubmit, onClose, children }) {
+export function Dialog({ title, submitLabel, isDangerous = false, onSubmit, onClose, children }) {
   const dialog = useRef();
   const [failure, setFailure] = useFailure();
   const [isSending, setIsSending] = useState(false);

@@ -90,6 +90,13 @@ export function count(number) {
   return countFormat.format(number);
 }
 
+/** `812 bytes`, `3.4 KiB`, `1.2 MiB`. */
+export function bytes(number) {
+  if (number < 1024) return plural(number, 'byte');
+  if (number < 1024 ** 2) return `${(number / 1024).toFixed(1)} KiB`;
+  return `${(number / 1024 ** 2).toFixed(1)} MiB`;
+}
+
 export function plural(number, word) {
   return `${count(number)} ${word}${number === 1 ? '' : 's'}`;
 }

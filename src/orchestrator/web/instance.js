@@ -2,8 +2,10 @@
 import { Actions } from './actions.js';
 import { resultPath } from './api.js';
 import { CopyButton } from './copy.js';
+import { mayHaveFiles, ResultFiles } from './files.js';
 import { TERMINAL } from './fold.js';
 import { cost, dateTime, duration, elapsed, firstLine, hasTokens, inputAndOutputTokens, STATES, timeAgo, tokens, usageSummary } from './format.js';
+import { InputFiles, Predecessors } from './input_files.js';
 import { EventLog } from './log.js';
 import { Markdown } from './markdown.js';
 import { Review, StaleReview } from './review.js';
@@ -35,6 +37,7 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
           ${timeAgo(instance.createTime, now)}
         </time>
         ${instance.forkedFrom && html`<span>forked from <a href=${hrefOf(instance.forkedFrom)}>${instance.forkedFrom}</a>${copiedUsageText(instance)}</span>`}
+        ${instance.continues && html`<${Predecessors} instance=${instance} hrefOf=${hrefOf} />`}
         ${Object.entries(instance.labels).map(([key, value]) => html`<span class="tag" key=${key}>${key}=${value}</span>`)}
       </p>
       ${watch.isDeleted
@@ -51,7 +54,9 @@ export function InstanceView({ watch, now, hrefOf, onSteered }) {
     (instance.state === 'STATE_WAITING'
       ? html`<${Review} key=${`review-${instance.lastSequence}`} watch=${watch} onSteered=${onSteered} />`
       : watch.review && html`<${StaleReview} watch=${watch} />`)}
+    <${InputFiles} files=${instance.files} />
     <${Timeline} key=${`timeline-${instance.id}`} watch=${watch} now=${now} />
+    ${instance.state === 'STATE_COMPLETE' && mayHaveFiles(instance) && html`<${ResultFiles} key=${`files-${instance.lastSequence}`} watch=${watch} />`}
     ${instance.finalResult && !instance.isPartial
       ? html`<${Result} id=${instance.id} text=${instance.finalResult} isComplete isRecorded=${!watch.isDeleted} />`
       : (liveResult || instance.finalResult) &&

@@ -126,6 +126,7 @@ function InstanceRow({ instance, now, href, isCurrent }) {
       <span>${timeAgo(instance.createTime, now)}</span>
       ${instance.forkedFrom &&
       html`<span title=${`forked from ${instance.forkedFrom}: what it copied from there was used there`}>fork</span>`}
+      ${instance.continues && html`<span title=${`continues ${instance.continues}`}>follow-up</span>`}
       ${hasTokens(instance.ownUsage) && html`<span>${shortTokens(instance.ownUsage)}</span>`}
       ${instance.ownUsage.costUsd > 0 && html`<span>${cost(instance.ownUsage.costUsd)}</span>`}
       ${labels.slice(0, MAX_ROW_LABELS).map((label) => html`<span class="tag" key=${label}>${label}</span>`)}

@@ -62,15 +62,15 @@ function wrapCode(pre, highlightsCode) {
   if (highlightsCode && code) highlight(code, language);
 }
 
-/** Wrap an element in a region that scrolls sideways, by keyboard too. */
+/** Wrap an element in a group that scrolls sideways, by keyboard too; there may be hundreds, so they are no landmarks. */
 function scrollable(element, name) {
-  const region = document.createElement('div');
-  region.className = 'scrollable';
-  region.tabIndex = 0;
-  region.role = 'region';
-  region.ariaLabel = name;
-  region.append(element);
-  return region;
+  const group = document.createElement('div');
+  group.className = 'scrollable';
+  group.tabIndex = 0;
+  group.role = 'group';
+  group.ariaLabel = name;
+  group.append(element);
+  return group;
 }
 
 /** `isWriting`: more of the text is coming; it is rendered ten times a second, so its code is highlighted at the end. */
