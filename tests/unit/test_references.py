@@ -155,6 +155,12 @@ def test_a_model_that_refers_to_nothing_is_not_asked_again() -> None:
     assert {"src/a.py", "b.md", "two words.txt"} == set(find_files(found.text))
 
 
+def test_files_are_added_behind_a_block_that_is_open() -> None:
+    found = references.read(FOUND, f"{KEEP_A}\n{DROP_C}\n\n~~~text\nopen", may_add=True)
+    assert find_files(found.text) == {"src/a.py": A, "b.md": B}
+    assert "open\n~~~\n\n### `b.md`\n\n" in found.text
+
+
 def test_a_file_under_another_name_is_not_missing() -> None:
     moved = write_block(A._replace(path="lib/a.py"))
     assert references.read(FOUND, f"{moved}\n{KEEP_B}\n{DROP_C}\n", may_add=False).added == ""

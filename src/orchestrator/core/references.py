@@ -20,8 +20,10 @@ _MAX_INVALID: Final = 2
 """After so many unusable answers nothing is offered any more: the answer is asked for in full."""
 _MAX_NAMED: Final = 50
 """So many files are named in a message."""
-_MAX_HELD: Final = 1500
-"""A line that is longer holds no reference alone: a path has at most 1,024 bytes."""
+_MAX_SHOWN: Final = 200
+"""So many characters of a reference that is none are part of a message."""
+_MAX_HELD: Final = 4000
+"""So many characters of a line are held back that may be references; a path has at most 1,024 bytes."""
 
 _TAG: Final = re.compile(r"<(keep|drop)-file>([^<>\n]*)(?:</(?:keep|drop)-file>|(?=[\s`*]*$))")
 _CLOSED_TAG: Final = re.compile(r"<(?:keep|drop)-file>[^<>\n]*</(?:keep|drop)-file>")
@@ -50,11 +52,6 @@ class References(NamedTuple):
     """By reference, as in `t1:src/app.py`: what the prompt lists."""
     known: Mapping[str, File]
     """Those, and all others of completed subtasks: a prompt before merges has listed them."""
-
-    @property
-    def paths(self) -> Iterable[str]:
-        """The paths that a result has unless it drops them, each once."""
-        return dict.fromkeys(file.path for file in self.offered.values())
 
     def find(self, reference: str) -> File | None:
         """Return the file of a reference; its path is enough where that tells which it is."""
@@ -114,14 +111,12 @@ def _find(outputs: tuple[tuple[str, str], ...]) -> Mapping[str, File]:
     }
 
 
-def read(found: References | None, text: str, *, may_add: bool) -> Synthesis:
+def read(found: References, text: str, *, may_add: bool) -> Synthesis:
     """Expand a synthesis; raise SynthesisError where it refers to no file, or passes one over.
 
     A model that makes no use of references is not asked again, and with `may_add` no model is: the files that
     it passed over are added.
     """
-    if found is None:
-        return Synthesis(text.strip())
     expander = Expander(found)
     expanded = expander.feed(text) + expander.finish()
     if expander.unknown:
@@ -143,6 +138,8 @@ def read(found: References | None, text: str, *, may_add: bool) -> Synthesis:
         )
     latest = {found.offered[name].path: found.offered[name] for name in missing}
     added = "".join(f"\n\n### `{file.path}`\n\n{files.write_block(file)}" for file in latest.values())
+    if not latest.keys() <= files.find_files(expanded + added).keys():
+        added = f"\n{expander.fence}{added}"  # they would be in a block that is open
     result = (expanded + added).strip()
     written = text.strip()
     return Synthesis(result, "" if written == result else written, added)
@@ -183,6 +180,8 @@ class Expander:
         """What it refers to that is no file."""
         self.is_used = False
         """Whether it has a reference."""
+        self.fence = ""
+        """The fence of the code block that is open; empty: none is."""
         self._references = found
         self._placed: set[File] = set()
         self._line = ""
@@ -195,8 +194,6 @@ class Expander:
         """The last character of the line that has been given."""
         self._tag = ""
         """The kind of the tag that a line has opened: until it is closed each line is a reference."""
-        self._fence = ""
-        """The fence of the code block that is open."""
         self._opening = ""
         """The line that opened it, as long as it is held back."""
         self._only: File | None = None
@@ -250,16 +247,16 @@ class Expander:
                 self._only = placed[0]
                 return ""
             if self._only and self._closes(line):
-                file, self._opening, self._only, self._fence = self._only, "", None, ""
+                file, self._opening, self._only, self.fence = self._only, "", None, ""
                 return files.write_block(file) + end
         before = self._release()
         if placed is not None:
             return before + "\n".join(map(files.write_block, placed)) + (end if placed else "")
-        if self._fence:
+        if self.fence:
             if self._closes(line):
-                self._fence = ""
+                self.fence = ""
         elif (opening := _FENCE.match(line.rstrip())) and "-file" not in line:
-            self._fence = opening[1]
+            self.fence = opening[1]
             self._opening = line + end
             return before
         return before + self._expand(line, is_whole=True)[0] + end
@@ -274,7 +271,7 @@ class Expander:
 
     def _closes(self, line: str) -> bool:
         marks = line.strip(" \t\r>")
-        return len(marks) >= len(self._fence) and not marks.strip(self._fence[0])
+        return len(marks) >= len(self.fence) and not marks.strip(self.fence[0])
 
     def _release(self) -> str:
         """Return what was held back of a code block that holds more than a reference."""
@@ -300,7 +297,7 @@ class Expander:
         reference = found[2].strip()
         file = self._references.find(reference)
         if file is None:
-            self.unknown.append(reference[:_MAX_NAMED] or "without a name")
+            self.unknown.append(reference[:_MAX_SHOWN] or "without a name")
         elif found[1] == "drop":
             self.dropped.add(file.path)
         return file
@@ -325,7 +322,7 @@ class Expander:
             found = _TAG.match(text, at)
             if not found:
                 self.is_used = True
-                self.unknown.append(text[at : at + _MAX_NAMED])
+                self.unknown.append(text[at : at + _MAX_SHOWN])
                 given = end
                 self._is_broken = not is_whole
                 break
