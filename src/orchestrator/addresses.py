@@ -1,9 +1,28 @@
 """Whether an address can be listened on, asked before anything is started that would be lost if not."""
 
+import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
 
 from orchestrator.errors import SettingsError
 from orchestrator.settings import split_address
+
+_LONGEST_FOLDER_BYTES: Final = 80
+"""Of one with sockets in it: a socket's path has at most 107, on some systems 103."""
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder for sockets that no other user reaches, and remove it with what is in it."""
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(usual)) + len("/orchestrator-12345678") <= _LONGEST_FOLDER_BYTES
+    base = usual if is_short else "/tmp"  # noqa: S108  the folder in it is made for this user alone
+    with tempfile.TemporaryDirectory(prefix="orchestrator-", dir=base) as folder:
+        yield Path(folder)
 
 
 def free_port(address: str, setting: str) -> int:

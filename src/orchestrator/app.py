@@ -6,14 +6,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Never
 
-from orchestrator.addresses import free_port
+from orchestrator.addresses import free_port, private_folder
 from orchestrator.auth.authenticator import Authenticator
 from orchestrator.auth.oidc import OidcIssuer
 from orchestrator.auth.token_store import TokenStore
@@ -58,6 +58,11 @@ class RunningService:
     def rest_address(self) -> str:
         """Where REST answers, `host:port`; empty: nowhere."""
         return self.envoy.address if self.envoy else ""
+
+    @property
+    def rest_url(self) -> str:
+        """The same as a URL; empty: nowhere."""
+        return self.envoy.url if self.envoy else ""
 
 
 @asynccontextmanager
@@ -106,8 +111,15 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
         service = OrchestratorService(engine, log, defaults, info)
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         edge_stack = await stack.enter_async_context(AsyncExitStack())
+        edge_address = stack.enter_context(_edge_address()) if edge and settings.tls else ""
         address = await stack.enter_async_context(
-            serving(service, log.notifier, settings.grpc_address, authenticator=authenticator)
+            serving(
+                service,
+                log.notifier,
+                settings.grpc_address,
+                edge_address=edge_address,
+                authenticator=authenticator,
+            )
         )
         service.info.grpc_address = address
         envoy = None
@@ -115,9 +127,12 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
             envoy = await edge_stack.enter_async_context(
                 envoy_running(
                     rest_address=settings.rest_address,
-                    grpc_address=address,
+                    grpc_address=edge_address or address,
                     origins=settings.origins,
                     hosts=settings.hosts,
+                    tls=settings.tls,
+                    access_log=settings.access_log,
+                    max_requests_per_second=settings.max_requests_per_second,
                 )
             )
             service.info.rest_address = envoy.address
@@ -161,6 +176,13 @@ async def _check_addresses(settings: Settings, *, edge: bool) -> None:
             f"already running: an orchestrator answers at {settings.grpc_address}. Use that one, stop it, or "
             f"give this one its own {', '.join(own[:-1])} and {own[-1]}"
         ) from None
+
+
+@contextmanager
+def _edge_address() -> Iterator[str]:
+    """Yield a socket's address that no other user reaches: where Envoy need not be a client with TLS."""
+    with private_folder() as folder:
+        yield f"unix:{folder}/grpc.sock"
 
 
 @asynccontextmanager
@@ -223,8 +245,8 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
 
 
 def _print_ready(settings: Settings, service: RunningService) -> None:
-    address, models = service.rest_address, dict.fromkeys((settings.big_model, settings.small_model))
-    rest = f"REST on http://{address}, the page on http://{address}/-/ui/, " if address else ""
+    url, models = service.rest_url, dict.fromkeys((settings.big_model, settings.small_model))
+    rest = f"REST on {url}, the page on {url}/-/ui/, " if url else ""
     sys.stdout.write(
         f"ready: {rest}gRPC on {service.grpc_address}, events in {settings.database_description}, "
         f"{'models' if len(models) > 1 else 'model'} {' and '.join(models)}; Ctrl-C stops\n"

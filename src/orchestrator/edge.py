@@ -1,7 +1,8 @@
 """The REST edge: real Envoy in front of the gRPC service, as a child process of this one.
 
-`envoy.yaml` alone says what Envoy does; this module fills in addresses and files, and starts, watches and
-stops the process. The child never outlives its parent, not even one that was killed (on Linux).
+`envoy.yaml` says what Envoy does; this module fills in addresses and files, and starts, watches and stops the
+process. `edge_tls.py` adds what TLS needs. The child never outlives its parent, not even one that was killed
+(on Linux).
 """
 
 import asyncio
@@ -14,20 +15,26 @@ import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Never, NoReturn
 
 import yaml
 
-from orchestrator.addresses import free_port
+from orchestrator import edge_tls
+from orchestrator.addresses import free_port, private_folder
 from orchestrator.errors import OrchestratorError, SettingsError
 from orchestrator.installation import how_to_install
 from orchestrator.settings import PREFIX, split_address
+from orchestrator.tls import CertificateFiles, Certificates
 
 READY_TIMEOUT_S: Final = 15.0
 """How long Envoy may take to listen and to find the gRPC service serving."""
 STOP_GRACE_S: Final = 5.0
 """How long Envoy may take to end after SIGTERM; it is killed then."""
 
+STANDARD_ERROR: Final = "-"
+"""As the file of the access log."""
+
+_STANDARD_ERROR_FD: Final = 2
 _REST_SETTING: Final = f"{PREFIX}REST_ADDRESS"
 _GRPC_SETTING: Final = f"{PREFIX}GRPC_ADDRESS"
 _PACKAGE: Final = "src/orchestrator/"
@@ -60,12 +67,15 @@ class EdgeError(OrchestratorError):
 class EdgeProcess:
     """A running Envoy, as `running` yields it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, address: str, tls_folder: Path | None) -> None:
         self._process = process
+        self._tls_folder = tls_folder
         self._log_tail = b""
         self._log_reader = asyncio.create_task(self._read_log())
         self.address: Final = address
         """Where it listens, `host:port`; with the port in use where 0 was asked for."""
+        self.url: Final = f"{'https' if tls_folder else 'http'}://{address}"
+        """The same as a URL, without a slash at its end."""
 
     @property
     def pid(self) -> int:
@@ -88,7 +98,7 @@ class EdgeProcess:
                     await asyncio.wait({watching}, timeout=_POLL_S)
                     if watching.done():
                         await watching
-                    status = await _request_status(self.address, "/-/ready")
+                    status = await _request_status(self.address, "/-/ready", self._tls_folder)
         except TimeoutError:
             condition = f"answers {status} on /-/ready" if status else "does not listen"
             raise EdgeError(
@@ -122,14 +132,25 @@ class EdgeProcess:
 
 @asynccontextmanager
 async def running(
-    *, rest_address: str, grpc_address: str, origins: Sequence[str] = (), hosts: Sequence[str] = ()
+    *,
+    rest_address: str,
+    grpc_address: str,
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    tls: CertificateFiles | None = None,
+    access_log: str = "",
+    max_requests_per_second: int = 0,
 ) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
-    Both are `host:port`; port 0 of `rest_address` picks a free one. `origins` and `hosts` allow pages and
-    names besides this machine's own. The block begins when Envoy answers and finds the service serving
-    (grpc.health.v1), so the service must be up before. Await `watch()` inside of the block to notice an end
-    of Envoy. The child is killed when the thread that entered ends, so enter on the main thread.
+    Both are `host:port`; port 0 of `rest_address` picks a free one, and `grpc_address` may be `unix:path`.
+    `origins` and `hosts` allow pages and names besides this machine's own. With `tls`, REST speaks TLS alone,
+    with the certificate as it is at the time: it is read again when it is renewed. `access_log` is a file, or
+    STANDARD_ERROR; empty: none. `max_requests_per_second` is for each client's address; 0: no limit.
+
+    The block begins when Envoy answers and finds the service serving (grpc.health.v1), so the service must be
+    up before. Await `watch()` inside of the block to notice an end of Envoy. The child is killed when the
+    thread that entered ends, so enter on the main thread.
 
     Raise SettingsError when there is no Envoy or the address cannot be used, EdgeError when Envoy does not
     come up.
@@ -137,8 +158,23 @@ async def running(
     envoy = find_envoy()
     rest_host, rest_port = _resolve(rest_address, _REST_SETTING)
     rest_address = _join_address(rest_host, free_port(_join_address(rest_host, rest_port), _REST_SETTING))
-    config = render(rest_address=rest_address, grpc_address=grpc_address, origins=origins, hosts=hosts)
     async with AsyncExitStack() as stack:
+        tls_folder = None
+        if tls:
+            certificates = tls.read()
+            tls_folder = stack.enter_context(private_folder())
+            edge_tls.write_secrets(tls, tls_folder)
+            stack.push_async_callback(_cancel, asyncio.create_task(_renew(tls, certificates, tls_folder)))
+        config = render(
+            rest_address=rest_address,
+            grpc_address=grpc_address,
+            origins=origins,
+            hosts=hosts,
+            tls=tls,
+            tls_folder=tls_folder,
+            access_log=access_log,
+            max_requests_per_second=max_requests_per_second,
+        )
         # Envoy reads the file as it starts and not again: it is gone before a kill could leave it behind.
         with tempfile.NamedTemporaryFile("w", prefix="orchestrator-", suffix=".yaml") as file:
             file.write(config)
@@ -148,35 +184,57 @@ async def running(
                 *(str(envoy), "-c", file.name),
                 # Hot restart is for two Envoys that share memory under one name: two services would clash.
                 *("--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"),
+                # By default a line of the access log is there after ten seconds at most.
+                *("--file-flush-interval-msec", "1000"),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
+                stdout=_STANDARD_ERROR_FD if access_log == STANDARD_ERROR else asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 # Ctrl-C in a terminal goes to its whole process group; this process decides when Envoy ends.
                 process_group=0,
             )
-            edge = EdgeProcess(process, rest_address)
+            edge = EdgeProcess(process, rest_address, tls_folder)
             stack.push_async_callback(lambda: asyncio.shield(edge._stop()))  # noqa: SLF001  this module's own
             await edge._wait_until_ready()  # noqa: SLF001
         yield edge
 
 
+async def _renew(tls: CertificateFiles, known: Certificates, folder: Path) -> NoReturn:
+    """Have Envoy read the certificate again each time it is renewed."""
+    async for _ in tls.renewals(known):
+        edge_tls.have_read_again(folder)
+    raise AssertionError("renewals never end")
+
+
+async def _cancel(task: "asyncio.Task[Never]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
 def render(
-    *, rest_address: str, grpc_address: str, origins: Sequence[str] = (), hosts: Sequence[str] = ()
+    *,
+    rest_address: str,
+    grpc_address: str,
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    tls: CertificateFiles | None = None,
+    tls_folder: Path | None = None,
+    access_log: str = "",
+    max_requests_per_second: int = 0,
 ) -> str:
     """Return `envoy.yaml` for these addresses, as YAML text.
 
-    `origins` and `hosts` are allowed besides those in the file, and every file of the page is served. What is
-    replaced is found by name, so the order of entries in the file is free. Raise SettingsError when an
-    address cannot be used or the file lacks a name.
+    `origins` and `hosts` are allowed besides those in the file, and every file of the page is served. With
+    `tls`, what `edge_tls.write_secrets` writes is in `tls_folder`. What is replaced is found by name, so the
+    order of entries in the file is free. Raise SettingsError when an address cannot be used or the file lacks
+    a name.
     """
     rest_host, rest_port = _resolve(rest_address, _REST_SETTING)
-    grpc_host, grpc_port = _resolve(grpc_address, _GRPC_SETTING)
     config: Any = yaml.safe_load(config_file().read_text())
     resources = _member(config, "static_resources")
     listener = _named(resources, "listeners", "rest")
     listener["address"] = _socket_address(rest_host, rest_port)
     cluster = _named(resources, "clusters", "orchestrator")
-    endpoint = {"endpoint": {"address": _socket_address(grpc_host, grpc_port)}}
+    endpoint = {"endpoint": {"address": _grpc_address(grpc_address)}}
     _member(cluster, "load_assignment")["endpoints"] = [{"lb_endpoints": [endpoint]}]
 
     filter_chain = _named(listener, "filter_chains", "rest")
@@ -190,6 +248,22 @@ def render(
     names = [rest_address.rpartition(":")[0], *hosts]
     others = [re.escape(name) for name in names if not re.fullmatch(allowed_hosts["regex"], name)]
     _allow(allowed_hosts, [rf"(?i:({'|'.join(others)})\.?(:\d*)?)"] if others else [])
+
+    log = _named(http, "access_log", "envoy.access_loggers.file")
+    if access_log:
+        del log["filter"]
+        if access_log != STANDARD_ERROR:
+            _member(log, "typed_config")["path"] = access_log
+    if max_requests_per_second:
+        limit = _member(_named(http, "http_filters", "envoy.filters.http.local_ratelimit"), "typed_config")
+        _member(limit, "filter_enabled", "default_value")["numerator"] = 100
+        for descriptor in _member(limit, "descriptors"):
+            tokens = {"max_tokens": max_requests_per_second, "tokens_per_fill": max_requests_per_second}
+            descriptor["token_bucket"] = {**tokens, "fill_interval": "1s"}
+    if tls and tls_folder:
+        ready = _named(http, "http_filters", "envoy.filters.http.health_check.ready")
+        resources["listeners"].append(edge_tls.readiness_listener(ready, tls_folder))
+        edge_tls.add_tls(listener, filter_chain, tls, tls_folder)
 
     virtual_host = _named(_member(http, "route_config"), "virtual_hosts", "orchestrator")
     _add_page_routes(_member(virtual_host, "routes"))
@@ -260,6 +334,12 @@ def _socket_address(host: str, port: int) -> Any:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
+def _grpc_address(address: str) -> Any:
+    if address.startswith("unix:"):
+        return {"pipe": {"path": address.removeprefix("unix:")}}
+    return _socket_address(*_resolve(address, _GRPC_SETTING))
+
+
 def _add_page_routes(routes: list[Any]) -> None:
     """Give each file of the page that has no route the one of another file of its kind, with its own name."""
     by_name: dict[str, Any] = {}
@@ -308,11 +388,15 @@ def _join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _request_status(address: str, path: str) -> int:
+async def _request_status(address: str, path: str, tls_folder: Path | None) -> int:
     """Request `path` and return the HTTP status, or 0 without an answer."""
     host, port = split_address(address, _REST_SETTING)
     try:
-        reader, writer = await asyncio.open_connection(host, port)
+        if tls_folder:
+            socket_path = edge_tls.readiness_socket(tls_folder)
+            reader, writer = await asyncio.open_unix_connection(socket_path)
+        else:
+            reader, writer = await asyncio.open_connection(host, port)
     except OSError:
         return 0
     try:

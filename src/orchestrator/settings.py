@@ -14,11 +14,10 @@ import platformdirs
 
 from orchestrator.encoding import decode
 from orchestrator.errors import SettingsError
+from orchestrator.tls import CertificateFiles
 
 PREFIX: Final = "ORCHESTRATOR_"
 FILE: Final = "orchestrator.toml"
-_UNSUPPORTED: Final = ("TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA")
-"""Settings that must not be passed over in silence: who sets them relies on what they do."""
 _KUBERNETES_VARIABLE: Final = re.compile(
     r"(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
 )
@@ -50,6 +49,18 @@ class Settings:
     allowed_hosts: str = ""
     """By which names REST may be called besides this machine's, as a proxy in front hands them on:
     `app.example.com,…`."""
+    tls_cert: str = ""
+    """The certificate that the service shows, a file in PEM with those between it and the root; read again
+    when it is renewed. Empty: no TLS."""
+    tls_key: str = ""
+    """Its key, a file in PEM without a password."""
+    tls_client_ca: str = ""
+    """Whose certificates clients must show, a file in PEM. Empty: they need none."""
+    access_log: str = ""
+    """Where each REST request is written down as a line of JSON: a file, or `-` for standard error. Empty:
+    nowhere."""
+    max_requests_per_second: int = 0
+    """How many REST requests a client's address may send in a second; 0: as many as it likes."""
     auth_tokens_file: str = ""
     """The tokens that callers need, a TOML file that `orchestrator token` looks after, and what their tenants
     may use; read again when it changes. Empty: no tokens."""
@@ -126,6 +137,11 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{self.name_of(name)} is {getattr(self, name)}: it must be at least 1")
+        if self.max_requests_per_second < 0:
+            raise SettingsError(
+                f"{self.name_of('max_requests_per_second')} is {self.max_requests_per_second}: it must be at "
+                "least 0, which is no limit"
+            )
         self._check_limits_of_instances()
         _ = self.retention_s  # refused now rather than later
         for name in ("grpc_address", "rest_address"):
@@ -137,7 +153,7 @@ class Settings:
                     "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
                 )
 
-        _ = self.origins, self.hosts
+        _ = self.origins, self.hosts, self.tls
         self._check_issuer()
 
     def _check_issuer(self) -> None:
@@ -243,6 +259,21 @@ class Settings:
                 )
         return hosts
 
+    @property
+    def tls(self) -> CertificateFiles | None:
+        """The certificate's files, not read yet; None without. Raise SettingsError when one is missing."""
+        names = (self.name_of("tls_cert"), self.name_of("tls_key"), self.name_of("tls_client_ca"))
+        if self.tls_cert and self.tls_key:
+            client_ca = Path(self.tls_client_ca) if self.tls_client_ca else None
+            return CertificateFiles(Path(self.tls_cert), Path(self.tls_key), client_ca, names)
+        given = next((name for name in ("tls_cert", "tls_key", "tls_client_ca") if getattr(self, name)), "")
+        if given:
+            missing = " and ".join(
+                name for name, value in zip(names, (self.tls_cert, self.tls_key), strict=False) if not value
+            )
+            raise SettingsError(f"{self.name_of(given)} is set, and TLS needs {missing} too")
+        return None
+
     @classmethod
     def load(
         cls, environment: Mapping[str, str] = os.environ, folder: Path = Path(), **flags: object
@@ -293,8 +324,6 @@ def _read_environment(environment: Mapping[str, str], known: Sequence[str]) -> M
         name, value = variable.removeprefix(PREFIX), environment[variable]
         if name == variable or not value:
             continue
-        if name in _UNSUPPORTED:
-            raise SettingsError(f"{variable} is set, and this version does not have it: unset it")
         if variable in names:
             found[names[variable]] = value
         elif not _KUBERNETES_VARIABLE.fullmatch(name) and not value.startswith(

@@ -190,8 +190,8 @@ async def _reject_empty_prompt(context: Context) -> None:
 
 
 @asynccontextmanager
-async def serving(service: StubService) -> AsyncIterator[str]:
-    """Serve on a free loopback port, health included; give `host:port`."""
+async def serving(service: StubService, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    """Serve, by default on a free loopback port, health included; give the address."""
     server = grpc.aio.server(
         options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024))
     )
@@ -199,9 +199,9 @@ async def serving(service: StubService) -> AsyncIterator[str]:
     health = aio_health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield address.replace(":0", f":{port}")
     finally:
         await server.stop(grace=None)

@@ -195,6 +195,31 @@ def test_an_address_with_a_scheme_is_rejected_with_the_mend(
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tls_cert": "a.pem"}, "ORCHESTRATOR_TLS_CERT is set, and TLS needs ORCHESTRATOR_TLS_KEY too"),
+        ({"tls_key": "a.key"}, "ORCHESTRATOR_TLS_KEY is set, and TLS needs ORCHESTRATOR_TLS_CERT too"),
+        ({"tls_client_ca": "a.pem"}, "needs ORCHESTRATOR_TLS_CERT and ORCHESTRATOR_TLS_KEY too"),
+    ],
+)
+def test_half_of_what_tls_needs_is_rejected(given: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        Settings(**given)
+
+
+def test_without_certificates_there_is_no_tls() -> None:
+    assert Settings().tls is None
+    files = Settings(tls_cert="a.pem", tls_key="a.key").tls
+    assert files is not None
+    assert (files.certificate, files.key, files.client_ca) == (Path("a.pem"), Path("a.key"), None)
+
+
+def test_a_negative_limit_of_requests_is_rejected() -> None:
+    with pytest.raises(SettingsError, match="ORCHESTRATOR_MAX_REQUESTS_PER_SECOND"):
+        Settings(max_requests_per_second=-1)
+
+
 def test_a_token_is_in_no_representation_of_the_settings() -> None:
     settings = Settings.load({"ORCHESTRATOR_TOKEN": "orc_secret"}, Path("/nowhere"))
     assert settings.client_token == "orc_secret"

@@ -50,11 +50,13 @@ async def serving(
     notifier: CommitNotifier,
     address: str,
     *,
+    edge_address: str = "",
     authenticator: Authenticator = NO_AUTHENTICATION,
     grace_s: float = 5.0,
 ) -> AsyncIterator[str]:
     """Serve on `host:port` while the block runs, and yield the address (port 0 picks a free one).
 
+    Also at `edge_address`, `unix:path`, if given: for Envoy, which has done what TLS does by then.
     At its end health turns to NOT_SERVING, streams end with UNAVAILABLE, and other calls have `grace_s`
     seconds to finish. Raise SettingsError when the address cannot be had.
     """
@@ -71,6 +73,8 @@ async def serving(
         port = server.add_insecure_port(address)
     except RuntimeError:
         raise SettingsError(f"{_GRPC} is {address}: it cannot be had; set another address") from None
+    if edge_address:
+        server.add_insecure_port(edge_address)
     await server.start()
     for name in ("", SERVICE.full_name):
         await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
