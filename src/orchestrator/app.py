@@ -133,6 +133,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                     tls=settings.tls,
                     access_log=settings.access_log,
                     max_requests_per_second=settings.max_requests_per_second,
+                    asks_for_credentials=authenticator.is_required,
                 )
             )
             service.info.rest_address = envoy.address

@@ -35,6 +35,8 @@ STANDARD_ERROR: Final = "-"
 """As the file of the access log."""
 
 _STANDARD_ERROR_FD: Final = 2
+_NO_ORIGIN: Final = "none"
+"""An expression that fits no origin."""
 _REST_SETTING: Final = f"{PREFIX}REST_ADDRESS"
 _GRPC_SETTING: Final = f"{PREFIX}GRPC_ADDRESS"
 _PACKAGE: Final = "src/orchestrator/"
@@ -140,13 +142,15 @@ async def running(
     tls: CertificateFiles | None = None,
     access_log: str = "",
     max_requests_per_second: int = 0,
+    asks_for_credentials: bool = False,
 ) -> AsyncIterator[EdgeProcess]:
     """Run Envoy on `rest_address`, in front of the gRPC service at `grpc_address`, until the block ends.
 
     Both are `host:port`; port 0 of `rest_address` picks a free one, and `grpc_address` may be `unix:path`.
     `origins` and `hosts` allow pages and names besides this machine's own. With `tls`, REST speaks TLS alone,
     with the certificate as it is at the time: it is read again when it is renewed. `access_log` is a file, or
-    STANDARD_ERROR; empty: none. `max_requests_per_second` is for each client's address; 0: no limit.
+    STANDARD_ERROR; empty: none. `max_requests_per_second` is for each client's address; 0: none. Where the
+    service `asks_for_credentials`, it may be called by any name, and by pages of its own and `origins` alone.
 
     The block begins when Envoy answers and finds the service serving (grpc.health.v1), so the service must be
     up before. Await `watch()` inside of the block to notice an end of Envoy. The child is killed when the
@@ -174,6 +178,7 @@ async def running(
             tls_folder=tls_folder,
             access_log=access_log,
             max_requests_per_second=max_requests_per_second,
+            asks_for_credentials=asks_for_credentials,
         )
         # Envoy reads the file as it starts and not again: it is gone before a kill could leave it behind.
         with tempfile.NamedTemporaryFile("w", prefix="orchestrator-", suffix=".yaml") as file:
@@ -220,6 +225,7 @@ def render(
     tls_folder: Path | None = None,
     access_log: str = "",
     max_requests_per_second: int = 0,
+    asks_for_credentials: bool = False,
 ) -> str:
     """Return `envoy.yaml` for these addresses, as YAML text.
 
@@ -243,11 +249,17 @@ def render(
     rbac = _named(http, "http_filters", "envoy.filters.http.rbac")
     policies = _member(rbac, "typed_config", "rules", "policies")
     # Aliases in the file: a matcher that is changed here is changed wherever it stands.
-    _allow(_header_matcher(policies, "foreign_origin", "origin"), map(re.escape, origins))
+    own_pages = _header_matcher(policies, "foreign_origin", "origin")
+    _allow(own_pages, map(re.escape, origins))
     allowed_hosts = _header_matcher(policies, "foreign_host", ":authority")
     names = [rest_address.rpartition(":")[0], *hosts]
     others = [re.escape(name) for name in names if not re.fullmatch(allowed_hosts["regex"], name)]
     _allow(allowed_hosts, [rf"(?i:({'|'.join(others)})\.?(:\d*)?)"] if others else [])
+    if asks_for_credentials:
+        # A page under a name of its own has no session there, and one at another port of this machine is not
+        # what its person signed in to.
+        del policies["foreign_host"]
+        own_pages["regex"] = "|".join(map(re.escape, origins)) or _NO_ORIGIN
 
     log = _named(http, "access_log", "envoy.access_loggers.file")
     if access_log:

@@ -35,6 +35,9 @@ LATE_S = 0.3
 LARGE = "large"
 """An instance with a final result of 8 MiB."""
 
+WRONG_TOKEN = "wrong"
+"""A bearer token that GetServiceInfo refuses; all others are good."""
+
 RESULT = "# Grüße\n\n<script>alert(1)</script>\n"
 """The final result of the others, over `GetResult`."""
 
@@ -105,6 +108,8 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
         self, _: orchestrator_pb2.GetServiceInfoRequest, context: Context
     ) -> orchestrator_pb2.GetServiceInfoResponse:
         self._record_metadata(context)
+        if self.metadata.get("authorization") == f"Bearer {WRONG_TOKEN}":
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "nobody has this token")
         return orchestrator_pb2.GetServiceInfoResponse(version="1.2.3")
 
     async def ListInstances(  # noqa: N802

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from google.api.httpbody_pb2 import HttpBody
 
-from orchestrator.auth.caller import Role
+from orchestrator.auth.caller import ANYONE, Role
 from orchestrator.core import config, create, lifecycle, limits, view
 from orchestrator.core.create import NewInstance
 from orchestrator.core.fork import fork
@@ -199,8 +199,16 @@ class OrchestratorService(FileMethods):
     async def GetServiceInfo(
         self, _request: pb.GetServiceInfoRequest, _: Context
     ) -> pb.GetServiceInfoResponse:
-        """Describe the service."""
-        return self.info
+        """Describe the service, and to callers with credentials themselves."""
+        caller = CALLER.get()
+        if caller is ANYONE:
+            return self.info
+        answer = pb.GetServiceInfoResponse()
+        answer.CopyFrom(self.info)
+        answer.caller.CopyFrom(
+            pb.ServiceCaller(name=caller.name, tenant=caller.tenant, role=caller.role.value)
+        )
+        return answer
 
     async def WaitInstance(self, request: pb.WaitInstanceRequest, _: Context) -> pb.WaitInstanceResponse:
         """Wait for an instance's end."""

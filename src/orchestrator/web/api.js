@@ -1,5 +1,6 @@
 // A client of the service's REST bindings in orchestrator.proto.
 import { reportResponse, reportOutage } from './recovery.js';
+import { reportSignedOut } from './session.js';
 
 /** A request that was rejected or had no response: `message` is for people, `reason` and `status` for code. */
 export class RequestError extends Error {
@@ -68,6 +69,7 @@ async function send(method, path, body, read) {
   const parsed = await (response.ok ? read : readJson)(response).catch(() => null);
   if (response.ok && parsed !== null) return { body: parsed, headers: response.headers };
   const info = parsed?.details?.find((detail) => detail.reason) ?? {};
+  if (response.status === 401) reportSignedOut(info.reason);
   throw new RequestError(parsed?.message || `The service answered ${response.status}.`, {
     status: response.status,
     reason: info.reason,

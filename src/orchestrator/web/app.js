@@ -5,7 +5,8 @@ import { firstLine, plural, STATES } from './format.js';
 import { InstanceView } from './instance.js';
 import { InstanceStore, STATE_FILTERS } from './instances.js';
 import { InstanceList } from './list.js';
-import { ModelSuggestions, ServiceSettings } from './service.js';
+import { ModelSuggestions, ServiceSettings, useServiceInfo } from './service.js';
+import { SignedIn, SignIn, useSignedOutReason } from './session.js';
 import { TERMINAL } from './fold.js';
 import { html, render, useEffect, useRef, useState } from './ui.js';
 import { Watch } from './watch.js';
@@ -66,6 +67,12 @@ function useRedraw() {
       setDrawCount((count) => count + 1);
     }, REDRAW_INTERVAL_MS);
   }).current;
+}
+
+/** The page, or what asks for a token first. */
+function Root() {
+  const reason = useSignedOutReason();
+  return reason ? html`<${SignIn} reason=${reason} />` : html`<${App} />`;
 }
 
 function App() {
@@ -157,6 +164,7 @@ function App() {
     focusContent();
   }
 
+  const info = useServiceInfo();
   const now = serviceNow();
   const isListMain = narrowScreen.matches && !address.id && !address.isNew;
   const page = address.id ? 'shows-instance' : address.isNew ? 'shows-new' : 'shows-list';
@@ -165,6 +173,7 @@ function App() {
       <a class="skip-link" href=${location.hash || '#/'} onClick=${skipToContent}>Skip to the content</a>
       <a class="brand" href=${hrefOf('')}><img src="icon.svg" alt="" width="20" height="20" />Orchestrator</a>
       <span class=${`connection ${isConnected ? 'live' : 'lost'}`} role="status">${isConnected ? 'Live' : 'Reconnecting…'}</span>
+      <${SignedIn} caller=${info?.caller} />
       <a class="button primary" href="#/new">New</a>
     </header>
     <div class=${`panes ${page}`}>
@@ -191,4 +200,4 @@ function App() {
   `;
 }
 
-render(html`<${App} />`, document.body);
+render(html`<${Root} />`, document.body);

@@ -5,6 +5,7 @@
 // distinguish an instance that is finished (204) from one that was deleted (404). So `onConnectionLost` decides.
 import { EVENT_NAMES } from './fold.js';
 import { onRecovered, reportRecovery } from './recovery.js';
+import { isSignedOut } from './session.js';
 
 const MIN_DELAY_MS = 250;
 const MAX_DELAY_MS = 5000;
@@ -54,7 +55,7 @@ export class Feed {
 
   #connect() {
     this.#disconnect();
-    if (this.#isClosed) return;
+    if (this.#isClosed || isSignedOut()) return;
     const separator = this.path.includes('?') ? '&' : '?';
     const source = new EventSource(`${this.path}${separator}after_sequence=${this.lastId}`);
     this.#source = source;
