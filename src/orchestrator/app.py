@@ -202,7 +202,8 @@ def tune_garbage_collector() -> None:
     States are many small values that live long and hold no cycles: with Python's defaults, looking through
     them took a quarter of the time in `benchmarks/engine.py`. The first number is large, so that most of what
     an instance needs for a moment is gone before anything is looked through. The first two together bound how
-    long the loop stands still for it: 240,000 objects take some 90 ms, a million took 300 to 600.
+    long the loop stands still for it: 240,000 objects took up to 145 ms on a busy machine, with (20,000, 50)
+    it was 300 to 600.
     """
     gc.freeze()
     gc.set_threshold(80_000, 1, 100)
