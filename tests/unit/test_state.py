@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -52,14 +53,13 @@ def test_a_returned_state_never_changes() -> None:
         "t2", "t3"
     ).completed()
     history.then(bare("instance_restarted", 0)).planned(part("t1"), part("other"))
+    names = [field.name for field in fields(Instance)]
     instance = Instance()
     for event in history.events:
-        held = {
-            name: dict(value) if isinstance(value, Mapping) else value
-            for name, value in vars(instance).items()
-        }
+        values = ((name, getattr(instance, name)) for name in names)
+        held = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values}
         after = evolve(instance, event)
-        assert vars(instance) == held, event
+        assert {name: getattr(instance, name) for name in names} == held, event
         instance = after
     assert instance == history.instance
 

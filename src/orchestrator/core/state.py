@@ -5,6 +5,8 @@ pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from operator import attrgetter
 from typing import Any, Final
 
 from orchestrator.core.instance import (
@@ -125,6 +127,10 @@ TRANSITIONS: Final[Mapping[State, Mapping[str, tuple[State, ...]]]] = {
 first of them where that one is not among them."""
 
 
+_FIELDS: Final = tuple(field.name for field in fields(Instance))
+_values: Final[Callable[[Instance], tuple[Any, ...]]] = attrgetter(*_FIELDS)
+
+
 class IllegalEventError(ValueError):
     """The event cannot follow; the state is unchanged."""
 
@@ -141,9 +147,7 @@ def fold(events: Iterable[pb_event.Event], instance: Instance | None = None) -> 
 
 
 def _copy(instance: Instance) -> Instance:
-    copy = object.__new__(Instance)
-    copy.__dict__ = vars(instance).copy()
-    return copy
+    return Instance(*_values(instance))
 
 
 def evolve(instance: Instance, event: pb_event.Event) -> Instance:
@@ -472,7 +476,8 @@ def _instance_restarted(draft: Instance, payload: pb_event.InstanceRestarted, _:
         own_usage=draft.own_usage,
         copied_events=draft.copied_events,
     )
-    vars(draft).update(vars(restarted))
+    for name, value in zip(_FIELDS, _values(restarted), strict=True):
+        setattr(draft, name, value)
     _set_config(draft, payload.config)
 
 
