@@ -385,13 +385,13 @@ def _catalogue(catalogue: Iterable[pb.Worker]) -> str:
 
 def _block(tag: str, text: str) -> str:
     """Put the text between tags that it does not contain, so that it cannot close them."""
-    name = next(name for name in _tag_names(tag, text) if f"</{name}>" not in text)
-    return f"<{name}>\n{text}\n</{name}>"
+    if f"</{tag}>" in text:
+        tag = next(name for name in _other_tags(tag, text) if f"</{name}>" not in text)
+    return f"<{tag}>\n{text}\n</{tag}>"
 
 
-def _tag_names(tag: str, text: str) -> Iterator[str]:
-    """Yield names for a text's tags. None holds many of them: those with a digest follow from all of it."""
-    yield tag
+def _other_tags(tag: str, text: str) -> Iterator[str]:
+    """Yield other tags for a text. None holds many of them: those with a digest follow from all of it."""
     yield from (f"{tag}-{number}" for number in range(2, _MAX_TAG_NUMBER + 1))
     for number in itertools.count():
         digest = sha256(f"{number} {text}".encode(errors="surrogatepass")).hexdigest()
