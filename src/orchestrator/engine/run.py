@@ -8,7 +8,6 @@ it loads the instance as it is recorded and records what its calls have brought 
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -124,10 +123,11 @@ class Run:
     """What is under way, each call for which attempt."""
     _pending: list[Outcome] = field(default_factory=list)
     """What calls have brought since it was applied last."""
-    _queue: deque[_Queued] = field(default_factory=deque)
+    _queue: list[_Queued] = field(default_factory=list)
+    """In order, few at a time. A run holds no deque, nor what has one: each takes 0.7 KB."""
     _is_rebasing: bool = False
-    _has_rebased: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at the end of a rebase."""
+    _rebase_task: "asyncio.Task[None] | None" = None
+    """The latest rebase."""
     _is_stale: bool = False
     """Whether another writer has appended since the run last loaded the instance."""
     _planning: tuple[int, PlanReader] | None = None
@@ -330,8 +330,7 @@ class Run:
         self._is_stale = True
         if not self._is_rebasing and not self.is_halted:
             self._is_rebasing = True
-            self._has_rebased.clear()
-            self.context.tasks.create_task(self._rebase())
+            self._rebase_task = self.context.tasks.create_task(self._rebase())
 
     async def _rebase(self) -> None:
         lost: list[Outcome] = []
@@ -359,8 +358,6 @@ class Run:
             self._cancel_ended_calls()
             self.recover()
             self.on_durable(self)
-        finally:
-            self._has_rebased.set()
 
     def _drop_settled(self) -> Sequence[Outcome]:
         """Empty the queue, all of which is settled; give the outcomes of what was refused."""
@@ -407,7 +404,7 @@ class Run:
             return
         match durable.exception():
             case None:
-                self._queue.popleft()
+                self._queue.pop(0)
                 if queued.instance.state in RESTING:
                     self.context.states.keep(self.ref, queued.instance)
                 if self.instance is not self._dispatched or self.is_at_rest:
@@ -451,8 +448,8 @@ class Run:
         self.apply_pending()
         if self._queue:
             await asyncio.wait([self._queue[-1].durable])
-        while self._is_rebasing:
-            await self._has_rebased.wait()
+        while self._rebase_task and self._is_rebasing:
+            await asyncio.wait([self._rebase_task])
         return not self.is_halted and is_in_progress(self.instance, attempt.work, attempt.number)
 
     async def _call(self, attempt: Attempt) -> CallEnded:
