@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.async_api import Browser, FilePayload, Locator, Page, expect
 from support.browser import DESKTOP, PHONE
@@ -344,6 +345,51 @@ async def test_a_complete_instance_is_continued_and_the_chain_is_shown(page: Pag
     await expect(page.locator(".input-files li")).to_have_count(5)
     await predecessors.last.click()
     await expect(page.locator("h1")).to_have_text("Build it")
+
+
+async def test_of_a_chain_those_that_are_deleted_are_still_named(page: Page, service: Process) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
+        for instance_id, predecessor in (("one", "shop"), ("two", "one"), ("three", "two")):
+            await create_instance(service, instance_id, continues=predecessor)
+            await rest.get(f"/{instance_id}:wait", params={"timeout": "60s"})
+        assert (await rest.delete("/one")).status_code == 200
+    await page.goto(page_url(service, "three"))
+    await expect(page.locator(".predecessors")).to_have_text("continues two, which continues one")
+    await page.get_by_role("link", name="one", exact=True).click()
+    await expect(page.locator("h1")).to_have_text("No such instance")
+
+
+async def test_of_a_deleted_instance_nothing_can_be_downloaded(page: Page, service: Process) -> None:
+    await create_instance(service, "gone")
+    await page.goto(page_url(service, "gone"))
+    download = page.get_by_role("link", name="Download .zip")
+    await expect(download).to_be_visible()
+    async with httpx.AsyncClient(base_url=f"http://{service.rest_address}", trust_env=False) as rest:
+        assert (await rest.delete("/gone")).status_code == 200
+    await expect(download).to_have_count(0)
+    await expect(row(page, "index.html")).to_be_visible()
+
+
+HOLD_READING = """() => {
+    const { arrayBuffer } = Blob.prototype;
+    const released = new Promise((release) => (window.release = release));
+    Blob.prototype.arrayBuffer = async function () { await released; return arrayBuffer.call(this); };
+}"""
+
+
+async def test_nothing_starts_before_what_is_attached_is_read(page: Page, service: Process) -> None:
+    await page.goto(f"{page_url(service)}#/new")
+    await page.get_by_label("Prompt").fill("Build it")
+    await expect(button(page, "Start")).to_be_enabled()
+    await page.evaluate(HOLD_READING)
+    await page.locator("input[name=files]").set_input_files(
+        FilePayload(name="x.txt", mimeType="", buffer=b"x")
+    )
+    await expect(page.locator(".attachments [role=status]")).to_have_text("Reading them…")
+    await expect(button(page, "Start")).to_be_disabled()
+    await page.evaluate("release()")
+    await expect(page.locator(".attachments li code")).to_have_text(["x.txt"])
+    await expect(button(page, "Start")).to_be_enabled()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

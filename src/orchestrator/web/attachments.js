@@ -6,6 +6,7 @@ import { html, useEffect, useRef, useState } from './ui.js';
 const MAX_FILES = 1000;
 const MAX_FILE_BYTES = 1024 ** 2;
 const MAX_BYTES = 8 * 1024 ** 2;
+const MAX_CANDIDATES = 20_000; // more are not even looked at
 const MAX_NAMED = 5; // in a message
 const MAX_ROWS = 100; // of the list, until all are asked for
 const SNIFFED_BYTES = 8192;
@@ -18,8 +19,9 @@ const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
  */
 export function useAttachments() {
   const [files, setFiles] = useState([]);
-  const [status, setStatus] = useState({ isReading: false, notice: '', failure: '' });
+  const [status, setStatus] = useState({ notice: '', failure: '' });
   const latest = useRef(files); // two additions may be read at once
+  const reading = useRef(0); // how many are
 
   function set(changed) {
     latest.current = changed;
@@ -28,28 +30,32 @@ export function useAttachments() {
 
   /** Add what `collect()` finds: {candidates: [{path, file}], leftOut: names of folders}. */
   async function add(collect) {
-    setStatus({ isReading: true, notice: '', failure: '' });
+    reading.current += 1;
+    let outcome;
+    setStatus({ notice: '', failure: '' });
     try {
       const { candidates, leftOut } = await collect();
       const { texts, binaries, tooLarge } = await readTexts(candidates, latest.current);
       set(merged(latest.current, texts));
-      setStatus({ isReading: false, notice: noticeOf(texts, binaries, tooLarge, leftOut), failure: '' });
+      outcome = { notice: noticeOf(texts, binaries, tooLarge, leftOut), failure: '' };
     } catch (error) {
-      setStatus({ isReading: false, notice: '', failure: error.message });
+      outcome = { notice: '', failure: error.message };
     }
+    reading.current -= 1;
+    setStatus(outcome);
   }
 
   function remove(path) {
     set(latest.current.filter((file) => file.path !== path));
-    setStatus({ isReading: false, notice: '', failure: '' });
+    setStatus({ notice: '', failure: '' });
   }
 
   function clear() {
     set([]);
-    setStatus({ isReading: false, notice: '', failure: '' });
+    setStatus({ notice: '', failure: '' });
   }
 
-  return { files, ...status, add, remove, clear };
+  return { files, isReading: reading.current > 0, ...status, add, remove, clear };
 }
 
 /** Return the files by path, with added ones in the place of others with the same path. */
@@ -60,6 +66,7 @@ function merged(files, added) {
 
 /** Read what is text; throw an Error if there would be too many files, or too large ones together. */
 async function readTexts(candidates, present) {
+  checkCandidates(candidates);
   const tooLarge = candidates.filter(({ file }) => file.size > MAX_FILE_BYTES);
   const readable = candidates.filter(({ file }) => file.size <= MAX_FILE_BYTES);
   const hasNul = await Promise.all(readable.map(({ file }) => holdsNul(file.slice(0, SNIFFED_BYTES))));
@@ -74,6 +81,12 @@ async function readTexts(candidates, present) {
     else texts.push({ path: candidate.path, content, sizeBytes: candidate.file.size });
   }
   return { texts, binaries, tooLarge };
+}
+
+function checkCandidates({ length }) {
+  if (length > MAX_CANDIDATES) {
+    throw new Error(`Nothing was added: there are more than ${plural(MAX_CANDIDATES, 'file')}, and there may be ${count(MAX_FILES)}.`);
+  }
 }
 
 function checkLimits(files) {
@@ -146,6 +159,7 @@ async function collectEntry(entry, path, found) {
   if (entry.isFile) {
     const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
     found.candidates.push({ path, file });
+    checkCandidates(found.candidates);
     return;
   }
   if (TOOL_FOLDERS.has(entry.name)) {

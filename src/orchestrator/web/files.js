@@ -15,7 +15,7 @@ const RESULT = 'result'; // the source of a file that the synthesis wrote
 
 /** Return whether a complete instance may have files: it was given some, or its result has a code block. */
 export function mayHaveFiles({ files, finalResult }) {
-  return files.length > 0 || /^\s*(?:[-*+>]|\d+[.)])?\s*(?:`{3}|~{3})/m.test(finalResult);
+  return files.length > 0 || /`{3}|~{3}/.test(finalResult);
 }
 
 /** The files of a complete instance; nothing while there are none. */

@@ -31,7 +31,7 @@ export function Predecessors({ instance, hrefOf }) {
       const ids = [];
       for (let id = instance.continues; ids.length < MAX_PREDECESSORS; ids.push(id)) {
         ({ continues: id } = await getInstance(id));
-        if (!id || !isCurrent) break;
+        if (!isCurrent || !id || ids.includes(id)) break; // an id may have been given again
         setEarlier([...ids, id]);
       }
     }
