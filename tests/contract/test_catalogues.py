@@ -98,11 +98,11 @@ async def test_a_catalogue_survives_the_process_and_is_not_written_again(tmp_pat
     try:
         states = StateStore(log)
         assert (await states.load(key("a"))).instance.workers == (CODER,)
-        log.check_writable = _not_writable  # type: ignore[method-assign]
+        log._writer.store_catalogue = _not_writable  # type: ignore[method-assign]
         assert await states.store_catalogue([CODER]) == digest
     finally:
         await log.aclose()
 
 
-def _not_writable() -> None:
+async def _not_writable(*_: object) -> None:
     raise AssertionError("nothing is to be written")

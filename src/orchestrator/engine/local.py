@@ -91,6 +91,7 @@ class LocalEngine:
                 max_active=max_active,
                 max_queued=max_queued,
             )
+            log.watch_storage(engine._context.scheduler.hold)  # what cannot be recorded is not paid for
             goes_on = [head.ref for head in await log.unfinished() if head.state not in RESTING]
             engine.recovered = len(goes_on)
             engine._waiting = dict.fromkeys(goes_on)
@@ -153,11 +154,12 @@ class LocalEngine:
         outcomes = self._context.log.create(creations)
         outcomes.add_done_callback(lambda done: self._on_created(creations, done))
         # A client that goes away does not keep them from being recorded, nor from running.
+        answers = await self._context.log.answer(outcomes)
         return [
             Loaded(outcome.ref, creation.instance)
             if isinstance(outcome, Created)
             else await self.states.load(outcome.ref.key)
-            for outcome, creation in zip(await asyncio.shield(outcomes), creations, strict=True)
+            for outcome, creation in zip(answers, creations, strict=True)
         ]
 
     async def _creation(self, new: NewInstance) -> Creation:

@@ -74,6 +74,14 @@ class CallScheduler:
         """Whether those who wait are being asked, or will be once all has ended that ends in this pass of the
         loop: a request that comes now waits with them."""
         self._dispatch_handle: asyncio.Handle | None = None
+        self._obstacle = ""
+        """Why no call of any model may begin."""
+
+    def hold(self, obstacle: str) -> None:
+        """Let no call begin, for a reason that concerns all of them; empty: let them begin again."""
+        was_held, self._obstacle = bool(self._obstacle), obstacle
+        if was_held and not obstacle:
+            self._dispatch_soon()
 
     def acquire(self, model: str, ref: InstanceRef, on_available: Callable[[], None]) -> Slot | None:
         """Acquire a slot if one is free; otherwise `on_available` is called, once, when one may be."""
@@ -81,6 +89,9 @@ class CallScheduler:
         line = self._lines.get(model) or self._add_line(model, now_s)
         is_offered = self._offered_slots > 0 and (model, ref) == self._offer
         wait_s = line.wait_s(now_s, has_waited=is_offered or bool(line.queue))
+        if self._obstacle:
+            line.queue[ref] = on_available
+            return None
         if self._free > 0 and wait_s == 0 and (is_offered or not self._must_wait(line, now_s)):
             self._offered_slots -= is_offered
             for gate in line.gates:
@@ -115,6 +126,9 @@ class CallScheduler:
         else:
             own.end()
             shared.end()
+        self._dispatch_soon()
+
+    def _dispatch_soon(self) -> None:
         if not self._is_dispatching and any(line.queue for line in self._lines.values()):
             self._is_dispatching = True
             self._dispatch_handle = asyncio.get_running_loop().call_soon(self._dispatch)
@@ -141,6 +155,8 @@ class CallScheduler:
 
     def obstacle(self, model: str) -> str:
         """Return what a model's calls wait for now."""
+        if self._obstacle:
+            return self._obstacle
         now_s = asyncio.get_running_loop().time()
         line = self._lines.get(model) or self._add_line(model, now_s)
         for name, gate in zip((model, _endpoint(model)), line.gates, strict=True):
@@ -204,7 +220,7 @@ class CallScheduler:
 
     def _dispatch_one(self, model: str) -> bool:
         line = self._lines.get(model)
-        if line is None or not line.queue or self._free <= 0:
+        if line is None or not line.queue or self._free <= 0 or self._obstacle:
             return False
         now_s = asyncio.get_running_loop().time()
         wait_s = line.wait_s(now_s, has_waited=True)

@@ -52,7 +52,7 @@ async def steer(
         steered = Loaded(ref, after)
         durable.add_done_callback(partial(_notify, on_durable, steered, events))
         try:
-            await asyncio.shield(durable)
+            await log.answer(durable)
         except SequenceConflictError:
             continue
         states.keep(ref, after)

@@ -1,11 +1,11 @@
 """What an event log is: events in order, appended durably, read in pages, watched without a buffer."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance, State
@@ -16,6 +16,8 @@ from orchestrator.log.framing import encode_field, split_fields, tag
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
 from orchestrator.v1.orchestrator_pb2 import EventBatch
+
+T = TypeVar("T")
 
 PAGE_EVENTS: Final = 256
 """The most events a page holds, unless asked for fewer."""
@@ -188,9 +190,9 @@ class EventLog(Protocol):
 
         The future fails with AlreadyExistsError (INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED) where one of
         them cannot be, with StorageError where an instance's events leave a gap, and with UnavailableError
-        (STORAGE_READ_ONLY) while the storage takes no writes: then nothing is written. Where the log ends
-        while they are written it fails with UnavailableError (COMMIT_UNKNOWN). Creations and appends become
-        durable in the order they are queued.
+        (STORAGE_READ_ONLY) while the storage takes no writes: then nothing is written, and never will be.
+        Where the log ends while they are written it fails with UnavailableError (COMMIT_UNKNOWN). Creations
+        and appends become durable in the order they are queued.
         """
 
     async def check_creation(self, creation: Creation) -> Duplicate | None:
@@ -227,8 +229,20 @@ class EventLog(Protocol):
     async def catalogue(self, digest: str) -> bytes:
         """Give the catalogue of that digest; raise StorageError where there is none."""
 
-    def check_writable(self) -> None:
-        """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes."""
+    def answer(self, durable: "asyncio.Future[T]") -> "asyncio.Future[T]":
+        """Give what a client waits for that is told the outcome of `create` or `append`, once for each.
+
+        It has that outcome, unless the storage takes longer than clients wait: then it fails with
+        UnavailableError (COMMIT_UNKNOWN), and only `durable` tells the outcome, whenever that is known. To
+        cancel it changes nothing of what is written.
+        """
+
+    @property
+    def obstacle(self) -> str:
+        """Why the storage takes no writes, and what a person does about it; empty: it does take them."""
+
+    def watch_storage(self, on_change: Callable[[str], None]) -> None:
+        """Call the one listener with `obstacle` now, and whenever that changes."""
 
     async def head(self, key: InstanceKey) -> Head:
         """Find the current incarnation of a key; raise InstanceNotFoundError."""

@@ -224,8 +224,18 @@ class MemoryEventLog:
         except KeyError:
             raise no_catalogue(digest) from None
 
-    def check_writable(self) -> None:
-        """Memory always is."""
+    def answer(self, durable: "asyncio.Future[T]") -> "asyncio.Future[T]":
+        """Give what a client waits for; see EventLog."""
+        return asyncio.shield(durable)
+
+    @property
+    def obstacle(self) -> str:
+        """Memory always takes writes; see EventLog."""
+        return ""
+
+    def watch_storage(self, on_change: Callable[[str], None]) -> None:
+        """Notify a listener; see EventLog."""
+        on_change("")
 
     async def head(self, key: InstanceKey) -> Head:
         """Find the current incarnation of a key; see EventLog."""

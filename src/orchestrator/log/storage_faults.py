@@ -26,6 +26,16 @@ _BY_CODE: Final[Mapping[int, str]] = {
     sqlite3.SQLITE_CORRUPT: _CORRUPT,
     sqlite3.SQLITE_NOTADB: "it is some other file: leave that one alone",
 }
+_NOT_COMMITTED: Final = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_CANTOPEN,
+    )
+)
 _MOVED: Final = "it was moved or deleted while it was in use: put it back, and start again"
 _BY_ERRNO: Final[Mapping[int, str]] = {
     errno.ENOSPC: _FULL,
@@ -39,6 +49,15 @@ _BY_ERRNO: Final[Mapping[int, str]] = {
     errno.ENOLCK: "its file system knows no locks: use a local disk",
     errno.EOPNOTSUPP: "its file system knows no locks: use a local disk",
 }
+
+
+def is_certainly_not_committed(error: sqlite3.Error) -> bool:
+    """Return whether an error of a transaction tells that nothing of it will ever be found in the file.
+
+    An I/O error does not: it may be one of the sync, behind a commit that lies in the WAL. A full disk does:
+    the commit's own frame is written last, and is not there.
+    """
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY in _NOT_COMMITTED
 
 
 def mend(error: sqlite3.Error | OSError, path: Path) -> str:

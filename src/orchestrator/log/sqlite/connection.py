@@ -34,16 +34,17 @@ class Connection(aiosqlite.Connection):
         self._conn.commit()
 
 
-async def connect(path: Path, *, make: bool = True) -> Connection:
+async def connect(path: Path, *, make: bool = True, busy_s: float | None = None) -> Connection:
     """Open a file, or make it where it may be made; raise sqlite3.Error.
 
-    Every commit is synced, a transaction takes its lock at once, and rows refer only to rows that are there.
+    `busy_s` is how long it waits for another program's lock; None: BUSY_S. Every commit is synced, a
+    transaction takes its lock at once, and rows refer only to rows that are there.
     """
     connect_here = partial(
         sqlite3.connect,
         f"{path.absolute().as_uri()}?mode={'rwc' if make else 'rw'}",
         uri=True,
-        timeout=BUSY_S,
+        timeout=BUSY_S if busy_s is None else busy_s,
         isolation_level="IMMEDIATE",
         cached_statements=CACHED_STATEMENTS,
     )

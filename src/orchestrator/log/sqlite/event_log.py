@@ -9,10 +9,10 @@ import errno
 import os
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeVar
 
 import aiosqlite
 
@@ -42,6 +42,8 @@ from orchestrator.log.sqlite.schema import migrate
 from orchestrator.log.sqlite.tables import find_duplicate
 from orchestrator.log.sqlite.writer import SqliteWriter
 from orchestrator.log.storage_faults import mend
+
+T = TypeVar("T")
 
 _SCANNED_POSITIONS: Final = 1024
 """How many positions one read looks at for what is of a tenant or has labels."""
@@ -168,9 +170,18 @@ class SqliteEventLog:
     async def _find_catalogue(self, digest: str) -> Sequence[sqlite3.Row]:
         return await fetch(self._reader, "SELECT data FROM catalogue WHERE digest = ?", (digest,))
 
-    def check_writable(self) -> None:
-        """Raise UnavailableError while the storage takes no writes; see EventLog."""
-        self._writer.check_writable()
+    def answer(self, durable: "asyncio.Future[T]") -> "asyncio.Future[T]":
+        """Give what a client waits for; see EventLog."""
+        return self._writer.answer(durable)
+
+    @property
+    def obstacle(self) -> str:
+        """Why the storage takes no writes; see EventLog."""
+        return self._writer.obstacle
+
+    def watch_storage(self, on_change: Callable[[str], None]) -> None:
+        """Notify a listener; see EventLog."""
+        self._writer.watch_storage(on_change)
 
     async def watch(self) -> None:
         """Wait for as long as the log can be written; raise what ended that."""

@@ -210,6 +210,19 @@ class SqliteTables:
         """Return whether there is anything after the last position that is known to be durable."""
         return await self._highest("position", "event", "deletion") > self.position
 
+    async def checkpoint(self) -> None:
+        """Copy the WAL into the database: what was read in it after a crash may not be on the disk yet."""
+        await fetch(self.connection, "PRAGMA wal_checkpoint")
+
+    async def overwrite_failed_commit(self) -> None:
+        """Commit what changes nothing, in the place in the WAL of a transaction whose commit failed.
+
+        Setting a version writes the first page whatever the value is. Frames of the WAL are chained by their
+        checksums, so nothing that still lies behind this one is ever taken for a part of the log.
+        """
+        ((version,),) = await fetch(self.connection, "PRAGMA user_version")
+        await self.connection.write([("BEGIN IMMEDIATE", ()), (f"PRAGMA user_version = {version}", ())])
+
     async def prepare(self, pendings: Sequence[Pending]) -> CommitGroup:
         """Begin a transaction for all that is pending, but for what it marks as refused."""
         group = CommitGroup(self.position, self.key)

@@ -7,24 +7,31 @@ transaction, which pays for one fsync (group commit; DeWitt et al., SIGMOD 1984)
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from orchestrator.core.identity import InstanceRef
 from orchestrator.errors import RequestError, StorageError, UnavailableError
 from orchestrator.log.base import Append, Created, Creation, Duplicate, Head, gap
 from orchestrator.log.sqlite.connection import Connection, connect
 from orchestrator.log.sqlite.tables import CommitGroup, Pending, PendingAppend, PendingCreations, SqliteTables
-from orchestrator.log.storage_faults import mend
+from orchestrator.log.storage_faults import is_certainly_not_committed, mend
+
+T = TypeVar("T")
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 MAX_ENTRIES_PER_COMMIT: Final = 1000
 RETRY_S: Final = 0.5
 """How long to wait before a failed commit is tried again."""
+ANSWER_S: Final = 0.7
+"""How long a client waits for one transaction: it is promised an answer within 1 s."""
+BUSY_S: Final = 0.25
+"""How long a transaction waits for another program's lock before it is tried again."""
 _FREED_PAGES: Final = 64
 """How many pages the file is made shorter by in one step, while nothing else is queued: about 4 ms."""
 
@@ -67,12 +74,23 @@ class SqliteWriter:
         self._may_shrink = True
         """Whether the file may have free pages that its file system has no use of yet."""
         self._storage_error: sqlite3.Error | None = None
-        self._retry_time_s = 0.0
+        self._is_stalled = False
+        """Whether a transaction takes longer than clients wait."""
+        self._announced = ""
+        """What the listener knows of why the storage takes no writes."""
+        self._answers: dict[asyncio.Future[Any], asyncio.Future[Any]] = {}
+        """What clients wait for, by what is not durable yet."""
+        self._on_storage_change: Callable[[str], None] = lambda _obstacle: None
 
     async def start(self, connection: Connection) -> None:
         """Take over a connection to a database that is up to date, and begin."""
         self._tables = SqliteTables(connection)
         await self._tables.load_counters()
+        await connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
+        try:
+            await self._tables.checkpoint()
+        except sqlite3.Error as error:
+            self._on_storage_error(error)
         self._task = asyncio.create_task(self._run(), name="event log writer")
 
     @property
@@ -96,13 +114,41 @@ class SqliteWriter:
         finally:
             await self._tables.connection.close()
 
-    def check_writable(self) -> None:
-        """Raise UnavailableError (STORAGE_READ_ONLY) while the storage takes no writes.
+    @property
+    def obstacle(self) -> str:
+        """Why the storage takes no writes; empty: it does."""
+        if self._storage_error:
+            return (
+                f"the event log takes no writes ({self._storage_error}): "
+                f"{mend(self._storage_error, self._path)}"
+            )
+        if self._is_stalled:
+            return f"the event log waits for its disk, which has not answered for {ANSWER_S} s: see to it"
+        return ""
 
-        Now and then it lets one through nonetheless, which finds out whether that is still so.
-        """
-        if self._storage_error and asyncio.get_running_loop().time() < self._retry_time_s:
-            raise self._read_only()
+    def watch_storage(self, on_change: Callable[[str], None]) -> None:
+        """Notify a listener; see EventLog."""
+        self._on_storage_change = on_change
+        on_change(self.obstacle)
+
+    def answer(self, durable: "asyncio.Future[T]") -> "asyncio.Future[T]":
+        """Give what a client waits for; see EventLog."""
+        answer = _future()
+        self._answers[durable] = answer
+        durable.add_done_callback(self._pass_on)
+        return answer
+
+    def _pass_on(self, durable: "asyncio.Future[Any]") -> None:
+        answer = self._answers.pop(durable)
+        if answer.done():
+            return
+        if durable.cancelled():
+            answer.cancel()
+        elif error := durable.exception():
+            answer.set_exception(error)
+            answer.exception()  # its client may have gone
+        else:
+            answer.set_result(durable.result())
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
         """Queue creations; see EventLog."""
@@ -124,21 +170,18 @@ class SqliteWriter:
 
     async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
-        await self._enqueue(_Deletion(_future(), ref))
+        await self.answer(self._enqueue(_Deletion(_future(), ref)))
 
     async def store_catalogue(self, digest: str, data: bytes) -> None:
         """Keep a catalogue; see EventLog."""
         await self._enqueue(_Catalogue(_future(), digest, data))
 
     def _enqueue(self, pending: Pending, *, waits: bool = False) -> "asyncio.Future[Any]":
-        """Queue it, or refuse it where it does not wait until the storage takes writes."""
-        try:
-            if self._closing:
-                raise UnavailableError("SHUTTING_DOWN", "the service is stopping: call again")
-            if not waits:
-                self.check_writable()
-        except UnavailableError as error:
-            pending.reject(error)
+        """Queue it, or reject it where it does not wait until the storage takes writes."""
+        if self._closing:
+            pending.reject(UnavailableError("SHUTTING_DOWN", "the service is stopping: call again"))
+        elif self.obstacle and not waits:
+            pending.reject(self._read_only())
         else:
             self._queue.append(pending)
             self._queued.set()
@@ -147,38 +190,76 @@ class SqliteWriter:
     def _read_only(self) -> UnavailableError:
         return UnavailableError(
             "STORAGE_READ_ONLY",
-            f"{self._describe_fault()}; it goes on by itself",
+            f"{self.obstacle}; nothing was changed, and the service goes on by itself",
             retry_after_s=RETRY_S,
         )
 
-    def _describe_fault(self) -> str:
-        if self._storage_error is None:
-            return "the event log takes no writes"
-        return (
-            f"the event log takes no writes ({self._storage_error}): {mend(self._storage_error, self._path)}"
-        )
+    def _reject_queued(self) -> None:
+        """Answer everybody in the queue who does not wait until the storage takes writes."""
+        kept = []
+        for pending in self._queue:
+            if _waits_for_storage(pending):
+                kept.append(pending)
+            else:
+                pending.reject(self._read_only())
+        self._queue[:] = kept
+
+    def _on_stall(self) -> None:
+        """Let no client wait longer for a transaction that is under way."""
+        self._is_stalled = True
+        self._announce()
+        self._reject_queued()
+        for durable, answer in self._answers.items():
+            if not (durable.done() or answer.done()):
+                answer.set_exception(_unknown("the storage has not confirmed this in time"))
+                answer.exception()  # its client may have gone
+
+    def _on_storage_error(self, error: sqlite3.Error) -> None:
+        self._storage_error = error
+        self._announce()
+        self._reject_queued()
+
+    def _on_storage_recovered(self) -> None:
+        self._storage_error, self._is_stalled = None, False
+        self._announce()
+
+    def _announce(self) -> None:
+        """Notify the listener where the storage has begun or ceased to take writes."""
+        before, self._announced = self._announced, self.obstacle
+        if self._announced == before:
+            return
+        if not before:
+            _LOGGER.error("%s; trying again", self._announced)
+        elif not self._announced:
+            _LOGGER.warning("the event log takes writes again")
+        self._on_storage_change(self._announced)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Notice where the storage takes longer for what is done here than clients wait."""
+        watchdog = asyncio.get_running_loop().call_later(ANSWER_S, self._on_stall)
+        try:
+            yield
+        finally:
+            watchdog.cancel()
 
     async def _run(self) -> None:
         group: Sequence[Pending] = ()
         try:
+            if self._storage_error:
+                await self._settle()
+                self._on_storage_recovered()
             while not self._closing or self._queue:
                 while self._may_shrink and not self._queued.is_set():
-                    self._may_shrink = await self._tables.shrink(_FREED_PAGES)
+                    with self._watched():
+                        self._may_shrink = await self._tables.shrink(_FREED_PAGES)
                 await self._queued.wait()
                 self._queued.clear()
                 while self._queue:
                     await asyncio.sleep(0)  # what this pass of the loop still brings joins the group
                     group = self._drain()
-                    match group[0]:
-                        case _Deletion(ref=ref) as pending:
-                            await self._commit_alone(pending, self._tables.remove(ref), ref)
-                            self._may_shrink = True
-                        case _Lease(ref=ref) as pending:
-                            await self._commit_alone(pending, self._tables.acquire_lease(ref), ref)
-                        case _Catalogue(digest=digest, data=data) as pending:
-                            await self._commit_alone(pending, self._tables.store_catalogue(digest, data))
-                        case _:
-                            await self._commit(group)
+                    with self._watched():
+                        await self._write(group)
         except _ClosedError:
             return
         except Exception as error:
@@ -191,7 +272,7 @@ class SqliteWriter:
             # No append may wait for a writer that has ended, by an error or by a cancellation.
             self._closing = True
             for each in group:
-                each.reject(_unknown())
+                each.reject(_unknown("the service stopped while this was written"))
             for queued in self._queue:
                 queued.reject(UnavailableError("SHUTTING_DOWN", "the event log is closed"))
 
@@ -200,6 +281,18 @@ class SqliteWriter:
         group = list(takewhile(_is_grouped, self._queue[:MAX_ENTRIES_PER_COMMIT])) or self._queue[:1]
         del self._queue[: len(group)]
         return group
+
+    async def _write(self, group: Sequence[Pending]) -> None:
+        match group[0]:
+            case _Deletion(ref=ref) as pending:
+                await self._commit_alone(pending, self._tables.remove(ref), ref)
+                self._may_shrink = True
+            case _Lease(ref=ref) as pending:
+                await self._commit_alone(pending, self._tables.acquire_lease(ref), ref)
+            case _Catalogue(digest=digest, data=data) as pending:
+                await self._commit_alone(pending, self._tables.store_catalogue(digest, data))
+            case _:
+                await self._commit(group)
 
     async def _commit(self, pendings: Sequence[Pending], *, alone: bool = False) -> None:
         """Make a group durable, however long the storage takes to recover, or until the log is closed.
@@ -225,45 +318,56 @@ class SqliteWriter:
                     await self._commit([pending], alone=True)
                 return
             except sqlite3.Error as error:
-                self._on_storage_error(error)
-                if not await self._is_committed() or group is None:
+                if not await self._has_reached_the_file(error, pendings) or group is None:
                     pendings = self._requeue(pendings)
                     continue
             self._on_storage_recovered()
             self._publish(pendings, group)
             return
+        self._on_storage_recovered()
 
-    def _on_storage_error(self, error: sqlite3.Error) -> None:
-        is_new = self._storage_error is None
-        self._storage_error = error
-        if is_new:
-            _LOGGER.error("%s; trying again", self._describe_fault())
-        self._retry_time_s = asyncio.get_running_loop().time() + RETRY_S
+    async def _has_reached_the_file(self, error: sqlite3.Error, pendings: Sequence[Pending]) -> bool:
+        """Find out what came of a transaction that failed, and answer those at once who wait for no more.
 
-    def _on_storage_recovered(self) -> None:
-        if self._storage_error:
-            self._storage_error = None
-            _LOGGER.warning("the event log takes writes again")
+        This takes until the storage takes writes again.
+        """
+        is_first = self._storage_error is None
+        self._on_storage_error(error)
+        if is_certainly_not_committed(error):
+            for pending in pendings:
+                if not _waits_for_storage(pending):
+                    pending.reject(self._read_only())
+        return await self._settle(at_once=is_first)
 
-    async def _is_committed(self) -> bool:
-        """Reopen after a failed commit, and see whether it reached the disk all the same.
+    async def _settle(self, *, at_once: bool = False) -> bool:
+        """Reopen after a failed transaction; return whether it reached the file, once that is final.
 
-        Only the file can tell, so this waits until the file can be read. While the log is closing it tries
-        once, and raises _ClosedError: nothing else must join a transaction that may still be open.
+        A commit whose sync has failed may lie in the WAL unseen, for the next start to find: only once
+        another one is durable in its place is it certain that it never was. So this waits until the storage
+        takes writes; `at_once`: the first time it does not. While the log is closing it tries once and raises
+        _ClosedError: nothing else must join a transaction that may still be open.
         """
         while True:
             is_last = self._closing
-            if not is_last:
+            if not (is_last or at_once):
                 await asyncio.sleep(RETRY_S)
+            at_once = False
             try:
-                reopened = await connect(self._path, make=False)
-                await self._tables.connection.close()
-                self._tables.connection = reopened
-                return await self._tables.has_new_rows()
+                reopened = await connect(self._path, make=False, busy_s=BUSY_S)
+                failed, self._tables.connection = self._tables.connection, reopened
+                await failed.close()
+                is_committed = await self._tables.has_new_rows()
+                try:
+                    await self._tables.overwrite_failed_commit()
+                except sqlite3.Error:  # it may have been the last fault
+                    await self._tables.roll_back()
+                    await self._tables.overwrite_failed_commit()
             except sqlite3.Error as error:
                 self._on_storage_error(error)
                 if is_last:
                     raise _ClosedError from error
+            else:
+                return is_committed
 
     def _requeue(self, pendings: Sequence[Pending]) -> Sequence[Pending]:
         """Return what waits for the storage, to be tried again; reject all else."""
@@ -272,7 +376,7 @@ class SqliteWriter:
             pending.reset()
             if self._closing:
                 pending.reject(UnavailableError("SHUTTING_DOWN", "the service stopped"))
-            elif isinstance(pending, PendingAppend) and pending.append.waits_for_storage:
+            elif _waits_for_storage(pending):
                 kept.append(pending)
             else:
                 pending.reject(self._read_only())
@@ -288,9 +392,9 @@ class SqliteWriter:
             pending.reject(error)
             return
         except sqlite3.Error as error:
-            self._on_storage_error(error)
-            if not await self._is_committed():
-                pending.reject(self._read_only())
+            if not await self._has_reached_the_file(error, [pending]):
+                self._requeue([pending])
+                self._on_storage_recovered()
                 return
             await self._tables.load_counters()  # only a deletion takes a position: it is durable
         self._on_storage_recovered()
@@ -316,12 +420,18 @@ def _future() -> "asyncio.Future[Any]":
     return asyncio.get_running_loop().create_future()
 
 
-def _unknown() -> UnavailableError:
+def _unknown(cause: str) -> UnavailableError:
     return UnavailableError(
         "COMMIT_UNKNOWN",
-        "the service stopped while this was written, and whether it was is not known: "
-        "ask again with the same request_id",
+        f"{cause}, and whether it is recorded is not known: ask again, to create an instance with the same "
+        "request_id, and for all else look at the instance first",
+        retry_after_s=RETRY_S,
     )
+
+
+def _waits_for_storage(pending: Pending) -> bool:
+    """Return whether it waits until the storage takes writes: no client waits for it."""
+    return isinstance(pending, PendingAppend) and pending.append.waits_for_storage
 
 
 def _is_grouped(pending: Pending) -> bool:
