@@ -101,6 +101,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 max_queued=settings.max_queued_instances,
                 max_calls=settings.max_concurrent_calls,
                 observer=Observers([OperationsLog()]),
+                quota=authenticator.quota,
             )
         )
         if settings.retention_s:

@@ -42,6 +42,10 @@ def without_quotation(reason: str, message: str) -> str:
     return message.partition(QUOTATION)[0].partition(PAGE_QUOTATION)[0]
 
 
+QUEUE_RETRY_S: Final = 10.0
+"""When one whom a full queue has turned away is to try again."""
+
+
 class OrchestratorError(Exception):
     """The root: `str()` of it is fit to show to a person."""
 
@@ -167,7 +171,7 @@ class QueueFullError(RequestError):
             "QUEUE_FULL",
             f"{waiting} instances wait for their turn: try again later, or raise "
             "ORCHESTRATOR_MAX_QUEUED_INSTANCES",
-            retry_after_s=10.0,
+            retry_after_s=QUEUE_RETRY_S,
         )
 
 

@@ -1,6 +1,6 @@
 """The real service in this process: real gRPC, real SQLite, a provider that the test chooses."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ import grpc.aio
 
 from orchestrator.auth.authenticator import NO_AUTHENTICATION, Authenticator
 from orchestrator.core import config
+from orchestrator.core.quota import NO_QUOTA, Quota
 from orchestrator.engine.local import LocalEngine
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models.base import Models, Provider
@@ -41,7 +42,9 @@ async def service(
     provider: Provider,
     *,
     max_active: int = 1000,
+    max_queued: int = 10_000,
     max_calls: int = 64,
+    quota: Callable[[str], Quota] = lambda _: NO_QUOTA,
     prices: Mapping[str, object] | None = None,
     workers: Sequence[Worker] = (),
     authenticator: Authenticator = NO_AUTHENTICATION,
@@ -54,7 +57,9 @@ async def service(
                 log,
                 Models({"scripted": provider}, Prices.read(prices or {})),
                 max_active=max_active,
+                max_queued=max_queued,
                 max_calls=max_calls,
+                quota=quota,
             )
         )
         defaults = InstanceConfig()

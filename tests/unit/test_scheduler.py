@@ -5,11 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.engine.scheduler import CallScheduler, Slot
 from orchestrator.errors import ModelError
 from orchestrator.models.gate import FIRST_LIMIT
 
 REFUSED = ModelError("RATE_LIMITED", "slow down", retryable=True, retry_after_s=3600)
+
+
+def ref(name: str) -> InstanceRef:
+    """Return an instance's; `tenant/id`, or an id."""
+    tenant, _, instance_id = name.rpartition("/")
+    return InstanceRef(InstanceKey(tenant, instance_id), 1)
 
 
 class Clients:
@@ -25,7 +32,7 @@ class Clients:
         self.wants[name] = count
 
         def ask() -> None:
-            while self.wants[name] and (slot := self.scheduler.acquire(endpoint, name, ask)):
+            while self.wants[name] and (slot := self.scheduler.acquire(endpoint, ref(name), ask)):
                 self.wants[name] -= 1
                 self.order.append(name)
                 self.slots.append(slot)
@@ -51,6 +58,18 @@ async def test_waiting_instances_acquire_slots_in_turn(clients: Clients) -> None
     for _ in range(7):
         await clients.release()
     assert "".join(clients.order) == "xabcabaa"
+
+
+async def test_a_tenant_with_many_instances_holds_up_no_other(clients: Clients) -> None:
+    clients.request("acme/0", 1)
+    for number in range(1, 1000):
+        clients.request(f"acme/{number}", 1)
+    clients.request("initech/a", 2)
+    clients.request("initech/b", 1)
+    for _ in range(7):
+        await clients.release()
+    others = ["acme/1", "initech/a", "acme/2", "initech/b", "acme/3", "initech/a", "acme/4"]
+    assert clients.order == ["acme/0", *others]
 
 
 @given(limit=st.integers(1, 5), wants=st.lists(st.integers(0, 5), max_size=6))
@@ -188,7 +207,7 @@ async def test_an_instance_notified_at_one_endpoint_gets_only_its_share_at_anoth
 
     def ask_both() -> None:
         for endpoint in ("here", "other"):
-            while slot := clients.scheduler.acquire(endpoint, "a", ask_both):
+            while slot := clients.scheduler.acquire(endpoint, ref("a"), ask_both):
                 clients.order.append("a")
                 clients.slots.append(slot)
 
@@ -272,5 +291,5 @@ async def test_withdrawn_instances_leave_every_queue() -> None:
     clients.request("x", 1)
     for number in range(2000):
         clients.request(str(number), 1, "here/big")
-        clients.scheduler.withdraw(str(number))
+        clients.scheduler.withdraw(ref(str(number)))
     assert not any(line.queue for line in clients.scheduler._lines.values())

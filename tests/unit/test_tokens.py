@@ -9,8 +9,9 @@ import pytest
 
 from orchestrator.auth import last_used, token_file, tokens
 from orchestrator.auth.caller import Caller, Role
-from orchestrator.auth.token_file import Quota, Token
+from orchestrator.auth.token_file import Token
 from orchestrator.auth.token_store import TokenStore
+from orchestrator.core.quota import Quota
 from orchestrator.errors import SettingsError, UnauthenticatedError
 
 HASH = tokens.digest("x")

@@ -7,6 +7,7 @@ from orchestrator.auth import tokens
 from orchestrator.auth.caller import ANYONE, Caller
 from orchestrator.auth.oidc import OidcIssuer
 from orchestrator.auth.token_store import TokenStore
+from orchestrator.core.quota import NO_QUOTA, Quota
 from orchestrator.errors import UnauthenticatedError
 
 _SCHEME: Final = "bearer"
@@ -24,6 +25,10 @@ class Authenticator:
     def is_required(self) -> bool:
         """Whether a caller needs credentials."""
         return self._store is not None or self._issuer is not None
+
+    def quota(self, tenant: str) -> Quota:
+        """Return what a tenant may use, as the file of tokens says now."""
+        return self._store.quota(tenant) if self._store else NO_QUOTA
 
     async def authenticate(self, credentials: Sequence[str]) -> Caller:
         """Return who calls by the values of `authorization`.

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from orchestrator.auth.caller import TENANT, Caller, Role
+from orchestrator.core.quota import NO_QUOTA, Quota
 from orchestrator.encoding import decode
 from orchestrator.errors import SettingsError
 
@@ -57,20 +58,6 @@ class Token(NamedTuple):
     def is_expired(self, now: datetime) -> bool:
         """Return whether its time is over."""
         return self.expires is not None and self.expires <= now
-
-
-class Quota(NamedTuple):
-    """What a tenant may use; None: without a limit of its own."""
-
-    max_active: int | None = None
-    """How many of its instances run at once; the rest are queued."""
-    max_queued: int | None = None
-    """How many may be queued."""
-    max_cost_usd_per_day: float | None = None
-    """How much its model calls may cost from midnight to midnight, UTC."""
-
-
-NO_QUOTA: Final = Quota()
 
 
 @dataclass(frozen=True, slots=True)

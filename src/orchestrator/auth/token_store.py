@@ -11,7 +11,8 @@ from typing import Final, Self
 
 from orchestrator.auth import last_used, token_file, tokens
 from orchestrator.auth.caller import Caller
-from orchestrator.auth.token_file import Quota, Token, Tokens
+from orchestrator.auth.token_file import Token, Tokens
+from orchestrator.core.quota import Quota
 from orchestrator.errors import SettingsError, UnauthenticatedError
 
 _LOGGER: Final = logging.getLogger(__name__)

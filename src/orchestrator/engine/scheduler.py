@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceRef
+from orchestrator.engine.fair_queue import FairQueue
 from orchestrator.engine.observer import NO_OBSERVER, Observer
 from orchestrator.errors import ModelError
 from orchestrator.models.gate import Gate
@@ -28,7 +29,7 @@ class _Line(NamedTuple):
 
     gates: tuple[Gate, Gate]
     """The model's own, and that of its endpoint, which all its models share."""
-    queue: dict[InstanceRef, Callable[[], None]]
+    queue: FairQueue[Callable[[], None]]
 
     def wait_s(self, now_s: float, *, has_waited: bool) -> float | None:
         """Return how long until a call may begin, as `Gate.wait_s`: of the first gate that is not open."""
@@ -42,11 +43,11 @@ class CallScheduler:
 
     A model is named `endpoint/model`. Where there is no slot, instances wait in the model's queue. One that
     waits is asked again when there is a slot: it may take its share of what is free, at least one, and
-    takes its place behind all others if it wants more. So one with many subtasks cannot starve others (round
-    robin; Nagle, RFC 970), and one throttled model does not hold up another: what its endpoint says of that
-    model closes the model's gate, what it says of all calls closes the endpoint's; so does a refusal without
-    a word about that where another of its models is refused at the same time. Models that are not called are
-    forgotten.
+    takes its place behind all others if it wants more. So one with many subtasks cannot starve others, nor
+    one tenant with many instances (see FairQueue), and one throttled model does not hold up another: what its
+    endpoint says of that model closes the model's gate, what it says of all calls closes the endpoint's; so
+    does a refusal without a word about that where another of its models is refused at the same time. Models
+    that are not called are forgotten.
     """
 
     def __init__(self, limit: int, jitter: Callable[[], float], observer: Observer = NO_OBSERVER) -> None:
@@ -173,7 +174,7 @@ class CallScheduler:
     def withdraw(self, ref: InstanceRef) -> None:
         """Take an instance out of every queue: it wants no slot any more."""
         for line in self._lines.values():
-            line.queue.pop(ref, None)
+            line.queue.discard(ref)
 
     def close(self) -> None:
         """Grant no more slots."""
@@ -193,7 +194,7 @@ class CallScheduler:
         endpoint = _endpoint(model)
         shared = self._endpoints.get(endpoint) or Gate(self._limit)
         self._endpoints[endpoint] = shared
-        return self._lines.setdefault(model, _Line((Gate(self._limit), shared), {}))
+        return self._lines.setdefault(model, _Line((Gate(self._limit), shared), FairQueue()))
 
     def _must_wait(self, line: _Line, now_s: float) -> bool:
         """Whether others come first: the model's own queue, or that of a model that shares its endpoint."""
@@ -234,9 +235,11 @@ class CallScheduler:
             1, min(self._free // self._waiting_count, room // min(self._waiting_count, len(line.queue)))
         )
         self._waiting_count = max(1, self._waiting_count - 1)
-        ref = next(iter(line.queue))
+        following = line.queue.pop_next()
+        assert following  # noqa: S101  it was looked at above
+        ref, on_available = following
         self._offer = (model, ref)
-        line.queue.pop(ref)()
+        on_available()
         self._offered_slots = 0
         return True
 
