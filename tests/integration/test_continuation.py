@@ -225,6 +225,33 @@ async def test_a_failure_between_two_parts_costs_neither(tmp_path: Path) -> None
     assert payloads(recorded, "subtask_completed")[-1].attempt == 2
 
 
+@pytest.mark.parametrize("name", ["t1", "synthesis", "planning"])
+async def test_an_answer_that_was_cut_off_at_its_very_end_is_whole_when_nothing_follows(
+    tmp_path: Path, name: str
+) -> None:
+    model = Cutting("nothing")
+    model.on_call = lambda called, start: (
+        None
+        if called != name
+        else ModelReply("", 10, 0)
+        if start
+        else ModelReply(TEXTS[name], 10, 100, Finish.CUT)
+    )
+    instance, recorded = await run(tmp_path, model)
+    assert_whole(instance)
+    assert [start for called, start in model.calls if called == name] == [0, len(TEXTS[name])]
+    assert not [kind for kind in kinds(recorded) if kind.endswith("_failed")]
+
+
+async def test_an_endpoint_that_sends_no_answer_between_two_parts_costs_neither(tmp_path: Path) -> None:
+    model = Cutting("t1", characters=900)
+    failures = [ModelError("OUTPUT_INVALID", "sent a web page", retryable=True)]
+    model.on_call = lambda name, start: failures.pop() if failures and name == "t1" and start else None
+    instance, _ = await run(tmp_path, model)
+    assert_whole(instance)
+    assert [start for name, start in model.calls if name == "t1"] == [0, 900, 900, 1800]
+
+
 async def test_an_orderly_stop_between_two_parts_costs_neither(tmp_path: Path) -> None:
     model = Cutting("t1", characters=900)
     model.gate = asyncio.Event()

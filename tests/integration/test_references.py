@@ -109,7 +109,7 @@ async def test_an_unknown_reference_is_told_to_the_next_attempt(tmp_path: Path) 
     instance, events = await _run(tmp_path, model)
     assert instance.final_result == SEEN
     (failure,) = _failures(events)
-    assert failure.reason == "OUTPUT_INVALID"
+    assert failure.reason == "RESULT_INVALID"
     assert "t9:src/a.py; there are: t1:src/a.py, t2:docs/b.md, t2:old.txt" in failure.message
     assert failure.message in model.prompts[1]
 
@@ -118,7 +118,7 @@ async def test_a_file_that_is_passed_over_is_asked_for_once_and_then_added(tmp_p
     model = Model(lambda _request, _call: f"# Done\n\n{A}")
     instance, events = await _run(tmp_path, model)
     (failure,) = _failures(events)
-    assert failure.reason == "OUTPUT_INVALID"
+    assert failure.reason == "RESULT_INVALID"
     assert "neither holds nor drops t2:docs/b.md, t2:old.txt" in model.prompts[1]
     assert instance.final_result.startswith(f"# Done\n\n{BLOCKS['t1']}")
     for block in BLOCKS["t2"].split("\n\n"):

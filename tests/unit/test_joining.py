@@ -139,6 +139,60 @@ def test_wherever_it_is_cut_and_however_the_model_goes_on_the_text_is_whole(
     assert fed(text, part, piece) == (added, replaces)
 
 
+NUMBERED = "".join(f"Line {number} of an answer that takes long to write.\n" for number in range(80))
+ALIKE = "# Functions\n\n```python\n" + "".join(
+    f"def f{number}(x):\n    if x > {number}:\n        return x * {number}\n    return {number}\n\n\n"
+    for number in range(40)
+)
+RECORDS = "```json\n[\n" + "".join(
+    f'  {{\n    "id": {number},\n    "tags": [\n      "a",\n      "b"\n    ]\n  }},\n' for number in range(40)
+)
+
+
+@pytest.mark.parametrize("characters", [0, 20, 60, 200])
+@pytest.mark.parametrize("whole", [NUMBERED, ALIKE, RECORDS])
+@given(data=st.data())
+def test_of_lines_that_are_alike_those_are_removed_that_are_repeated(
+    data: st.DataObject, whole: str, characters: int
+) -> None:
+    cut = data.draw(st.integers(len(whole) // 2, len(whole) - 100))
+    repeated = whole[cut - characters : cut]
+    if whole is RECORDS:
+        assume(
+            not repeated or any(map(str.isdigit, repeated))
+        )  # which of its records it is of cannot be told
+    assert join(whole[:cut], repeated + whole[cut:]) == (whole[cut:], False)
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "added"),
+    [
+        ("Line 8 is written.\nL", "Line 9 is written.\n", "ine 9 is written.\n"),
+        ("Line 8 is written.\nLine", "Line 9 is written.\n", " 9 is written.\n"),
+        ("| 22 | 484 | x |\n| 23 |", "| 23 | 529 | x |\n", " 529 | x |\n"),
+        ('[\n  "a",\n  "b",\n', '  "b",\n  "c",\n', '  "c",\n'),
+        ("```python\nx = first(1)\n", "```\nx = first(2)\n", "x = first(2)\n"),
+        ("```python\nif x:\n", "```\n    return x\n", "    return x\n"),
+        ("```python\nx = first(1)\n", "```\nThen run it.\n", "```\nThen run it.\n"),
+        ("```js\n    }\n  }\n", "  }\n}\n", "  }\n}\n"),
+        (
+            "a typed client that\n",
+            "  resumes streams: of the rest\n- item\n",
+            "  resumes streams: of the rest\n- item\n",
+        ),
+        (
+            "It runs until it is\n",
+            "continued by the rest of it:\n\nx\n",
+            "continued by the rest of it:\n\nx\n",
+        ),
+        ("x = 1\n", "(continued)\n\ny = 2\n", "y = 2\n"),
+    ],
+)
+def test_what_the_text_itself_shows_decides_how_a_part_is_joined(text: str, part: str, added: str) -> None:
+    assert join(text, part) == (added, False)
+    assert fed(text, part, 2) == (added, False)
+
+
 def fed(text: str, part: str, size: int) -> tuple[str, bool]:
     joint = Joint(text)
     pieces = [joint.feed(part[start : start + size]) for start in range(0, len(part), size)]
@@ -190,7 +244,9 @@ def test_an_answer_that_is_begun_anew_in_other_words_takes_the_place_of_the_firs
     assert fed(text, anew, piece) == (anew, True)
 
 
-@pytest.mark.parametrize("part", [NOTHING_MISSING, f" {NOTHING_MISSING}\n", CODE[-200:], CODE])
+@pytest.mark.parametrize(
+    "part", [NOTHING_MISSING, f" {NOTHING_MISSING}\n", "**[Complete]**.", "", CODE[-200:], CODE]
+)
 def test_a_part_that_says_nothing_new_adds_nothing(part: str) -> None:
     assert join(CODE, part) == ("", False)
     assert fed(CODE, part, 3) == ("", False)

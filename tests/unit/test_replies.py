@@ -77,6 +77,14 @@ def test_a_reply_that_is_not_an_answer_fails_with_the_reason(
     assert (failure.input_tokens, failure.output_tokens, failure.response_id) == (3, 4, "id-1")
 
 
+@pytest.mark.parametrize("text", ["", "\n", "[complete]"])
+def test_a_reply_that_adds_nothing_to_recorded_text_completes_it(text: str) -> None:
+    history = History().planned(part("t1")).started("t1")
+    history.then(work_continued(history.instance, T1, Part("All of it."), USAGE))
+    whole = read(FULL, history.instance, T1, PROMPT, REPLY._replace(text=text), "m")
+    assert str(whole).strip() == "All of it."
+
+
 @given(
     st.sampled_from(Finish),
     st.sampled_from(["", " ", "text"]),

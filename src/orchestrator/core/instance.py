@@ -43,8 +43,11 @@ INTERRUPTED: Final = "INTERRUPTED"
 """The reason of an attempt that was cut off by a crash or a stop, not by its own failure."""
 TRUNCATED: Final = "OUTPUT_TRUNCATED"
 """The reason of an attempt whose answer was cut off at the token limit, and is not continued."""
-UNUSABLE: Final = frozenset({"OUTPUT_INVALID", "PLAN_INVALID"})
-"""The reasons of an attempt that the model answered with something else than was asked for."""
+RESULT_INVALID: Final = "RESULT_INVALID"
+DISCARDED: Final = frozenset({"PLAN_INVALID", RESULT_INVALID})
+"""The reasons of an attempt whose whole answer, all parts of it, is not what was asked for."""
+UNUSABLE: Final = DISCARDED | {"OUTPUT_INVALID"}
+"""Those and the reason of one to which the endpoint sent no answer at all."""
 
 
 class Usage(NamedTuple):

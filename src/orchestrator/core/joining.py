@@ -6,35 +6,48 @@ open the code block anew, repeat the last lines or the line that was cut, or beg
 understood.
 
 Removing too much would lose text that was paid for, keeping too much only shows a seam. So a repetition has
-to be long and distinct enough to be no coincidence, and where the text repeats itself anyway nothing is
-removed.
+to be long and distinct enough to be no coincidence. Where that does not tell, the text does: of two ways to
+join, the one is right whose characters on both sides of the joint stand side by side elsewhere too.
 """
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 NOTHING_MISSING: Final = "[complete]"
 """What a model is asked to answer with where its text was whole already."""
 
+_NOTHING_MISSING: Final = re.compile(
+    rf"[\s*_`\"'(]*{re.escape(NOTHING_MISSING)}[\s*_`\"').!]*", re.IGNORECASE
+)
 _MAX_OVERLAP: Final = 8192
 """Characters in which an overlap is looked for."""
 _MIN_HEAD: Final = 160
 """Characters of a part that are enough to tell how it begins, unless they repeat what there is."""
 _MIN_OVERLAP: Final = 8
-_MIN_LINE: Final = 4
-"""Different characters of a line that was cut and is written again."""
+_MAX_OVERLAPS: Final = 8
+"""How many different overlaps of one part are compared: text of one character has thousands."""
 _LONG: Final = 32
-"""An overlap that long counts even if the same characters stand elsewhere in the text too."""
+"""An overlap that long counts unless the text repeats itself anyway."""
 _MIN_DISTINCT: Final = 5
+_MIN_LINE: Final = 4
+"""Different characters of the beginning of a line that was cut and is written again."""
+_MAX_LIKENESS: Final = 24
+_MIN_LIKENESS: Final = 3
+"""How much more a short overlap's joint must be like the text than one that keeps everything."""
+_MIN_CODE: Final = 6
+"""Characters behind a fence that show that it closes nothing: a line of the open block begins with them."""
 _MIN_BEGINNING: Final = 64
 """Characters with which an answer that begins again is recognised."""
 
 _FENCE: Final = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\n]*)$", re.MULTILINE)
 _OPENING: Final = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)\n")
 _ANNOUNCEMENT: Final = re.compile(
-    r"\s*[*_>(\[]*(?:(?:sure|certainly|of course|okay|ok|absolutely|understood|got it)\b[,.!:]*\s*)?"
-    r"(?:here|continu|resum|picking up|going on|i.ll|i will|let me|let.s)[^\n]{0,140}\n(?:[ \t]*\n)?",
-    re.IGNORECASE,
+    r"\s*(?:[*_>(\[]+|(?=[A-Z]))"
+    r"(?i:(?:sure|certainly|of course|okay|ok|absolutely|understood|got it)\b[,.!:]*\s*)?"
+    r"(?i:here\b|continu(?:ing|ed|ation)\b|resuming\b|picking up\b|going on\b|i.ll\b|i will\b"
+    r"|let me\b|let.s\b)"
+    r"[^\n]{0,140}(?:(?<=[:\u2026)\]*_])|(?<=\.\.\.)|(?=\n[ \t]*\n|\n {0,3}[`~]{3}))\n(?:[ \t]*\n)?"
 )
 _REST: Final = re.compile(
     r"continu|\brest\b|\bremain|left off|stopped|cut off|resum|picking up|where (?:i|it|we) was",
@@ -69,7 +82,7 @@ class Joint:
         """Return what the whole part adds behind what `feed` has returned."""
         if self._is_passing:
             return ""
-        if self._followed or self._head.strip() == NOTHING_MISSING:
+        if self._followed or _NOTHING_MISSING.fullmatch(self._head):
             return self._pass("")
         return self._settle(is_whole=True)
 
@@ -105,9 +118,17 @@ class Joint:
             mark, info = opening[1], opening[2].strip()
             # A fence that names a language cannot close a block, and none can stand in the middle of a line.
             is_amid_line = not (self._text.endswith("\n") or part.startswith("\n"))
-            if mark[0] == self._fence[0] and (info or is_amid_line):
-                part = part.lstrip("\n")[opening.end() :]
+            behind = part.lstrip("\n")[opening.end() :]
+            if mark[0] == self._fence[0] and (info or is_amid_line or self._is_in_block(behind)):
+                part = behind
         return part
+
+    def _is_in_block(self, rest: str) -> bool:
+        """Return whether a part goes on with a line as the open block has one."""
+        head = rest[:_MIN_CODE]
+        block = self._text[self._text.rfind(self._fence) :]
+        is_indented = head.startswith("    ")
+        return is_indented or (len(head) == _MIN_CODE and head[0] != "\n" and f"\n{head}" in block)
 
     def _begins_again(self, rest: str) -> bool:
         """Return whether a part begins like the text, and nothing else in the text does."""
@@ -125,30 +146,73 @@ class Joint:
 
     def _overlap(self, rest: str) -> int:
         """Return how many characters at the beginning of a part repeat the end of the text."""
-        window, probe = self._window, rest[:_MIN_OVERLAP]
-        at = window.find(probe) if len(probe) == _MIN_OVERLAP else -1
-        while at >= 0:
-            if rest.startswith(window[at:]) and self._is_repetition(window[at:]):
-                return len(window) - at
-            at = window.find(probe, at + 1)
-        line = window[window.rfind("\n") + 1 :]
-        is_again = len(set(line.strip())) >= _MIN_LINE and rest.startswith(line)
-        return len(line) if is_again and not self._repeats_itself(line) else 0
+        plain = self._likeness(rest)
+        for length in self._common_lengths(rest):
+            if self._is_surely_repeated(length):
+                return length
+            if self._can_be_repeated(length) and self._is_more_like(
+                length, self._likeness(rest[length:]), plain
+            ):
+                return length
+        return 0
 
-    def _is_repetition(self, tail: str) -> bool:
-        """Return whether a part that begins with the end of the text repeats it, and is no coincidence."""
-        is_cut_line = self._window.endswith("\n" + tail) and not tail.endswith("\n")
-        is_alone = self._window.find(tail) + len(tail) == len(self._window)
-        return (
-            (len(tail) >= _LONG or is_alone or is_cut_line)
-            and len(set(tail)) >= _MIN_DISTINCT
-            and not self._repeats_itself(tail)
-        )
+    def _common_lengths(self, rest: str) -> Sequence[int]:
+        """Return with how many characters a part can begin as the text ends, the most first."""
+        window, probe = self._window, rest[:_MIN_OVERLAP]
+        lengths: list[int] = []
+        at = window.find(probe) if len(probe) == _MIN_OVERLAP else -1
+        while at >= 0 and len(lengths) < _MAX_OVERLAPS:
+            if rest.startswith(window[at:]):
+                lengths.append(len(window) - at)
+            at = window.find(probe, at + 1)
+        return lengths + [length for length in range(len(probe), 0, -1) if window.endswith(probe[:length])]
+
+    def _likeness(self, rest: str) -> "_Likeness":
+        """Look for what stands on both sides of the joint elsewhere in the text."""
+        window, before, behind = self._window, 0, 0
+        if rest:
+            while before < _MAX_LIKENESS and window[-before - 1 :] + rest[0] in window:
+                before += 1
+            while behind < min(_MAX_LIKENESS, len(rest)) and window[-1] + rest[: behind + 1] in window:
+                behind += 1
+        return _Likeness(before, behind)
+
+    def _is_more_like(self, length: int, likeness: "_Likeness", plain: "_Likeness") -> bool:
+        """Return whether the text goes on without so many characters rather than with them, as in `plain`."""
+        if length < _MIN_OVERLAP:
+            return sum(likeness) >= sum(plain) + _MIN_LIKENESS
+        is_distinct = len(set(self._window[-length:])) >= _MIN_DISTINCT
+        worth = length // _MIN_OVERLAP if is_distinct and min(plain) < _MIN_OVERLAP else 0
+        return min(likeness) + worth > min(plain) + 1
+
+    def _is_surely_repeated(self, length: int) -> bool:
+        """Return whether the last characters of the text would not be written twice in a row by chance."""
+        window, tail = self._window, self._window[-length:]
+        distinct = len(set(tail.strip()))
+        is_alone = window.find(tail) + length == len(window)
+        begins_line = window[-length - 1 : -length] == "\n"
+        if distinct >= _MIN_DISTINCT and length >= _MIN_OVERLAP and (is_alone or length >= _LONG):
+            return is_alone or not self._repeats_itself(tail)
+        if begins_line and tail.endswith("\n"):
+            return distinct > 1 and tail + tail not in window
+        return begins_line and distinct >= _MIN_LINE and not self._repeats_itself(tail)
+
+    def _can_be_repeated(self, length: int) -> bool:
+        """Return whether a model can go on there: at the beginning of a word or a line, or far before."""
+        before, tail = self._window[-length - 1 : -length], self._window[-length:]
+        return length >= _MIN_OVERLAP or (before in ("\n", " ") and any(map(str.isalpha, tail)))
 
     def _repeats_itself(self, tail: str) -> bool:
         """Return whether the text's own end has the same characters right before: as rows of zeros do."""
         end = len(self._window)
         return self._window.find(tail, max(0, end - 2 * len(tail)), end - 1) >= 0
+
+
+class _Likeness(NamedTuple):
+    """How many characters on a side of a joint stand elsewhere too beside the first one of the other side."""
+
+    before: int
+    behind: int
 
 
 def _open_fence(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from orchestrator.core import continuation, joining, references
 from orchestrator.core.continuation import Part
-from orchestrator.core.instance import PLANNING, SYNTHESIS, TRUNCATED, Instance, WorkKey
+from orchestrator.core.instance import PLANNING, RESULT_INVALID, SYNTHESIS, TRUNCATED, Instance, WorkKey
 from orchestrator.core.plan import Plan, PlanError
 from orchestrator.core.prompts import Profile, Prompt
 from orchestrator.core.references import Synthesis, SynthesisError
@@ -60,17 +60,18 @@ def read(
     """
     if reply.finish is Finish.CUT and not prompt.may_be_cut:
         return _read_part(profile, instance, key, reply, model)
-    if failure := find_failure(reply, prompt, model):
+    before = instance.work(key).text
+    if failure := find_failure(reply, prompt, model, has_text=bool(before)):
         raise failure
     text = reply.text
-    if before := instance.work(key).text:
+    if before:
         added, replaces = joining.join(before, text)
         text = added if replaces else before + added
     if key == SYNTHESIS:
         try:
             return profile.read_synthesis(instance, text)
         except SynthesisError as fault:
-            raise _failed("OUTPUT_INVALID", f"{model}: {fault}", reply) from None
+            raise _failed(RESULT_INVALID, f"{model}: {fault}", reply) from None
     if key != PLANNING:
         return text
     try:
@@ -102,9 +103,14 @@ def _thought_only(instance: Instance, key: WorkKey, reply: ModelReply, model: st
     return _failed(TRUNCATED, f"{what}: {_MEND}", reply, retryable=retryable)
 
 
-def find_failure(reply: ModelReply, prompt: Prompt, model: str) -> ModelError | None:
-    """Return why a reply is no answer to a prompt; None: it is one."""
-    has_text = bool(reply.text.strip())
+def find_failure(
+    reply: ModelReply, prompt: Prompt, model: str, *, has_text: bool = False
+) -> ModelError | None:
+    """Return why a reply is no answer to a prompt; None: it is one.
+
+    `has_text`: it goes on behind text that is there already, to which it need not add anything.
+    """
+    has_text = has_text or bool(reply.text.strip())
     match reply.finish:
         case Finish.FILTERED:
             why = _said(reply) or " (content filter)"

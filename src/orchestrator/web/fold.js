@@ -5,7 +5,7 @@ export const TERMINAL = new Set(['STATE_COMPLETE', 'STATE_ERRORED', 'STATE_TERMI
 
 const MAYBE_IN_REVIEW = new Set(['STATE_WAITING', 'STATE_WAITING_FOR_PAUSE', 'STATE_PAUSED']);
 const INTERRUPTED = { reason: 'INTERRUPTED', message: 'stopped together with the instance' };
-const UNUSABLE = new Set(['OUTPUT_INVALID', 'PLAN_INVALID']); // of such an answer nothing is kept
+const DISCARDED = new Set(['PLAN_INVALID', 'RESULT_INVALID']); // of such an answer nothing is kept
 const NO_USAGE = { inputTokens: 0, outputTokens: 0, modelCalls: 0, costUsd: 0 };
 const CUT_OFF_USAGE = { ...NO_USAGE, modelCalls: 1 }; // a cancelled call is paid for, but its tokens are never reported
 
@@ -220,7 +220,7 @@ function addUsage(instance, usage) {
 
 function failAttempt(instance, work, payload, now) {
   endAttempt(instance, work, payload, payload.retryTime ? 'PENDING' : 'FAILED', now);
-  setPartial(instance, work, UNUSABLE.has(payload.error?.reason) ? '' : joined(work, payload));
+  setPartial(instance, work, DISCARDED.has(payload.error?.reason) ? '' : joined(work, payload));
   work.retryTime = parseTime(payload.retryTime);
 }
 
