@@ -85,6 +85,7 @@ async def test_what_is_no_good_token_makes_no_cookie(
     assert "set-cookie" not in response.headers
     if WRONG_TOKEN in credentials.get("authorization", ""):
         assert (response.status_code, response.json()["code"]) == (401, 16)
+        assert response.headers["www-authenticate"] == "Bearer"
 
 
 async def test_the_cookie_is_the_token_of_the_pages_requests(
