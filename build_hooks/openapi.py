@@ -24,6 +24,7 @@ MEDIA_TYPES: Final = {
     "GetResult": ("text/markdown; charset=utf-8",),
     "GetFile": ("text/*", "application/json", "image/svg+xml"),
     "GetArchive": ("application/zip",),
+    "GetMetrics": ("text/plain; version=0.0.4; charset=utf-8",),
 }
 """What the body of the others is."""
 EVENT: Final = "orchestrator.v1.Event"

@@ -30,10 +30,12 @@ from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.models import providers
 from orchestrator.models.prices import Prices
 from orchestrator.rpc.info import service_info
+from orchestrator.rpc.meter import RpcMeter
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import Settings
 from orchestrator.telemetry import logs
+from orchestrator.telemetry.metrics import Exposition, Metrics
 from orchestrator.telemetry.operations import OperationsLog
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -91,7 +93,10 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 raise SettingsError(f"{settings.name_of(path)}: {error}") from None
         authenticator = await stack.enter_async_context(_authenticator(settings))
         await _check_addresses(settings, edge=edge)
-        log = await SqliteEventLog.open(Path(settings.database), settings.name_of("database"))
+        metrics = Metrics(version(DISTRIBUTION))
+        log = await SqliteEventLog.open(
+            Path(settings.database), settings.name_of("database"), on_commit=metrics.on_commit
+        )
         stack.push_async_callback(log.aclose)
         engine = await stack.enter_async_context(
             LocalEngine.running(
@@ -100,7 +105,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 max_active=settings.max_active_instances,
                 max_queued=settings.max_queued_instances,
                 max_calls=settings.max_concurrent_calls,
-                observer=Observers([OperationsLog()]),
+                observer=Observers([OperationsLog(), metrics]),
                 quota=authenticator.quota,
             )
         )
@@ -109,7 +114,9 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
         if catalogue:
             defaults.catalogue = await engine.states.store_catalogue(catalogue)
         info = service_info(settings, defaults, catalogue)
-        service = OrchestratorService(engine, log, defaults, info)
+        exposition = Exposition(metrics, log, engine)
+        service = OrchestratorService(engine, log, defaults, info, exposition.render)
+        await stack.enter_async_context(_in_background(metrics.probe_loop()))
         # Envoy starts after gRPC, which it looks for, and stops after it, so that REST calls can finish.
         edge_stack = await stack.enter_async_context(AsyncExitStack())
         edge_address = stack.enter_context(_edge_address()) if edge and settings.tls else ""
@@ -120,6 +127,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 settings.grpc_address,
                 edge_address=edge_address,
                 authenticator=authenticator,
+                interceptors=(RpcMeter(metrics.on_rpc_ended),),
             )
         )
         service.info.grpc_address = address

@@ -686,6 +686,20 @@ async def test_a_page_ends_early_when_its_events_are_large(log: EventLog) -> Non
     assert max(len(page.events.data) for page in everything) < 1_500_000
 
 
+async def test_a_log_tells_its_size_and_how_many_instances_are_in_each_state(log: EventLog) -> None:
+    before = log.size_bytes()
+    for name in ("a", "b"):
+        await create(log, History(name))
+    await create(log, History("c").terminated())
+    counts = {state: count for state, count in (await log.count_by_state()).items() if count}
+    assert counts == {
+        pb.STATE_QUEUED: 2,
+        pb.STATE_TERMINATED: 1,
+    }
+    assert log.size_bytes() > before
+    assert log.is_writable
+
+
 async def test_a_closed_log_has_written_its_queue_and_rejects_further_writes(log: EventLog) -> None:
     history = History("a").terminated()
     queued = log.create([creation(history)])

@@ -392,6 +392,7 @@ async def test_parameters_that_are_not_text_are_rejected_without_quoting_their_b
         ("/a/result", {"GET"}),
         ("/a/result?x=y", {"GET"}),
         ("/-/info", {"GET"}),
+        ("/-/metrics", {"GET"}),
         ("/-/openapi.json", {"GET"}),
         ("/a:wait", {"GET"}),
         ("/-/instances:batchCreate", {"POST"}),
@@ -412,6 +413,7 @@ async def test_another_method_is_405_with_the_allowed_ones(
     [
         *("/", "/?pageSize=1", "/a", "/a?view=VIEW_FULL", f"/{stub_service.MISSING}"),
         *("/a/result", f"/{stub_service.MISSING}/result", f"/{stub_service.LARGE}/result", "/-/info"),
+        "/-/metrics",
         *(f"/{stub_service.LARGE}", "/-/healthy", "/-/ready", "/-/ui/", "/-/ui/app.js", "/-/openapi.json"),
     ],
 )

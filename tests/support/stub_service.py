@@ -112,6 +112,12 @@ class StubService(orchestrator_pb2_grpc.OrchestratorServicer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "nobody has this token")
         return orchestrator_pb2.GetServiceInfoResponse(version="1.2.3")
 
+    async def GetMetrics(  # noqa: N802
+        self, _: orchestrator_pb2.GetMetricsRequest, context: Context
+    ) -> HttpBody:
+        self._record_metadata(context)
+        return HttpBody(content_type="text/plain; version=0.0.4; charset=utf-8", data=b"up 1\n")
+
     async def ListInstances(  # noqa: N802
         self, request: orchestrator_pb2.ListInstancesRequest, context: Context
     ) -> orchestrator_pb2.ListInstancesResponse:

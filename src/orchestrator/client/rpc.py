@@ -78,6 +78,12 @@ class Client:
                 orchestrator_pb2.GetServiceInfoRequest(), timeout=self._timeout_s
             )
 
+    async def metrics(self) -> str:
+        """Give the service's metrics, in Prometheus' text format."""
+        with mapping_errors():
+            body = await self._stub.GetMetrics(orchestrator_pb2.GetMetricsRequest(), timeout=self._timeout_s)
+        return bytes(body.data).decode()
+
     async def create(
         self,
         prompt: str,

@@ -129,6 +129,7 @@ class SyncClient:
     close = _blocking(Client.close)
     is_serving = _blocking(Client.is_serving)
     info = _blocking(Client.info)
+    metrics = _blocking(Client.metrics)
     create = _blocking(Client.create)
     create_all = _blocking(Client.create_all)
     get = _blocking(Client.get)

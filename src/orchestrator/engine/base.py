@@ -1,14 +1,25 @@
 """What an engine is to those who speak to it."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orchestrator.core.create import NewInstance
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.engine.live import LiveTexts
+from orchestrator.engine.scheduler import GateStatus
 from orchestrator.engine.steering import Action
 from orchestrator.log.states import Loaded, StateStore
+
+
+class Load(NamedTuple):
+    """How much an engine has to do."""
+
+    active: int
+    """Instances that are admitted."""
+    queued: int
+    """Instances that wait for admission."""
+    gates: Sequence[GateStatus]
 
 
 class Engine(Protocol):
@@ -21,6 +32,9 @@ class Engine(Protocol):
     @property
     def live(self) -> LiveTexts:
         """What calls under way have written so far."""
+
+    def load(self) -> Load:
+        """Return how much there is to do now."""
 
     def waiting_reason(self, ref: InstanceRef) -> str:
         """Return why nothing happens to an instance that is not at rest; empty: something does."""

@@ -16,6 +16,7 @@ from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import RESTING, Instance
 from orchestrator.core.origin import NO_ORIGIN, Origin
 from orchestrator.core.quota import NO_QUOTA, Quota
+from orchestrator.engine.base import Load
 from orchestrator.engine.clock import Clock
 from orchestrator.engine.fair_queue import FairQueue
 from orchestrator.engine.live import LiveTexts
@@ -140,6 +141,10 @@ class LocalEngine:
     def live(self) -> LiveTexts:
         """What calls under way have written; see Engine."""
         return self._context.live
+
+    def load(self) -> Load:
+        """Return how much there is to do now; see Engine."""
+        return Load(self._active, len(self._waiting), self._context.scheduler.gates())
 
     def waiting_reason(self, ref: InstanceRef) -> str:
         """Return why nothing happens to an instance; see Engine."""

@@ -2,7 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceRef
@@ -36,6 +37,21 @@ class _Line(NamedTuple):
         own, shared = self.gates
         wait_s = own.wait_s(now_s, has_waited=has_waited)
         return wait_s if wait_s != 0 else shared.wait_s(now_s, has_waited=has_waited)
+
+
+class GateStatus(NamedTuple):
+    """How a gate stands."""
+
+    name: str
+    """Its model, `provider/model`, or its endpoint, which is the provider's name."""
+    limit: int
+    """How many calls may be open."""
+    per_s: float | None
+    """How many may begin in a second; None: there is no such bound."""
+    is_closed: bool
+    open_calls: int
+    waiting: int
+    """How many instances wait for a call."""
 
 
 class CallScheduler:
@@ -171,6 +187,18 @@ class CallScheduler:
             "(ORCHESTRATOR_MAX_CONCURRENT_CALLS)"
         )
 
+    def gates(self) -> Sequence[GateStatus]:
+        """Return how the gates of models and endpoints stand."""
+        now_s = asyncio.get_running_loop().time()
+        waiting = Counter[str]()
+        for model, line in self._lines.items():
+            waiting[_endpoint(model)] += len(line.queue)
+        statuses = [
+            _status(model, line.gates[0], now_s, len(line.queue)) for model, line in self._lines.items()
+        ]
+        shared = [_status(name, gate, now_s, waiting[name]) for name, gate in self._endpoints.items()]
+        return statuses + shared
+
     def withdraw(self, ref: InstanceRef) -> None:
         """Take an instance out of every queue: it wants no slot any more."""
         for line in self._lines.values():
@@ -247,6 +275,11 @@ class CallScheduler:
         if timer := self._timers.get(model):
             timer.cancel()
         self._timers[model] = asyncio.get_running_loop().call_later(wait_s, self._dispatch)
+
+
+def _status(name: str, gate: Gate, now_s: float, waiting: int) -> GateStatus:
+    limit, per_s = gate.limit(now_s), gate.per_s(now_s)
+    return GateStatus(name, limit, per_s, gate.is_closed(now_s), gate.open_calls, waiting)
 
 
 def _endpoint(model: str) -> str:

@@ -1,10 +1,12 @@
 """What an event log is: events in order, appended durably, read in pages, watched without a buffer."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
@@ -277,6 +279,16 @@ class EventLog(Protocol):
     async def unfinished(self) -> "Sequence[Head]":
         """Return all instances in no terminal state, oldest first."""
 
+    async def count_by_state(self) -> "Mapping[State, int]":
+        """Count all instances by their states; what no instance is in may be left out."""
+
+    def size_bytes(self) -> int:
+        """Return how much room the log takes."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the storage takes writes, as far as is known."""
+
     async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
         """Instances that finished before a time, in seconds since the epoch, the earliest first."""
 
@@ -306,6 +318,20 @@ class FencedError(Exception):
     """Another writer holds the lease now: this one must not go on."""
 
 
+class _WakeUp(asyncio.Event):
+    """What a reader waits for; it knows since when the reader has not looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_s = 0.0
+
+    def set(self) -> None:
+        """Wake the reader."""
+        if not self.is_set():
+            self.set_s = time.monotonic()
+            super().set()
+
+
 class CommitNotifier:
     """Wakes readers after each commit; what was committed they read in the log.
 
@@ -313,7 +339,7 @@ class CommitNotifier:
     """
 
     def __init__(self) -> None:
-        self._watchers: dict[int, set[asyncio.Event]] = {}
+        self._watchers: dict[int, set[_WakeUp]] = {}
         """By incarnation; 0: of all instances."""
         self._closed = False
         self.commits = 0
@@ -325,6 +351,22 @@ class CommitNotifier:
             raise UnavailableError(
                 "SHUTTING_DOWN", "the service is stopping: resume with the last sequence seen"
             )
+
+    @property
+    def readers_of_one(self) -> int:
+        """How many readers watch one instance each."""
+        return sum(map(len, self._watchers.values())) - self.readers_of_all
+
+    @property
+    def readers_of_all(self) -> int:
+        """How many readers watch all instances."""
+        return len(self._watchers.get(0, ()))
+
+    def lag_s(self) -> float:
+        """Return how long the slowest reader has not looked at what was committed for it."""
+        woken = chain.from_iterable(self._watchers.values())
+        since_s = [each.set_s for each in woken if each.is_set()]
+        return time.monotonic() - min(since_s) if since_s else 0.0
 
     def close(self) -> None:
         """Wake every reader, so that `check_open` ends it."""
@@ -339,7 +381,7 @@ class CommitNotifier:
 
     @contextmanager
     def _watch(self, incarnation: int) -> Iterator[asyncio.Event]:
-        woken = asyncio.Event()
+        woken = _WakeUp()
         watchers = self._watchers.setdefault(incarnation, set())
         watchers.add(woken)
         try:

@@ -2,13 +2,14 @@
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeVar
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
-from orchestrator.core.instance import TERMINAL, Instance
+from orchestrator.core.instance import TERMINAL, Instance, State
 from orchestrator.core.lifecycle import forbidden
 from orchestrator.core.summary import Summary, summarize
 from orchestrator.errors import AlreadyExistsError, InstanceNotFoundError, StorageError, UnavailableError
@@ -317,6 +318,19 @@ class MemoryEventLog:
         return [
             stored.head for stored in self._by_incarnation.values() if stored.summary.state not in TERMINAL
         ]
+
+    async def count_by_state(self) -> Mapping[State, int]:
+        """Count instances by state; see EventLog."""
+        return Counter(stored.head.state for stored in self._by_key.values())
+
+    def size_bytes(self) -> int:
+        """Return the size of the events; see EventLog."""
+        return sum(len(row) for _, row in self._rows if row)
+
+    @property
+    def is_writable(self) -> bool:
+        """Always; see EventLog."""
+        return True
 
     async def finished_before(self, time_s: float, limit: int) -> "Sequence[InstanceRef]":
         """Look at every instance; see EventLog."""

@@ -95,7 +95,7 @@ class Gate:
 
     max_open: int
     """The most calls that may be open, however well it goes."""
-    _open: int = 0
+    open_calls: int = 0
     _ramp: _Ramp = field(default_factory=lambda: _Ramp(0.0, 0))
     """Since the gate opened."""
     _width: _Width | None = None
@@ -132,7 +132,19 @@ class Gate:
 
     def room(self, now_s: float) -> int:
         """Return how many calls more may be open."""
-        return int(min(self._widest(now_s), inf if self._pace else self._ramp.width(now_s))) - self._open
+        return int(min(self._widest(now_s), inf if self._pace else self._ramp.width(now_s))) - self.open_calls
+
+    def limit(self, now_s: float) -> int:
+        """Return how many calls may be open."""
+        return self.room(now_s) + self.open_calls
+
+    def per_s(self, now_s: float) -> float | None:
+        """Return how many calls may begin in a second; None: no pace is known, or needed."""
+        return self._pace.at(now_s) if self._pace else None
+
+    def is_closed(self, now_s: float) -> bool:
+        """Whether no call may begin until a time."""
+        return now_s < self.closed_until_s
 
     def wait_s(self, now_s: float, *, has_waited: bool = False) -> float | None:
         """Return how long until a call may begin, 0: now; None: as soon as an open one has ended.
@@ -151,9 +163,9 @@ class Gate:
     def _until_free_s(self, now_s: float) -> float | None:
         if now_s < self.closed_until_s:
             return self.closed_until_s - now_s
-        if self._open >= self._widest(now_s):
+        if self.open_calls >= self._widest(now_s):
             return None
-        open_from_s = self._next_s if self._pace else self._ramp.open_from_s(self._open + 1)
+        open_from_s = self._next_s if self._pace else self._ramp.open_from_s(self.open_calls + 1)
         return open_from_s - now_s if open_from_s > now_s else 0.0
 
     def _widest(self, now_s: float) -> int:
@@ -168,11 +180,11 @@ class Gate:
         if self._pace:
             apart_s = min(1 / self._pace.at(now_s), _LONGEST_PAUSE_S)
             self._next_s = max(self._next_s, now_s - apart_s) + apart_s
-        self._open += 1
+        self.open_calls += 1
 
     def end(self) -> None:
         """Record that a call was answered, or given up."""
-        self._open -= 1
+        self.open_calls -= 1
         self._faults = 0
 
     def void(self, started_s: float) -> None:
@@ -182,7 +194,7 @@ class Gate:
     def is_idle(self, now_s: float) -> bool:
         """Whether nothing would be lost with the gate: it is open, unused, and has nothing to remember."""
         last_s = self._recent_s[-1] if self._recent_s else -inf
-        is_wanted = self._open > 0 or now_s <= max(self.closed_until_s, last_s + _SLACK_S)
+        is_wanted = self.open_calls > 0 or now_s <= max(self.closed_until_s, last_s + _SLACK_S)
         return not is_wanted and (not self._faults or now_s > self._failed_s + _HORIZON_S)
 
     def fail(self, started_s: float, now_s: float, retry_after_s: float | None, jitter: float) -> None:
@@ -211,7 +223,7 @@ class Gate:
             self._open_at_close -= 1
 
     def _uncount(self, started_s: float) -> None:
-        self._open -= 1
+        self.open_calls -= 1
         self._count -= started_s >= self._first_s
         if started_s in self._recent_s:
             self._recent_s.remove(started_s)
@@ -223,7 +235,7 @@ class Gate:
             self._first_closed_s = now_s
         wait_s = max(wait_s, min(_PAUSE_S * _PAUSE_GROWTH**self._closings, _LONGEST_PAUSE_S))
         self._closings += 1
-        self._open_at_close = self._open
+        self._open_at_close = self.open_calls
         self.closed_s = now_s
         self.closed_until_s = now_s + wait_s + jitter * min(_JITTER_SHARE * wait_s, _MAX_JITTER_S)
 
@@ -233,7 +245,7 @@ class Gate:
         self._closings = 0
         self._first_s, self._count = now_s, 0
         if now_s >= self.closed_until_s:
-            self._ramp = _Ramp(now_s, self._open)
+            self._ramp = _Ramp(now_s, self.open_calls)
 
     def _open_if_due(self, now_s: float) -> None:
         if self.closed_s < self._ramp.start_s or now_s < self.closed_until_s:
@@ -244,7 +256,7 @@ class Gate:
             self._learn(now_s)
         if self._closings <= 1 and now_s - self._first_s > _HORIZON_S:
             self._first_s, self._count = now_s, 0
-        self._ramp = _Ramp(now_s, self._open, 1, _REOPEN_DOUBLING_S)
+        self._ramp = _Ramp(now_s, self.open_calls, 1, _REOPEN_DOUBLING_S)
         self._next_s = now_s
 
     def _learn(self, now_s: float) -> None:

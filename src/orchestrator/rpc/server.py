@@ -1,7 +1,7 @@
 """The gRPC server: binds the service's methods, answers health and reflection, drains before it stops."""
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ async def serving(
     *,
     edge_address: str = "",
     authenticator: Authenticator = NO_AUTHENTICATION,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     grace_s: float = 5.0,
 ) -> AsyncIterator[str]:
     """Serve on `host:port` while the block runs, and yield the address (port 0 picks a free one).
@@ -62,7 +63,7 @@ async def serving(
     """
     free_port(address, _GRPC)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_noteworthy)
-    server = grpc.aio.server(interceptors=(AccessInterceptor(authenticator),), options=_OPTIONS)
+    server = grpc.aio.server(interceptors=(*interceptors, AccessInterceptor(authenticator)), options=_OPTIONS)
     server.add_generic_rpc_handlers((_handlers(service),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar, assert_never
@@ -37,6 +37,7 @@ from orchestrator.rpc.sizes import max_response_bytes
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
+_METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
 T = TypeVar("T")
 SteeringRequest = (
     pb.PauseInstanceRequest
@@ -84,7 +85,10 @@ class OrchestratorService(FileMethods):
         log: EventLog,
         defaults: instance_pb2.InstanceConfig,
         info: pb.GetServiceInfoResponse | None = None,
+        render_metrics: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
+        """`render_metrics` gives what GetMetrics answers; None: there are none."""
+        self._render_metrics = render_metrics
         self.info = info or pb.GetServiceInfoResponse()
         """What GetServiceInfo answers; the addresses are set once they are bound."""
 
@@ -209,6 +213,11 @@ class OrchestratorService(FileMethods):
             pb.ServiceCaller(name=caller.name, tenant=caller.tenant, role=caller.role.value)
         )
         return answer
+
+    async def GetMetrics(self, _request: pb.GetMetricsRequest, _: Context) -> HttpBody:
+        """Give the metrics as they are now."""
+        data = await self._render_metrics() if self._render_metrics else b""
+        return HttpBody(content_type=_METRICS, data=data)
 
     async def WaitInstance(self, request: pb.WaitInstanceRequest, _: Context) -> pb.WaitInstanceResponse:
         """Wait for an instance's end."""

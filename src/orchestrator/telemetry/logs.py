@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 _MAX_WAITING_LINES: Final = 10_000
+_GATHERING_S: Final = 0.05
 _FLUSH_S: Final = 2.0
 """How long the end of the service waits for lines that are not written yet."""
 _FEWEST_SECRET_CHARACTERS: Final = 8
@@ -120,6 +121,8 @@ class BackgroundHandler(logging.Handler):
         """Take the lines that wait; none: the handler is closed, and all are written."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closing)
+            # Lines come together: a thread that wakes for each would take the loop's time.
+            self._changed.wait_for(lambda: self._is_closing, _GATHERING_S)
             lines = [*self._waiting]
             self._waiting.clear()
             if lines and self._dropped:

@@ -7,6 +7,7 @@ transaction, which pays for one fsync (group commit; DeWitt et al., SIGMOD 1984)
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ ANSWER_S: Final = 0.7
 """How long a client waits for one transaction: it is promised an answer within 1 s."""
 BUSY_S: Final = 0.25
 """How long a transaction waits for another program's lock before it is tried again."""
+CommitCallback = Callable[[int, float], None]
+"""Called with how many appends and creations were committed together, and how many seconds that took."""
 _FREED_PAGES: Final = 64
 """How many pages the file is made shorter by in one step, while nothing else is queued: about 4 ms."""
 
@@ -59,13 +62,19 @@ class _ClosedError(Exception):
 class SqliteWriter:
     """Makes entries durable in the order they are queued."""
 
-    def __init__(self, path: Path, on_durable: Callable[[Mapping[InstanceRef, Head | None]], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_durable: Callable[[Mapping[InstanceRef, Head | None]], None],
+        on_commit: CommitCallback,
+    ) -> None:
         """`on_durable` is called after each commit, with where its instances stand now.
 
         None: that has to be looked up, or the instance is gone.
         """
         self._path = path
         self._on_durable = on_durable
+        self._on_commit = on_commit
         self._tables: SqliteTables
         self._task: asyncio.Task[None]
         self._queue: list[Pending] = []
@@ -92,6 +101,11 @@ class SqliteWriter:
         except sqlite3.Error as error:
             self._on_storage_error(error)
         self._task = asyncio.create_task(self._run(), name="event log writer")
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the storage takes writes, as far as is known."""
+        return self._storage_error is None
 
     @property
     def position(self) -> int:
@@ -301,6 +315,7 @@ class SqliteWriter:
         """
         while pendings:
             group = None
+            begin_s = time.monotonic()
             try:
                 group = await self._tables.prepare(pendings)
                 if not _is_grouped(pendings[0]) and pendings[0].rejection:
@@ -322,6 +337,7 @@ class SqliteWriter:
                     pendings = self._requeue(pendings)
                     continue
             self._on_storage_recovered()
+            self._on_commit(len(pendings), time.monotonic() - begin_s)
             self._publish(pendings, group)
             return
         self._on_storage_recovered()
