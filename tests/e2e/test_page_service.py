@@ -55,6 +55,43 @@ async def test_the_page_shows_the_settings_of_the_service(
         await assert_accessible(page)
 
 
+METRICS = """
+# HELP orchestrator_instances_active Instances admitted: as many may be at work.
+orchestrator_instances_active 3.0
+orchestrator_queue_length 12.0
+orchestrator_gate_waiting_instances{gate="openai/large"} 2.0
+orchestrator_gate_waiting_instances{gate="openai"} 2.0
+orchestrator_gate_closed{gate="openai/large"} 1.0
+orchestrator_gate_closed{gate="openai/little"} 0.0
+orchestrator_tokens_today{provider="openai",model="large",direction="input"} 1000.0
+orchestrator_tokens_today{provider="openai",model="large",direction="output"} 234.0
+orchestrator_tokens_today{provider="openai",model="a\\"b",direction="input"} 1.0
+orchestrator_cost_usd_today{provider="openai",model="large"} 0.125
+orchestrator_usage_today_start_timestamp_seconds 1728000000.0
+"""
+
+
+async def test_the_page_shows_how_the_service_does(
+    service: StagedService, stage: tuple[StagedService, str], page: Page
+) -> None:
+    service.metrics = METRICS
+    await page.goto(f"{stage[1]}#/")
+    await page.locator(".service summary").click()
+    now = page.get_by_label("The service now")
+    for text in (
+        "3 instances",
+        "12 instances, 2 for openai/large",
+        "openai/large: 1,234 tokens, $0.1250",
+        'openai/a"b: 1 token',
+    ):
+        await expect(now).to_contain_text(text)
+    await expect(now.locator("div", has_text="Throttled")).to_have_text("Throttledopenai/large")
+    await expect(now).to_contain_text("Today")
+    await assert_accessible(page)
+    service.metrics = METRICS.replace("} 1.0\norchestrator_gate_closed", "} 0.0\norchestrator_gate_closed")
+    await expect(now).to_contain_text("Throttlednothing", timeout=15_000)
+
+
 async def test_settings_that_a_restart_changed_are_shown(
     service: StagedService, stage: tuple[StagedService, str], page: Page
 ) -> None:

@@ -60,6 +60,8 @@ class StagedService(ScriptedService):
         self.forks: list[orchestrator_pb2.ForkInstanceRequest] = []
         self.defaults = config.default("openai/gpt-5", "openai/gpt-5-mini")
         """The configuration of an instance that sets nothing."""
+        self.metrics = ""
+        """What GetMetrics answers."""
 
     async def stage(self, instance_id: str, steps: Sequence[Step], *, ago_s: float) -> None:
         """Add an instance whose first event was so many seconds ago."""
@@ -94,6 +96,12 @@ class StagedService(ScriptedService):
     ) -> orchestrator_pb2.GetServiceInfoResponse:
         """Return the info of a service with these defaults."""
         return info.service_info(Settings(), self.defaults)
+
+    async def GetMetrics(  # noqa: N802
+        self, _request: orchestrator_pb2.GetMetricsRequest, _context: Any
+    ) -> HttpBody:
+        """Return the metrics that the test has set."""
+        return HttpBody(content_type="text/plain; version=0.0.4; charset=utf-8", data=self.metrics.encode())
 
     async def DeleteInstance(  # noqa: N802
         self, request: orchestrator_pb2.DeleteInstanceRequest, context: Any

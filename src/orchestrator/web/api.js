@@ -117,6 +117,12 @@ export function getServiceInfo() {
   return request('GET', '/-/info');
 }
 
+/** Return the service's metrics, in Prometheus' text format; null where there are none, or not for this caller. */
+export async function getMetrics() {
+  const response = await fetch('/-/metrics').catch(() => null);
+  return response?.ok ? response.text() : null;
+}
+
 /** Return the path of the final result as a file. */
 export function resultPath(id) {
   return `${instancePath(id)}/result`;
