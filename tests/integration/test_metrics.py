@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc.aio
 import httpx
 import pytest
 from support.endpoint import Answer, Call, Endpoint, WorkerGate, completion, failing
@@ -13,7 +14,9 @@ from support.process import free_port, on_endpoint, process
 from support.prometheus import Samples, program
 
 from orchestrator.client import Client, ServiceError
+from orchestrator.v1 import orchestrator_pb2 as pb
 from orchestrator.v1.instance_pb2 import InstanceConfig
+from orchestrator.v1.orchestrator_pb2_grpc import OrchestratorStub
 
 TOML = '[prices]\n"openai/big" = {input_usd = 10, output_usd = 20}\n'
 
@@ -83,12 +86,14 @@ async def test_what_goes_on_is_told(tmp_path: Path) -> None:
         Endpoint(gate, subtasks=2) as endpoint,
         process(tmp_path, ORCHESTRATOR_MAX_ACTIVE_INSTANCES="1", **on_endpoint(endpoint.url)) as service,
         Client(service.grpc_address) as client,
+        grpc.aio.insecure_channel(service.grpc_address) as channel,
     ):
         await client.create("p", instance_id="i1")
         await client.create("p", instance_id="i2")
         await endpoint.wait_for_calls(3)
-        events = client.stream_events("i1")
-        await anext(events)
+        # Read to its status: our client leaves once the instance has ended.
+        stream = aiter(OrchestratorStub(channel).StreamEvents(pb.StreamEventsRequest(id="i1")))
+        await anext(stream)
         found = Samples(await client.metrics())
         assert found("orchestrator_instances_active") == 1
         assert found("orchestrator_queue_length") == 1
@@ -101,7 +106,7 @@ async def test_what_goes_on_is_told(tmp_path: Path) -> None:
         assert found("orchestrator_subscribers", of="instance") == 1
         assert found("orchestrator_stream_lag_seconds") < 10
         gate.opened.set()
-        async for _ in events:
+        async for _ in stream:
             pass
         await client.wait("i2")
         found = Samples(await client.metrics())
