@@ -91,6 +91,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 models.check(name)
             except SettingsError as error:
                 raise SettingsError(f"{settings.name_of(path)}: {error}") from None
+        settings.check_exposure(edge=edge)
         authenticator = await stack.enter_async_context(_authenticator(settings))
         await _check_addresses(settings, edge=edge)
         metrics = Metrics(version(DISTRIBUTION))
@@ -128,6 +129,7 @@ async def running(settings: Settings, *, edge: bool) -> AsyncIterator[RunningSer
                 edge_address=edge_address,
                 authenticator=authenticator,
                 interceptors=(RpcMeter(metrics.on_rpc_ended),),
+                tls=settings.tls,
             )
         )
         service.info.grpc_address = address

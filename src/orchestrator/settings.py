@@ -26,7 +26,12 @@ _FLAGS: Final = {"address": "grpc_address"}
 """Flags that are not called as the setting that they set."""
 _IN_FILE_ONLY: Final[Mapping[type, str]] = {
     dict: "table, under [{name}] in " + FILE,
+    bool: "true or false",
     list: "list of tables, each under [[{name}]] in " + FILE,
+}
+_BOOLEANS: Final = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
 }
 _UNITS_S: Final = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
@@ -41,7 +46,8 @@ class Settings:
     """Every setting with its default; the field's name in upper case, prefixed, is the variable's."""
 
     grpc_address: str = "127.0.0.1:50051"
-    """Where gRPC listens: `host:port`, port 0 picks a free one. Loopback only."""
+    """Where gRPC listens: `host:port`, port 0 picks a free one. On another address than loopback it needs TLS
+    and credentials; see `check_exposure`."""
     rest_address: str = "127.0.0.1:8787"
     """Where Envoy listens for REST: `host:port`."""
     cors_origins: str = ""
@@ -61,6 +67,9 @@ class Settings:
     nowhere."""
     max_requests_per_second: int = 0
     """How many REST requests a client's address may send in a second; 0: as many as it likes."""
+    insecure: bool = False
+    """Whether the service may be reached by others without TLS and credentials, because a proxy in front of
+    it does both."""
     auth_tokens_file: str = ""
     """The tokens that callers need, a TOML file that `orchestrator token` looks after, and what their tenants
     may use; read again when it changes. Empty: no tokens."""
@@ -76,6 +85,13 @@ class Settings:
     """The token that commands send."""
     token_file: str = ""
     """The file that holds it, and nothing else."""
+    tls_ca: str = ""
+    """With which authority's certificate commands check that of a service, a file in PEM, or `system` for
+    those of this machine. Empty: they speak without TLS."""
+    tls_client_cert: str = ""
+    """The certificate that commands show, a file in PEM, where the service asks for one."""
+    tls_client_key: str = ""
+    """Its key, a file in PEM without a password."""
     database: str = field(default_factory=lambda: default_database(Path()))
     """The event log: a path, made with its folder when it is not there."""
     engine: str = "local"
@@ -145,16 +161,42 @@ class Settings:
         self._check_limits_of_instances()
         _ = self.retention_s  # refused now rather than later
         for name in ("grpc_address", "rest_address"):
-            setting, address = self.name_of(name), getattr(self, name)
-            host, _ = split_address(address, setting)
-            if not is_loopback(host):
-                raise SettingsError(
-                    f"{setting} is {address!r}: this version has no authentication and listens on loopback "
-                    "only, as in 127.0.0.1; put a proxy that authenticates in front of it"
-                )
-
+            split_address(getattr(self, name), self.name_of(name))
+        if (self.tls_client_cert or self.tls_client_key) and not self.tls_ca:
+            given = "tls_client_cert" if self.tls_client_cert else "tls_client_key"
+            raise SettingsError(
+                f"{self.name_of(given)} is set, and TLS needs {self.name_of('tls_ca')} too: the authority of "
+                "the service's certificate"
+            )
+        if bool(self.tls_client_cert) != bool(self.tls_client_key):
+            names = f"{self.name_of('tls_client_cert')} and {self.name_of('tls_client_key')}"
+            raise SettingsError(f"{names} go together: set both")
         _ = self.origins, self.hosts, self.tls
         self._check_issuer()
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether callers need credentials."""
+        return bool(self.auth_tokens_file or self.auth_oidc_issuer)
+
+    def check_exposure(self, *, edge: bool) -> None:
+        """Raise SettingsError where others would reach the service without TLS or without credentials."""
+        if self.insecure:
+            return
+        for name in ("grpc_address", *(["rest_address"] if edge else [])):
+            setting, address = self.name_of(name), getattr(self, name)
+            host, port = split_address(address, setting)
+            missing = []
+            if not self.tls:
+                missing.append(f"{self.name_of('tls_cert')} and {self.name_of('tls_key')} for TLS")
+            if not self.asks_who_calls:
+                missing.append(f"{self.name_of('auth_tokens_file')} for tokens")
+            if missing and not is_loopback(host):
+                raise SettingsError(
+                    f"{setting} is {address!r}, where others reach it: set {', and '.join(missing)}; or "
+                    f"listen on loopback only, as in 127.0.0.1:{port}; or, with a proxy in front that does "
+                    f"both, set {PREFIX}INSECURE=1"
+                )
 
     def _check_issuer(self) -> None:
         if bool(self.auth_oidc_issuer) != bool(self.auth_oidc_audience):
@@ -371,6 +413,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _coerce(name: str, source: str, value: object, kind: type) -> Any:
+    if kind is bool and isinstance(value, str):
+        if value.lower() not in _BOOLEANS:
+            raise SettingsError(f"{source} is {value!r}: it must be 1 or 0, or true or false")
+        return _BOOLEANS[value.lower()]
     if kind is int and not isinstance(value, int):
         try:
             return int(str(value))

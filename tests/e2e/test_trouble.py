@@ -36,7 +36,7 @@ async def run_cli(folder: Path, *arguments: str, **variables: str) -> tuple[int,
     ("variables", "code", "words"),
     [
         ({"ORCHESTRATOR_DATABASE": "/proc/no/such/log.db"}, 3, "set ORCHESTRATOR_DATABASE to a path"),
-        ({"ORCHESTRATOR_GRPC_ADDRESS": "0.0.0.0:50051"}, 2, "listens on loopback only"),
+        ({"ORCHESTRATOR_GRPC_ADDRESS": "0.0.0.0:50051"}, 2, "where others reach it: set "),
         ({"ORCHESTRATOR_REST_ADDRESS": "8787"}, 2, "must be host:port"),
         ({"ORCHESTRATOR_BIG_MODEL": "gpt-5"}, 2, "must be provider/model"),
         ({"ORCHESTRATOR_MAX_ACTIVE_INSTANCES": "many"}, 2, "must be a whole number"),

@@ -16,6 +16,7 @@ from orchestrator.models.base import Models, Provider
 from orchestrator.models.prices import Prices
 from orchestrator.rpc.server import serving
 from orchestrator.rpc.service import OrchestratorService
+from orchestrator.tls import CertificateFiles
 from orchestrator.v1 import orchestrator_pb2 as pb
 from orchestrator.v1.instance_pb2 import InstanceConfig, Worker
 from orchestrator.v1.orchestrator_pb2_grpc import OrchestratorStub
@@ -48,6 +49,7 @@ async def service(
     prices: Mapping[str, object] | None = None,
     workers: Sequence[Worker] = (),
     authenticator: Authenticator = NO_AUTHENTICATION,
+    tls: CertificateFiles | None = None,
 ) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         log = await SqliteEventLog.open(path)
@@ -72,6 +74,7 @@ async def service(
                 log.notifier,
                 "127.0.0.1:0",
                 authenticator=authenticator,
+                tls=tls,
                 grace_s=1,
             )
         )

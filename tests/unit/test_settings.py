@@ -75,7 +75,8 @@ def test_empty_variables_and_those_of_kubernetes_services_are_ignored() -> None:
     ("line", "words"),
     [
         ('rest_address = "8787"', "rest_address in {file} is '8787': it must be host:port"),
-        ('grpc_address = "0.0.0.0:1"', "grpc_address in {file} is '0.0.0.0:1': this version has no"),
+        ('grpc_address = "0.0.0.0"', "grpc_address in {file} is '0.0.0.0': it must be host:port"),
+        ("insecure = 1", "insecure in {file} is 1: it must be a true or false"),
         ("log_level = 3", "log_level in {file} is 3: it must be a text in quotes"),
         ('log_level = "loud"', "log_level in {file} is 'loud': use debug"),
         ('max_active_instances = "many"', "max_active_instances in {file} is 'many': it must be a whole"),
@@ -259,3 +260,49 @@ def test_a_token_file_without_a_token_is_refused(tmp_path: Path, content: str | 
 def test_an_issuer_goes_with_an_audience(variables: dict[str, str], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         Settings.load({f"ORCHESTRATOR_{name}": value for name, value in variables.items()}, Path("/nowhere"))
+
+
+TLS = {"tls_cert": "a.pem", "tls_key": "a.key"}
+OIDC = {"auth_oidc_issuer": "https://id.example.com", "auth_oidc_audience": "orchestrator"}
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.2:1", "example.com:1", "[fe80::1]:1"])
+@pytest.mark.parametrize("name", ["grpc_address", "rest_address"])
+def test_an_address_that_others_reach_needs_tls_and_credentials(name: str, address: str) -> None:
+    where = {name: address}
+    for given, missing in (
+        ({}, "set ORCHESTRATOR_TLS_CERT and ORCHESTRATOR_TLS_KEY for TLS, and ORCHESTRATOR_AUTH_TOKENS_FILE"),
+        (TLS, "set ORCHESTRATOR_AUTH_TOKENS_FILE for tokens;"),
+        ({"auth_tokens_file": "t.toml"}, "set ORCHESTRATOR_TLS_CERT and ORCHESTRATOR_TLS_KEY for TLS;"),
+        (OIDC, "for TLS; or listen on loopback only, as in 127.0.0.1:1;"),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            Settings(**where, **given).check_exposure(edge=True)
+        assert str(caught.value).startswith(
+            f"ORCHESTRATOR_{name.upper()} is {address!r}, where others reach it: "
+        )
+        assert missing in str(caught.value)
+    Settings(**where, **TLS, auth_tokens_file="t.toml").check_exposure(edge=True)
+    Settings(**where, **TLS, **OIDC).check_exposure(edge=True)
+    Settings(**where, insecure=True).check_exposure(edge=True)
+    if name == "rest_address":
+        Settings(**where).check_exposure(edge=False)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1", "127.9.9.9:1"])
+def test_loopback_needs_neither(address: str) -> None:
+    Settings(grpc_address=address, rest_address=address).check_exposure(edge=True)
+
+
+@pytest.mark.parametrize(("text", "insecure"), [("1", True), ("TRUE", True), ("0", False), ("off", False)])
+def test_a_switch_is_read_as_people_write_it(text: str, insecure: bool) -> None:
+    assert Settings.load({"ORCHESTRATOR_INSECURE": text}, Path("/nowhere")).insecure is insecure
+    with pytest.raises(SettingsError, match="ORCHESTRATOR_INSECURE is 'maybe': it must be 1 or 0"):
+        Settings.load({"ORCHESTRATOR_INSECURE": "maybe"}, Path("/nowhere"))
+
+
+def test_a_clients_certificate_goes_with_its_key_and_an_authority() -> None:
+    with pytest.raises(SettingsError, match="TLS needs ORCHESTRATOR_TLS_CA too"):
+        Settings(tls_client_cert="a.pem")
+    with pytest.raises(SettingsError, match="go together: set both"):
+        Settings(tls_client_cert="a.pem", tls_ca="ca.pem")

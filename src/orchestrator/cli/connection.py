@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from orchestrator.cli.connection_options import load_settings
 from orchestrator.cli.exit_codes import NoServiceError, UsageError
 from orchestrator.cli.text import command
-from orchestrator.settings import Settings
+from orchestrator.cli.tls import SYSTEM, tls_problem
+from orchestrator.errors import SettingsError
+from orchestrator.settings import Settings, is_loopback, split_address
 
 if TYPE_CHECKING:  # imported when a command runs: see the package's docstring
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -39,15 +41,23 @@ def resolve_address(address: str | None) -> str:
 def open_client(
     address: str, settings: Settings | None = None, *, timeout_s: float | None = None
 ) -> "Client":
-    """Return a client with the credentials that the settings name; raise SettingsError."""
-    from orchestrator.client import Client  # noqa: PLC0415
+    """Return a client with the credentials that the settings name; raise SettingsError, UsageError."""
+    from orchestrator.client import UNARY_TIMEOUT_S, Client, Tls  # noqa: PLC0415
 
-    token = (settings or load_settings()).client_token
-    return (
-        Client(address, token=token)
-        if timeout_s is None
-        else Client(address, token=token, timeout_s=timeout_s)
-    )
+    settings = settings or load_settings()
+    token, tls = settings.client_token, None
+    if settings.tls_ca:
+        ca = None if settings.tls_ca == SYSTEM else settings.tls_ca
+        tls = Tls(ca, settings.tls_client_cert or None, settings.tls_client_key or None)
+    elif token and not settings.insecure and not is_loopback(split_address(address, "--address")[0]):
+        raise UsageError(
+            f"the token would be sent to {address} for all to read: name with --tls-ca the authority of the "
+            "service's certificate"
+        )
+    try:
+        return Client(address, token=token, tls=tls, timeout_s=timeout_s or UNARY_TIMEOUT_S)
+    except OSError as error:
+        raise SettingsError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 @asynccontextmanager
@@ -85,6 +95,9 @@ async def no_service_error(address: str) -> NoServiceError:
     """Return the error for an address where no gRPC answers: where to find it, or how to start a service."""
     from orchestrator.cli import rest  # noqa: PLC0415
 
+    settings = load_settings()
+    if problem := await tls_problem(address, settings):
+        return NoServiceError(problem)
     if error := await rest.http_error(address):
         return error
     start = command("up" if address == Settings().grpc_address else f"up --address {address}")

@@ -26,7 +26,28 @@ _OPTIONS: Final[Mapping[str, Any]] = {
             show_default=False,
         ),
     ],
+    "tls_ca": Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Speak TLS, with a service whose certificate that authority has signed; or `system`.",
+            show_default=False,
+        ),
+    ],
+    "tls_client_cert": Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The certificate to show, where the service asks for one.",
+            show_default=False,
+        ),
+    ],
+    "tls_client_key": Annotated[
+        str | None, typer.Option(metavar="PATH", help="Its key.", show_default=False)
+    ],
 }
+_SERVERS: Final = ("up", "serve")
+"""Commands whose address is where they listen."""
 
 
 def load_settings(**flags: Any) -> Settings:
@@ -37,7 +58,12 @@ def load_settings(**flags: Any) -> Settings:
 def add_to_all(app: typer.Typer) -> None:
     """Add the options to every command that talks to a service."""
     for command in app.registered_commands:
-        if command.callback and "address" in inspect.signature(command.callback).parameters:
+        name = getattr(command.callback, "__name__", "")
+        if (
+            command.callback
+            and name not in _SERVERS
+            and "address" in inspect.signature(command.callback).parameters
+        ):
             command.callback = _with_options(command.callback)
     for group in app.registered_groups:
         if group.typer_instance:

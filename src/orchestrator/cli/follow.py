@@ -111,7 +111,11 @@ def review_due_message(instance_id: str, settings: Settings, *, sequence: int | 
 
 def address_option(settings: Settings) -> str:
     """Build the option that makes another command reach the same service; empty where the default does."""
-    options = {"grpc_address": "--address", "token_file": "--token-file"}
+    options = {"grpc_address": "--address"}
+    options |= {
+        name: f"--{name.replace('_', '-')}"
+        for name in ("token_file", "tls_ca", "tls_client_cert", "tls_client_key")
+    }
     return settings_options(settings, **options)
 
 

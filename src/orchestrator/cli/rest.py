@@ -8,6 +8,7 @@ import grpc
 import httpx
 from google.protobuf import json_format
 
+from orchestrator.cli import tls
 from orchestrator.cli.exit_codes import NoServiceError
 from orchestrator.client import ServiceError
 from orchestrator.settings import Settings, split_address
@@ -23,15 +24,16 @@ _MAX_ATTEMPTS: Final = 3
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def base_url(address: str) -> str:
-    """Build the URL of the edge at `host:port`."""
+def base_url(address: str, settings: Settings) -> str:
+    """Build the URL of the edge at `host:port`, which speaks TLS where the service does."""
     host, port = split_address(address, "the address of REST")
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.tls_ca else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def service_id(address: str, settings: Settings) -> str | None:
     """Fetch the id of the service behind the edge at `host:port`; None where no orchestrator answers."""
-    async with _client(address, _INFO_TIMEOUT_S, settings.client_token) as client:
+    async with _client(address, _INFO_TIMEOUT_S, settings) as client:
         try:
             info = _decode_info(await client.get("/-/info"))
         except httpx.HTTPError:
@@ -51,7 +53,7 @@ def _decode_info(response: httpx.Response) -> GetServiceInfoResponse | None:
 
 async def http_error(address: str) -> NoServiceError | None:
     """Return the error for a gRPC address where HTTP/1 answers; None where it does not."""
-    async with _client(address, _INFO_TIMEOUT_S) as client:
+    async with _client(address, _INFO_TIMEOUT_S, Settings()) as client:
         try:
             response = await client.get("/-/info")
         except httpx.HTTPError:
@@ -68,7 +70,7 @@ async def http_error(address: str) -> NoServiceError | None:
 async def create(address: str, request: CreateInstanceRequest, settings: Settings) -> CreateInstanceResponse:
     """`POST /`. The request must carry a request_id: it is sent again when the connection breaks."""
     body = json_format.MessageToDict(request)
-    async with _client(address, _CREATE_TIMEOUT_S, settings.client_token) as client:
+    async with _client(address, _CREATE_TIMEOUT_S, settings) as client:
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             try:
                 response = await client.post("/", json=body)
@@ -85,10 +87,16 @@ async def create(address: str, request: CreateInstanceRequest, settings: Setting
         raise NoServiceError(f"what answers at {address} is no orchestrator") from None
 
 
-def _client(address: str, timeout_s: float, token: str = "") -> httpx.AsyncClient:
-    headers = {"authorization": f"Bearer {token}"} if token else {}
+def _client(address: str, timeout_s: float, settings: Settings) -> httpx.AsyncClient:
+    token = settings.client_token
     # Nothing of the environment: a proxy would answer for 127.0.0.1.
-    return httpx.AsyncClient(base_url=base_url(address), headers=headers, timeout=timeout_s, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=base_url(address, settings),
+        headers={"authorization": f"Bearer {token}"} if token else {},
+        timeout=timeout_s,
+        trust_env=False,
+        verify=tls.context(settings) if settings.tls_ca else True,
+    )
 
 
 def _service_error(response: httpx.Response) -> ServiceError:

@@ -15,7 +15,7 @@ import typer
 
 from orchestrator.cli import plan_decision, reporters, rest, service_settings
 from orchestrator.cli.connection import full_id_of, open_client
-from orchestrator.cli.exit_codes import ExitCode, UsageError, print_error
+from orchestrator.cli.exit_codes import ExitCode, NoServiceError, UsageError, print_error
 from orchestrator.cli.follow import (
     address_option,
     detached_message,
@@ -28,6 +28,7 @@ from orchestrator.cli.output import OutputError
 from orchestrator.cli.progress import Progress
 from orchestrator.cli.tables import print_plan
 from orchestrator.cli.text import command, pluralize
+from orchestrator.cli.tls import tls_problem
 from orchestrator.client import Client
 from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING, Instance
 from orchestrator.errors import SettingsError
@@ -146,6 +147,8 @@ class Runner:
                 self._reporter.note(f"using the service at {address} and its models")
                 yield client
                 return
+        if problem := await tls_problem(address, self._settings):
+            raise NoServiceError(problem)
         if error := await rest.http_error(address):
             raise error
         with requires("server", f"no service answers at {address}, and to start one `orchestrator run`"):
@@ -213,9 +216,8 @@ class Runner:
         self._reporter.note(_models_line(config))
         if rest_address:
             while_it_runs = " while this runs" if self._owns_service else ""
-            self._reporter.note(
-                f"to see it{while_it_runs}: {rest.base_url(rest_address)}/-/ui/#/instances/{created.id}"
-            )
+            url = rest.base_url(rest_address, self._settings)
+            self._reporter.note(f"to see it{while_it_runs}: {url}/-/ui/#/instances/{created.id}")
         if not self._owns_service:
             found = [*service_settings.model_differences(self._settings, config)]
             found += service_settings.setting_differences(self._settings, info) if info else ()

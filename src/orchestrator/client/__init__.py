@@ -22,11 +22,13 @@
 
 `SyncClient` has the same methods without `await`, and its streams are plain iterators.
 
+`Client("host:50051", token="orc_…", tls=Tls(ca="ca.pem"))` is for a service that others reach too.
+
 Every failure is a `ServiceError`. Reading survives a restart of the service; what changes something is sent
 once, so give `create` a `request_id` where you want to repeat it safely.
 """
 
-from orchestrator.client.channel import MAX_MESSAGE_BYTES
+from orchestrator.client.channel import MAX_MESSAGE_BYTES, Tls
 from orchestrator.client.errors import ServiceError
 from orchestrator.client.rpc import UNARY_TIMEOUT_S, Client
 from orchestrator.client.streams import (
@@ -53,4 +55,5 @@ __all__ = [
     "OutputDelta",
     "ServiceError",
     "SyncClient",
+    "Tls",
 ]

@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import grpc
@@ -29,10 +31,28 @@ def call_metadata(token: str) -> tuple[tuple[str, str | bytes], ...]:
     return (("max-response-bytes", str(MAX_MESSAGE_BYTES)), *credentials)
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How a client checks a service's certificate, and which one it shows; files in PEM."""
+
+    ca: str | Path | None = None
+    """The certificates of the authorities that are trusted; None: gRPC's own."""
+    certificate: str | Path | None = None
+    """What is shown to a service that asks for it, with its `key`."""
+    key: str | Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files; raise OSError."""
+        contents = [
+            Path(file).read_bytes() if file else None for file in (self.ca, self.key, self.certificate)
+        ]
+        return grpc.ssl_channel_credentials(*contents)
+
+
 class Channel(Protocol):
     """A connection: the part of a gRPC channel that stubs need, and how to wait on it."""
 
-    def __init__(self, address: str, token: str) -> None: ...
+    def __init__(self, address: str, token: str, tls: Tls | None) -> None: ...
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         """Return a callable as of grpc.aio, whose result is awaited."""
@@ -58,9 +78,13 @@ class Channel(Protocol):
 class AsyncChannel:
     """A Channel for one event loop."""
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, tls: Tls | None) -> None:
         self._metadata = call_metadata(token)
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._channel = (
+            grpc.aio.secure_channel(address, tls.credentials(), options=OPTIONS)
+            if tls
+            else grpc.aio.insecure_channel(address, options=OPTIONS)
+        )
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         """See Channel."""

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from orchestrator.client.channel import AsyncChannel, Channel
+from orchestrator.client.channel import AsyncChannel, Channel, Tls
 from orchestrator.client.errors import ServiceError, mapping_errors
 from orchestrator.client.streams import (
     KEEP_TRYING_S,
@@ -39,13 +39,16 @@ _REVIEW_STEP_S: Final = 1.0
 class Client:
     """A connection to one service, for one event loop. Use it as an async context manager.
 
-    `token` is sent with each call: a token of the service, or a JWT of its issuer.
+    `token` is sent with each call: a token of the service, or a JWT of its issuer. With `tls` the connection
+    is encrypted.
     """
 
     _channel_type: ClassVar[type[Channel]] = AsyncChannel
 
-    def __init__(self, address: str, *, token: str = "", timeout_s: float = UNARY_TIMEOUT_S) -> None:
-        self._channel = self._channel_type(address, token)
+    def __init__(
+        self, address: str, *, token: str = "", tls: Tls | None = None, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> None:
+        self._channel = self._channel_type(address, token, tls)
         self._stub = orchestrator_pb2_grpc.OrchestratorStub(cast("grpc.aio.Channel", self._channel))
         self._timeout_s = timeout_s
 

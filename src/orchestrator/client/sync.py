@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from orchestrator.client.channel import OPTIONS, call_metadata
+from orchestrator.client.channel import OPTIONS, Tls, call_metadata
 from orchestrator.client.rpc import UNARY_TIMEOUT_S, Client
 
 P = ParamSpec("P")
@@ -23,9 +23,13 @@ R = TypeVar("R")
 class _BlockingChannel:
     """A Channel whose coroutines never suspend: they block until they have their result."""
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, tls: Tls | None) -> None:
         self._metadata = call_metadata(token)
-        self._channel = grpc.insecure_channel(address, options=OPTIONS)
+        self._channel = (
+            grpc.secure_channel(address, tls.credentials(), options=OPTIONS)
+            if tls
+            else grpc.insecure_channel(address, options=OPTIONS)
+        )
 
     def unary_unary(self, *arguments: Any, **named: Any) -> Any:
         call = functools.partial(self._channel.unary_unary(*arguments, **named), metadata=self._metadata)
@@ -115,8 +119,10 @@ class SyncClient:
     end closes its stream when it is closed or dropped.
     """
 
-    def __init__(self, address: str, *, token: str = "", timeout_s: float = UNARY_TIMEOUT_S) -> None:
-        self._calls = _BlockingCalls(address, token=token, timeout_s=timeout_s)
+    def __init__(
+        self, address: str, *, token: str = "", tls: Tls | None = None, timeout_s: float = UNARY_TIMEOUT_S
+    ) -> None:
+        self._calls = _BlockingCalls(address, token=token, tls=tls, timeout_s=timeout_s)
 
     def __enter__(self) -> Self:
         return self

@@ -19,9 +19,11 @@ from orchestrator.errors import InvalidArgumentError, RequestError, SettingsErro
 from orchestrator.log.base import CommitNotifier
 from orchestrator.rpc import sizes, status
 from orchestrator.rpc.access import AccessInterceptor
+from orchestrator.rpc.credentials import renewed_credentials
 from orchestrator.rpc.requests import Context
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import PREFIX
+from orchestrator.tls import CertificateFiles
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -53,10 +55,12 @@ async def serving(
     edge_address: str = "",
     authenticator: Authenticator = NO_AUTHENTICATION,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    tls: CertificateFiles | None = None,
     grace_s: float = 5.0,
 ) -> AsyncIterator[str]:
     """Serve on `host:port` while the block runs, and yield the address (port 0 picks a free one).
 
+    With `tls` it speaks TLS alone; `authenticator` finds out who calls.
     Also at `edge_address`, `unix:path`, if given: for Envoy, which has done what TLS does by then.
     At its end health turns to NOT_SERVING, streams end with UNAVAILABLE, and other calls have `grace_s`
     seconds to finish. Raise SettingsError when the address cannot be had.
@@ -70,21 +74,26 @@ async def serving(
     reflection.enable_server_reflection(
         (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server
     )
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        raise SettingsError(f"{_GRPC} is {address}: it cannot be had; set another address") from None
-    if edge_address:
-        server.add_insecure_port(edge_address)
-    await server.start()
-    for name in ("", SERVICE.full_name):
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-    try:
-        yield f"{address.rpartition(':')[0]}:{port}"
-    finally:
-        await healthy.enter_graceful_shutdown()
-        notifier.close()
-        await server.stop(grace_s)
+    async with renewed_credentials(tls) as credentials:
+        try:
+            port = (
+                server.add_secure_port(address, credentials)
+                if credentials
+                else server.add_insecure_port(address)
+            )
+        except RuntimeError:
+            raise SettingsError(f"{_GRPC} is {address}: it cannot be had; set another address") from None
+        if edge_address:
+            server.add_insecure_port(edge_address)
+        await server.start()
+        for name in ("", SERVICE.full_name):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            yield f"{address.rpartition(':')[0]}:{port}"
+        finally:
+            await healthy.enter_graceful_shutdown()
+            notifier.close()
+            await server.stop(grace_s)
 
 
 def _is_noteworthy(record: logging.LogRecord) -> bool:
