@@ -19,6 +19,13 @@ def test_every_test_named_in_the_table_of_failures_exists() -> None:
         assert f"def {name}(" in files[file or "test_misbehaving_endpoints.py"], name
 
 
+def test_every_test_named_for_a_threat_exists() -> None:
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text())
+    assert len(named) > 40
+    assert [name for name in named if not any(f"def {name}(" in source for source in sources)] == []
+
+
 def test_the_tree_in_the_readme_has_every_file_and_folder() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     paths = [path.split("/") for path in listed.splitlines()]
