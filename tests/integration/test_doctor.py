@@ -11,6 +11,9 @@ from support.endpoint import Answer, Call, Endpoint, completion, cut, failing, h
 from support.misbehaviour import stall_amid_stream
 from support.process import free_port
 
+from orchestrator.auth import token_file
+from orchestrator.auth.caller import Role
+from orchestrator.auth.token_file import Token
 from orchestrator.cli import doctor
 from orchestrator.cli.doctor import Finding
 from orchestrator.settings import Settings
@@ -250,6 +253,24 @@ async def test_a_model_that_cannot_be_called_is_skipped_with_the_setting_it_need
     finding = (await run_checks(tmp_path, {}, name, name))["big model"]
     assert finding.is_broken
     assert mend in finding.mend
+
+
+def test_what_is_wrong_with_tokens_tls_and_addresses_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    open_to_all = Settings(
+        grpc_address="0.0.0.0:1", auth_tokens_file=str(file), tls_cert="a.pem", tls_key="a.key"
+    )
+    findings = {finding.subject: finding for finding in doctor._check_access(open_to_all)}
+    assert "cannot be read" in findings["tokens"].finding
+    assert findings["tls"].is_broken
+    assert "access" not in findings
+    (found,) = doctor._check_access(Settings(rest_address="0.0.0.0:1"))
+    assert (found.subject, found.is_broken) == ("access", True)
+    assert found.mend.startswith("set ORCHESTRATOR_TLS_CERT")
+    token_file.add(file, Token("ann", "acme", Role.READ, "0" * 64))
+    (found,) = doctor._check_access(Settings(auth_tokens_file=str(file)))
+    assert (found.finding, found.mend) == (f"1 in {file}", "")
+    assert list(doctor._check_access(Settings())) == []
 
 
 async def test_the_embedded_model_is_really_called(tmp_path: Path) -> None:

@@ -78,11 +78,6 @@ async def connect(address: str) -> "AsyncIterator[Client]":
                 from orchestrator.cli import rest  # noqa: PLC0415
 
                 raise await rest.http_error(address) or error from None
-            if error.reason == "TOKEN_MISSING":
-                raise UsageError(
-                    f"the service at {address} asks who you are, and there are no credentials: set "
-                    "ORCHESTRATOR_TOKEN to a token, or name the file of one with --token-file"
-                ) from None
             if error.code is grpc.StatusCode.UNIMPLEMENTED:
                 raise NoServiceError(
                     f"what answers at {address} is no orchestrator, or an older one that cannot do this: "

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 from rich.text import Text
 
+from orchestrator.auth import token_file
 from orchestrator.cli import rest, service_settings
 from orchestrator.cli.connection import open_client
 from orchestrator.cli.reporters import build_console
@@ -89,6 +90,7 @@ async def run_checks(settings: Settings, environment: Mapping[str, str] = os.env
         *(_check_service(settings, info) if info else ()),
         *models,
         _check_embedded_model(is_needed=is_needed),
+        *(() if info else _check_access(settings)),
         replace(database, finding=f"{_FROM_HERE}: {database.finding}") if info else database,
         await _check_grpc(settings, is_serving=is_serving),
         rest_finding,
@@ -292,6 +294,32 @@ def _check_embedded_model(*, is_needed: bool) -> Finding:
         finding, _, mend = str(error).rpartition(": ")
         return Finding("embedded model", finding, mend, is_optional=not is_needed)
     return Finding("embedded model", "server and weights are installed")
+
+
+def _check_access(settings: Settings) -> Iterator[Finding]:
+    """Check what decides who reaches a service that is started from here, where that is set."""
+    try:
+        settings.check_exposure(edge=True)
+    except SettingsError as error:
+        finding, _, mend = str(error).partition(": ")
+        yield Finding("access", finding, mend)
+    if settings.auth_tokens_file:
+        name, path = settings.name_of("auth_tokens_file"), Path(settings.auth_tokens_file)
+        try:
+            count = len(token_file.load(path).tokens)
+        except SettingsError as error:
+            yield Finding("tokens", str(error), f"correct it, or {name}")
+        else:
+            mend = "" if count else "make one with `orchestrator token new`"
+            yield Finding("tokens", f"{count} in {path}", mend, is_optional=bool(settings.auth_oidc_issuer))
+    if tls := settings.tls:
+        try:
+            tls.read()
+        except SettingsError as error:
+            finding, _, mend = str(error).partition(": ")
+            yield Finding("tls", finding, mend or "correct the files")
+        else:
+            yield Finding("tls", f"{settings.tls_cert} and its key")
 
 
 def _check_database(settings: Settings) -> Finding:

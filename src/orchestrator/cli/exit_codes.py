@@ -67,6 +67,11 @@ def report_error(error: OrchestratorError | OSError) -> ExitCode:
         return ExitCode.BROKEN_PIPE
     if isinstance(error, OSError):
         print_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    elif getattr(error, "reason", "") == "TOKEN_MISSING":
+        print_error(
+            "the service asks who you are, and there are no credentials: set ORCHESTRATOR_TOKEN, or name the "
+            "file of a token with --token-file"
+        )
     else:
         print_error(str(error))
     return exit_code_of(error)
