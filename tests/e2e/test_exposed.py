@@ -94,3 +94,14 @@ async def test_a_service_that_others_would_reach_does_not_start_open(tmp_path: P
         tmp_path, ORCHESTRATOR_GRPC_ADDRESS=grpc_address, ORCHESTRATOR_INSECURE="1"
     ) as running:
         assert "ready: " in running.ready_line
+
+
+async def test_a_service_of_a_run_alone_stays_on_loopback_as_simple_as_ever(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    own = {"ORCHESTRATOR_DATABASE": str(tmp_path / "log.db"), "ORCHESTRATOR_TLS_CA": "system"}
+    code, output, errors = await ran(tmp_path, "run", "Say hello", "--address", address, **own)
+    assert code == 0, errors
+    assert output.strip()
+    code, output, errors = await ran(tmp_path, "run", "Say hello", "--address", "192.0.2.1:50051", **own)
+    assert (code, output) == (3, "")
+    assert "no service answers at 192.0.2.1:50051, and one for this run alone is on loopback" in errors

@@ -33,7 +33,7 @@ from orchestrator.client import Client
 from orchestrator.core.instance import COMPLETE, TERMINAL, WAITING, Instance
 from orchestrator.errors import SettingsError
 from orchestrator.installation import requires
-from orchestrator.settings import EMBEDDED_MODEL, Settings
+from orchestrator.settings import EMBEDDED_MODEL, Settings, is_loopback, split_address
 from orchestrator.v1.instance_pb2 import InstanceConfig
 from orchestrator.v1.orchestrator_pb2 import CreateInstanceRequest, GetServiceInfoResponse
 
@@ -151,10 +151,24 @@ class Runner:
             raise NoServiceError(problem)
         if error := await rest.http_error(address):
             raise error
+        if not is_loopback(split_address(address, self._settings.name_of("grpc_address"))[0]):
+            raise NoServiceError(
+                f"no service answers at {address}, and one for this run alone is on loopback"
+            )
         with requires("server", f"no service answers at {address}, and to start one `orchestrator run`"):
             from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
 
         self._owns_service = True
+        # On loopback, for as long as the run: there is nobody to encrypt for.
+        self._settings = replace(
+            self._settings,
+            tls_cert="",
+            tls_key="",
+            tls_client_ca="",
+            tls_ca="",
+            tls_client_cert="",
+            tls_client_key="",
+        )
         logging.basicConfig(level=self._settings.log_level.upper(), handlers=[_NotingHandler(self._reporter)])
         app.quiet_library_loggers()
         database = self._settings.database_description
