@@ -1,33 +1,17 @@
 """A service that others reach: on every address of this machine, with TLS and tokens."""
 
-import asyncio
 import ssl
 from pathlib import Path
 
 import httpx
 import pytest
 import trustme
-from support.process import COMMAND, Process, environment, free_port, process
+from support.process import Process, free_port, outcome_of, process
 
 from orchestrator.auth import token_file, tokens
 from orchestrator.auth.caller import Role
 from orchestrator.auth.token_file import Token
 from orchestrator.client import Client, ServiceError, Tls
-
-
-async def ran(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
-    started = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        cwd=folder,
-        env=environment(**variables),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(started.communicate(), 100)
-    assert started.returncode is not None
-    return started.returncode, output.decode(), errors.decode()
 
 
 async def command_line(running: Process) -> str:
@@ -57,14 +41,18 @@ async def test_a_team_works_over_tls_with_tokens(tmp_path: Path) -> None:
     async with process(tmp_path, "up", **variables) as running:
         assert token not in await command_line(running)
         options = ("--address", address, "--tls-ca", str(ca))
-        code, output, errors = await ran(tmp_path, "run", "Say hello", *options, ORCHESTRATOR_TOKEN=token)
+        code, output, errors = await outcome_of(
+            "run", "Say hello", *options, ORCHESTRATOR_TOKEN=token, folder=tmp_path
+        )
         assert code == 0, errors
         assert output.strip()
         assert token not in output + errors
         for wrong in ({}, {"ORCHESTRATOR_TOKEN": tokens.generate()}):
-            code, output, errors = await ran(tmp_path, "list", *options, **wrong)
+            code, output, errors = await outcome_of("list", *options, **wrong, folder=tmp_path)
             assert (code, output) == (2, ""), errors
-        code, _, errors = await ran(tmp_path, "list", "--address", address, ORCHESTRATOR_TOKEN=token)
+        code, _, errors = await outcome_of(
+            "list", "--address", address, ORCHESTRATOR_TOKEN=token, folder=tmp_path
+        )
         assert (code, "speaks TLS" in errors) == (3, True), errors
         async with Client(address, token=token, tls=Tls(ca)) as client:
             assert {each.tenant for each in (await client.list()).instances} == {"acme"}
@@ -83,8 +71,12 @@ async def test_a_team_works_over_tls_with_tokens(tmp_path: Path) -> None:
 async def test_a_service_that_others_would_reach_does_not_start_open(tmp_path: Path) -> None:
     grpc_address = f"0.0.0.0:{free_port()}"
     for command in ("serve", "up"):
-        code, output, errors = await ran(
-            tmp_path, command, "--database", str(tmp_path / "log.db"), ORCHESTRATOR_GRPC_ADDRESS=grpc_address
+        code, output, errors = await outcome_of(
+            command,
+            "--database",
+            str(tmp_path / "log.db"),
+            ORCHESTRATOR_GRPC_ADDRESS=grpc_address,
+            folder=tmp_path,
         )
         assert (code, output) == (2, "")
         assert "where others reach it" in errors
@@ -99,9 +91,11 @@ async def test_a_service_that_others_would_reach_does_not_start_open(tmp_path: P
 async def test_a_service_of_a_run_alone_stays_on_loopback_as_simple_as_ever(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     own = {"ORCHESTRATOR_DATABASE": str(tmp_path / "log.db"), "ORCHESTRATOR_TLS_CA": "system"}
-    code, output, errors = await ran(tmp_path, "run", "Say hello", "--address", address, **own)
+    code, output, errors = await outcome_of("run", "Say hello", "--address", address, **own, folder=tmp_path)
     assert code == 0, errors
     assert output.strip()
-    code, output, errors = await ran(tmp_path, "run", "Say hello", "--address", "192.0.2.1:50051", **own)
+    code, output, errors = await outcome_of(
+        "run", "Say hello", "--address", "192.0.2.1:50051", **own, folder=tmp_path
+    )
     assert (code, output) == (3, "")
     assert "no service answers at 192.0.2.1:50051, and one for this run alone is on loopback" in errors

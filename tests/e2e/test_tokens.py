@@ -1,33 +1,17 @@
 """A service that asks for tokens, as people use it: the real command, over gRPC and through Envoy."""
 
-import asyncio
 import json
 import re
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
-from support.process import COMMAND, Process, environment, process
+from support.process import Process, outcome_of, process
 
 from orchestrator.auth.caller import Role
 from orchestrator.client import Client, ServiceError, SyncClient
-
-
-async def ran(variables: Mapping[str, str], *arguments: str) -> tuple[int, str, str]:
-    """Run the command; return its exit code, and what it prints to stdout and stderr."""
-    started = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        env=environment(**variables),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(started.communicate(), 100)
-    assert started.returncode is not None
-    return started.returncode, output.decode(), errors.decode()
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +20,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def new_token(file: Path, name: str, *, role: Role = Role.WRITE, tenant: str = "acme") -> str:
-    code, output, errors = await ran(
-        {},
+    code, output, errors = await outcome_of(
         "token",
         "new",
         name,
@@ -71,7 +54,7 @@ async def test_a_token_is_shown_once_and_the_file_holds_its_hash(file: Path, tok
     assert re.fullmatch(r"orc_[0-9a-f]{72}", token)
     assert token not in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    code, output, _ = await ran({"ORCHESTRATOR_AUTH_TOKENS_FILE": str(file)}, "token", "list")
+    code, output, _ = await outcome_of("token", "list", ORCHESTRATOR_AUTH_TOKENS_FILE=str(file))
     assert code == 0
     assert token not in output
     line = next(line for line in output.splitlines() if line.startswith("ann "))
@@ -82,31 +65,33 @@ async def test_commands_send_the_token_of_a_variable_or_a_file(
     running: Process, token: str, tmp_path: Path, file: Path
 ) -> None:
     address = ("--address", running.grpc_address)
-    code, output, errors = await ran({}, "list", *address)
+    code, output, errors = await outcome_of("list", *address)
     assert (code, output) == (2, "")
     assert "there are no credentials" in errors
     assert "ORCHESTRATOR_TOKEN" in errors
-    code, output, errors = await ran(
-        {"ORCHESTRATOR_TOKEN": token}, "create", "p", "--id", "by-variable", "--json", *address
+    code, output, errors = await outcome_of(
+        "create", "p", "--id", "by-variable", "--json", *address, ORCHESTRATOR_TOKEN=token
     )
     assert code == 0, errors
     assert json.loads(output)["instance"]["tenant"] == "acme"
     held = tmp_path / "token"
     held.write_text(f"{token}\n")
-    code, output, errors = await ran({}, "get", "by-variable", "--json", *address, "--token-file", str(held))
+    code, output, errors = await outcome_of(
+        "get", "by-variable", "--json", *address, "--token-file", str(held)
+    )
     assert code == 0, errors
-    code, output, errors = await ran(
-        {"ORCHESTRATOR_TOKEN_FILE": str(held)}, "events", "by-variable", "--json", *address
+    code, output, errors = await outcome_of(
+        "events", "by-variable", "--json", *address, ORCHESTRATOR_TOKEN_FILE=str(held)
     )
     assert code == 0, errors
     assert json.loads(output.splitlines()[0])["actor"] == "ann"
-    used = (await ran({}, "token", "list", "--json", "--file", str(file)))[1]
+    used = (await outcome_of("token", "list", "--json", "--file", str(file)))[1]
     assert json.loads(used)["tokens"][0]["lastUsed"]
 
 
 async def test_run_uses_a_service_that_asks_for_tokens_through_rest(running: Process, token: str) -> None:
     variables = {"ORCHESTRATOR_TOKEN": token, "ORCHESTRATOR_GRPC_ADDRESS": running.grpc_address}
-    code, output, errors = await ran(variables, "run", "Say hello", "--max-subtasks", "1")
+    code, output, errors = await outcome_of("run", "Say hello", "--max-subtasks", "1", **variables)
     assert code == 0, errors
     assert output.strip()
     assert "/-/ui/#/instances/" in errors, "it was created over REST"
@@ -162,7 +147,7 @@ async def test_a_mistake_with_tokens_is_refused_in_one_line(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     file = tmp_path / "tokens.toml"
-    code, output, errors = await ran({}, "token", *arguments, "--file", str(file))
+    code, output, errors = await outcome_of("token", *arguments, "--file", str(file))
     assert (code, output) == (2, "")
     assert words in errors
     assert len(errors.splitlines()) == 1
@@ -170,6 +155,6 @@ async def test_a_mistake_with_tokens_is_refused_in_one_line(
 
 
 async def test_without_a_file_the_command_says_how_to_name_one() -> None:
-    code, _, errors = await ran({}, "token", "list")
+    code, _, errors = await outcome_of("token", "list")
     assert code == 2
     assert "ORCHESTRATOR_AUTH_TOKENS_FILE" in errors

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import grpc
 import pytest
 import trustme
-from support.process import COMMAND, environment
+from support.process import outcome_of
 from support.service import Service, service
 
 from orchestrator.client import Client, ServiceError, SyncClient, Tls
@@ -75,20 +75,6 @@ async def mutual(tmp_path: Path, server: Files) -> AsyncIterator[Service]:
     tls = CertificateFiles(server.certificate, server.key, server.ca, NAMES)
     async with service(tmp_path / "log.db", Scripted(subtasks=1), tls=tls) as started:
         yield started
-
-
-async def ran(*arguments: str) -> tuple[int, str, str]:
-    started = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        env=environment(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(started.communicate(), 100)
-    assert started.returncode is not None
-    return started.returncode, output.decode(), errors.decode()
 
 
 def shown_certificate(address: str) -> bytes:
@@ -170,9 +156,13 @@ async def test_with_mtls_a_client_needs_a_certificate_of_the_authority(
 
 
 async def test_commands_speak_tls_and_show_a_certificate(mutual: Service, client: Files) -> None:
-    code, output, errors = await ran("create", "p", "--id", "a", "--address", mutual.address, *client.options)
+    code, output, errors = await outcome_of(
+        "create", "p", "--id", "a", "--address", mutual.address, *client.options
+    )
     assert (code, output) == (0, "a\n"), errors
-    code, output, errors = await ran("get", "a", "--address", mutual.address, *client.options, "--json")
+    code, output, errors = await outcome_of(
+        "get", "a", "--address", mutual.address, *client.options, "--json"
+    )
     assert code == 0, errors
 
 
@@ -188,7 +178,7 @@ async def test_commands_speak_tls_and_show_a_certificate(mutual: Service, client
 async def test_a_command_says_what_is_wrong_with_tls(
     running: Service, options: list[str], words: str
 ) -> None:
-    code, output, errors = await ran("get", "a", "--address", running.address, *options)
+    code, output, errors = await outcome_of("get", "a", "--address", running.address, *options)
     assert code in (2, 3)
     assert output == ""
     assert words in errors
@@ -198,21 +188,21 @@ async def test_a_command_says_what_is_wrong_with_tls(
 async def test_a_command_without_the_certificate_that_is_asked_for_says_so(
     mutual: Service, client: Files
 ) -> None:
-    code, _, errors = await ran("get", "a", "--address", mutual.address, "--tls-ca", str(client.ca))
+    code, _, errors = await outcome_of("get", "a", "--address", mutual.address, "--tls-ca", str(client.ca))
     assert code == 3
     assert "give --tls-client-cert and --tls-client-key" in errors
 
 
 async def test_tls_with_a_service_without_it_is_a_clear_error(tmp_path: Path, client: Files) -> None:
     async with service(tmp_path / "log.db", Scripted()) as plain:
-        code, _, errors = await ran("get", "a", "--address", plain.address, "--tls-ca", str(client.ca))
+        code, _, errors = await outcome_of("get", "a", "--address", plain.address, "--tls-ca", str(client.ca))
     assert code == 3
     assert f"{plain.address} does not speak TLS: leave --tls-ca out" in errors
 
 
 async def test_a_token_is_not_sent_for_others_to_read(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("orc_secret")
-    code, _, errors = await ran(
+    code, _, errors = await outcome_of(
         "list", "--address", "192.0.2.1:50051", "--token-file", str(tmp_path / "token")
     )
     assert code == 2

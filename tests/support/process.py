@@ -107,6 +107,22 @@ async def run_command(service: Process, *arguments: str) -> str:
     return output.decode().strip()
 
 
+async def outcome_of(*arguments: str, folder: Path | None = None, **variables: str) -> tuple[int, str, str]:
+    """Run a command with these variables; return its exit code, and what it prints to stdout and stderr."""
+    run = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        cwd=folder,
+        env=environment(**variables),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(run.communicate(), 100)
+    assert run.returncode is not None
+    return run.returncode, output.decode(), errors.decode()
+
+
 def on_endpoint(url: str) -> dict[str, str]:
     """The variables that make the service use an OpenAI-compatible endpoint."""
     return {
