@@ -14,6 +14,9 @@ from support import misbehaviour
 from support.endpoint import ROLES, Answer, Call, Endpoint, WorkerGate, completion, cut, cut_amid, failing
 from support.process import Process, on_endpoint, process
 
+from orchestrator.auth import token_file, tokens
+from orchestrator.auth.caller import Role
+from orchestrator.auth.token_file import Token
 from orchestrator.client import Client
 from orchestrator.v1 import orchestrator_pb2 as pb
 from orchestrator.v1.instance_pb2 import STATE_COMPLETE, STATE_ERRORED, InstanceConfig
@@ -271,3 +274,30 @@ async def test_the_ready_line_stands_alone_on_stdout(tmp_path: Path) -> None:
     output, errors = await service.process.communicate()
     assert output == b""
     assert b" INFO service started version=" in errors
+
+
+async def test_lines_name_tenant_and_actor_and_hold_no_token(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    token = tokens.generate()
+    token_file.add(file, Token("ann", "acme", Role.ADMIN, tokens.digest(token), None, None))
+    async with (
+        Endpoint(subtasks=1) as endpoint,
+        process(
+            tmp_path,
+            ORCHESTRATOR_LOG_FORMAT="json",
+            ORCHESTRATOR_LOG_LEVEL="debug",
+            ORCHESTRATOR_AUTH_TOKENS_FILE=str(file),
+            **on_endpoint(endpoint.url),
+        ) as service,
+        grpc.aio.insecure_channel(service.grpc_address) as channel,
+    ):
+        stub, metadata = OrchestratorStub(channel), (("authorization", f"Bearer {token}"),)
+        await stub.CreateInstance(pb.CreateInstanceRequest(prompt=PROMPT, id="i1"), metadata=metadata)
+        await stub.WaitInstance(pb.WaitInstanceRequest(id="i1"), metadata=metadata)
+        await stub.DeleteInstance(pb.DeleteInstanceRequest(id="i1"), metadata=metadata)
+    assert token not in service.log
+    asked = [*entries(service, "instance created"), *entries(service, "instance deleted")]
+    assert len(asked) == 2
+    for entry in asked:
+        assert {"instance": "i1", "tenant": "acme", "actor": "ann"}.items() <= entry.items()
+    assert entries(service, "instance complete")[0]["tenant"] == "acme"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestrator.auth import tokens
 from orchestrator.errors import without_quotation
 from orchestrator.telemetry.logs import BackgroundHandler, LineFormatter
 
@@ -52,6 +53,13 @@ def test_no_line_holds_a_secret(style: str) -> None:
     line = formatter.format(record("sk-0123456789 short", cause="with sk-0123456789"))
     assert "sk-0123456789" not in line
     assert "short" in line
+
+
+def test_no_line_holds_a_token() -> None:
+    token = tokens.generate()
+    line = LineFormatter("json").format(record(f"what came was Bearer {token}", cause=f"'{token}'"))
+    assert json.loads(line)["message"] == "what came was Bearer ***"
+    assert json.loads(line)["cause"] == "'***'"
 
 
 @pytest.fixture

@@ -339,7 +339,10 @@ class _NotingHandler(logging.Handler):
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.note(f"{record.levelname.lower()}: {self.format(record)}")
+        from orchestrator.telemetry.logs import describe  # noqa: PLC0415  as in `_connect_or_start`
+
+        trace = f"\n{logging.Formatter().formatException(record.exc_info)}" if record.exc_info else ""
+        self._reporter.note(f"{record.levelname.lower()}: {describe(record)}{trace}")
 
 
 def with_quiet_log(settings: Settings) -> Settings:

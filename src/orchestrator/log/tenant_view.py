@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from orchestrator.core import create
 from orchestrator.core.create import NewInstance
-from orchestrator.core.identity import InstanceKey
+from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError
 from orchestrator.log import subscription
 from orchestrator.log.base import Creation, EventLog, Head, ListPage, Query
@@ -63,11 +63,12 @@ class TenantView:
         made = await self._log.check_creation(creation)
         return await self._states.load(made.ref.key) if made else None
 
-    async def delete(self, instance_id: str) -> None:
-        """Remove a finished instance; errors as of `head` and of EventLog."""
+    async def delete(self, instance_id: str) -> InstanceRef:
+        """Remove a finished instance and say which it was; errors as of `head` and of EventLog."""
         ref = (await self.head(instance_id)).ref
         await self._log.delete(ref)
         self._states.forget(ref)
+        return ref
 
     async def list(self, query: Query) -> ListPage:
         """List instances; see EventLog."""

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from orchestrator.core.identity import InstanceRef
 from orchestrator.core.instance import TERMINAL, Instance
 from orchestrator.engine.base import Engine
 from orchestrator.engine.live import LiveText, merge_live_text
+from orchestrator.engine.observer import instance_fields
 from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
 from orchestrator.log import subscription
@@ -38,6 +40,7 @@ from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 _METRICS: Final = "text/plain; version=0.0.4; charset=utf-8"
+_LOGGER: Final = logging.getLogger(__name__)
 T = TypeVar("T")
 SteeringRequest = (
     pb.PauseInstanceRequest
@@ -178,10 +181,12 @@ class OrchestratorService(FileMethods):
         return pb.ForkInstanceResponse(instance=self._view(await self._engine.create(new)))
 
     async def DeleteInstance(
-        self, request: pb.DeleteInstanceRequest, _: Context
+        self, request: pb.DeleteInstanceRequest, context: Context
     ) -> pb.DeleteInstanceResponse:
         """Remove a finished instance."""
-        await self._seen().delete(request.id)
+        ref = await self._seen().delete(request.id)
+        origin = origin_of(context)
+        _LOGGER.info("instance deleted", extra=instance_fields(ref, origin, actor=origin.actor))
         return pb.DeleteInstanceResponse()
 
     async def GetInstance(self, request: pb.GetInstanceRequest, _: Context) -> bytes:

@@ -7,6 +7,7 @@ A record's fields are what its `extra` holds under `fields`: `logger.info("insta
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -14,7 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from orchestrator.auth import tokens
+
 _MAX_WAITING_LINES: Final = 10_000
+_TOKEN: Final = re.compile(rf"{tokens.PREFIX}[0-9a-f]+")
 _GATHERING_S: Final = 0.05
 _FLUSH_S: Final = 2.0
 """How long the end of the service waits for lines that are not written yet."""
@@ -37,37 +41,41 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line, without its end."""
-        fields: Mapping[str, object] = getattr(record, "fields", {})
         trace = self.formatException(record.exc_info) if record.exc_info else ""
-        line = self._write_line(record, fields, trace)
+        line = self._write_line(record, trace)
         for secret in self._secrets:
             line = line.replace(secret, "***")
-        return line
+        return _TOKEN.sub("***", line) if tokens.PREFIX in line else line
 
 
-def _text_line(record: logging.LogRecord, fields: Mapping[str, object], trace: str) -> str:
+def describe(record: logging.LogRecord) -> str:
+    """Return a record's message and its fields, in one line of text."""
     message = record.getMessage()
     if not message.isprintable():
         message = json.dumps(message, ensure_ascii=False)[1:-1]
-    pairs = "".join(f" {name}={_text(value)}" for name, value in fields.items())
-    line = f"{_time(record.created)} {record.levelname} {message}{pairs}"
+    fields: Mapping[str, object] = getattr(record, "fields", {})
+    return message + "".join(f" {name}={_text(value)}" for name, value in fields.items())
+
+
+def _text_line(record: logging.LogRecord, trace: str) -> str:
+    line = f"{_time(record.created)} {record.levelname} {describe(record)}"
     return f"{line}\n{trace}" if trace else line
 
 
-def _json_line(record: logging.LogRecord, fields: Mapping[str, object], trace: str) -> str:
+def _json_line(record: logging.LogRecord, trace: str) -> str:
     entry = {
         "time": _time(record.created),
         "level": record.levelname.lower(),
         "logger": record.name,
         "message": record.getMessage(),
-        **fields,
+        **getattr(record, "fields", {}),
     }
     if trace:
         entry["exception"] = trace
     return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-_LINES: Final[Mapping[str, Callable[[logging.LogRecord, Mapping[str, object], str], str]]] = {
+_LINES: Final[Mapping[str, Callable[[logging.LogRecord, str], str]]] = {
     "text": _text_line,
     "json": _json_line,
 }
