@@ -165,6 +165,18 @@ async def test_a_file_that_changed_meanwhile_is_not_written_over(desk: Desk, rep
     assert (repository / EVENT).read_text() == edited(EVENT)
 
 
+async def test_a_file_that_the_result_leaves_alone_stays_as_it_is_unless_forced(
+    desk: Desk, repository: Path
+) -> None:
+    await desk.complete(repository)
+    await desk.run("files", "task", "--out", str(repository))
+    (repository / ".gitignore").write_text("edited by hand\n")
+    outcome = await desk.run("files", "task", "--out", str(repository))
+    assert "has all that the result changes: nothing was written" in outcome.err
+    await desk.run("files", "task", "--out", str(repository), "--force")
+    assert (repository / ".gitignore").read_text() == "secret.txt\n"
+
+
 async def test_a_follow_up_goes_on_with_the_result_and_its_files(desk: Desk, repository: Path) -> None:
     await desk.complete(repository)
     await desk.run("run", "Once more", "--continue", "tas", "--id", "next")

@@ -32,12 +32,15 @@ class ResultFiles:
     given: Mapping[str, str]
     """The SHA-256 of each file that was given, by path."""
 
-    def changes(self, folder: Path) -> Sequence[Change]:
-        """Compare with a folder. What the instance was given and left alone stays as it is there."""
+    def changes(self, folder: Path, *, with_untouched: bool = False) -> Sequence[Change]:
+        """Compare with a folder.
+
+        What the instance was given and left alone stays as it is there, unless `with_untouched`.
+        """
         wanted = {
             path: content
             for path, content in self.contents.items()
-            if path not in self.untouched or not (folder / path).exists()
+            if with_untouched or path not in self.untouched or not (folder / path).exists()
         }
         return target_folder.changes(folder, wanted, self.given)
 
@@ -66,7 +69,7 @@ def bring(files: ResultFiles, folder: Path, *, force: bool, diff_output: TextIO 
 
     With `diff_output` the diff is printed there before that, and a terminal asked whether to go on.
     """
-    found = files.changes(folder)
+    found = files.changes(folder, with_untouched=force)
     if diff_output:
         print_diff(found, diff_output)
         has_changes = any(change.kind != "same" for change in found)
@@ -75,7 +78,7 @@ def bring(files: ResultFiles, folder: Path, *, force: bool, diff_output: TextIO 
             return
     written = target_folder.write(folder, found, force=force)
     if not written:
-        typer.echo(f"{folder} has all of the result's files as they are: nothing was written", err=True)
+        typer.echo(f"{folder} has all that the result changes: nothing was written", err=True)
         return
     named = ", ".join(f"{change.path} ({change.kind})" for change in written[:_MAX_NAMED])
     more = f" and {len(written) - _MAX_NAMED} more" if len(written) > _MAX_NAMED else ""

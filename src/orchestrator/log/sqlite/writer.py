@@ -29,7 +29,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 MAX_ENTRIES_PER_COMMIT: Final = 1000
 RETRY_S: Final = 0.5
 """How long to wait before a failed commit is tried again."""
-ANSWER_S: Final = 0.7
+ANSWER_S: Final = 0.9
 """How long a client waits for one transaction: it is promised an answer within 1 s."""
 BUSY_S: Final = 0.25
 """How long a transaction waits for another program's lock before it is tried again."""
@@ -250,8 +250,18 @@ class SqliteWriter:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Notice where the storage takes longer for what is done here than clients wait."""
-        watchdog = asyncio.get_running_loop().call_later(ANSWER_S, self._on_stall)
+        """Notice where the storage takes longer for what is done here than clients wait.
+
+        The time is up in two halves: a process that itself did not run for a while first gets to see what the
+        storage has done meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+
+        def begin_second_half() -> None:
+            nonlocal watchdog
+            watchdog = loop.call_later(ANSWER_S / 2, self._on_stall)
+
+        watchdog = loop.call_later(ANSWER_S / 2, begin_second_half)
         try:
             yield
         finally:
