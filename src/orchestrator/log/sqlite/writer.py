@@ -256,16 +256,15 @@ class SqliteWriter:
         storage has done meanwhile.
         """
         loop = asyncio.get_running_loop()
-
-        def begin_second_half() -> None:
-            nonlocal watchdog
-            watchdog = loop.call_later(ANSWER_S / 2, self._on_stall)
-
-        watchdog = loop.call_later(ANSWER_S / 2, begin_second_half)
+        halves = [
+            loop.call_later(
+                ANSWER_S / 2, lambda: halves.append(loop.call_later(ANSWER_S / 2, self._on_stall))
+            )
+        ]
         try:
             yield
         finally:
-            watchdog.cancel()
+            halves[-1].cancel()
 
     async def _run(self) -> None:
         group: Sequence[Pending] = ()
