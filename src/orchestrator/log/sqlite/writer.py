@@ -256,11 +256,12 @@ class SqliteWriter:
         storage has done meanwhile.
         """
         loop = asyncio.get_running_loop()
-        halves = [
-            loop.call_later(
-                ANSWER_S / 2, lambda: halves.append(loop.call_later(ANSWER_S / 2, self._on_stall))
-            )
-        ]
+        halves: list[asyncio.TimerHandle] = []
+
+        def begin_second_half() -> None:
+            halves.append(loop.call_later(ANSWER_S / 2, self._on_stall))
+
+        halves.append(loop.call_later(ANSWER_S / 2, begin_second_half))
         try:
             yield
         finally:
