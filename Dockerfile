@@ -1,5 +1,5 @@
-# One image holds the service, Envoy and the embedded model. `docker run --network host IMAGE` runs all of it;
-# docker-compose.yml runs the service and Envoy as two containers of it.
+# One image holds the service, Envoy and the embedded model. `docker run --network host IMAGE` runs all of it on the
+# host's loopback; docker-compose.yml opens it to a network, with TLS and tokens.
 
 FROM python:3.11-slim AS build
 WORKDIR /build
@@ -20,11 +20,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/orchestrator orchestrator
 COPY --from=build /opt/orchestrator /opt/orchestrator
-# envoy.yaml names these files by paths relative to the working directory.
-WORKDIR /srv/orchestrator
-COPY --from=build /build/envoy.yaml ./
-COPY --from=build /build/src/orchestrator/v1/descriptors.binpb /build/src/orchestrator/v1/openapi.json src/orchestrator/v1/
-COPY --from=build /build/src/orchestrator/web src/orchestrator/web
+COPY deploy/first-start.sh /opt/orchestrator/bin/
+# Where an orchestrator.toml is looked for.
+WORKDIR /etc/orchestrator
 
 ENV PATH=/opt/orchestrator/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -32,6 +30,6 @@ ENV PATH=/opt/orchestrator/bin:$PATH \
 USER orchestrator
 # The event log. SQLite needs a local disk here, no network file system.
 VOLUME /var/lib/orchestrator
-# There is no EXPOSE: both listeners are on loopback, and a published port cannot reach loopback in a container.
+# There is no EXPOSE: by default both listeners are on loopback, which a published port does not reach.
 ENTRYPOINT ["orchestrator"]
 CMD ["up"]
