@@ -687,16 +687,12 @@ async def test_a_page_ends_early_when_its_events_are_large(log: EventLog) -> Non
 
 
 async def test_a_log_tells_its_size_and_how_many_instances_are_in_each_state(log: EventLog) -> None:
-    before = log.size_bytes()
-    for name in ("a", "b"):
-        await create(log, History(name))
-    await create(log, History("c").terminated())
+    for number in range(40):
+        await create(log, History(f"i{number}", instructions="y" * 30_000))
+    await create(log, History("ended").terminated())
     counts = {state: count for state, count in (await log.count_by_state()).items() if count}
-    assert counts == {
-        pb.STATE_QUEUED: 2,
-        pb.STATE_TERMINATED: 1,
-    }
-    assert log.size_bytes() > before
+    assert counts == {pb.STATE_QUEUED: 40, pb.STATE_TERMINATED: 1}
+    assert 1_200_000 < log.size_bytes() < 10_000_000
     assert log.is_writable
 
 
