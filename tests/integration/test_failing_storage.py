@@ -1,9 +1,11 @@
 """What clients are told, and what is paid for, while the storage takes no writes."""
 
 import asyncio
+import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,44 @@ def test_an_error_of_a_sync_is_no_proof_that_nothing_was_written() -> None:
     assert not is_certainly_not_committed(sync_failed())
     assert not is_certainly_not_committed(sqlite3.OperationalError("of no code"))
     assert is_certainly_not_committed(disk_full())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB; skip where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("lock", ["as it was left", "empty"])
+async def test_a_start_on_a_full_disk_serves_reads_and_goes_on_by_itself(small_disk: Path, lock: str) -> None:
+    path = small_disk / "log.db"
+    log = await SqliteEventLog.open(path)
+    await create(log, History("a"))
+    await log.aclose()
+    if lock == "empty":
+        (small_disk / "log.db.lock").write_bytes(b"")
+    filling = small_disk / "filling"
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    model = Model()
+    model.gate.set()
+    async with engine_on(path, model.provider) as (engine, log):
+        assert await ids(log) == ["a"]
+        assert (await load(log, "a")).state == pb.STATE_QUEUED
+        assert await reasons(asyncio.ensure_future(engine.create(new("b")))) == {"STORAGE_READ_ONLY"}
+        assert "free disk space" in log.obstacle
+        assert not model.calls
+        filling.unlink()
+        await until(lambda: not log.obstacle)
+        assert (await ended(log, "a", 20)).state == pb.STATE_COMPLETE
+        assert (await engine.create(new("b"))).ref.id == "b"
+    log = await SqliteEventLog.open(path)
+    assert await ids(log) == ["b", "a"]
+    await log.aclose()

@@ -72,6 +72,11 @@ def mend(error: sqlite3.Error | OSError, path: Path) -> str:
     return _BY_CODE.get(code & _PRIMARY, "see to its disk, of which the system's log may tell more")
 
 
+def is_full(error: sqlite3.Error, path: Path) -> bool:
+    """Return whether an error of the database at `path` comes of a full disk."""
+    return mend(error, path) == _FULL
+
+
 def _is_full(path: Path) -> bool:
     """Return whether the disk has no room left: SQLite calls some of what comes of that an I/O error."""
     try:

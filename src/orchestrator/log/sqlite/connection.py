@@ -63,6 +63,22 @@ async def connect(path: Path, *, make: bool = True, busy_s: float | None = None)
     return connection
 
 
+async def connect_frozen(path: Path) -> Connection:
+    """Open a file for reading that nobody writes and that has no WAL, making no file beside it.
+
+    Raise sqlite3.Error.
+    """
+    connect_here = partial(
+        sqlite3.connect,
+        f"{path.absolute().as_uri()}?mode=ro&immutable=1",
+        uri=True,
+        cached_statements=CACHED_STATEMENTS,
+    )
+    connection = Connection(connect_here, iter_chunk_size=64)
+    await connection
+    return connection
+
+
 async def connect_reader(path: Path) -> Connection:
     """Open a file for reading only; raise sqlite3.Error."""
     connection = await connect(path, make=False)

@@ -36,12 +36,12 @@ from orchestrator.log.base import (
     Row,
     no_catalogue,
 )
-from orchestrator.log.sqlite.connection import Statement, connect, connect_reader, fetch
+from orchestrator.log.sqlite.connection import Statement, connect, connect_frozen, connect_reader, fetch
 from orchestrator.log.sqlite.lock import DatabaseLock
-from orchestrator.log.sqlite.schema import migrate
+from orchestrator.log.sqlite.schema import is_up_to_date, migrate
 from orchestrator.log.sqlite.tables import find_duplicate
 from orchestrator.log.sqlite.writer import CommitCallback, SqliteWriter
-from orchestrator.log.storage_faults import mend
+from orchestrator.log.storage_faults import is_full, mend
 
 T = TypeVar("T")
 
@@ -133,7 +133,13 @@ class SqliteEventLog:
         return log
 
     async def _connect(self, setting: str) -> None:
-        writer = await connect(self._path)
+        try:
+            writer = await connect(self._path)
+        except sqlite3.Error as error:
+            if not (is_full(error, self._path) and _is_complete(self._path)):
+                raise
+            await self._connect_frozen(error)
+            return
         try:
             await migrate(writer, self._path, setting)
             self._reader = await connect_reader(self._path)
@@ -142,6 +148,26 @@ class SqliteEventLog:
         except BaseException:
             await writer.close()
             raise
+
+    async def _connect_frozen(self, error: sqlite3.Error) -> None:
+        """Serve reads where the disk has no room for the files that SQLite needs beside the database."""
+        reader = await connect_frozen(self._path)
+        try:
+            if not await is_up_to_date(reader):
+                raise error
+            self._reader = reader
+            self._scanner = await connect_frozen(self._path)
+            await self._writer.start(await connect_frozen(self._path), error, self._thaw)
+        except BaseException:
+            await reader.close()
+            raise
+
+    async def _thaw(self) -> None:
+        """Read what is written from now on."""
+        frozen = self._reader, self._scanner
+        self._reader, self._scanner = await connect_reader(self._path), await connect_reader(self._path)
+        for connection in frozen:
+            await connection.close()
 
     def create(self, batch: Sequence[Creation]) -> "asyncio.Future[Sequence[Created | Duplicate]]":
         """Queue creations; see EventLog."""
@@ -513,6 +539,12 @@ def _page_sql(condition: str, limit: str = "?3") -> str:
             )
         ) WHERE before < {PAGE_BYTES}
     """  # noqa: S608
+
+
+def _is_complete(path: Path) -> bool:
+    """Return whether all that was written is in the database itself: a log that was closed has no WAL."""
+    wal = Path(f"{path}-wal")
+    return path.exists() and not (wal.exists() and wal.stat().st_size)
 
 
 def _cannot_open(path: Path, error: sqlite3.Error | OSError, setting: str) -> StorageError:

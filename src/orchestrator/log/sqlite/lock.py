@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.errors import StorageError
@@ -33,8 +34,9 @@ class DatabaseLock:
                 f"database {database} is in use by another server (process {owner}): "
                 f"stop that server, or set {setting} to another path"
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # the lock is what counts; a full disk has no room for who holds it
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
         """Let another server have the database; a second time does nothing."""

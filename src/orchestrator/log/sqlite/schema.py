@@ -125,6 +125,12 @@ async def migrate(connection: aiosqlite.Connection, path: Path, setting: str) ->
     await connection.execute("PRAGMA foreign_keys = ON")
 
 
+async def is_up_to_date(connection: aiosqlite.Connection) -> bool:
+    """Return whether a database is ours and of the newest version."""
+    is_ours = await _pragma(connection, "application_id") == _APPLICATION_ID
+    return is_ours and await _pragma(connection, "user_version") == len(MIGRATIONS)
+
+
 def _event_time_s(data: bytes) -> float:
     """Return when a stored event happened, in seconds since the epoch."""
     (event,) = EventBatch.FromString(data).events

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -91,8 +91,16 @@ class SqliteWriter:
         """What clients wait for, by what is not durable yet."""
         self._on_storage_change: Callable[[str], None] = lambda _obstacle: None
 
-    async def start(self, connection: Connection) -> None:
-        """Take over a connection to a database that is up to date, and begin."""
+    async def start(
+        self,
+        connection: Connection,
+        fault: sqlite3.Error | None = None,
+        on_writable: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Take over a connection to a database that is up to date, and begin.
+
+        With a `fault` it is one that can only read; `on_writable` is called once there is another.
+        """
         self._tables = SqliteTables(connection)
         await self._tables.load_counters()
         await connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
@@ -100,7 +108,9 @@ class SqliteWriter:
             await self._tables.checkpoint()
         except sqlite3.Error as error:
             self._on_storage_error(error)
-        self._task = asyncio.create_task(self._run(), name="event log writer")
+        if fault:
+            self._on_storage_error(fault)
+        self._task = asyncio.create_task(self._run(on_writable), name="event log writer")
 
     @property
     def is_writable(self) -> bool:
@@ -267,11 +277,13 @@ class SqliteWriter:
         finally:
             halves[-1].cancel()
 
-    async def _run(self) -> None:
+    async def _run(self, on_writable: Callable[[], Awaitable[None]] | None) -> None:
         group: Sequence[Pending] = ()
         try:
             if self._storage_error:
                 await self._settle()
+                if on_writable:
+                    await on_writable()
                 self._on_storage_recovered()
             while not self._closing or self._queue:
                 while self._may_shrink and not self._queued.is_set():
