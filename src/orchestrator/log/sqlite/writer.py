@@ -31,6 +31,8 @@ RETRY_S: Final = 0.5
 """How long to wait before a failed commit is tried again."""
 ANSWER_S: Final = 0.9
 """How long a client waits for one transaction: it is promised an answer within 1 s."""
+_TICKS: Final = 9
+"""In how many steps that time is counted: a process that gets no time itself is not the storage's fault."""
 BUSY_S: Final = 0.25
 """How long a transaction waits for another program's lock before it is tried again."""
 CommitCallback = Callable[[int, float], None]
@@ -260,18 +262,20 @@ class SqliteWriter:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        """Notice where the storage takes longer for what is done here than clients wait.
+        """Notice where the storage takes longer for what is done here than clients wait."""
+        loop, tick_s = asyncio.get_running_loop(), ANSWER_S / _TICKS
+        ticks = 0
+        watchdog: asyncio.TimerHandle
 
-        The time is up in two halves: a process that itself did not run for a while first gets to see what the
-        storage has done meanwhile.
-        """
-        loop = asyncio.get_running_loop()
-        halves: list[asyncio.TimerHandle] = []
+        def tick() -> None:
+            nonlocal watchdog, ticks
+            ticks += 1
+            if ticks == _TICKS:
+                self._on_stall()
+            else:
+                watchdog = loop.call_later(tick_s, tick)
 
-        def begin_second_half() -> None:
-            halves.append(loop.call_later(ANSWER_S / 2, self._on_stall))
-
-        halves.append(loop.call_later(ANSWER_S / 2, begin_second_half))
+        watchdog = loop.call_later(tick_s, tick)
         try:
             yield
         finally:
