@@ -279,7 +279,7 @@ class SqliteWriter:
         try:
             yield
         finally:
-            halves[-1].cancel()
+            watchdog.cancel()
 
     async def _run(self, on_writable: Callable[[], Awaitable[None]] | None) -> None:
         group: Sequence[Pending] = ()
