@@ -39,6 +39,7 @@ from orchestrator.client.streams import (
     EventBatch,
     OnDisconnect,
     OutputDelta,
+    Unreadable,
 )
 from orchestrator.client.sync import SyncClient
 
@@ -56,4 +57,5 @@ __all__ = [
     "ServiceError",
     "SyncClient",
     "Tls",
+    "Unreadable",
 ]

@@ -191,13 +191,13 @@ class MemoryEventLog:
 
         return await self._enqueue(acquire)
 
-    async def delete(self, ref: InstanceRef) -> None:
+    async def delete(self, ref: InstanceRef, *, in_any_state: bool = False) -> None:
         """Remove a finished instance; see EventLog."""
-        await self._enqueue(lambda: self._delete(ref))
+        await self._enqueue(lambda: self._delete(ref, in_any_state=in_any_state))
 
-    def _delete(self, ref: InstanceRef) -> None:
+    def _delete(self, ref: InstanceRef, *, in_any_state: bool) -> None:
         stored = self._find(ref)
-        if stored.summary.state not in TERMINAL:
+        if stored.summary.state not in TERMINAL and not in_any_state:
             raise forbidden(ref.id, stored.summary.state, "delete")
         self._remove(stored)
         kept = [

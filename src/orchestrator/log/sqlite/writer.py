@@ -44,6 +44,7 @@ _FREED_PAGES: Final = 64
 @dataclass(slots=True, eq=False)
 class _Deletion(Pending):
     ref: InstanceRef
+    in_any_state: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -194,9 +195,9 @@ class SqliteWriter:
         epoch: int = await self._enqueue(_Lease(_future(), ref))
         return epoch
 
-    async def delete(self, ref: InstanceRef) -> None:
+    async def delete(self, ref: InstanceRef, *, in_any_state: bool) -> None:
         """Remove a finished instance; see EventLog."""
-        await self.answer(self._enqueue(_Deletion(_future(), ref)))
+        await self.answer(self._enqueue(_Deletion(_future(), ref, in_any_state)))
 
     async def store_catalogue(self, digest: str, data: bytes) -> None:
         """Keep a catalogue; see EventLog."""
@@ -324,8 +325,8 @@ class SqliteWriter:
 
     async def _write(self, group: Sequence[Pending]) -> None:
         match group[0]:
-            case _Deletion(ref=ref) as pending:
-                await self._commit_alone(pending, self._tables.remove(ref), ref)
+            case _Deletion(ref=ref, in_any_state=in_any_state) as pending:
+                await self._commit_alone(pending, self._tables.remove(ref, in_any_state=in_any_state), ref)
                 self._may_shrink = True
             case _Lease(ref=ref) as pending:
                 await self._commit_alone(pending, self._tables.acquire_lease(ref), ref)
