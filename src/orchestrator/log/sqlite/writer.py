@@ -118,7 +118,7 @@ class SqliteWriter:
     @property
     def is_writable(self) -> bool:
         """Whether the storage takes writes, as far as is known."""
-        return self._storage_error is None
+        return not self.obstacle
 
     @property
     def position(self) -> int:
