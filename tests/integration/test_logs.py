@@ -165,7 +165,10 @@ async def test_a_crash_is_told_at_the_next_start(tmp_path: Path) -> None:
             async with grpc.aio.insecure_channel(service.grpc_address) as channel:
                 request = pb.CreateInstanceRequest(prompt=PROMPT, id="i1")
                 await OrchestratorStub(channel).CreateInstance(request, metadata=METADATA)
-            await endpoint.wait_for_calls(2)
+            async with Client(service.grpc_address) as client:
+                async for event in client.stream_events("i1"):
+                    if event.HasField("subtask_started"):
+                        break
             await service.kill()
         gate.opened.set()
         async with process(tmp_path, **variables) as service, Client(service.grpc_address) as client:
