@@ -141,7 +141,11 @@ async def test_every_outcome_of_a_call_is_recorded_with_the_id_of_its_answer(
         answer = answer_body(make, text, is_cut=is_cut) | {"id": f"{name}-{call.attempt}"}
         if call.role == "planning" or call.attempt != 2:
             return answer
-        return answer_body(make, "") | {"id": f"{name}-2"}
+        stopped: dict[str, Any] = answer_body(make, "half") | {"id": f"{name}-2"}
+        (stopped["choices"][0] if make is chat else stopped).update(
+            {"finish_reason" if make is chat else "stop_reason": "error"}
+        )
+        return stopped
 
     policy = instance_pb2.RetryPolicy(max_attempts=2)
     policy.initial_delay.nanos = 1_000_000
