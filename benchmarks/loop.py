@@ -26,6 +26,7 @@ from unittest.mock import AsyncMock
 
 from retention import CONFIG, fill
 
+from orchestrator.auth.caller import ANYONE
 from orchestrator.core import config, decider, plan_text, references
 from orchestrator.core.create import NewInstance, new_instance
 from orchestrator.core.events import failed, started
@@ -59,6 +60,7 @@ from orchestrator.models.http.compression import Decompressor
 from orchestrator.models.http.endpoint import Call
 from orchestrator.models.http.thoughts import LARGEST_PIECE, AnswerText
 from orchestrator.offload import offload
+from orchestrator.rpc.requests import CALLER
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.v1 import instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
@@ -397,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kilobytes", type=int, default=1024)
     parser.add_argument("--instances", type=int, default=1000)
     parser.add_argument("--events", type=int, default=10_000)
+    CALLER.set(ANYONE)
     options = parser.parse_args(arguments)
     characters = options.kilobytes * 1024
     gc.set_threshold(20_000, 10, 100)  # as the service does
