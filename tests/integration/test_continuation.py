@@ -1,7 +1,7 @@
 """Answers longer than the token limit: continued part by part, whatever happens between two parts."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ TEXTS = {"planning": PLAN, "t1": LONG, "t2": "short", "synthesis": SYNTHESIS}
 class Cutting:
     """A model that writes so many characters of its text in a call, and goes on where it is shown to be."""
 
-    def __init__(self, *cut: str, characters: int = 500) -> None:
-        self.cut = cut or tuple(TEXTS)
+    def __init__(self, *cut: str, characters: int = 500, texts: Mapping[str, str] = TEXTS) -> None:
+        self.texts = texts
+        self.cut = cut or tuple(texts)
         self.characters = characters
         self.calls: list[tuple[str, int]] = []
         """Of each call the work, and how much of its text there was already."""
@@ -49,7 +50,7 @@ class Cutting:
         name = request.prompt.subtask_id or request.prompt.role
         so_far = [each.content for each in request.prompt.messages if each.role == "assistant"]
         start = len(so_far[0]) if so_far else 0
-        assert TEXTS[name].startswith("".join(so_far))
+        assert self.texts[name].startswith("".join(so_far))
         self.calls.append((name, start))
         self.prompts[name] = request.prompt.messages[1].content
         async with self.answered:
@@ -58,7 +59,7 @@ class Cutting:
             await self.gate.wait()
         if (answer := self.on_call(name, start)) is not None:
             return answer
-        again, rest = TEXTS[name][max(0, start - self.overlap) : start], TEXTS[name][start:]
+        again, rest = self.texts[name][max(0, start - self.overlap) : start], self.texts[name][start:]
         if name in self.cut and len(rest) > self.characters:
             return ModelReply(again + rest[: self.characters], 10, 100, Finish.CUT)
         return ModelReply(again + rest, 10, 50)
@@ -135,6 +136,18 @@ async def test_every_kind_of_answer_is_continued_in_the_same_attempt_until_it_is
     assert "".join(part.text for part in parts) == LONG[: 100 * len(parts)]
     assert all(part.usage.output_tokens == 100 for part in parts)
     assert {"planning_continued", "synthesis_continued"} <= set(kinds(recorded))
+
+
+async def test_a_merge_that_is_cut_off_is_continued_too(tmp_path: Path) -> None:
+    merged = "".join(f"Fact {number} of both outputs. " for number in range(60))
+    model = Cutting("merge-1", characters=900, texts={**TEXTS, "t2": LONG, "merge-1": merged})
+    instance, recorded = await run(tmp_path, model, max_input_characters=2500)
+    assert instance.state == instance_pb2.STATE_COMPLETE
+    outputs = {subtask.id: subtask.output for subtask in instance.subtasks}
+    assert outputs == {"t1": LONG, "t2": LONG, "merge-1": merged}
+    starts = [start for name, start in model.calls if name == "merge-1"]
+    assert starts == list(range(0, len(merged), 900))
+    assert {part.subtask_id for part in payloads(recorded, "subtask_continued")} == {"merge-1"}
 
 
 async def test_subtasks_begin_while_the_plan_is_still_being_continued(tmp_path: Path) -> None:
