@@ -118,7 +118,7 @@ class SqliteWriter:
     @property
     def is_writable(self) -> bool:
         """Whether the storage takes writes, as far as is known."""
-        return not self.obstacle
+        return self._storage_error is None
 
     @property
     def position(self) -> int:
