@@ -11,7 +11,6 @@ OrchestratorError
 │   ├── ResultFileNotFoundError   FILE_NOT_FOUND
 │   ├── AlreadyExistsError        INSTANCE_ALREADY_EXISTS, REQUEST_ID_REUSED
 │   ├── StateForbidsError         STATE_FORBIDS
-│   ├── UnreadableError           LOG_CORRUPT, EVENT_TOO_NEW
 │   ├── SequenceOutOfRangeError   SEQUENCE_OUT_OF_RANGE
 │   ├── QueueFullError            QUEUE_FULL
 │   ├── QuotaExceededError        QUOTA_EXCEEDED
@@ -137,25 +136,6 @@ class StateForbidsError(RequestError):
             f"instance {instance_id!r} is {state}: it cannot be asked to {action}{why}",
             metadata={"state": state, "action": action},
         )
-
-
-class UnreadableError(RequestError):
-    """What the log holds of one instance cannot be read; all others can.
-
-    `reason` is LOG_CORRUPT, or EVENT_TOO_NEW where a newer release has written it; `sequence` is that of the
-    first event that cannot be read.
-    """
-
-    def __init__(self, instance_id: str, sequence: int, why: str, *, is_too_new: bool = False) -> None:
-        mend = "restore a backup, or delete it"
-        if is_too_new:
-            mend = "use the release that wrote it, or a newer one"
-        super().__init__(
-            "EVENT_TOO_NEW" if is_too_new else "LOG_CORRUPT",
-            f"instance {instance_id!r} cannot be read from event {sequence} on: {why}; {mend}",
-            metadata={"id": instance_id, "sequence": str(sequence)},
-        )
-        self.sequence = sequence
 
 
 class SequenceOutOfRangeError(RequestError):

@@ -361,7 +361,6 @@ def _hidden_summary(all_rows: Sequence[Row], visible_rows: Sequence[Row]) -> str
 _STATE_STYLES: Final = {
     core.COMPLETE: "green",
     core.ERRORED: "red",
-    core.UNREADABLE: "red",
     core.TERMINATED: "yellow",
     core.PAUSED: "yellow",
     core.WAITING_FOR_PAUSE: "yellow",

@@ -264,7 +264,6 @@ _NEXT: Final = {
     core.COMPLETE: "result {}",
     core.ERRORED: "retry {}",
     core.TERMINATED: "retry {}",
-    core.UNREADABLE: "delete {}",
 }
 """The likely next command for an instance at rest."""
 

@@ -39,7 +39,6 @@ from orchestrator.client.streams import (
     EventBatch,
     OnDisconnect,
     OutputDelta,
-    Unreadable,
 )
 from orchestrator.client.sync import SyncClient
 
@@ -57,5 +56,4 @@ __all__ = [
     "ServiceError",
     "SyncClient",
     "Tls",
-    "Unreadable",
 ]

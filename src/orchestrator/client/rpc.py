@@ -22,7 +22,6 @@ from orchestrator.client.streams import (
     OnDisconnect,
     OutputDelta,
     ReconnectPolicy,
-    Unreadable,
     read_all,
     read_instance,
     read_resuming,
@@ -418,7 +417,7 @@ class Client:
         follow: bool = True,
         keep_trying_s: float = KEEP_TRYING_S,
         on_disconnect: OnDisconnect | None = None,
-    ) -> AsyncGenerator[EventBatch | Deletion | Unreadable, None]:
+    ) -> AsyncGenerator[EventBatch | Deletion, None]:
         """Give events as `stream_all_events` does, and between them the deletions of instances."""
         request = orchestrator_pb2.StreamAllEventsRequest(
             after_position=after_position,

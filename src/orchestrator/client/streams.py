@@ -25,7 +25,6 @@ Event: TypeAlias = event_pb2.Event
 OutputDelta: TypeAlias = orchestrator_pb2.OutputDelta
 EventBatch: TypeAlias = orchestrator_pb2.EventBatch
 Deletion: TypeAlias = orchestrator_pb2.Deletion
-Unreadable: TypeAlias = orchestrator_pb2.Unreadable
 
 OnDisconnect: TypeAlias = Callable[[ServiceError | None], None]
 """Called with the failure when a stream's connection is lost and at each failed try, None once back."""
@@ -129,11 +128,8 @@ async def read_instance(
 async def read_all(
     messages: AsyncGenerator[orchestrator_pb2.StreamAllEventsResponse, None],
     request: orchestrator_pb2.StreamAllEventsRequest,
-) -> AsyncGenerator[EventBatch | Deletion | Unreadable, None]:
-    """Give what happened to all instances: events, deletions, and what cannot be read.
-
-    The request's `after_position` moves on with them.
-    """
+) -> AsyncGenerator[EventBatch | Deletion, None]:
+    """Give the events and deletions of all instances; the request's `after_position` moves on with them."""
     async with contextlib.aclosing(messages):
         async for message in messages:
             match message.WhichOneof("kind"):
@@ -145,10 +141,6 @@ async def read_all(
                     check_position(message.deleted.position, request.after_position)
                     request.after_position = message.deleted.position
                     yield message.deleted
-                case "unreadable":
-                    check_position(message.unreadable.position, request.after_position - 1)
-                    request.after_position = message.unreadable.position
-                    yield message.unreadable
                 case "caught_up" if not request.follow:
                     return
                 case "heartbeat":  # so far everything was looked at, whether it has the labels or not

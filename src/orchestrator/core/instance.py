@@ -26,7 +26,6 @@ WAITING: Final = pb.STATE_WAITING
 COMPLETE: Final = pb.STATE_COMPLETE
 ERRORED: Final = pb.STATE_ERRORED
 TERMINATED: Final = pb.STATE_TERMINATED
-UNREADABLE: Final = pb.STATE_UNREADABLE
 TERMINAL: Final = frozenset({COMPLETE, ERRORED, TERMINATED})
 RESTING: Final = TERMINAL | {PAUSED, WAITING}
 """The states in which there is nothing to do until a client asks for something."""

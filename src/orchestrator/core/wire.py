@@ -67,7 +67,6 @@ STATUS: Final = {
     pb.STATE_COMPLETE: "complete",
     pb.STATE_ERRORED: "errored",
     pb.STATE_TERMINATED: "terminated",
-    pb.STATE_UNREADABLE: "unreadable",
 }
 """Each state's name in Cloudflare Workflows."""
 

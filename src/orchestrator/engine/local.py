@@ -32,7 +32,6 @@ from orchestrator.errors import (
     QuotaExceededError,
     RequestError,
     SettingsError,
-    UnreadableError,
     at_field,
 )
 from orchestrator.log.base import Created, Creation, Duplicate, EventLog
@@ -368,10 +367,7 @@ class LocalEngine:
             while self._loading.get(ref, True):
                 self._loading[ref] = False
                 loaded = await self.states.load(ref.key)
-        except UnreadableError as error:
-            _LOGGER.error("%s", error, extra=instance_fields(ref))  # noqa: TRY400  it says where it comes from
-            self._release_place(ref)
-        except Exception:  # whatever it is, it must not keep the others from going on
+        except Exception:  # one instance that cannot be read must not keep the others from going on
             _LOGGER.exception("instance cannot be taken up", extra=instance_fields(ref))
             self._release_place(ref)
         else:

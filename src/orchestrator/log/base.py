@@ -13,7 +13,7 @@ from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import Instance, State
 from orchestrator.core.summary import Summary
 from orchestrator.core.view import excerpt
-from orchestrator.errors import StorageError, UnavailableError, UnreadableError
+from orchestrator.errors import StorageError, UnavailableError
 from orchestrator.log.framing import encode_field, split_fields, tag
 from orchestrator.v1 import instance_pb2 as pb
 from orchestrator.v1.event_pb2 import Event
@@ -135,8 +135,6 @@ class Page:
     ordinals: Sequence[int]
     at_end: bool
     state: State = pb.STATE_UNSPECIFIED
-    fault: UnreadableError | None = None
-    """Why what lies behind the page cannot be read; None: it can, or nothing does."""
 
     def events(self) -> Sequence[Event]:
         """Decode the events."""
@@ -168,20 +166,12 @@ class Deletion(NamedTuple):
     position: int
 
 
-class Unreadable(NamedTuple):
-    """A marker in the place of what cannot be read of one instance, after what has the position before it."""
-
-    ref: InstanceRef
-    position: int
-    error: UnreadableError
-
-
 @dataclass(frozen=True, slots=True)
 class GlobalPage:
-    """What happened to all instances, in commit order: events, then what follows them that is no event."""
+    """What happened to all instances, in commit order: events, then the deletions that follow them."""
 
     events: Page
-    deletions: Sequence[Deletion | Unreadable]
+    deletions: Sequence[Deletion]
     cursor: int
     """Everything up to this position was looked at, whether it matched or not."""
 
@@ -225,12 +215,11 @@ class EventLog(Protocol):
         Raise InstanceNotFoundError, UnavailableError.
         """
 
-    async def delete(self, ref: InstanceRef, *, in_any_state: bool = False) -> None:
+    async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance and its events, and leave a tombstone in the global stream.
 
-        `in_any_state`: also one that is not finished, as where it cannot be read. Positions and incarnations
-        are never given again. Raise InstanceNotFoundError, StateForbidsError while it is not finished, and
-        UnavailableError.
+        Positions and incarnations are never given again. Raise InstanceNotFoundError, StateForbidsError while
+        it is not finished, and UnavailableError.
         """
 
     async def store_catalogue(self, digest: str, data: bytes) -> None:
@@ -264,10 +253,7 @@ class EventLog(Protocol):
         """Find the current incarnations that go by an id, one of each tenant that has one, by tenants."""
 
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
-        """Read events with a sequence over `after`; raise InstanceNotFoundError once it is deleted.
-
-        A page ends before what cannot be read, and says so.
-        """
+        """Read events with a sequence over `after`; raise InstanceNotFoundError once it is deleted."""
 
     async def read_all(
         self,

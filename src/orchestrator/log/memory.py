@@ -191,13 +191,13 @@ class MemoryEventLog:
 
         return await self._enqueue(acquire)
 
-    async def delete(self, ref: InstanceRef, *, in_any_state: bool = False) -> None:
+    async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
-        await self._enqueue(lambda: self._delete(ref, in_any_state=in_any_state))
+        await self._enqueue(lambda: self._delete(ref))
 
-    def _delete(self, ref: InstanceRef, *, in_any_state: bool) -> None:
+    def _delete(self, ref: InstanceRef) -> None:
         stored = self._find(ref)
-        if stored.summary.state not in TERMINAL and not in_any_state:
+        if stored.summary.state not in TERMINAL:
             raise forbidden(ref.id, stored.summary.state, "delete")
         self._remove(stored)
         kept = [

@@ -10,10 +10,9 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
-from orchestrator.core.instance import UNREADABLE, Failure, Instance
-from orchestrator.core.state import IllegalEventError, fold
+from orchestrator.core.instance import Instance
+from orchestrator.core.state import fold
 from orchestrator.core.workers import decode, encode
-from orchestrator.errors import StorageError, UnreadableError
 from orchestrator.log.base import EventLog, Head, Page
 from orchestrator.offload import offload
 from orchestrator.v1.instance_pb2 import Worker
@@ -46,53 +45,24 @@ class StateStore:
         """By digest: as many as the service's settings have had."""
 
     async def load(self, key: InstanceKey) -> Loaded:
-        """Give the instance that goes by a key now; raise InstanceNotFoundError, UnreadableError."""
+        """Give the instance that goes by a key now; raise InstanceNotFoundError."""
         return await self.at(await self._log.head(key))
 
     async def at(self, head: Head) -> Loaded:
-        """Give an instance as it is recorded, at least up to `head`.
-
-        Raise InstanceNotFoundError, UnreadableError.
-        """
+        """Give an instance as it is recorded, at least up to `head`; raise InstanceNotFoundError."""
         kept = self._kept.get(head.ref.incarnation)
+        instance = kept[0] if kept else Instance()
         if kept:
             self._kept.move_to_end(head.ref.incarnation)
-        instance, fault = await self._read_on(head, kept[0] if kept else Instance())
-        if fault:
-            raise fault
-        try:
-            instance = await self.resolve(instance)
-        except StorageError as error:
-            raise UnreadableError(head.ref.id, instance.last_sequence, str(error)) from None
-        self.keep(head.ref, instance)
-        return Loaded(head.ref, instance)
-
-    async def known(self, head: Head) -> Instance:
-        """Give what can be read of an instance that cannot be read whole, in the state that says so.
-
-        Raise InstanceNotFoundError.
-        """
-        instance, fault = Instance(), None
-        try:
-            instance, fault = await self._read_on(head, instance)
-        except UnreadableError as error:
-            fault = error
-        failure = Failure(fault.reason, str(fault)) if fault else None
-        return replace(instance, id=head.ref.id, state=UNREADABLE, error=failure)
-
-    async def _read_on(self, head: Head, instance: Instance) -> tuple[Instance, UnreadableError | None]:
         at_end = instance.last_sequence >= head.last_sequence
-        fault = None
-        while not (at_end or fault):
+        while not at_end:
             page = await self._log.read(head.ref, instance.last_sequence)
             is_large = len(page.data) > _LARGE_PAGE_BYTES
-            instance, fault = (
-                await offload(partial(_fold, head.ref.id, page, instance))
-                if is_large
-                else _fold(head.ref.id, page, instance)
-            )
+            instance = await offload(partial(_fold, page, instance)) if is_large else _fold(page, instance)
             at_end = page.at_end
-        return instance, fault
+        instance = await self.resolve(instance)
+        self.keep(head.ref, instance)
+        return Loaded(head.ref, instance)
 
     async def store_catalogue(self, workers: Sequence[Worker]) -> str:
         """Keep a catalogue in the log for the instances to come, and give the digest that names it.
@@ -137,19 +107,8 @@ class StateStore:
             self._characters -= kept[1]
 
 
-def _fold(instance_id: str, page: Page, instance: Instance) -> tuple[Instance, UnreadableError | None]:
-    """Fold a page; return the instance up to what cannot follow, and why, or why the page ends."""
-    events = page.events()
-    try:
-        return fold(events, instance), page.fault
-    except IllegalEventError:
-        pass
-    for event in events:
-        try:
-            instance = fold((event,), instance)
-        except IllegalEventError as error:
-            return instance, UnreadableError(instance_id, event.sequence, str(error))
-    return instance, page.fault
+def _fold(page: Page, instance: Instance) -> Instance:
+    return fold(page.events(), instance)
 
 
 def _characters(instance: Instance) -> int:

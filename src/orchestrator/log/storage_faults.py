@@ -60,11 +60,6 @@ def is_certainly_not_committed(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY in _NOT_COMMITTED
 
 
-def is_corruption(error: sqlite3.Error) -> bool:
-    """Return whether SQLite has found a part of the file damaged; others may be whole."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY == sqlite3.SQLITE_CORRUPT
-
-
 def mend(error: sqlite3.Error | OSError, path: Path) -> str:
     """Return what a person does about an error of the database at `path`."""
     if isinstance(error, OSError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from orchestrator.core.identity import InstanceKey
 from orchestrator.core.instance import TERMINAL, State
 from orchestrator.errors import InstanceNotFoundError, SequenceOutOfRangeError
-from orchestrator.log.base import Deletion, EventLog, Head, Page, Unreadable
+from orchestrator.log.base import Deletion, EventLog, Head, Page
 from orchestrator.log.states import Loaded, StateStore
 
 
@@ -38,7 +38,7 @@ class End:
 
 
 Step = Page | CaughtUp | Idle | End
-GlobalStep = Page | Deletion | Unreadable | CaughtUp | Idle
+GlobalStep = Page | Deletion | CaughtUp | Idle
 
 
 async def follow(
@@ -48,8 +48,7 @@ async def follow(
 
     With `live` false it stops at CaughtUp or End. An Idle comes whenever `idle_s` seconds pass without
     anything else. Raise SequenceOutOfRangeError when `after` is past `head`'s last sequence,
-    InstanceNotFoundError once the instance is deleted, UnreadableError where an event cannot be read or is
-    missing, and UnavailableError when the service stops.
+    InstanceNotFoundError once the instance is deleted, and UnavailableError when the service stops.
     """
     if not 0 <= after <= head.last_sequence:
         raise SequenceOutOfRangeError("after_sequence", after, head.last_sequence)
@@ -62,8 +61,6 @@ async def follow(
             if page.ordinals:
                 last = page.ordinals[-1]
                 yield page
-            if page.fault:
-                raise page.fault
             if not page.at_end:
                 continue
             if page.state in TERMINAL:
@@ -105,8 +102,8 @@ async def follow_all(
             last = page.cursor
             if page.events.ordinals:
                 yield page.events
-            for other in page.deletions:
-                yield other
+            for deletion in page.deletions:
+                yield deletion
             if page.events.ordinals or page.deletions:
                 yield_time_s = now_s()
             if not page.events.at_end:
@@ -129,7 +126,6 @@ async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, time
     It is the incarnation that the key has at first: raise InstanceNotFoundError once that is deleted.
     """
     head = await log.head(key)
-    await states.at(head)  # what cannot be read is not waited for
     with log.notifier.watch(head.ref) as woken:
         try:
             async with asyncio.timeout(timeout_s):

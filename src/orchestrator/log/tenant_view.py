@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from orchestrator.core import create
 from orchestrator.core.create import NewInstance
 from orchestrator.core.identity import InstanceKey, InstanceRef
-from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, UnreadableError
+from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError
 from orchestrator.log import subscription
 from orchestrator.log.base import Creation, EventLog, Head, ListPage, Query
 from orchestrator.log.states import Loaded, StateStore
@@ -57,13 +57,6 @@ class TenantView:
         """Load an instance that was found here; see StateStore."""
         return await self._states.at(head)
 
-    async def known(self, head: Head) -> Loaded:
-        """Load what can be read of an instance that was found here; see StateStore."""
-        try:
-            return await self._states.at(head)
-        except UnreadableError:
-            return Loaded(head.ref, await self._states.known(head))
-
     async def created_before(self, new: NewInstance) -> Loaded | None:
         """Load the instance that the same request has created; raise AlreadyExistsError as `create` would."""
         creation = Creation(InstanceKey(self.tenant, new.id), (), new.identity)
@@ -71,19 +64,11 @@ class TenantView:
         return await self._states.load(made.ref.key) if made else None
 
     async def delete(self, instance_id: str) -> InstanceRef:
-        """Remove an instance that is finished or cannot be read, and say which it was.
-
-        Errors as of `head` and of EventLog.
-        """
-        head = await self.head(instance_id)
-        try:
-            await self._states.at(head)
-        except UnreadableError:
-            await self._log.delete(head.ref, in_any_state=True)
-        else:
-            await self._log.delete(head.ref)
-        self._states.forget(head.ref)
-        return head.ref
+        """Remove a finished instance and say which it was; errors as of `head` and of EventLog."""
+        ref = (await self.head(instance_id)).ref
+        await self._log.delete(ref)
+        self._states.forget(ref)
+        return ref
 
     async def list(self, query: Query) -> ListPage:
         """List instances; see EventLog."""

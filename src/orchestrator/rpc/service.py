@@ -25,7 +25,7 @@ from orchestrator.engine.observer import instance_fields
 from orchestrator.engine.steering import Action
 from orchestrator.errors import InstanceNotFoundError, InvalidArgumentError, at_field
 from orchestrator.log import subscription
-from orchestrator.log.base import Deletion, EventLog, Head, ListPage, Page, Query, Unreadable
+from orchestrator.log.base import Deletion, EventLog, Head, ListPage, Page, Query
 from orchestrator.log.framing import encode_field, tag
 from orchestrator.log.states import Loaded
 from orchestrator.log.subscription import GlobalStep, Step
@@ -183,7 +183,7 @@ class OrchestratorService(FileMethods):
     async def DeleteInstance(
         self, request: pb.DeleteInstanceRequest, context: Context
     ) -> pb.DeleteInstanceResponse:
-        """Remove an instance that is finished, or cannot be read."""
+        """Remove a finished instance."""
         ref = await self._seen().delete(request.id)
         origin = origin_of(context)
         _LOGGER.info("instance deleted", extra=instance_fields(ref, origin, actor=origin.actor))
@@ -255,7 +255,7 @@ class OrchestratorService(FileMethods):
         await context.send_initial_metadata(((_LAST_POSITION, str(position)),))
         found = await self._find(
             Query(
-                states=_states(request.states),
+                states=sorted(set(request.states)),
                 labels=labels,
                 id_prefix=request.id_prefix,
                 before=before,
@@ -290,7 +290,7 @@ class OrchestratorService(FileMethods):
     async def _shown(self, head: Head) -> bytes:
         """Return an instance that is at work, in VIEW_BASIC; empty: it was deleted since it was found."""
         try:
-            loaded = await self._seen().known(head)
+            loaded = await self._seen().at(head)
         except InstanceNotFoundError:
             return b""
         return self._view(loaded, in_list=True).SerializeToString()
@@ -416,8 +416,6 @@ class OrchestratorService(FileMethods):
                     yield pb.StreamAllEventsResponse(
                         deleted=pb.Deletion(instance_id=ref.id, position=position)
                     )
-                case Unreadable():
-                    yield pb.StreamAllEventsResponse(unreadable=_unreadable(step))
                 case subscription.CaughtUp(last):
                     yield pb.StreamAllEventsResponse(caught_up=pb.CaughtUp(sequence=last))
                 case subscription.Idle(last):
@@ -466,8 +464,6 @@ def _sse_frames(step: Step | GlobalStep | LiveText) -> bytes:
             return b"".join(map(sse.event_frame, step.events(), step.ordinals))
         case Deletion(ref, position):
             return sse.deletion_frame(pb.Deletion(instance_id=ref.id, position=position))
-        case Unreadable():
-            return sse.unreadable_frame(_unreadable(step))
         case subscription.CaughtUp() | subscription.Idle():
             return sse.heartbeat_line()
         case subscription.End(state, last):
@@ -490,29 +486,6 @@ _TENANT_TAG: Final = tag(instance_pb2.Instance, "tenant")
 _BATCH_TAG: Final = tag(pb.StreamEventsResponse, "batch")
 _INSTANCES_TAG: Final = tag(pb.ListInstancesResponse, "instances")
 _ALL_BATCH_TAG: Final = tag(pb.StreamAllEventsResponse, "batch")
-
-
-def _unreadable(marker: Unreadable) -> pb.Unreadable:
-    error = marker.error
-    return pb.Unreadable(
-        instance_id=marker.ref.id,
-        position=marker.position,
-        sequence=error.sequence,
-        reason=error.reason,
-        message=str(error),
-    )
-
-
-def _states(states: Sequence[int]) -> Sequence["instance_pb2.State.ValueType"]:
-    """Give each state that is asked for once; raise InvalidArgumentError for what cannot be asked for."""
-    most = limits.of(pb.ListInstancesRequest, "states").max_items
-    if len(states) > most:
-        raise InvalidArgumentError(
-            "CONFIG_INVALID", f"{len(states)} states are asked for: ask for {most} at most", field="states"
-        )
-    if unknown := set(states) - set(instance_pb2.State.values()):
-        raise InvalidArgumentError("CONFIG_INVALID", f"{min(unknown)} is no state", field="states")
-    return sorted({instance_pb2.State.ValueType(state) for state in states})
 
 
 def _labels(texts: Sequence[str]) -> Sequence[tuple[str, str]]:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from orchestrator.errors import InvalidArgumentError
 from orchestrator.v1.event_pb2 import Event
-from orchestrator.v1.orchestrator_pb2 import Deletion, OutputDelta, StreamEnd, Unreadable
+from orchestrator.v1.orchestrator_pb2 import Deletion, OutputDelta, StreamEnd
 
 CONTENT_TYPE: Final = "text/event-stream"
 """The first HttpBody's content type."""
@@ -44,11 +44,6 @@ def delta_frame(delta: OutputDelta) -> bytes:
 def deletion_frame(deletion: Deletion) -> bytes:
     """Frame a deletion, in the stream of all instances; its id is its position."""
     return f"id: {deletion.position}\nevent: deleted\ndata: {_json(deletion)}\n\n".encode()
-
-
-def unreadable_frame(unreadable: Unreadable) -> bytes:
-    """Frame what cannot be read, in the stream of all instances; its id is its position."""
-    return f"id: {unreadable.position}\nevent: unreadable\ndata: {_json(unreadable)}\n\n".encode()
 
 
 def end_frame(end: StreamEnd) -> bytes:

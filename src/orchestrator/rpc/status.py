@@ -19,7 +19,6 @@ _CODES: Final = {
     errors.ResultFileNotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.StateForbidsError: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.UnreadableError: grpc.StatusCode.DATA_LOSS,
     errors.SequenceOutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
     errors.SequenceMismatchError: grpc.StatusCode.ABORTED,
     errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -14,7 +14,6 @@ export const STATES = {
   STATE_COMPLETE: { name: 'Complete', tone: 'good' },
   STATE_ERRORED: { name: 'Errored', tone: 'bad' },
   STATE_TERMINATED: { name: 'Terminated', tone: 'idle' },
-  STATE_UNREADABLE: { name: 'Unreadable', tone: 'bad' },
 };
 
 /** `820 ms`, `3.2 s`, `1 min 12 s`, `2 h 5 min`. */

@@ -12,13 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 import aiosqlite
 
 from orchestrator.core.identity import InstanceKey, InstanceRef
 from orchestrator.core.instance import TERMINAL, State
-from orchestrator.errors import InstanceNotFoundError, StorageError, UnreadableError
+from orchestrator.errors import InstanceNotFoundError, StorageError
 from orchestrator.log.base import (
     PAGE_BYTES,
     PAGE_EVENTS,
@@ -34,16 +34,14 @@ from orchestrator.log.base import (
     Page,
     Query,
     Row,
-    Unreadable,
     no_catalogue,
 )
-from orchestrator.log.integrity import StoredEvent, check, find_unreadable, missing
 from orchestrator.log.sqlite.connection import Statement, connect, connect_frozen, connect_reader, fetch
 from orchestrator.log.sqlite.lock import DatabaseLock
 from orchestrator.log.sqlite.schema import is_up_to_date, migrate
 from orchestrator.log.sqlite.tables import find_duplicate
 from orchestrator.log.sqlite.writer import CommitCallback, SqliteWriter
-from orchestrator.log.storage_faults import is_corruption, is_full, mend
+from orchestrator.log.storage_faults import is_full, mend
 
 T = TypeVar("T")
 
@@ -66,16 +64,7 @@ _GLOBAL_PAGE_SQL: Final = f"""
     ), matching AS MATERIALIZED (
         SELECT position, instance, tenant, id FROM scanned WHERE {{condition}} ORDER BY position LIMIT ?3 + 1
     )
-    SELECT scan.count, scan.end, scan.matching, page.position, page.instance, page.tenant, page.id,
-        event.sequence, event.data, owner.tenant, owner.id,
-        event.sequence > 1 AND NOT EXISTS (
-            SELECT 1 FROM event AS other
-            WHERE other.instance = event.instance AND other.sequence = event.sequence - 1
-        ),
-        event.sequence < owner.last_sequence AND NOT EXISTS (
-            SELECT 1 FROM event AS other
-            WHERE other.instance = event.instance AND other.sequence > event.sequence
-        )
+    SELECT scan.count, scan.end, scan.matching, page.position, page.instance, page.tenant, page.id, event.data
     FROM (
         SELECT count(*) AS count, max(position) AS end, (SELECT count(*) FROM matching) AS matching
         FROM scanned
@@ -86,7 +75,6 @@ _GLOBAL_PAGE_SQL: Final = f"""
         LIMIT ?3
     ) AS page ON coalesce(before, 0) < {PAGE_BYTES}
     LEFT JOIN event ON event.position = page.position
-    LEFT JOIN instance AS owner ON owner.key = event.instance
     ORDER BY page.position
 """  # noqa: S608
 """What happened after a position: of a bounded number of positions those that match, as far as a page holds.
@@ -197,9 +185,9 @@ class SqliteEventLog:
         """Begin a new epoch; see EventLog."""
         return await self._writer.acquire_lease(ref)
 
-    async def delete(self, ref: InstanceRef, *, in_any_state: bool = False) -> None:
+    async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
-        await self._writer.delete(ref, in_any_state=in_any_state)
+        await self._writer.delete(ref)
 
     async def store_catalogue(self, digest: str, data: bytes) -> None:
         """Keep a catalogue, without writing where it is kept already; see EventLog."""
@@ -294,12 +282,10 @@ class SqliteEventLog:
 
     async def read(self, ref: InstanceRef, after: int, limit: int = PAGE_EVENTS) -> Page:
         """Read a page of one instance; see EventLog."""
-        rows = await self._fetch_of(
-            ref,
-            after,
+        rows = await fetch(
+            self._reader,
             f"""
-            SELECT instance.state, instance.last_sequence,
-                page.total, page.position, page.sequence, event.data
+            SELECT instance.state, page.total, page.position, page.sequence, event.data
             FROM instance
             LEFT JOIN ({_page_sql("instance = ?1 AND sequence > ?2")}) AS page ON true
             LEFT JOIN event ON event.position = page.position
@@ -309,18 +295,10 @@ class SqliteEventLog:
         )
         if not rows:
             raise InstanceNotFoundError(ref.id)
-        if rows[-1][3] is not None:
-            self._forget_heads_before(rows[-1][3])
-        return _page(rows, ref, after, limit)
-
-    async def _fetch_of(self, ref: InstanceRef, after: int, *query: Any) -> Sequence[sqlite3.Row]:
-        """Fetch rows of one instance; raise UnreadableError where the file's pages with them are damaged."""
-        try:
-            return await fetch(self._reader, *query)
-        except sqlite3.DatabaseError as error:
-            if is_corruption(error):
-                raise UnreadableError(ref.id, after + 1, f"{error}") from None
-            raise
+        if rows[0][1] is None:
+            return Page(b"", (), at_end=True, state=rows[0][0])
+        self._forget_heads_before(rows[-1][2])
+        return _page(rows, limit)
 
     async def read_all(
         self,
@@ -483,23 +461,7 @@ class _Found(NamedTuple):
     tenant: str | None
     """None: it is an event, and there is no id."""
     id: str
-    sequence: int
     data: bytes
-    owner_tenant: str
-    owner_id: str
-    """Of the instance whose event it is."""
-    is_after_gap: bool
-    """Whether the instance's event before it is missing."""
-    is_before_gap: bool
-    """Whether all that follows of the instance is missing, though there was more."""
-
-    @property
-    def stored(self) -> StoredEvent:
-        return StoredEvent(self.owner_id, self.sequence, self.data)
-
-    def marker(self, error: UnreadableError) -> Unreadable:
-        ref = InstanceRef(InstanceKey(self.owner_tenant, self.owner_id), self.incarnation)
-        return Unreadable(ref, self.position, error)
 
 
 def _filters(
@@ -527,59 +489,38 @@ def _filters(
 
 
 def _global_page(rows: Sequence[sqlite3.Row], after: int, scannable: int) -> GlobalPage:
-    """Build a page of what was found; it ends before an event that follows what is no event."""
+    """Build a page of what was found; it ends before an event that follows a deletion."""
     scanned, end, matching = rows[0][:3]
     found = [_Found(*row[3:]) for row in rows if row[3] is not None]
-    all_readable = not find_unreadable([row.stored for row in found if row.tenant is None])
-    events: list[_Found] = []
-    others: list[Deletion | Unreadable] = []
-    last, count = after, 0
-    for row in found:
-        if row.tenant is not None:
-            ref = InstanceRef(InstanceKey(row.tenant, row.id), row.incarnation)
-            others.append(Deletion(ref, row.position))
-        elif error := _fault(row, is_readable=all_readable):
-            others.append(row.marker(error))
-        elif others:
+    events = list(takewhile(lambda row: row.tenant is None, found))
+    deletions = []
+    for row in found[len(events) :]:
+        if row.tenant is None:
             break
-        else:
-            events.append(row)
-        if row.is_before_gap:
-            others.append(row.marker(missing(row.owner_id, row.sequence + 1)))
-        last, count = row.position, count + 1
-    is_whole = count == matching
+        deletions.append(
+            Deletion(InstanceRef(InstanceKey(row.tenant, row.id), row.incarnation), row.position)
+        )
+    is_whole = len(events) + len(deletions) == matching
     page = Page(
         data=b"".join([row.data for row in events]),
         ordinals=[row.position for row in events],
         at_end=is_whole and scanned < scannable,
     )
-    return GlobalPage(page, others, (end or after) if is_whole else last)
+    last = deletions[-1].position if deletions else after
+    if is_whole:
+        last = end or after
+    elif not deletions:
+        last = events[-1].position
+    return GlobalPage(page, deletions, last)
 
 
-def _fault(row: _Found, *, is_readable: bool) -> UnreadableError | None:
-    if row.is_after_gap:
-        return missing(row.owner_id, row.sequence - 1)
-    return None if is_readable else check(row.stored)
-
-
-def _page(rows: Sequence[sqlite3.Row], ref: InstanceRef, after: int, limit: int) -> Page:
-    state, last_sequence, total = rows[0][:3]
-    found = [StoredEvent(ref.id, sequence, data) for *_, sequence, data in rows if sequence is not None]
-    at_end = not found or len(rows) == total < limit
-    fault = None
-    dense = list(takewhile(lambda row: row[0] == row[1].sequence, enumerate(found, after + 1)))
-    if len(dense) < len(found) or (at_end and after + len(found) < last_sequence):
-        fault = missing(ref.id, after + len(dense) + 1)
-        del found[len(dense) :]
-    if unreadable := find_unreadable(found):
-        place, fault = unreadable
-        del found[place:]
+def _page(rows: Sequence[sqlite3.Row], limit: int) -> Page:
+    state, total = rows[0][:2]
     return Page(
-        data=b"".join([row.data for row in found]),
-        ordinals=[row.sequence for row in found],
-        at_end=at_end and not fault,
+        data=b"".join([row[4] for row in rows]),
+        ordinals=[row[3] for row in rows],
+        at_end=len(rows) == total < limit,
         state=state,
-        fault=fault,
     )
 
 

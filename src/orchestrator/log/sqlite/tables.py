@@ -339,7 +339,7 @@ class SqliteTables:
             [("INSERT INTO catalogue (digest, data) VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, data))]
         )
 
-    async def remove(self, ref: InstanceRef, *, in_any_state: bool) -> None:
+    async def remove(self, ref: InstanceRef) -> None:
         """Commit that a finished instance is gone; raise InstanceNotFoundError, StateForbidsError."""
         key = ref.incarnation
         rows = await fetch(
@@ -351,7 +351,7 @@ class SqliteTables:
         if not rows:
             raise InstanceNotFoundError(ref.id)
         state, labels = rows[0]
-        if state not in TERMINAL and not in_any_state:
+        if state not in TERMINAL:
             raise forbidden(ref.id, state, "delete")
         await self.connection.write(
             [

@@ -44,7 +44,6 @@ _FREED_PAGES: Final = 64
 @dataclass(slots=True, eq=False)
 class _Deletion(Pending):
     ref: InstanceRef
-    in_any_state: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -195,9 +194,9 @@ class SqliteWriter:
         epoch: int = await self._enqueue(_Lease(_future(), ref))
         return epoch
 
-    async def delete(self, ref: InstanceRef, *, in_any_state: bool) -> None:
+    async def delete(self, ref: InstanceRef) -> None:
         """Remove a finished instance; see EventLog."""
-        await self.answer(self._enqueue(_Deletion(_future(), ref, in_any_state)))
+        await self.answer(self._enqueue(_Deletion(_future(), ref)))
 
     async def store_catalogue(self, digest: str, data: bytes) -> None:
         """Keep a catalogue; see EventLog."""
@@ -325,8 +324,8 @@ class SqliteWriter:
 
     async def _write(self, group: Sequence[Pending]) -> None:
         match group[0]:
-            case _Deletion(ref=ref, in_any_state=in_any_state) as pending:
-                await self._commit_alone(pending, self._tables.remove(ref, in_any_state=in_any_state), ref)
+            case _Deletion(ref=ref) as pending:
+                await self._commit_alone(pending, self._tables.remove(ref), ref)
                 self._may_shrink = True
             case _Lease(ref=ref) as pending:
                 await self._commit_alone(pending, self._tables.acquire_lease(ref), ref)
