@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.models.http import json_body
@@ -31,7 +31,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_steps")
 @given(VALUES, st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), st.booleans())
 def test_it_says_what_the_standard_library_reads(value: Any, encoding: str, ascii_only: bool) -> None:
-    data = json.dumps(value, ensure_ascii=ascii_only).encode(encoding, "surrogatepass")
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    assume(not any("\ud800" <= character <= "\udfff" for character in text))  # which no encoding has
+    data = text.encode(encoding)
     assert loads(data) == json.loads(data)
 
 
