@@ -118,9 +118,11 @@ def _unescape(pieces: list[str]) -> str:
     half = ""
     for piece in pieces:
         part = half + json.loads(f'"{piece}"')
-        if half and _SECOND_HALF[0] <= part[1:2] <= _SECOND_HALF[1]:
+        # Two escapes make one character. Halves that are written as they are stay two, as for `json.loads`.
+        if half and piece.startswith("\\") and _SECOND_HALF[0] <= part[1:2] <= _SECOND_HALF[1]:
             part = part[:2].encode("utf-16-le", "surrogatepass").decode("utf-16-le") + part[2:]
-        half = part[-1:] if _FIRST_HALF[0] <= part[-1:] <= _FIRST_HALF[1] else ""
+        is_half = _FIRST_HALF[0] <= part[-1:] <= _FIRST_HALF[1]
+        half = part[-1:] if is_half and not piece.endswith(part[-1:]) else ""
         parts.append(part[: len(part) - len(half)])
     return "".join((*parts, half))
 
