@@ -13,6 +13,7 @@ from orchestrator.core.instance import TERMINAL, State
 from orchestrator.errors import InstanceNotFoundError, SequenceOutOfRangeError
 from orchestrator.log.base import Deletion, EventLog, Head, Page
 from orchestrator.log.states import Loaded, StateStore
+from orchestrator.waiting import is_set_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ async def follow(
                 yield CaughtUp(last)
             if not live:
                 return
-            while not await _is_set_within(woken, idle_s):
+            while not await is_set_within(woken, idle_s):
                 yield Idle(last)
 
 
@@ -116,7 +117,7 @@ async def follow_all(
                 yield CaughtUp(last)
             if not live:
                 return
-            while not await _is_set_within(woken, idle_s):
+            while not await is_set_within(woken, idle_s):
                 yield Idle(last)
 
 
@@ -141,11 +142,3 @@ async def wait_for_end(log: EventLog, states: StateStore, key: InstanceKey, time
     if loaded.ref != head.ref:
         raise InstanceNotFoundError(key.id)
     return loaded
-
-
-async def _is_set_within(woken: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await woken.wait()
-    except TimeoutError:
-        return False

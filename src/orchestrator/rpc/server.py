@@ -1,5 +1,6 @@
 """The gRPC server: binds the service's methods, answers health and reflection, drains before it stops."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -20,6 +21,7 @@ from orchestrator.log.base import CommitNotifier
 from orchestrator.rpc import sizes, status
 from orchestrator.rpc.access import AccessInterceptor
 from orchestrator.rpc.credentials import renewed_credentials
+from orchestrator.rpc.drain import Drain
 from orchestrator.rpc.requests import Context
 from orchestrator.rpc.service import OrchestratorService
 from orchestrator.settings import PREFIX
@@ -32,6 +34,8 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
 
 _GRPC: Final = f"{PREFIX}GRPC_ADDRESS"
 _MOST_METADATA_BYTES: Final = 128 * 1024
+_LAST_GRACE_S: Final = 0.5
+"""How long calls that have ended may take to reach their clients."""
 _OPTIONS: Final = (
     # On by default: two servers would share one port without a word.
     ("grpc.so_reuseport", 0),
@@ -68,7 +72,8 @@ async def serving(
     free_port(address, _GRPC)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_noteworthy)
     server = grpc.aio.server(interceptors=(*interceptors, AccessInterceptor(authenticator)), options=_OPTIONS)
-    server.add_generic_rpc_handlers((_handlers(service),))
+    drain = Drain()
+    server.add_generic_rpc_handlers((_handlers(service, drain),))
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection(
@@ -93,7 +98,11 @@ async def serving(
         finally:
             await healthy.enter_graceful_shutdown()
             notifier.close()
-            await server.stop(grace_s)
+            await drain.close(grace_s)
+            stopping = asyncio.create_task(server.stop(_LAST_GRACE_S))
+            await asyncio.sleep(0)  # it has begun: what is rejected now comes back to a server that is gone
+            drain.release()
+            await stopping
 
 
 def _is_noteworthy(record: logging.LogRecord) -> bool:
@@ -101,13 +110,15 @@ def _is_noteworthy(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
-def _handlers(service: OrchestratorService) -> grpc.GenericRpcHandler:
+def _handlers(service: OrchestratorService, drain: Drain) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
-        SERVICE.full_name, {method.name: _handler(service, method) for method in SERVICE.methods}
+        SERVICE.full_name, {method.name: _handler(service, method, drain) for method in SERVICE.methods}
     )
 
 
-def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.RpcMethodHandler[Any, Any]":
+def _handler(
+    service: OrchestratorService, method: MethodDescriptor, drain: Drain
+) -> "grpc.RpcMethodHandler[Any, Any]":
     # For gRPC each request is a stream: one without a message would be left without an answer otherwise.
     make, wrap = (
         (grpc.stream_stream_rpc_method_handler, _wrap_stream)
@@ -115,29 +126,33 @@ def _handler(service: OrchestratorService, method: MethodDescriptor) -> "grpc.Rp
         else (grpc.stream_unary_rpc_method_handler, _wrap_unary)
     )
     request = GetMessageClass(method.input_type)
-    return make(wrap(getattr(service, method.name), request))
+    return make(wrap(getattr(service, method.name), request, drain))
 
 
-def _wrap_unary(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
+def _wrap_unary(method: Callable[..., Any], request: type[Message], drain: Drain) -> Callable[..., Any]:
     async def call(_: object, context: Context) -> object:
         async with mapping_errors(context):
             max_bytes = sizes.max_response_bytes(context)  # before anything is done
-            answer = await method(_parse_request(await context.read(), request), context)
+            data = await context.read()
+            async with drain.admitted():
+                answer = await method(_parse_request(data, request), context)
             data = answer if isinstance(answer, bytes) else answer.SerializeToString()
             return sizes.check_size(data, max_bytes, method.__name__)
 
     return call
 
 
-def _wrap_stream(method: Callable[..., Any], request: type[Message]) -> Callable[..., Any]:
+def _wrap_stream(method: Callable[..., Any], request: type[Message], drain: Drain) -> Callable[..., Any]:
     async def call(_: object, context: Context) -> AsyncIterator[object]:
-        async with (
-            mapping_errors(context),
-            aclosing(method(_parse_request(await context.read(), request), context)) as messages,
-        ):
-            async for message in messages:
-                # Bytes are a message that is serialised already.
-                yield message if isinstance(message, bytes) else message.SerializeToString()
+        async with mapping_errors(context):
+            data = await context.read()
+            async with (
+                drain.admitted(),
+                aclosing(method(_parse_request(data, request), context)) as messages,
+            ):
+                async for message in messages:
+                    # Bytes are a message that is serialised already.
+                    yield message if isinstance(message, bytes) else message.SerializeToString()
 
     return call
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -56,7 +57,9 @@ HEARTBEAT_S: Final = 10.0
 """A quiet stream says something this often; clients may rely on 15 s."""
 
 _RECONNECT_S: Final = 1.0
-"""How long an EventSource waits before it comes back."""
+"""How long an EventSource waits at least before it comes back."""
+_RECONNECT_JITTER_S: Final = 2.0
+"""How much longer it waits at most, each another time: all of them lose a service that stops at once."""
 _DEFAULT_WAIT_S: Final = 30.0
 _LONGEST_WAIT_S: Final = 3600.0
 _DEFAULT_PAGE: Final = 50
@@ -436,7 +439,7 @@ class OrchestratorService(FileMethods):
             steps = self._follow(head, after, texts=request.include_deltas)
         else:
             steps = self._seen().follow_all(after=after, idle_s=HEARTBEAT_S)
-        opening = sse.OPENING + sse.retry_line(_RECONNECT_S)
+        opening = sse.OPENING + sse.retry_line(_RECONNECT_S + random.random() * _RECONNECT_JITTER_S)  # noqa: S311
         async for step in steps:
             data = opening + await _unless_large(step, partial(_sse_frames, step))
             for start in range(0, len(data), _LARGEST_PIECE_BYTES):
