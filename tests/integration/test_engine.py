@@ -3,13 +3,13 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 
 import pytest
+from support.engines import engine_on
 from support.histories import CONFIG, NOW_S, History, changes, part, resolved
 from support.logs import ended, ids, key, load, read, ref, steer
 
@@ -33,7 +33,7 @@ from orchestrator.errors import (
 )
 from orchestrator.log.base import Creation
 from orchestrator.log.sqlite import SqliteEventLog
-from orchestrator.models.base import ModelRequest, Models, Provider
+from orchestrator.models.base import ModelRequest, Models
 from orchestrator.models.prices import Price, Prices
 from orchestrator.models.providers import UnavailableProvider
 from orchestrator.models.scripted import Answer, Scripted, plan_text
@@ -76,18 +76,6 @@ class GatedProvider:
     async def until(self, condition: Callable[[], bool]) -> None:
         async with self.changed:
             await self.changed.wait_for(condition)
-
-
-@asynccontextmanager
-async def engine_on(
-    path: Path, provider: Provider, **options: int
-) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
-    log = await SqliteEventLog.open(path)
-    try:
-        async with LocalEngine.running(log, Models({"scripted": provider}), **options) as engine:
-            yield engine, log
-    finally:
-        await log.aclose()
 
 
 def new_instance(instance_id: str = "a", config: pb.InstanceConfig = CONFIG) -> NewInstance:

@@ -4,11 +4,12 @@ import asyncio
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from support.engines import engine_on
 from support.histories import CONFIG, History
 from support.logs import create, creation, ended, ids, load
 from support.storage import FailingStorage, disk_full, sync_failed
@@ -16,11 +17,10 @@ from support.storage import FailingStorage, disk_full, sync_failed
 from orchestrator.core import lifecycle
 from orchestrator.core.create import NewInstance
 from orchestrator.core.identity import InstanceKey
-from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import UnavailableError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.storage_faults import is_certainly_not_committed
-from orchestrator.models.base import ModelRequest, Models
+from orchestrator.models.base import ModelRequest
 from orchestrator.models.scripted import Answer, Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
 
@@ -32,18 +32,6 @@ WITHIN_S = 1.0
 def storage(monkeypatch: pytest.MonkeyPatch) -> FailingStorage:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.02)
     return FailingStorage(monkeypatch)
-
-
-@asynccontextmanager
-async def engine_on(
-    path: Path, provider: Scripted, **options: int
-) -> AsyncIterator[tuple[LocalEngine, SqliteEventLog]]:
-    log = await SqliteEventLog.open(path)
-    try:
-        async with LocalEngine.running(log, Models({"scripted": provider}), **options) as engine:
-            yield engine, log
-    finally:
-        await log.aclose()
 
 
 class Model:
