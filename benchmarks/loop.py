@@ -210,8 +210,7 @@ async def measure_plans_and_answers(characters: int) -> None:
         measure(f"a short plan {name}", partial(parse_here, text))
     files = {"t1:a.py": File("a.py", "x\n", "python")}
     for name, text in syntheses(characters).items():
-        reader = lambda: Expander(References(files, files)).feed  # noqa: E731  named for the line below
-        measure_pieces(f"a synthesis {name}", text, reader)
+        measure_pieces(f"a synthesis {name}", text, lambda: Expander(References(files, files)).feed)
     for name, text in markdown(characters).items():
         await measure_stall(f"files {name}", offload(partial(find_files, text)))
     for name, text in markdown(16 * 1024).items():
@@ -259,7 +258,7 @@ async def measure_endpoints(size: int) -> None:
     }
     for name, body in bodies.items():
         call = Call(REQUEST, None)
-        await measure_stall(f"a body {name}", provider._reply_from_body(HttpResponse(200, {}, body), call))  # noqa: SLF001
+        await measure_stall(f"a body {name}", provider._reply_from_body(HttpResponse(200, {}, body), call))  # noqa: SLF001  the step itself
     event = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
     streams = {
         "of events": event * (size // len(event)),
@@ -271,7 +270,7 @@ async def measure_endpoints(size: int) -> None:
     }
     for name, body in streams.items():
         call = Call(REQUEST, lambda *_, **__: None)
-        await measure_stall(f"a stream {name}", provider._reply_from_stream(Streamed(body), call))  # noqa: SLF001
+        await measure_stall(f"a stream {name}", provider._reply_from_stream(Streamed(body), call))  # noqa: SLF001  the step itself
     await provider.aclose()
     decompressor = Decompressor("gzip")
     pieces = decompressor.feed(gzip.compress(bytes(size))[:CHUNK_BYTES])

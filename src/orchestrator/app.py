@@ -251,7 +251,7 @@ async def _until_signalled(settings: Settings, *, edge: bool) -> None:
                 await _wait_first(stop.wait(), service.watch())
             except Exception as error:
                 # The command says it too, but not to those who read the log.
-                _LOGGER.error("service failed", extra={"fields": {"cause": str(error)}})  # noqa: TRY400
+                _LOGGER.error("service failed", extra={"fields": {"cause": str(error)}})  # noqa: TRY400  the cause, no traceback
                 raise
             _LOGGER.info("service stopping")
         _LOGGER.info("service stopped")

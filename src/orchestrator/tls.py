@@ -47,7 +47,7 @@ class CertificateFiles:
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            # With a password, so that OpenSSL asks nobody at the terminal for one.
+            # With a password, so that OpenSSL does not ask at the terminal for one.
             context.load_cert_chain(self.certificate, self.key, password="")
         except (ssl.SSLError, ValueError) as error:
             raise SettingsError(

@@ -15,7 +15,7 @@ _MEND: Final = "send `authorization: Bearer …` with a token of this service"
 
 
 class Authenticator:
-    """Takes tokens of a store, JWTs of an issuer, or both; with neither it asks nobody for anything."""
+    """Takes tokens of a store, JWTs of an issuer, or both; with neither it requires no credentials."""
 
     def __init__(self, store: TokenStore | None = None, issuer: OidcIssuer | None = None) -> None:
         self._store = store

@@ -159,7 +159,7 @@ class Runner:
             from orchestrator import app  # noqa: PLC0415  with a service there, all this is not needed
 
         self._owns_service = True
-        # On loopback, for as long as the run: there is nobody to encrypt for.
+        # On loopback, for as long as the run: TLS would protect nothing.
         self._settings = replace(
             self._settings,
             tls_cert="",

@@ -1,7 +1,7 @@
 """The files of a result on their way into a folder: what would change, and writing it.
 
 A file is written over only if it is still as the instance was given it. Nothing is ever written outside of
-the folder, whatever links are in it.
+the folder, nor through a link that leads out of it.
 """
 
 import difflib

@@ -58,7 +58,7 @@ def input_file(path: str, content: str) -> InputFile:
 
 
 def digest(files: Iterable[InputFile]) -> bytes:
-    """Return the SHA-256 of paths and contents, in whatever order the files are."""
+    """Return the SHA-256 of paths and contents, independent of the order of the files."""
     whole = hashlib.sha256()
     for file in sorted(files):
         whole.update(f"{file.path}\0{file.sha256}\0".encode())

@@ -4,7 +4,7 @@ A *profile* fits the roles to a kind of model: `FULL`, here, for models that fol
 schema, `TINY`, in tiny.py, for one that can only fill in a few short strings.
 
 What we say ourselves is in the system message. What a client or another model wrote is in the user message,
-between tags that do not occur in it, so that it can be distinguished from our own text whatever it contains.
+between tags that do not occur in it, so that no content of it can pass for our own text.
 """
 
 import itertools

@@ -216,7 +216,7 @@ class Expander:
         return (self._end_line(line, "") if line else "") + self._release()
 
     def _begin_line(self) -> str:
-        """Return what can be seen of a line that has not ended, whatever follows."""
+        """Return what can be seen of a line that has not ended, and that no continuation of it takes back."""
         line, before = self._line, ""
         if not self._is_amid:
             is_short = len(line) <= _MAX_HELD

@@ -352,7 +352,7 @@ class LocalEngine:
             await asyncio.sleep(_QUOTAS_S)
             try:
                 await self._read_spending()
-            except Exception:  # whatever it is, instances at work go on
+            except Exception:  # instances at work go on
                 _LOGGER.exception("what tenants have spent cannot be read")
             self._admit()
 

@@ -1,7 +1,7 @@
 """What each tenant's model calls have cost today, by the log.
 
-It is read there as far as it was not yet, so it is right after a restart, and whoever made the calls. What
-deleted instances have cost is counted only by a service that has read it before.
+It is read there as far as it was not yet, so it is right after a restart, and for calls of other processes.
+What deleted instances have cost is counted only by a service that has read it before.
 """
 
 import asyncio
