@@ -1,7 +1,8 @@
 """Answers longer than the token limit: continued part by part, whatever happens between two parts."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ class Cutting:
 async def create(running: Service, **config: object) -> None:
     wanted = instance_pb2.InstanceConfig(retry=QUICK, **config)
     await running.stub.CreateInstance(pb.CreateInstanceRequest(prompt="Build it", id="a", config=wanted))
+
+
+@asynccontextmanager
+async def between_parts(path: Path, model: Cutting, start: int) -> AsyncIterator[Service]:
+    """A service whose instance waits for the part of `t1` behind so many characters, at the model's gate."""
+    model.gate = asyncio.Event()
+    async with service(path / "log.db", model.provider) as running:
+        await create(running)
+        await model.until(lambda: ("t1", start) in model.calls)
+        yield running
 
 
 async def shown(running: Service, instance_id: str = "a") -> instance_pb2.Instance:
@@ -267,10 +278,8 @@ async def test_an_endpoint_that_sends_no_answer_between_two_parts_costs_neither(
 
 async def test_an_orderly_stop_between_two_parts_costs_neither(tmp_path: Path) -> None:
     model = Cutting("t1", characters=900)
-    model.gate = asyncio.Event()
-    async with service(tmp_path / "log.db", model.provider) as running:
-        await create(running)
-        await model.until(lambda: ("t1", 900) in model.calls)
+    async with between_parts(tmp_path, model, 900):
+        pass
     model.gate.set()
     async with service(tmp_path / "log.db", model.provider) as running:
         await running.ended("a")
@@ -280,10 +289,7 @@ async def test_an_orderly_stop_between_two_parts_costs_neither(tmp_path: Path) -
 
 async def test_a_pause_starts_no_further_part_and_a_resume_goes_on_behind_the_last(tmp_path: Path) -> None:
     model = Cutting("t1", characters=900)
-    model.gate = asyncio.Event()
-    async with service(tmp_path / "log.db", model.provider) as running:
-        await create(running)
-        await model.until(lambda: ("t1", 900) in model.calls)
+    async with between_parts(tmp_path, model, 900) as running:
         await running.stub.PauseInstance(pb.PauseInstanceRequest(id="a"))
         model.gate.set()
         await kinds_until(running, "instance_paused")
@@ -320,10 +326,7 @@ async def test_a_budget_is_looked_at_before_each_part(tmp_path: Path) -> None:
 
 async def test_a_terminated_answer_ends_and_a_retry_goes_on_behind_its_last_part(tmp_path: Path) -> None:
     model = Cutting("t1", characters=900)
-    model.gate = asyncio.Event()
-    async with service(tmp_path / "log.db", model.provider) as running:
-        await create(running)
-        await model.until(lambda: ("t1", 900) in model.calls)
+    async with between_parts(tmp_path, model, 900) as running:
         await running.stub.TerminateInstance(pb.TerminateInstanceRequest(id="a"))
         instance = await shown(running)
         assert (instance.subtasks[0].output, instance.subtasks[0].is_partial) == (LONG[:900], True)
@@ -354,10 +357,7 @@ async def test_a_fork_keeps_whole_outputs_that_came_in_parts_and_begins_the_rest
 async def test_a_watcher_gets_each_character_once_across_the_parts(tmp_path: Path) -> None:
     model = Cutting("t1", characters=300)
     model.overlap = 60
-    model.gate = asyncio.Event()
-    async with service(tmp_path / "log.db", model.provider) as running:
-        await create(running)
-        await model.until(lambda: ("t1", 300) in model.calls)
+    async with between_parts(tmp_path, model, 300) as running:
         request = pb.StreamEventsRequest(id="a", include_deltas=True)
         texts: dict[str, str] = {}
         async for message in running.stub.StreamEvents(request):

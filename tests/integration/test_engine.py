@@ -9,7 +9,7 @@ from functools import partial, reduce
 from pathlib import Path
 
 import pytest
-from support.engines import engine_on
+from support.engines import GatedProvider, engine_on
 from support.histories import CONFIG, NOW_S, History, changes, part, resolved
 from support.logs import ended, ids, key, load, read, ref, steer
 
@@ -42,40 +42,6 @@ from orchestrator.v1.event_pb2 import DECISION_APPROVE, DECISION_REJECT
 
 QUICK = pb.RetryPolicy(max_attempts=3)
 QUICK.initial_delay.nanos = 1_000_000
-
-
-class GatedProvider:
-    """A provider whose calls wait at a gate that the test opens; it counts them."""
-
-    def __init__(self, plan: str = "", holds: str = "work") -> None:
-        self.plan = plan or plan_text(3)
-        self.holds = holds
-        self.calls: list[str] = []
-        self.open = 0
-        self.max_open = 0
-        self.gate = asyncio.Event()
-        self.changed = asyncio.Condition()
-        self.provider = Scripted(self._answer)
-
-    async def _answer(self, request: ModelRequest) -> Answer:
-        name = request.prompt.subtask_id or request.prompt.role
-        self.calls.append(name)
-        self.open += 1
-        self.max_open = max(self.max_open, self.open)
-        async with self.changed:
-            self.changed.notify_all()
-        try:
-            if request.prompt.role == self.holds:
-                await self.gate.wait()
-        finally:
-            self.open -= 1
-            async with self.changed:
-                self.changed.notify_all()
-        return {"planning": self.plan, "work": f"out {name}", "synthesis": "done"}[request.prompt.role]
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with self.changed:
-            await self.changed.wait_for(condition)
 
 
 def new_instance(instance_id: str = "a", config: pb.InstanceConfig = CONFIG) -> NewInstance:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.engines import engine_on
+from support.engines import GatedProvider, engine_on
 from support.histories import CONFIG, History
 from support.logs import create, creation, ended, ids, load
 from support.storage import FailingStorage, disk_full, sync_failed
@@ -20,8 +20,7 @@ from orchestrator.core.identity import InstanceKey
 from orchestrator.errors import UnavailableError
 from orchestrator.log.sqlite import SqliteEventLog
 from orchestrator.log.storage_faults import is_certainly_not_committed
-from orchestrator.models.base import ModelRequest
-from orchestrator.models.scripted import Answer, Scripted, plan_text
+from orchestrator.models.scripted import Scripted, plan_text
 from orchestrator.v1 import instance_pb2 as pb
 
 WITHIN_S = 1.0
@@ -32,35 +31,6 @@ WITHIN_S = 1.0
 def storage(monkeypatch: pytest.MonkeyPatch) -> FailingStorage:
     monkeypatch.setattr("orchestrator.log.sqlite.writer.RETRY_S", 0.02)
     return FailingStorage(monkeypatch)
-
-
-class Model:
-    """Plans six subtasks; its answers to them wait at a gate."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.open = 0
-        self.gate = asyncio.Event()
-        self.changed = asyncio.Condition()
-        self.provider = Scripted(self._answer)
-
-    async def _answer(self, request: ModelRequest) -> Answer:
-        name = request.prompt.subtask_id or request.prompt.role
-        self.calls.append(name)
-        await self._change(1)
-        if request.prompt.role == "work":
-            await self.gate.wait()
-        await self._change(-1)
-        return plan_text(6) if request.prompt.role == "planning" else f"out {name}"
-
-    async def _change(self, by: int) -> None:
-        async with self.changed:
-            self.open += by
-            self.changed.notify_all()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with self.changed, asyncio.timeout(20):
-            await self.changed.wait_for(condition)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -81,7 +51,7 @@ async def reasons(*requests: "asyncio.Future[object]") -> set[str]:
 async def test_on_a_full_disk_every_request_is_answered_and_nothing_was_changed(
     storage: FailingStorage, tmp_path: Path
 ) -> None:
-    model = Model()
+    model = GatedProvider(plan_text(6))
     key = InstanceKey("", "a")
     async with engine_on(tmp_path / "log.db", model.provider) as (engine, log):
         ref = (await engine.create(new("a"))).ref
@@ -160,7 +130,7 @@ async def test_a_commit_whose_sync_failed_once_is_settled_before_the_answer(
 async def test_storage_that_hangs_keeps_no_client_waiting_and_what_it_wrote_runs(
     storage: FailingStorage, tmp_path: Path
 ) -> None:
-    model = Model()
+    model = GatedProvider(plan_text(6))
     model.gate.set()
     async with engine_on(tmp_path / "log.db", model.provider) as (engine, log):
         storage.answers.clear()
@@ -182,7 +152,7 @@ async def test_storage_that_hangs_keeps_no_client_waiting_and_what_it_wrote_runs
 async def test_no_call_begins_while_nothing_can_be_recorded_and_none_is_paid_for_twice(
     storage: FailingStorage, tmp_path: Path
 ) -> None:
-    model = Model()
+    model = GatedProvider(plan_text(6))
     async with engine_on(tmp_path / "log.db", model.provider, max_calls=2) as (engine, log):
         ref = (await engine.create(new("a"))).ref
         await model.until(lambda: model.calls == ["planning", "t1", "t2"])
@@ -211,7 +181,7 @@ async def test_no_call_begins_at_a_start_on_storage_that_takes_no_writes(
 
     monkeypatch.setattr("orchestrator.log.sqlite.tables.SqliteTables.checkpoint", broken)
     storage.error = disk_full()
-    model = Model()
+    model = GatedProvider(plan_text(6))
     model.gate.set()
     async with engine_on(path, model.provider) as (engine, log):
         with pytest.raises(UnavailableError, match="free disk space"):
@@ -252,7 +222,7 @@ async def test_a_start_on_a_full_disk_serves_reads_and_goes_on_by_itself(small_d
     with filling.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(bytes(4096)):
             pass
-    model = Model()
+    model = GatedProvider(plan_text(6))
     model.gate.set()
     async with engine_on(path, model.provider) as (engine, log):
         assert await ids(log) == ["a"]

@@ -1,6 +1,6 @@
 """Who may call what: every RPC passes here before anything of it is read."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import grpc
@@ -11,7 +11,7 @@ from orchestrator.auth.authenticator import Authenticator
 from orchestrator.auth.caller import Caller, Role
 from orchestrator.errors import RequestError, RoleForbidsError
 from orchestrator.rpc import status
-from orchestrator.rpc.requests import CALLER, Context
+from orchestrator.rpc.requests import CALLER, Context, Continuation, Handler
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 _READERS: Final = frozenset({Role.READ, Role.WRITE, Role.ADMIN})
@@ -56,12 +56,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
 
     async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
         """Let an RPC pass with its caller set, or answer with the reason why not."""
         method = handler_call_details.method
         if method.startswith(_HEALTH):

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
 
-from orchestrator.rpc.requests import Context
+from orchestrator.rpc.requests import Context, Continuation, Handler
 from orchestrator.v1 import orchestrator_pb2 as pb
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["Orchestrator"]
@@ -30,12 +30,8 @@ class RpcMeter(grpc.aio.ServerInterceptor):
         self._on_ended = on_ended
 
     async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
         """Measure an RPC, with the interceptors behind this one."""
         handler = await continuation(handler_call_details)
         service, _, name = handler_call_details.method.lstrip("/").rpartition("/")

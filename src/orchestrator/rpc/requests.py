@@ -1,5 +1,6 @@
 """What a request's metadata says: who asks, and in which request."""
 
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Final, TypeAlias
 
@@ -9,6 +10,10 @@ from orchestrator.auth.caller import Caller
 from orchestrator.core.origin import Origin, origin
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
+"""What answers an RPC; None: nothing does."""
+Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+"""Finds the handler of an RPC, behind an interceptor."""
 
 CALLER: Final[ContextVar[Caller]] = ContextVar("caller")
 """Who calls the RPC that is being answered. It has no default: an RPC without a caller fails."""
