@@ -46,8 +46,10 @@ from orchestrator.v1 import event_pb2, instance_pb2
 from orchestrator.v1 import orchestrator_pb2 as pb
 from orchestrator.v1.orchestrator_pb2_grpc import OrchestratorStub
 
-HANG_S = 120.0
-"""What takes longer hangs, on any machine: an answer beside idle readers [9], a cancelled call [6]."""
+CLOSED_S = 1.0
+"""By then the open calls of what was terminated are closed. [6]"""
+SERVED_S = 5.0
+"""By then every call is answered, beside readers that have stopped reading. [9]"""
 MOST_HELD = 2
 """So many calls hang at once; one more lets the first of them fail, so that the others have their turns."""
 ALONE = [("grpc.use_local_subchannel_pool", 1)]
@@ -97,7 +99,7 @@ class Models:
         return Counter({part: count for (of, part), count in tuple(self.calls.items()) if of == name})
 
     def _do(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(HANG_S)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     async def _listen(self) -> str:
         endpoint = await self.stack.enter_async_context(Endpoint(self._answer))
@@ -158,7 +160,7 @@ class Models:
     def close(self) -> None:
         self._do(self.stack.aclose())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(HANG_S)
+        self.thread.join(10)
         self.loop.close()
 
 
@@ -198,7 +200,7 @@ class Reader:
 
     def read_on(self, known: Sequence[bytes]) -> None:
         """Read up to where the log was: exactly the rest, in order, once. [9]"""
-        late = threading.Timer(HANG_S, self.messages.cancel)
+        late = threading.Timer(SERVED_S, self.messages.cancel)
         late.start()
         try:
             while self.last < len(known):
@@ -228,10 +230,10 @@ class Reader:
 
 
 class Impatient(grpc.UnaryUnaryClientInterceptor):
-    """Gives every call no longer than HANG_S."""
+    """Gives every call no longer than SERVED_S."""
 
     def intercept_unary_unary(self, call: Any, details: Any, request: Any) -> Any:
-        return call(details._replace(timeout=HANG_S), request)
+        return call(details._replace(timeout=SERVED_S), request)
 
 
 class Lives(RuleBasedStateMachine):
@@ -276,7 +278,7 @@ class Lives(RuleBasedStateMachine):
     def _end(self, number: signal.Signals) -> None:
         self.channel.close()
         self.server.send_signal(number)
-        _, errors = self.server.communicate(timeout=HANG_S)
+        _, errors = self.server.communicate(timeout=20)
         assert b"Traceback" not in errors, errors.decode()
         assert number == signal.SIGKILL or self.server.returncode == 0, errors.decode()
 
@@ -405,7 +407,7 @@ class Lives(RuleBasedStateMachine):
             assert KINDS[action] not in kinds(self._read(name)[before:])
             return
         if action == "terminate":
-            assert self.models.until(lambda: not self.models.open[name], HANG_S)
+            assert self.models.until(lambda: not self.models.open[name], CLOSED_S)
         life.acknowledged = max(life.acknowledged, answer.instance.last_sequence)
         assert KINDS[action] in kinds(self._read(name)[before:])
 
@@ -455,7 +457,7 @@ class Lives(RuleBasedStateMachine):
         known = self._read(name)
         request = pb.StreamEventsRequest(id=name, after_sequence=after, follow=False)
         try:
-            messages = list(self.stub.StreamEvents(request, timeout=HANG_S))
+            messages = list(self.stub.StreamEvents(request, timeout=SERVED_S))
         except grpc.RpcError as error:
             last = int(reason_of(error, "SEQUENCE_OUT_OF_RANGE").metadata["last_sequence"])
             assert len(known) <= last < after
@@ -495,7 +497,7 @@ class Lives(RuleBasedStateMachine):
     def follow_until_it_rests(self, name: str) -> None:
         """[2] across the seam, and [10]: OK only after `end`."""
         life, last = self.lives[name], 0
-        for message in self.stub.StreamEvents(pb.StreamEventsRequest(id=name), timeout=HANG_S):
+        for message in self.stub.StreamEvents(pb.StreamEventsRequest(id=name), timeout=30):
             sequences = [event.sequence for event in message.batch.events]
             assert sequences == list(range(last + 1, last + 1 + len(sequences)))
             last += len(sequences)
@@ -536,9 +538,7 @@ class Lives(RuleBasedStateMachine):
         """[8]"""
         self.second_was_refused = True
         variables = self.variables | {"ORCHESTRATOR_GRPC_ADDRESS": f"127.0.0.1:{free_port()}"}
-        run = subprocess.run(
-            [COMMAND, "serve"], env=variables, capture_output=True, timeout=HANG_S, check=False
-        )
+        run = subprocess.run([COMMAND, "serve"], env=variables, capture_output=True, timeout=30, check=False)
         assert run.returncode != 0
         assert b"in use by another server" in run.stderr
         assert run.stderr.count(b"\n") == 1
@@ -557,7 +557,7 @@ class Lives(RuleBasedStateMachine):
     def _read(self, name: str) -> list[event_pb2.Event]:
         """All events of an instance: what has been seen never changes, what was acknowledged is there."""
         life, calls = self.lives[name], self.models.calls_of(name)
-        messages = self.stub.StreamEvents(pb.StreamEventsRequest(id=name, follow=False), timeout=HANG_S)
+        messages = self.stub.StreamEvents(pb.StreamEventsRequest(id=name, follow=False), timeout=SERVED_S)
         events = [event for message in messages for event in message.batch.events]
         data = [event.SerializeToString(deterministic=True) for event in events]
         assert data[: len(life.seen)] == life.seen

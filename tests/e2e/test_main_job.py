@@ -143,7 +143,7 @@ async def test_an_instance_is_steered_through_rest(tmp_path: Path) -> None:
         assert resumed.json()["instance"]["state"] == "STATE_RUNNING"
         ended_now = await rest.post(f"/{instance_id}:terminate")
         assert ended_now.json()["instance"]["state"] == "STATE_TERMINATED"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(1):
             await endpoint.disconnected.wait()
         forbidden = await rest.post(f"/{instance_id}:pause")
         assert forbidden.status_code == 400

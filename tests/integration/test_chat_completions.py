@@ -403,7 +403,7 @@ async def test_cancelling_a_call_closes_its_connection() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(1):
             await endpoint.disconnected.wait()
 
 

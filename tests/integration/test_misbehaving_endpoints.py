@@ -467,7 +467,7 @@ async def test_cancelling_a_streamed_call_closes_its_connection(make: Make) -> N
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(1):
             await endpoint.disconnected.wait()
         await provider.aclose()
 
